@@ -1,0 +1,216 @@
+"""The one configuration tree: frozen, unknown keys refused, units in the names.
+
+A profile's ``config.yaml`` holds what differs from the defaults here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bluesky_cdi.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GeometryConfig(Section):
+    """Far-field geometry; goes into the metadata of every run."""
+
+    energy_ev: float = Field(default=8000.0, gt=0)
+    """Photon energy, eV."""
+    distance_m: float = Field(default=2.0, gt=0)
+    """Sample to detector, metres."""
+    detector_pixel_m: float = Field(default=172e-6, gt=0)
+    """Detector pixel, metres."""
+    frame_px: int = Field(default=64, ge=16, le=1024, multiple_of=2)
+    """Pixels along one side of the square frame."""
+
+
+class ProbeConfig(Section):
+    """First guess of the probe: a defocused lens; refined during the run."""
+
+    numerical_aperture: float = Field(default=0.86e-3, gt=0, lt=0.1)
+    """Half opening angle of the focusing optic, radians."""
+    central_stop: float = Field(default=0.25, ge=0, lt=1)
+    """Radius of the central stop as a share of the aperture's."""
+    defocus_m: float = 0.25e-3
+    """Distance from the focus to the sample, metres; positive downstream."""
+    modes: int = Field(default=2, ge=1, le=8)
+    """Incoherent modes to reconstruct."""
+
+
+class ScanConfig(Section):
+    """Where and how much to measure."""
+
+    centre_um: tuple[float, float] = (0.0, 0.0)
+    """Centre of the window (y, x), micrometres."""
+    extent_um: tuple[float, float] = (3.6, 3.6)
+    """Extent of the window of probe centres (y, x), micrometres."""
+    step_um: float = Field(default=0.18, gt=0)
+    """Step of the full raster, and spacing of the positions that an agent chooses from, micrometres."""
+    budget: int = Field(default=200, ge=1)
+    """Most frames that a run may take."""
+    batch: int = Field(default=16, ge=1, le=256)
+    """Positions decided at a time."""
+    exposure_s: float = Field(default=0.02, ge=0)
+    """Exposure of a frame, seconds."""
+    decision_timeout_s: float = Field(default=5.0, ge=0)
+    """How long the plan waits for a decision before it takes the next point of the coverage path, seconds."""
+
+
+class AgentConfig(Section):
+    """How positions are chosen."""
+
+    name: Literal["bayesian", "raster", "spiral", "random"] = "bayesian"
+    """Which agent."""
+    alpha: float = Field(default=0.6, ge=0, le=1)
+    """Weight of what will be learned of the field against what the image gains in coverage."""
+    coverage_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of each batch that is pure coverage."""
+    stop_gain: float = Field(default=0.01, ge=0, lt=1)
+    """Stop when the expected gain of three batches in a row is below this share of the first batch's."""
+    target_std_rad: float = Field(default=0.0, ge=0)
+    """Stop when the median predicted phase error of the frames is below this, radians; 0: never."""
+
+
+class ReconstructorConfig(Section):
+    """How frames become an image."""
+
+    name: Literal["pinn", "rpie"] = "pinn"
+    """The unrolled network with refinement, or iterative rPIE alone."""
+    device: str = "auto"
+    """PyTorch device; ``auto`` takes a GPU where there is one."""
+    threads: int = Field(default=1, ge=0)
+    """CPU threads of the worker; 0 leaves PyTorch's own choice."""
+    weights: str = "canvas-small"
+    """Name of shipped weights, or path of a ``.safetensors`` file with its record beside it."""
+    refine_iterations: int = Field(default=3, ge=0)
+    """rPIE iterations after the network in each step."""
+    final_steps: int = Field(default=10, ge=0)
+    """Further steps of such iterations after the last frame."""
+    step_budget_s: float = Field(default=5.0, gt=0)
+    """Time after which a step begins no further iteration, seconds."""
+    final_budget_s: float = Field(default=60.0, gt=0)
+    """Time after which no further final step begins, seconds."""
+    background: float = Field(default=0.002, ge=0)
+    """Background that the detector is known to have, photons per pixel and frame."""
+    refine_probe: bool = True
+    """Refine the probe together with the object."""
+    queue_frames: int = Field(default=2048, ge=1)
+    """Frames that may wait for the worker; more are left out of the live image (never of the raw run)."""
+
+
+class CatalogConfig(Section):
+    """Where runs are kept."""
+
+    directory: Path = Path("~/bluesky_cdi_data")
+    """Folder of the embedded server's catalog and files."""
+    uri: str | None = None
+    """Address of an existing Tiled server, used instead of the embedded one."""
+    api_key: str | None = None
+    """Key for that server."""
+
+
+class SimulationConfig(Section):
+    """The simulated beamline: the truth, and the faults of its devices."""
+
+    sample: Literal["star", "particles", "cells", "blank"] = "star"
+    """What is under the beam."""
+    seed: int = 0
+    """Seed of sample, noise and faults."""
+    photons: float = Field(default=1e5, gt=0)
+    """Mean photons of a frame through vacuum."""
+    background: float = Field(default=0.002, ge=0)
+    """Mean background, photons per pixel and frame."""
+    coherent_share: float = Field(default=0.95, gt=0, le=1)
+    """Share of the photons in the first probe mode; 1 is full coherence."""
+    defocus_error_m: float = 15e-6
+    """The true probe's defocus minus the configured one's, metres."""
+    dead_pixels: int = Field(default=6, ge=0)
+    """Pixels that always read 0."""
+    hot_pixels: int = Field(default=3, ge=0)
+    """Pixels that always read saturation."""
+    saturation: int = Field(default=65535, ge=1)
+    """Counts at which a pixel saturates."""
+    position_error_m: float = Field(default=3e-9, ge=0)
+    """Standard deviation of true minus read-back position, metres."""
+    beam_fluctuation: float = Field(default=0.03, ge=0, lt=1)
+    """Relative standard deviation of the incident flux."""
+    velocity_m_per_s: float = Field(default=2e-4, gt=0)
+    """Speed of the stage, metres per second."""
+    frames: Literal["file", "inline"] = "file"
+    """Frames go to an HDF5 file announced by asset documents, or inside the event."""
+
+
+class Config(Section):
+    """Everything that a session needs to know."""
+
+    geometry: GeometryConfig = GeometryConfig()
+    probe: ProbeConfig = ProbeConfig()
+    scan: ScanConfig = ScanConfig()
+    agent: AgentConfig = AgentConfig()
+    reconstructor: ReconstructorConfig = ReconstructorConfig()
+    catalog: CatalogConfig = CatalogConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="after")
+    def _batch_fits_budget(self) -> Config:
+        if self.scan.batch > self.scan.budget:
+            raise ValueError(f"scan.batch ({self.scan.batch}) exceeds scan.budget ({self.scan.budget})")
+        return self
+
+
+def load_config(paths: Sequence[Path | str] = (), overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read configuration files, later ones winning, and check the whole.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        YAML files, each a mapping of sections.
+    overrides : Mapping, optional
+        Sections that win over every file.
+
+    Raises
+    ------
+    ConfigError
+        If a file can't be read, is no mapping, holds an unknown key or a value out of bounds.
+    """
+    import yaml
+
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            loaded = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+            raise ConfigError(f"can't read the configuration file {path}: {err}") from err
+        merged = _merge(merged, _as_mapping(loaded, path))
+    merged = _merge(merged, overrides or {})
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as err:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']} (got {e['input']!r})" for e in err.errors()]
+        where = ", ".join(map(str, paths)) or "the configuration"
+        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from err
+
+
+def _as_mapping(loaded: object, path: Path | str) -> Mapping[str, Any]:
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections (geometry:, scan:, ...); it holds a {type(loaded).__name__}")
+    return loaded
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in top.items():
+        old = out.get(key)
+        out[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out

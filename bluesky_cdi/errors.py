@@ -1,0 +1,48 @@
+"""Errors of the package: one base, named subclasses, each also the built-in that it refines.
+
+A message says what was expected, what came, and what to do about it.
+"""
+
+
+class BlueskyCDIError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(BlueskyCDIError, ValueError):
+    """A configuration file or value is not usable."""
+
+
+class GeometryError(BlueskyCDIError, ValueError):
+    """The experiment's geometry is missing, incomplete or impossible."""
+
+
+class FrameError(BlueskyCDIError, ValueError):
+    """A diffraction frame can't be used: wrong shape, NaN, negative counts."""
+
+
+class DocumentError(BlueskyCDIError, ValueError):
+    """A run's documents lack something that the reconstruction needs."""
+
+
+class ScanFileError(BlueskyCDIError, OSError):
+    """A file of measured data can't be read: absent, truncated, not of the stated form."""
+
+
+class WeightsError(BlueskyCDIError, ValueError):
+    """Network weights are absent, damaged or of another configuration."""
+
+
+class WorkerError(BlueskyCDIError, RuntimeError):
+    """The reconstruction worker stopped; the raw run is not affected."""
+
+
+class DecisionTimeout(BlueskyCDIError, TimeoutError):
+    """No decision came within the stated time and no fallback position was left."""
+
+
+class SearchSpaceError(BlueskyCDIError, ValueError):
+    """The positions among which an agent may choose are empty or not usable."""
+
+
+class CatalogError(BlueskyCDIError, ConnectionError):
+    """The catalog can't be reached, or does not hold what was asked for."""

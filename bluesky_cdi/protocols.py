@@ -1,0 +1,253 @@
+"""The types at the seams: what passes between documents, reconstructors, agents and plans.
+
+Everything here is numpy and the standard library; a plan or a callback can import it without
+loading a network library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+ComplexArray = npt.NDArray[np.complexfloating[Any, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One diffraction frame and the place where it was measured.
+
+    Attributes
+    ----------
+    seq_num : int
+        The event's number in its stream, from 1. A frame taken again after a pause has the
+        same number; the last one counts.
+    position_m : ndarray, shape (2,)
+        Centre of the probe on the sample as read back, (y, x), metres.
+    counts : ndarray, shape (H, W)
+        Photons per pixel, raw; zero frequency at ``[H // 2, W // 2]``.
+    exposure_s : float
+        Exposure time in seconds; NaN where the documents don't tell.
+    monitor : float
+        Incident flux relative to any fixed scale; 1 where nothing monitors it.
+    """
+
+    seq_num: int
+    position_m: FloatArray
+    counts: npt.NDArray[Any]
+    exposure_s: float = float("nan")
+    monitor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class RunInfo:
+    """What is known of a run before its first frame.
+
+    Attributes
+    ----------
+    uid : str
+        Unique identifier of the raw run's start document.
+    scan_id : int
+        The run's number, for people.
+    metadata : Mapping
+        The start document.
+    frame_shape : tuple of int
+        (H, W) of the frames, from the descriptor.
+    """
+
+    uid: str
+    scan_id: int
+    metadata: Mapping[str, Any]
+    frame_shape: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A reconstruction at one moment of a run.
+
+    Images share one canvas of shape (Y, X): pixel ``[0, 0]`` is centred on ``origin_m``. Per-frame
+    arrays share the order of `frame_seq_nums`.
+
+    Attributes
+    ----------
+    n_frames : int
+        Frames that the estimate rests on.
+    object : ndarray, shape (Y, X), complex64
+        Transmission function; vacuum is 1.
+    origin_m : tuple of float
+        Sample position (y, x) of pixel [0, 0], metres.
+    pixel_m : float
+        Sample pixel, metres.
+    probe : ndarray, shape (modes, N, N), complex64
+        Incoherent modes; the sum of ``abs(probe)**2`` is the mean photons of a frame.
+    std_amplitude, std_phase_rad : ndarray, shape (Y, X), float32
+        Predicted standard deviation of the object's amplitude and phase.
+    coverage : ndarray, shape (Y, X), float32
+        Summed illumination, photons per pixel.
+    frame_seq_nums : ndarray, shape (n,), int
+    positions_m : ndarray, shape (n, 2), float64
+        (y, x) of each frame, metres.
+    embedding : ndarray, shape (n, d), float32
+        Latent description of each frame's patch.
+    frame_uncertainty : ndarray, shape (n,), float32
+        Root mean square of `std_phase_rad` under each frame's illumination, radians.
+    residual : ndarray, shape (n,), float32
+        Poisson deviance per valid pixel of each frame; near 1 where the model explains
+        bright pixels to the photon noise.
+    novelty : ndarray, shape (n,), float32
+        Distance of each embedding to its nearest other one, divided by the median distance.
+    seconds : float
+        Time that the step took.
+    source : Mapping
+        What made it: name and version of model or engine, weights' checksum, settings.
+    """
+
+    n_frames: int
+    object: ComplexArray
+    origin_m: tuple[float, float]
+    pixel_m: float
+    probe: ComplexArray
+    std_amplitude: FloatArray
+    std_phase_rad: FloatArray
+    coverage: FloatArray
+    frame_seq_nums: npt.NDArray[np.integer[Any]]
+    positions_m: FloatArray
+    embedding: FloatArray
+    frame_uncertainty: FloatArray
+    residual: FloatArray
+    novelty: FloatArray
+    seconds: float = float("nan")
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """Where to measure next, and why.
+
+    Attributes
+    ----------
+    positions_m : ndarray, shape (q, 2)
+        (y, x) in metres, in travel order. Empty means: stop.
+    expected_gain : ndarray, shape (q,)
+        The acquisition's value of each position when it was chosen.
+    acquisition : str
+        Name of the rule that chose.
+    reason : str
+        Phase of the scan (``fill``, ``adapt``, ``coverage``, ...), or why to stop.
+    pending : int
+        Positions proposed before and not yet ingested when this was decided.
+    n_ingested : int
+        Frames whose outcome the decision knew.
+    decision_s : float
+        Time from the request's being ready to the proposal, seconds.
+    """
+
+    positions_m: FloatArray
+    expected_gain: FloatArray
+    acquisition: str
+    reason: str
+    pending: int = 0
+    n_ingested: int = 0
+    decision_s: float = float("nan")
+
+
+@runtime_checkable
+class Reconstructor(Protocol):
+    """Turns frames into an estimate of the object, incrementally."""
+
+    def add(self, frames: Sequence[Frame]) -> None:
+        """Take frames in; a known `seq_num` replaces the earlier frame."""
+
+    def step(self, budget_s: float) -> Estimate | None:
+        """Work for about `budget_s` seconds; None while there is nothing to estimate from, or nothing left to improve."""
+
+    def checkpoint(self) -> Mapping[str, Any]:
+        """Everything needed to go on later, as arrays and plain values."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `checkpoint` gave."""
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Chooses where to measure.
+
+    `ingest`, `suggest` and `get_best_points` have the names and the ``"_id"`` rule of
+    bluesky-adaptive 1.x, so an agent also runs under its plans; `propose` is the same decision
+    as `suggest` with positions in travel order and the reason kept.
+    """
+
+    def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Learn outcomes: mappings with ``_id``, ``y``, ``x`` (metres) and the outcome's values."""
+
+    def suggest(self, num_points: int | None = None) -> Sequence[Mapping[str, Any]]:
+        """Choose points: mappings with ``_id``, ``y``, ``x`` (metres)."""
+
+    def get_best_points(self) -> Sequence[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
+        """The measured points that taught most: (id, parameters, outcomes)."""
+
+    def propose(self, n: int) -> Proposal:
+        """Choose up to `n` positions; none of them is chosen again."""
+
+    def coverage_path(self) -> FloatArray:
+        """All positions in an order that covers the window evenly, shape (m, 2), metres."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScanArea:
+    """What a plan is about to scan.
+
+    Attributes
+    ----------
+    low_m, high_m : tuple of float
+        Corners (y, x) of the window of probe centres, metres.
+    step_m : float
+        Step of the full scan, metres.
+    budget : int
+        Most frames.
+    adaptive : bool
+        Whether positions will be asked for.
+    """
+
+    low_m: tuple[float, float]
+    high_m: tuple[float, float]
+    step_m: float
+    budget: int
+    adaptive: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ScanTicket:
+    """What a plan gets for its scan.
+
+    Attributes
+    ----------
+    reconstruction_uid : str
+        Unique identifier of the derived run that the scan's reconstruction will be, for the raw
+        run's start document.
+    coverage_path_m : ndarray, shape (m, 2)
+        Positions (y, x) that cover the window evenly in this order, metres: what to measure when
+        a decision is late. Empty for a scan that asks for nothing.
+    """
+
+    reconstruction_uid: str
+    coverage_path_m: FloatArray
+
+
+@runtime_checkable
+class ScanSource(Protocol):
+    """What a plan asks for positions; every answer comes from another thread."""
+
+    def begin(self, area: ScanArea) -> Future[ScanTicket]:
+        """Prepare for a scan; forget the one before."""
+
+    def request(self, n: int, after: int) -> Future[Proposal]:
+        """Ask for `n` positions, decided once frame number `after` is in the reconstruction."""
+
+    def check(self) -> None:
+        """Raise the worker's error if it failed."""
