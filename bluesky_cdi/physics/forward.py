@@ -1,0 +1,335 @@
+"""The forward model of scanning diffraction, and the adjoint parts that a reconstruction needs.
+
+One formulation serves one scan and a batch of scans: canvases are ``(B, Y, X)``, the frames of
+all of them form one axis of length n, and ``scene`` tells which canvas a frame belongs to.
+Sub-pixel positions are in the model: each frame has the probe shifted by its own fraction of a
+pixel. Shifting the probe instead of the object moves the whole exit wave, which no intensity
+in the far field can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Below this the logarithm of a rate is not taken: far under one photon in any frame.
+RATE_FLOOR = 1e-8
+# Added to the rate where a step divides by it: dark pixels then ask for finite changes, and
+# gradients through a step stay finite. A thousandth of a photon is far below any noise.
+STEP_FLOOR = 1e-3
+
+
+def fft2c(field: Tensor) -> Tensor:
+    """Centred, orthonormal 2-D FFT over the last two axes; zero frequency at ``[H // 2, W // 2]``."""
+    centred = torch.fft.ifftshift(field, dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.fft2(centred, norm="ortho"), dim=(-2, -1))
+
+
+def ifft2c(field: Tensor) -> Tensor:
+    """Inverse and adjoint of `fft2c`."""
+    centred = torch.fft.ifftshift(field, dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.ifft2(centred, norm="ortho"), dim=(-2, -1))
+
+
+def patch_index(corner: Tensor, size: int, canvas_shape: tuple[int, ...], scene: Tensor | None = None) -> Tensor:
+    """Flat indices of each frame's patch in its canvas.
+
+    Parameters
+    ----------
+    corner : Tensor, shape (n, 2), int64
+        First row and column of each patch.
+    size : int
+        Pixels along one side, N.
+    canvas_shape : tuple of int
+        (..., Y, X).
+    scene : Tensor, shape (n,), int64, optional
+        Canvas of each frame; all 0 if absent.
+
+    Returns
+    -------
+    Tensor, shape (n, N, N), int64
+        Index into the flattened (B, Y, X).
+    """
+    height, width = canvas_shape[-2:]
+    steps = torch.arange(size, device=corner.device)
+    rows = corner[:, :1] + steps  # (n, N)
+    columns = corner[:, 1:] + steps  # (n, N)
+    if scene is not None:
+        rows = rows + scene[:, None] * height
+    return rows[:, :, None] * width + columns[:, None, :]
+
+
+def extract(canvas: Tensor, corner: Tensor, size: int, scene: Tensor | None = None) -> Tensor:
+    """Cut each frame's patch out of its canvas.
+
+    Parameters
+    ----------
+    canvas : Tensor, shape (B, Y, X)
+    corner : Tensor, shape (n, 2), int64
+    size : int
+        N.
+    scene : Tensor, shape (n,), int64, optional
+
+    Returns
+    -------
+    Tensor, shape (n, N, N)
+    """
+    index = patch_index(corner, size, tuple(canvas.shape), scene)
+    return canvas.reshape(-1)[index]
+
+
+def accumulate(patches: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None) -> Tensor:
+    """Sum patches into their canvases: the adjoint of `extract`.
+
+    Parameters
+    ----------
+    patches : Tensor, shape (n, N, N), real or complex
+    corner : Tensor, shape (n, 2), int64
+    shape : tuple of int
+        (B, Y, X).
+    scene : Tensor, shape (n,), int64, optional
+
+    Returns
+    -------
+    Tensor, shape (B, Y, X)
+    """
+    index = patch_index(corner, patches.shape[-1], shape, scene).reshape(-1)
+    flat = torch.zeros(shape[0] * shape[1] * shape[2], dtype=patches.dtype, device=patches.device)
+    if patches.is_complex():
+        pairs = torch.view_as_real(flat).index_add(0, index, torch.view_as_real(patches.reshape(-1)))
+        return torch.view_as_complex(pairs).reshape(shape)
+    return flat.index_add(0, index, patches.reshape(-1)).reshape(shape)
+
+
+def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:
+    """Shift fields by fractions of a pixel with a Fourier phase ramp (periodic, energy preserving).
+
+    Parameters
+    ----------
+    fields : Tensor, shape (n, M, N, N) or (1, M, N, N), complex
+    shift_px : Tensor, shape (n, 2)
+        Rows, columns; positive moves content to higher indices.
+
+    Returns
+    -------
+    Tensor, shape (n, M, N, N), complex
+    """
+    size = fields.shape[-1]
+    frequency = torch.fft.fftfreq(size, device=fields.device, dtype=fields.real.dtype)
+    shift = shift_px.to(fields.real.dtype)
+    angle = -2 * torch.pi * (shift[:, :1, None] * frequency[None, :, None] + shift[:, 1:, None] * frequency[None, None, :])
+    ramp = torch.polar(torch.ones_like(angle), angle)[:, None]  # (n, 1, N, N)
+    return torch.fft.ifft2(torch.fft.fft2(fields) * ramp)
+
+
+def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, scene: Tensor | None = None) -> Tensor:
+    """Give every frame its own probe: shifted to its sub-pixel position, scaled to its flux.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (B, M, N, N), complex
+        Modes of each scene.
+    shift_px : Tensor, shape (n, 2)
+    gain : Tensor, shape (n,), optional
+        Incident flux of each frame relative to the mean.
+    scene : Tensor, shape (n,), int64, optional
+
+    Returns
+    -------
+    Tensor, shape (n, M, N, N), complex
+    """
+    own = probe[:1] if scene is None else probe[scene]
+    shifted = shift_fields(own, shift_px)
+    return shifted if gain is None else shifted * gain.sqrt()[:, None, None, None]
+
+
+def diffract(probes: Tensor, patches: Tensor) -> Tensor:
+    """Far-field waves of each mode, zero frequency at ``[0, 0]``.
+
+    The exit wave is not centred before the transform: that changes the sign of every other
+    pixel of the far field, which neither an intensity nor a step back to the sample sees, and
+    saves two copies of the largest arrays.
+
+    Parameters
+    ----------
+    probes : Tensor, shape (n, M, N, N), complex
+    patches : Tensor, shape (n, N, N), complex
+
+    Returns
+    -------
+    Tensor, shape (n, M, N, N), complex
+    """
+    return torch.fft.fft2(probes * patches[:, None], norm="ortho")
+
+
+def to_corner(frames: Tensor) -> Tensor:
+    """Move the zero frequency of frames or masks from ``[H // 2, W // 2]`` to ``[0, 0]``."""
+    return torch.fft.ifftshift(frames, dim=(-2, -1))
+
+
+def to_centre(frames: Tensor) -> Tensor:
+    """Inverse of `to_corner`."""
+    return torch.fft.fftshift(frames, dim=(-2, -1))
+
+
+def rate(probes: Tensor, patches: Tensor, background: Tensor | float = 0.0) -> Tensor:
+    """Expected counts, ``sum_m |F psi_m|^2 + background``, shape (n, N, N), zero frequency at the centre."""
+    return to_centre(intensity(diffract(probes, patches))) + background
+
+
+def intensity(waves: Tensor) -> Tensor:
+    """Sum of the modes' intensities: (n, M, N, N) complex to (n, N, N) real."""
+    return (waves.real.square() + waves.imag.square()).sum(dim=1)
+
+
+def exit_wave_step(
+    probes: Tensor, patches: Tensor, counts: Tensor, background: Tensor | float = 0.0, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Change of the exit waves that the measured counts ask for, and the rate before it.
+
+    The step is the gradient of the amplitude likelihood ``sum (sqrt(rate) - sqrt(counts))^2``,
+    which for zero background is the projection on the measured modulus. Masked pixels ask for nothing.
+
+    Parameters
+    ----------
+    probes : Tensor, shape (n, M, N, N), complex
+    patches : Tensor, shape (n, N, N), complex
+    counts : Tensor, shape (n, N, N)
+        Zero frequency at ``[0, 0]`` (`to_corner`).
+    background : Tensor or float
+        Photons per pixel.
+    mask : Tensor, shape (N, N), bool, optional
+        True where a pixel is valid; zero frequency at ``[0, 0]``.
+
+    Returns
+    -------
+    step : Tensor, shape (n, M, N, N), complex
+    rate : Tensor, shape (n, N, N)
+        Zero frequency at ``[0, 0]``.
+    """
+    waves = diffract(probes, patches)
+    expected = intensity(waves) + background
+    factor = counts.sqrt() * (expected + STEP_FLOOR).rsqrt() - 1
+    if mask is not None:
+        factor = factor * mask
+    return torch.fft.ifft2(waves * factor[:, None], norm="ortho"), expected
+
+
+def object_step(
+    probes: Tensor, wave_step: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Stitch exit-wave changes into an object change and the illumination that supports it.
+
+    Parameters
+    ----------
+    probes, wave_step : Tensor, shape (n, M, N, N), complex
+    corner : Tensor, shape (n, 2), int64
+    shape : tuple of int
+        (B, Y, X).
+    scene : Tensor, shape (n,), int64, optional
+
+    Returns
+    -------
+    numerator : Tensor, shape (B, Y, X), complex
+        ``sum conj(probe) * step``.
+    illumination : Tensor, shape (B, Y, X)
+        ``sum |probe|^2``, photons per pixel.
+    """
+    numerator = accumulate((probes.conj() * wave_step).sum(dim=1), corner, shape, scene)
+    return numerator, accumulate(intensity(probes), corner, shape, scene)
+
+
+@dataclass(frozen=True, eq=False)
+class Diffraction:
+    """Measured frames, placed on their canvases and ready for computing.
+
+    Attributes
+    ----------
+    counts : Tensor, shape (n, N, N), float32
+        Photons, zero frequency at ``[0, 0]`` (`to_corner`).
+    corner : Tensor, shape (n, 2), int64
+        First row and column of each patch on its canvas.
+    shift_px : Tensor, shape (n, 2)
+        Sub-pixel remainder of each position.
+    canvas_shape : tuple of int
+        (B, Y, X).
+    gain : Tensor, shape (n,), optional
+        Incident flux of each frame relative to the mean.
+    scene : Tensor, shape (n,), int64, optional
+        Canvas of each frame; all 0 if absent.
+    mask : Tensor, shape (N, N), bool, optional
+        True where a pixel is valid; zero frequency at ``[0, 0]``.
+    background : float
+        Expected background, photons per pixel.
+    """
+
+    counts: Tensor
+    corner: Tensor
+    shift_px: Tensor
+    canvas_shape: tuple[int, int, int]
+    gain: Tensor | None = None
+    scene: Tensor | None = None
+    mask: Tensor | None = None
+    background: float = 0.0
+
+    def __len__(self) -> int:
+        return self.counts.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Diffraction:
+        """Select frames; the canvases stay."""
+        return replace(
+            self,
+            counts=self.counts[index],
+            corner=self.corner[index],
+            shift_px=self.shift_px[index],
+            gain=None if self.gain is None else self.gain[index],
+            scene=None if self.scene is None else self.scene[index],
+        )
+
+    def chunks(self, size: int) -> Iterator[Diffraction]:
+        """Go through the frames `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def probes(self, probe: Tensor) -> Tensor:
+        """Each frame's own probe: (B, M, N, N) to (n, M, N, N)."""
+        return frame_probes(probe, self.shift_px, self.gain, self.scene)
+
+    def patches(self, canvas: Tensor) -> Tensor:
+        """Each frame's patch: (B, Y, X) to (n, N, N)."""
+        return extract(canvas, self.corner, self.counts.shape[-1], self.scene)
+
+
+def canvas_step(canvas: Tensor, probe: Tensor, data: Diffraction, chunk: int = 256) -> tuple[Tensor, Tensor]:
+    """Object change that all frames together ask for, and the illumination behind it.
+
+    Parameters
+    ----------
+    canvas : Tensor, shape (B, Y, X), complex
+    probe : Tensor, shape (B, M, N, N), complex
+    data : Diffraction
+    chunk : int
+        Frames computed at a time, which bounds memory.
+
+    Returns
+    -------
+    numerator : Tensor, shape (B, Y, X), complex
+    illumination : Tensor, shape (B, Y, X)
+        Photons per pixel.
+    """
+    numerator = torch.zeros(data.canvas_shape, dtype=canvas.dtype, device=canvas.device)
+    illumination = torch.zeros(data.canvas_shape, dtype=canvas.real.dtype, device=canvas.device)
+    for part in data.chunks(chunk):
+        probes = part.probes(probe)
+        wave_step, _ = exit_wave_step(probes, part.patches(canvas), part.counts, part.background, part.mask)
+        change, light = object_step(probes, wave_step, part.corner, part.canvas_shape, part.scene)
+        numerator, illumination = numerator + change, illumination + light
+    return numerator, illumination
+
+
+def peak_intensity(probe: Tensor) -> Tensor:
+    """Brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1)."""
+    return intensity(probe).amax(dim=(-2, -1))[:, None, None]

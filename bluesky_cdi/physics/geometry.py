@@ -1,0 +1,199 @@
+"""Where pixels are: wavelength, sample pixel, and the canvas on which frames are stitched.
+
+The one place in which metres become pixels. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.protocols import FloatArray
+
+# h c in eV m, exact since the 2019 SI (CODATA): photon energy times wavelength.
+HC_EV_M = 1.239841984332e-6
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Far-field geometry of a scanning diffraction experiment.
+
+    Parameters
+    ----------
+    energy_ev : float
+        Photon energy, eV.
+    distance_m : float
+        Sample to detector, metres.
+    detector_pixel_m : float
+        Detector pixel, metres.
+    frame_px : int
+        Pixels along one side of the (square) frame, N.
+
+    Raises
+    ------
+    GeometryError
+        If a value is not finite and positive.
+    """
+
+    energy_ev: float
+    distance_m: float
+    detector_pixel_m: float
+    frame_px: int
+
+    def __post_init__(self) -> None:
+        for name in ("energy_ev", "distance_m", "detector_pixel_m", "frame_px"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+                raise GeometryError(f"geometry.{name} must be a finite positive number; it is {value!r}")
+
+    @property
+    def wavelength_m(self) -> float:
+        """Wavelength, metres."""
+        return HC_EV_M / self.energy_ev
+
+    @property
+    def pixel_m(self) -> float:
+        """Sample pixel of the far field, ``wavelength * distance / (N * detector_pixel)``, metres."""
+        return self.wavelength_m * self.distance_m / (self.frame_px * self.detector_pixel_m)
+
+    def as_metadata(self) -> dict[str, float]:
+        """The geometry as a start document carries it, under the key ``geometry``."""
+        return {
+            "energy_ev": self.energy_ev,
+            "distance_m": self.distance_m,
+            "detector_pixel_m": self.detector_pixel_m,
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], frame_shape: tuple[int, int]) -> Geometry:
+        """Read the geometry of a run from its start document.
+
+        Parameters
+        ----------
+        metadata : Mapping
+            Start document; its key ``geometry`` holds `energy_ev`, `distance_m`, `detector_pixel_m`.
+        frame_shape : tuple of int
+            (H, W) of the frames.
+
+        Raises
+        ------
+        GeometryError
+            If the key or one of its values is missing, or the frame is not square.
+        """
+        found = metadata.get("geometry")
+        wanted = ("energy_ev", "distance_m", "detector_pixel_m")
+        values: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+        missing = [k for k in wanted if k not in values]
+        if missing:
+            raise GeometryError(
+                f"the run's metadata must hold geometry = {{{', '.join(wanted)}}}; missing: {', '.join(missing)}. "
+                "Put it into RE.md['geometry'], or pass it to the plan in md."
+            )
+        if frame_shape[0] != frame_shape[1]:
+            raise GeometryError(
+                f"frames must be square; they are {frame_shape[0]} x {frame_shape[1]}. "
+                "Set the detector's region of interest to a square centred on the direct beam."
+            )
+        try:
+            energy, distance, pixel = (float(values[k]) for k in wanted)
+        except (TypeError, ValueError) as err:
+            raise GeometryError(f"geometry must hold numbers; it holds {dict(values)!r}") from err
+        return cls(energy, distance, pixel, int(frame_shape[0]))
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The grid of object pixels that a scan's frames are stitched on.
+
+    Parameters
+    ----------
+    origin_m : tuple of float
+        Sample position (y, x) of pixel [0, 0], metres.
+    shape : tuple of int
+        (Y, X) pixels.
+    pixel_m : float
+        Sample pixel, metres.
+    frame_px : int
+        Pixels along one side of a frame, N.
+    """
+
+    origin_m: tuple[float, float]
+    shape: tuple[int, int]
+    pixel_m: float
+    frame_px: int
+
+    @classmethod
+    def covering(cls, low_m: FloatArray, high_m: FloatArray, pixel_m: float, frame_px: int, margin_px: int = 2) -> Canvas:
+        """Make the smallest canvas that holds every patch of probes centred in a window.
+
+        Parameters
+        ----------
+        low_m, high_m : ndarray, shape (2,)
+            Corners (y, x) of the window of probe centres, metres.
+        pixel_m : float
+        frame_px : int
+        margin_px : int
+            Extra pixels at each border, for stages that overshoot.
+
+        Raises
+        ------
+        GeometryError
+            If the window is empty or not finite, or the canvas would exceed 2**28 pixels
+            (positions stated in the wrong unit look like this).
+        """
+        low, high = np.asarray(low_m, float), np.asarray(high_m, float)
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (high >= low).all()):
+            raise GeometryError(f"a scan window needs finite corners low <= high; they are {low} and {high} metres")
+        half = frame_px // 2 + margin_px
+        sides = np.ceil((high - low) / pixel_m).astype(np.int64) + 2 * half + 1
+        if int(sides.prod()) > 2**28:
+            raise GeometryError(
+                f"the window {high - low} m needs a canvas of {sides[0]} x {sides[1]} pixels of {pixel_m:.3g} m, "
+                "more than 2**28. Are the positions in metres, and is the geometry right?"
+            )
+        origin = low - half * pixel_m
+        return cls((float(origin[0]), float(origin[1])), (int(sides[0]), int(sides[1])), float(pixel_m), int(frame_px))
+
+    def place(self, positions_m: FloatArray) -> tuple[np.ndarray[Any, Any], FloatArray]:
+        """Convert probe centres to patch corners and sub-pixel shifts.
+
+        Parameters
+        ----------
+        positions_m : ndarray, shape (n, 2)
+            (y, x), metres.
+
+        Returns
+        -------
+        corner : ndarray, shape (n, 2), int64
+            First row and column of each N x N patch.
+        shift_px : ndarray, shape (n, 2), float64
+            What remains, in [-0.5, 0.5]: the probe's centre relative to pixel
+            ``corner + N // 2``.
+
+        Raises
+        ------
+        GeometryError
+            If a patch would leave the canvas.
+        """
+        centre = (np.asarray(positions_m, float) - np.asarray(self.origin_m)) / self.pixel_m
+        nearest = np.rint(centre)
+        corner = nearest.astype(np.int64) - self.frame_px // 2
+        outside = ((corner < 0) | (corner + self.frame_px > np.asarray(self.shape))).any(axis=1) | ~np.isfinite(centre).all(axis=1)
+        if outside.any():
+            first = np.asarray(positions_m)[outside][0]
+            raise GeometryError(
+                f"{int(outside.sum())} position(s) lie outside the canvas, the first at (y, x) = {first} m; "
+                "the canvas is made for the window in the run's metadata (`window_m`): measure inside it, or state the real one."
+            )
+        return corner, centre - nearest
+
+    def contains(self, positions_m: FloatArray) -> np.ndarray[Any, Any]:
+        """Tell which positions' patches lie on the canvas, shape (n,), bool."""
+        centre = np.rint((np.asarray(positions_m, float) - np.asarray(self.origin_m)) / self.pixel_m)
+        low = centre - self.frame_px // 2
+        return np.asarray(((low >= 0) & (low + self.frame_px <= np.asarray(self.shape))).all(axis=1))

@@ -1,0 +1,40 @@
+"""How well a rate explains counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.physics.forward import RATE_FLOOR
+
+
+def poisson_deviance(rate: Tensor, counts: Tensor) -> Tensor:
+    """Poisson deviance of each pixel, ``2 (k log(k / r) - k + r)``.
+
+    Zero where the rate equals the counts; its mean is near 1 for bright pixels of a true model
+    and smaller than 1 where less than about one photon is expected (McCullagh and Nelder,
+    Generalized Linear Models, 1989, section 2.3).
+
+    Parameters
+    ----------
+    rate, counts : Tensor, same shape
+        Expected and measured photons; `rate` is clamped at 1e-8.
+
+    Returns
+    -------
+    Tensor, same shape
+    """
+    expected = rate.clamp_min(RATE_FLOOR)
+    return 2 * (torch.special.xlogy(counts, counts) - torch.special.xlogy(counts, expected) - counts + expected)
+
+
+def amplitude_loss(rate: Tensor, counts: Tensor) -> Tensor:
+    """``(sqrt(rate) - sqrt(counts))^2`` of each pixel: a quarter of the deviance at high counts."""
+    return (rate.clamp_min(RATE_FLOOR).sqrt() - counts.sqrt()).square()
+
+
+def mean_over_valid(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Average each frame's valid pixels: (n, N, N) to (n,)."""
+    if mask is None:
+        return values.mean(dim=(-2, -1))
+    return (values * mask).sum(dim=(-2, -1)) / mask.sum().clamp_min(1)

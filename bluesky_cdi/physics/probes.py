@@ -1,0 +1,136 @@
+"""Probes from physical parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.physics.forward import ifft2c
+from bluesky_cdi.physics.geometry import Geometry
+
+
+def focused_probe(
+    geometry: Geometry,
+    *,
+    numerical_aperture: float,
+    central_stop: float = 0.0,
+    defocus_m: float = 0.0,
+    modes: int = 1,
+    coherent_share: float = 1.0,
+    photons: float = 1.0,
+) -> Tensor:
+    """Probe of a round lens with a central stop, some distance from its focus.
+
+    The aperture is seen on the detector at the angle ``theta = k * detector_pixel / distance``;
+    propagating from the focus by `defocus_m` multiplies it by ``exp(-i pi defocus theta^2 / wavelength)``
+    (Fresnel propagation; Goodman, Introduction to Fourier Optics, 3rd ed., eq. 4-21).
+
+    Parameters
+    ----------
+    geometry : Geometry
+    numerical_aperture : float
+        Half opening angle, radians.
+    central_stop : float
+        Radius of the stop as a share of the aperture's.
+    defocus_m : float
+    modes : int
+        Number of incoherent modes, M.
+    coherent_share : float
+        Share of the photons in the first mode; the others share the rest, each half of the one before.
+    photons : float
+        ``sum |probe|^2`` over all modes.
+
+    Returns
+    -------
+    Tensor, shape (M, N, N), complex64
+
+    Raises
+    ------
+    GeometryError
+        If the aperture has no detector pixel, or is larger than the detector.
+    """
+    size = geometry.frame_px
+    angle = (torch.arange(size, dtype=torch.float64) - size // 2) * geometry.detector_pixel_m / geometry.distance_m
+    squared = angle[:, None] ** 2 + angle[None, :] ** 2
+    if numerical_aperture > float(-angle[0]):
+        raise GeometryError(
+            f"the aperture (numerical aperture {numerical_aperture:.3g}) is larger than the detector "
+            f"({float(-angle[0]):.3g} rad): use a larger detector or a shorter distance"
+        )
+    radius = squared.sqrt()
+    edge = geometry.detector_pixel_m / geometry.distance_m
+    # A one-pixel soft edge stands for the share of a pixel that the aperture covers.
+    aperture = ((numerical_aperture - radius) / edge + 0.5).clamp(0, 1)
+    aperture = aperture * ((radius - central_stop * numerical_aperture) / edge + 0.5).clamp(0, 1) if central_stop else aperture
+    if float(aperture.sum()) == 0:
+        raise GeometryError(f"the aperture between stop and edge covers no detector pixel (numerical aperture {numerical_aperture:.3g})")
+    phase = -math.pi * defocus_m * squared / geometry.wavelength_m
+    first = ifft2c(torch.polar(aperture, phase))
+    return scale_modes(orthogonal_modes(first, modes), coherent_share, photons).to(torch.complex64)
+
+
+def orthogonal_modes(first: Tensor, modes: int) -> Tensor:
+    """Derive orthonormal modes from one: it, times y, times x, times y x, ... made orthogonal.
+
+    For a Gaussian beam these are the Gauss-Hermite modes, the coherent modes of a Gaussian
+    Schell-model source (Starikov and Wolf, J. Opt. Soc. Am. 72, 923 (1982)).
+
+    Parameters
+    ----------
+    first : Tensor, shape (N, N), complex
+    modes : int
+        M, at most 9.
+
+    Returns
+    -------
+    Tensor, shape (M, N, N), complex, each of unit energy.
+    """
+    size = first.shape[-1]
+    grid = (torch.arange(size, dtype=first.real.dtype, device=first.device) - size // 2) / size
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    orders = sorted(((i, j) for i in range(3) for j in range(3)), key=lambda p: (p[0] + p[1], p[1]))[:modes]
+    columns = torch.stack([(first * y**i * x**j).reshape(-1) for i, j in orders], dim=1)  # (N*N, M)
+    basis, triangle = torch.linalg.qr(columns)
+    # QR leaves each column's phase free: turn it back to the input's.
+    diagonal = torch.diagonal(triangle)
+    basis = basis * (diagonal / diagonal.abs().clamp_min(1e-30))
+    return basis.T.reshape(modes, size, size)
+
+
+def scale_modes(basis: Tensor, coherent_share: float, photons: float) -> Tensor:
+    """Give orthonormal modes their photons: the first `coherent_share`, each other half of the one before.
+
+    Parameters
+    ----------
+    basis : Tensor, shape (M, N, N), complex, each of unit energy
+    coherent_share : float
+    photons : float
+
+    Returns
+    -------
+    Tensor, shape (M, N, N), complex
+    """
+    modes = basis.shape[0]
+    if modes == 1:
+        return basis * math.sqrt(photons)
+    rest = 0.5 ** torch.arange(modes - 1, dtype=torch.float64, device=basis.device)
+    share = torch.cat([torch.tensor([coherent_share], dtype=torch.float64, device=basis.device), (1 - coherent_share) * rest / rest.sum()])
+    return basis * (share * photons).sqrt().to(basis.real.dtype)[:, None, None]
+
+
+def scaled_to(probe: Tensor, photons: float) -> Tensor:
+    """Scale modes (M, N, N) so that the sum of ``|probe|^2`` is `photons`."""
+    return probe * math.sqrt(photons / float(probe.abs().square().sum()))
+
+
+def width_px(probe: Tensor) -> float:
+    """Width of a probe (M, N, N): diameter of the disc with the same second moment, pixels."""
+    weight = probe.abs().square().sum(dim=0)
+    weight = weight / weight.sum()
+    index = torch.arange(probe.shape[-1], dtype=weight.dtype, device=weight.device)
+    variance = sum(float((weight.sum(d) * (index - (weight.sum(d) * index).sum()) ** 2).sum()) for d in (0, 1))
+    # A uniform disc of radius R has <y^2> + <x^2> = R^2 / 2.
+    return 2 * math.sqrt(2 * variance)
