@@ -1,0 +1,222 @@
+"""The unrolled network on the stitched canvas.
+
+Each stage computes, from the physics, the change of the object that all frames together ask
+for, and a U-Net over the canvas turns it into the change that is made. The frames cost one FFT
+pair a stage; the convolutions are paid once for each pixel of the object. Any number of
+frames, any arrangement, any probe and any number of its modes go in at run time.
+
+A last U-Net, the critic, looks at any object estimate in the same way and says how far off it
+is; its features, pooled under a frame's illumination, are the frame's embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bluesky_cdi.physics.forward import Diffraction, canvas_step, intensity, peak_intensity
+
+# Share of the probe's peak intensity that keeps the physics step finite where little light fell.
+STEP_DAMPING = 0.05
+# Object, physics step (real and imaginary each), saturated and logarithmic illumination.
+PHYSICS_CHANNELS = 6
+# Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
+# are soft, because a hard one has no gradient to come back from.
+LOG_STD_MIDDLE, LOG_STD_HALF_RANGE = -2.9, 4.0
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """Size of the network.
+
+    Parameters
+    ----------
+    stages : int
+        Unrolled stages.
+    channels : int
+        Channels of the finest level; level i has ``min(i + 1, 3)`` times as many.
+    levels : int
+        Resolutions of each U-Net.
+    stem : int
+        Side of the pixel blocks that become channels on entry.
+    blocks : int
+        Residual blocks a level, on the way down and again on the way up.
+    memory : int
+        Channels that a stage hands to the next beside the object.
+    """
+
+    stages: int = 5
+    channels: int = 32
+    levels: int = 4
+    stem: int = 2
+    blocks: int = 1
+    memory: int = 8
+
+    def as_dict(self) -> dict[str, int]:
+        """The configuration as plain values, for a weights file."""
+        return asdict(self)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a GELU, on normalised channels, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) to the same shape."""
+        # Normalising over channels only keeps the network local: what lies far away on the
+        # canvas, or how large the canvas is, changes nothing here.
+        y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # norm sees (B, Y, X, C)
+        return x + self.second(F.gelu(self.first(y)))
+
+
+class UNet(nn.Module):
+    """A small U-Net; gives its output and its finest features."""
+
+    def __init__(self, inputs: int, outputs: int, config: CanvasConfig) -> None:
+        super().__init__()
+        self.stem = config.stem
+        widths = [config.channels * min(i + 1, 3) for i in range(config.levels)]
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.entry = nn.Conv2d(inputs * config.stem**2, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(_blocks(w, config.blocks) for w in widths)
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
+        self.up = nn.ModuleList(nn.Conv2d(coarse, fine * 4, 1) for fine, coarse in pairs)
+        self.decoder = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
+        self.exit = nn.Conv2d(widths[0], outputs * config.stem**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, inputs, Y, X) to (B, outputs, Y, X) and features (B, C, Y / stem, X / stem)."""
+        x = self.entry(F.pixel_unshuffle(x, self.stem))  # (B, C, Y / stem, X / stem)
+        skips = []
+        for encode, down in zip(self.encoder[:-1], self.down, strict=True):
+            x = encode(x)
+            skips.append(x)
+            x = down(x)  # (B, 2 C, Y / 2, X / 2)
+        x = self.encoder[-1](x)
+        for decode, up, skip in zip(reversed(self.decoder), reversed(self.up), reversed(skips), strict=True):
+            x = decode(F.pixel_shuffle(up(x), 2) + skip)
+        return F.pixel_shuffle(self.exit(x), self.stem), x
+
+
+class CanvasNet(nn.Module):
+    """Unrolled reconstruction of the object from frames, and the critic of any estimate."""
+
+    def __init__(self, config: CanvasConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or CanvasConfig()
+        inputs = PHYSICS_CHANNELS + self.config.memory
+        self.stages = nn.ModuleList(UNet(inputs, 2 + self.config.memory, self.config) for _ in range(self.config.stages))
+        self.step_size = nn.Parameter(torch.ones(self.config.stages))
+        self.critic = self.new_critic()
+
+    def new_critic(self) -> UNet:
+        """An untrained critic."""
+        return UNet(PHYSICS_CHANNELS, 2, self.config)
+
+    def forward(self, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> list[Tensor]:
+        """Reconstruct.
+
+        Parameters
+        ----------
+        probe : Tensor, shape (B, M, N, N), complex64
+            Its photons set the scale of the counts.
+        data : Diffraction
+        start : Tensor, shape (B, Y, X), complex64, optional
+            Object to start from; vacuum if absent.
+
+        Returns
+        -------
+        list of Tensor, shape (B, Y, X), complex64
+            The object after each stage; the last is the result.
+        """
+        shape = data.canvas_shape
+        canvas = torch.ones(shape, dtype=probe.dtype, device=probe.device) if start is None else start
+        memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
+        outputs = []
+        for net, step_size in zip(self.stages, self.step_size, strict=True):
+            channels, step, support = self._look(canvas, probe, data)
+            change, _ = self._run(net, torch.cat([channels, memory], dim=1))
+            memory = change[:, 2:]
+            canvas = canvas + step_size * step + support * torch.complex(change[:, 0], change[:, 1])
+            outputs.append(canvas)
+        return outputs
+
+    def judge(self, canvas: Tensor, probe: Tensor, data: Diffraction) -> tuple[Tensor, Tensor]:
+        """Predict how far off an object is, wherever it came from.
+
+        Parameters
+        ----------
+        canvas : Tensor, shape (B, Y, X), complex64
+        probe : Tensor, shape (B, M, N, N), complex64
+        data : Diffraction
+
+        Returns
+        -------
+        log_std : Tensor, shape (B, 2, Y, X)
+            Natural logarithm of the standard deviation of amplitude and of phase (radians).
+        features : Tensor, shape (B, C, Y / stem, X / stem)
+        """
+        channels, _, _ = self._look(canvas, probe, data)
+        log_std, features = self._run(self.critic, channels)
+        return LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE), features
+
+    def _look(self, canvas: Tensor, probe: Tensor, data: Diffraction) -> tuple[Tensor, Tensor, Tensor]:
+        """What a U-Net sees of an object (B, 6, Y, X), the physics step and the support (B, Y, X)."""
+        numerator, light = canvas_step(canvas, probe, data)
+        damping = STEP_DAMPING * peak_intensity(probe)
+        step = numerator / (light + damping)
+        support = light / (light + damping)
+        channels = [canvas.real - 1, canvas.imag, step.real, step.imag, support, torch.log10(1 + light) / 3]
+        return torch.stack(channels, dim=1), step, support
+
+    def _run(self, net: nn.Module, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Run a U-Net on a canvas of any size, in bf16 on a GPU."""
+        height, width = channels.shape[-2:]
+        block = self.config.stem * 2 ** (self.config.levels - 1)
+        padded = F.pad(channels, (0, -width % block, 0, -height % block))
+        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
+            out, features = net(padded.contiguous(memory_format=torch.channels_last))
+        return out.float()[..., :height, :width], features.float()
+
+
+def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: int, chunk: int = 64) -> Tensor:
+    """Average canvas features under each frame's illumination: the frame's embedding.
+
+    Parameters
+    ----------
+    features : Tensor, shape (1, C, Y / stem, X / stem)
+    probe : Tensor, shape (1, M, N, N), complex
+    data : Diffraction
+    stem : int
+        Canvas pixels along one side of a feature pixel.
+    chunk : int
+        Frames computed at a time.
+
+    Returns
+    -------
+    Tensor, shape (n, C)
+    """
+    weight = F.avg_pool2d(intensity(probe)[:, None], stem)[0, 0]  # (N / stem, N / stem)
+    weight = weight / weight.sum()
+    size = weight.shape[-1]
+    steps = torch.arange(size, device=features.device)
+    pooled = []
+    for part in data.chunks(chunk):
+        corner = torch.div(part.corner, stem, rounding_mode="floor")
+        rows, columns = corner[:, :1] + steps, corner[:, 1:] + steps  # (n, N / stem)
+        patches = features[0][:, rows[:, :, None], columns[:, None, :]]  # (C, n, N / stem, N / stem)
+        pooled.append(torch.einsum("cnij,ij->nc", patches, weight))
+    return torch.cat(pooled) if pooled else features.new_zeros(0, features.shape[1])
+
+
+def _blocks(channels: int, number: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(number)))

@@ -1,0 +1,126 @@
+"""Network weights on disk: safetensors with the configuration inside and the training record beside.
+
+The record (JSON, same stem) holds the SHA-256 of the weights file; loading checks it, so a
+truncated or exchanged file never passes for the trained network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bluesky_cdi.errors import WeightsError
+from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+
+SHIPPED = Path(__file__).parent / "weights"
+DEFAULT = "canvas-small"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network with what is known of it.
+
+    Attributes
+    ----------
+    net : CanvasNet
+        In evaluation mode.
+    name : str
+    sha256 : str
+        Checksum of the weights file.
+    record : Mapping
+        The training record.
+    """
+
+    net: CanvasNet
+    name: str
+    sha256: str
+    record: Mapping[str, Any]
+
+
+def save_weights(net: CanvasNet, path: Path, record: Mapping[str, Any]) -> str:
+    """Write weights in half precision and their record; both appear whole or not at all.
+
+    Parameters
+    ----------
+    net : CanvasNet
+    path : Path
+        Ends in ``.safetensors``; the record goes beside it with ``.json``.
+    record : Mapping
+        What made the weights, as plain JSON values.
+
+    Returns
+    -------
+    str
+        SHA-256 of the weights file.
+    """
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in net.state_dict().items()}
+    blob = save(tensors, metadata={"config": json.dumps(net.config.as_dict())})
+    digest = hashlib.sha256(blob).hexdigest()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, blob)
+    _replace(path.with_suffix(".json"), json.dumps({**record, "sha256": digest}, indent=1).encode())
+    return digest
+
+
+def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str = "cpu") -> Trained:
+    """Load shipped weights by name, or any by path.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A name among `shipped_weights`, or a path ending in ``.safetensors``.
+    device : torch.device or str
+
+    Raises
+    ------
+    WeightsError
+        If the file is absent, damaged, or does not fit its record or its configuration.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(name_or_path) if str(name_or_path).endswith(".safetensors") else SHIPPED / f"{name_or_path}.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}; shipped names: {', '.join(shipped_weights())}. Or train them: bluesky-cdi train --help")
+    digest, record = _verified(path)
+    try:
+        with safe_open(str(path), "pt") as file:
+            config = CanvasConfig(**json.loads(file.metadata()["config"]))
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        net = CanvasNet(config)
+        net.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as err:
+        raise WeightsError(f"{path} holds no weights of this package's network: {err}") from err
+    net = net.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return Trained(net.requires_grad_(False), path.stem, digest, record)
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+
+
+def _verified(path: Path) -> tuple[str, Mapping[str, Any]]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    beside = path.with_suffix(".json")
+    try:
+        record = json.loads(beside.read_text())
+    except (OSError, json.JSONDecodeError) as err:
+        raise WeightsError(f"the training record {beside} is missing or damaged: {err}. Weights and record travel together.") from err
+    if record.get("sha256") != digest:
+        raise WeightsError(f"{path} is damaged or not the trained file: SHA-256 {digest}, its record says {record.get('sha256')}. Install it again.")
+    return digest, record
+
+
+def _replace(path: Path, blob: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(blob)
+    temporary.replace(path)

@@ -1,0 +1,296 @@
+"""Simulated measurements for training: objects, probes, positions, counts, made where the network is.
+
+Everything is drawn from one seeded generator, so a seed and a device name a training run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.physics.forward import Diffraction, diffract, extract, frame_probes, intensity, to_centre
+from bluesky_cdi.physics.probes import orthogonal_modes
+
+
+@dataclass(frozen=True)
+class SceneShape:
+    """How large a batch of scenes is.
+
+    Parameters
+    ----------
+    frame_px : int
+        N.
+    canvas_px : int
+        Side of each canvas.
+    frames : tuple of int
+        Fewest and most frames of a scene.
+    scenes : int
+        Scenes of a batch, B.
+    share : float
+        Share of the batches that have this shape.
+    """
+
+    frame_px: int
+    canvas_px: int
+    frames: tuple[int, int]
+    scenes: int
+    share: float
+
+
+SHAPES = (
+    SceneShape(64, 128, (4, 48), 40, 0.45),
+    SceneShape(64, 192, (24, 120), 18, 0.25),
+    SceneShape(128, 224, (6, 40), 14, 0.25),
+    SceneShape(64, 96, (1, 8), 80, 0.05),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Scenes with their truth.
+
+    Attributes
+    ----------
+    truth : Tensor, shape (B, Y, X), complex64
+    probe : Tensor, shape (B, M, N, N), complex64
+        What the network is told: the true probe with an error.
+    data : Diffraction
+        Counts at the true positions, with the positions that the network is told.
+    """
+
+    truth: Tensor
+    probe: Tensor
+    data: Diffraction
+
+
+class SceneStream:
+    """Endless batches of simulated scans.
+
+    Parameters
+    ----------
+    device : torch.device
+    seed : int
+    photons : tuple of float
+        Least and most photons of a frame; drawn log-uniformly.
+    pool : int
+        Objects kept and cut from; one in 64 batches renews an eighth of them.
+    object_px : int
+        Side of the objects in the pool.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        photons: tuple[float, float] = (1e3, 1e7),
+        pool: int = 256,
+        object_px: int = 320,
+    ) -> None:
+        self.device = device
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.photons = photons
+        self.object_px = object_px
+        self._drawn = 0
+        eighth = max(1, pool // 8)
+        self._pool = [self.objects(eighth, object_px) for _ in range(8)]
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform random numbers of the stream."""
+        return low + (high - low) * torch.rand(*shape, device=self.device, generator=self.generator)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Normal random numbers of the stream."""
+        return torch.randn(*shape, device=self.device, generator=self.generator)
+
+    def chance(self, probability: float) -> bool:
+        """Draw a yes or no."""
+        return float(self.uniform(1)) < probability
+
+    def draw(self, shape: SceneShape | None = None, exact: bool = False) -> Batch:
+        """Simulate a batch of scans.
+
+        Parameters
+        ----------
+        shape : SceneShape, optional
+            A random one of `SHAPES` if absent.
+        exact : bool
+            Tell the true probe and positions, and mask nothing.
+        """
+        shape = shape or self._pick_shape()
+        scenes, size = shape.scenes, shape.frame_px
+        self._drawn += 1
+        if self._drawn % 64 == 0:
+            self._pool[self._drawn // 64 % 8] = self.objects(len(self._pool[0]), self.object_px)
+        truth = self._cut(scenes, shape.canvas_px)
+        photons = 10 ** self.uniform(scenes, low=math.log10(self.photons[0]), high=math.log10(self.photons[1]))
+        modes = 1 if self.chance(0.5) else int(self.uniform(1, low=2, high=3.999))
+        probe = self.probes(scenes, size, modes) * photons.sqrt()[:, None, None, None]
+        per_scene = int(self.uniform(1, low=shape.frames[0], high=shape.frames[1] + 0.999))
+        centre, scene = self._positions(scenes, per_scene, size, shape.canvas_px)
+        gain = (1 + 0.03 * self.normal(len(centre))).clamp(0.5, 1.5)
+        counts = self._measure(truth, probe, centre, scene, gain)
+        told = centre if exact else centre + self._error(0.3) * self.normal(*centre.shape)
+        corner, shift = place(told, size, shape.canvas_px)
+        mask = self._mask(size) if not exact and self.chance(0.2) else None
+        data = Diffraction(counts, corner, shift, (scenes, shape.canvas_px, shape.canvas_px), gain, scene, mask)
+        return Batch(truth, probe if exact else self._misjudge(probe), data)
+
+    def objects(self, number: int, size: int) -> Tensor:
+        """Draw transmission functions of mixed kinds, shape (number, size, size), complex64."""
+        kinds = (self._texture, self._leaves, self._sparse, self._lines)
+        pick = self.uniform(number, 1, 1) * len(kinds)
+        fields = [kind(number, size) for kind in kinds]
+        thickness = sum(((pick >= i) & (pick < i + 1)) * f for i, f in enumerate(fields))
+        blend = self.uniform(number, 1, 1, low=-1, high=0.6).clamp_min(0)
+        thickness = (1 - blend) * thickness + blend * fields[0] * (thickness > 0)
+        absorber = torch.where(self.uniform(number, 1, 1) < 0.6, thickness, fields[1])
+        phase = self.uniform(number, 1, 1, low=0.1, high=2.6) * thickness
+        sign = torch.where(self.uniform(number, 1, 1) < 0.75, -1.0, 1.0)
+        loss = self.uniform(number, 1, 1, low=-0.3, high=0.8).clamp_min(0)
+        return torch.polar(torch.exp(-loss * absorber), sign * phase)
+
+    def probes(self, number: int, size: int, modes: int) -> Tensor:
+        """Draw unit-energy probes of aberrated lenses, shape (number, modes, size, size), complex64."""
+        grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
+        y, x = torch.meshgrid(grid, grid, indexing="ij")
+        draw = lambda low, high: self.uniform(number, 1, 1, low=low, high=high)  # noqa: E731
+        aperture = draw(0.07, 0.38) * size
+        radius = torch.hypot(y, x).expand(number, size, size)
+        stop = draw(-0.3, 0.6).clamp_min(0) * aperture
+        round_lens = (aperture - radius + 0.5).clamp(0, 1) * (radius - stop + 0.5).clamp(0, 1)
+        square_lens = ((aperture - y.abs() + 0.5).clamp(0, 1)) * ((aperture * draw(0.6, 1.2) - x.abs() + 0.5).clamp(0, 1))
+        amplitude = torch.where(self.uniform(number, 1, 1) < 0.7, round_lens, square_lens)
+        spot = draw(0.03, 0.27) * torch.where(self.uniform(number, 1, 1) < 0.5, -1.0, 1.0)
+        u, v = y / aperture, x / aperture
+        # A phase of pi * spot * aperture at the edge moves the edge ray by `spot` frame widths.
+        phase = math.pi * spot * aperture * (u**2 + v**2)
+        phase = phase + 0.7 * self.normal(number, 1, 1) * (u**2 - v**2) + 0.7 * self.normal(number, 1, 1) * u * v
+        phase = phase + 0.5 * self.normal(number, 1, 1) * (3 * (u**2 + v**2) - 2) * v
+        first = to_centre(torch.fft.ifft2(torch.fft.ifftshift(torch.polar(amplitude, phase), dim=(-2, -1))))
+        if modes == 1:
+            return first[:, None] / first.abs().square().sum(dim=(-2, -1)).sqrt()[:, None, None, None]
+        basis = torch.stack([orthogonal_modes(f, modes) for f in first])  # (number, M, N, N)
+        share = self.uniform(number, 1, low=0.7, high=1.0)
+        shares = torch.cat([share, (1 - share).expand(number, modes - 1) / (modes - 1)], dim=1)
+        return basis * shares.sqrt()[:, :, None, None]
+
+    def _pick_shape(self) -> SceneShape:
+        pick, total = float(self.uniform(1)), 0.0
+        for shape in SHAPES:
+            total += shape.share
+            if pick < total:
+                return shape
+        return SHAPES[0]
+
+    def _error(self, most: float) -> float:
+        """Half of the batches have none, the others up to `most`."""
+        return max(0.0, float(self.uniform(1, low=-most, high=most)))
+
+    def _cut(self, scenes: int, size: int) -> Tensor:
+        pool = self._pool[int(self.uniform(1, high=7.999))]
+        which = (self.uniform(scenes, high=len(pool) - 0.001)).long()
+        corner = (self.uniform(scenes, 2) * (self.object_px - size)).long()
+        cut = extract(pool, corner, size, which)
+        if self.chance(0.5):
+            cut = cut.transpose(-1, -2)
+        if self.chance(0.5):
+            cut = cut.flip(-1)
+        return cut.contiguous()
+
+    def _positions(self, scenes: int, per_scene: int, size: int, canvas: int) -> tuple[Tensor, Tensor]:
+        """Probe centres (n, 2) in pixels and their scenes: jittered grids, random sets, or clusters."""
+        room = canvas - size - 2
+        if self.chance(0.5):
+            side = math.ceil(math.sqrt(per_scene))
+            step = room / max(side, 1)
+            cell = torch.arange(per_scene, device=self.device)
+            grid = torch.stack([cell // side, cell % side], dim=1) * step + step / 2
+            centre = grid + 0.4 * step * (self.uniform(scenes, per_scene, 2) - 0.5)
+        else:
+            centre = room * self.uniform(scenes, per_scene, 2)
+            if self.chance(0.3):
+                centre = room / 4 + centre / 2
+        scene = torch.arange(scenes, device=self.device).repeat_interleave(per_scene)
+        return (centre + size // 2 + 1).reshape(-1, 2), scene
+
+    def _measure(self, truth: Tensor, probe: Tensor, centre: Tensor, scene: Tensor, gain: Tensor) -> Tensor:
+        corner, shift = place(centre, probe.shape[-1], truth.shape[-1])
+        patches = extract(truth, corner, probe.shape[-1], scene)
+        expected = intensity(diffract(frame_probes(probe, shift, gain, scene), patches))
+        background = 10 ** self.uniform(1, low=-5, high=-2)
+        return torch.poisson(expected + background, generator=self.generator)
+
+    def _mask(self, size: int) -> Tensor:
+        """Valid pixels, zero frequency at [0, 0]: a few dead pixels and dead rows (module gaps)."""
+        mask = self.uniform(size, size) > 0.002
+        if self.chance(0.5):
+            row = int(self.uniform(1, low=size * 0.1, high=size * 0.9))
+            mask[row : row + 2] = False
+        return mask
+
+    def _misjudge(self, probe: Tensor) -> Tensor:
+        """Give the probe low-order aberrations and an error of scale, half of the time."""
+        strength = self._error(0.8)
+        if strength == 0:
+            return probe
+        number, size = probe.shape[0], probe.shape[-1]
+        grid = torch.fft.fftfreq(size, device=self.device)
+        weight = torch.fft.fft2(probe).abs().square().sum(dim=1)  # (B, N, N)
+        extent = ((weight * (grid[:, None] ** 2 + grid[None, :] ** 2)).sum(dim=(-2, -1)) / weight.sum(dim=(-2, -1))).sqrt()
+        u, v = grid[:, None] / extent[:, None, None], grid[None, :] / extent[:, None, None]
+        terms = (u**2 + v**2 - 1, u**2 - v**2, 2 * u * v, u * (u**2 + v**2 - 2), v * (u**2 + v**2 - 2))
+        phase = sum(0.4 * strength * self.normal(number, 1, 1) * t.clamp(-6, 6) for t in terms)
+        scale = 1 + 0.05 * strength * self.normal(number, 1, 1, 1)
+        bent = torch.fft.ifft2(torch.fft.fft2(probe) * torch.polar(torch.ones_like(phase), phase)[:, None])
+        return bent * scale
+
+    def _texture(self, number: int, size: int) -> Tensor:
+        k = torch.hypot(*torch.meshgrid(*(torch.fft.fftfreq(size, device=self.device),) * 2, indexing="ij"))
+        k[0, 0] = 1
+        exponent = self.uniform(number, 1, 1, low=0.7, high=2.3)
+        noise = torch.fft.ifft2(torch.fft.fft2(self.normal(number, size, size)) * k**-exponent).real
+        noise = (noise - noise.mean(dim=(1, 2), keepdim=True)) / noise.std(dim=(1, 2), keepdim=True)
+        return torch.sigmoid(1.7 * noise)
+
+    def _leaves(self, number: int, size: int, leaves: int = 60, ground: float = 1.0) -> Tensor:
+        """Dead leaves (Lee, Mumford and Huang, Int. J. Comput. Vis. 41, 35 (2001)): occluding shapes of all sizes."""
+        grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
+        y, x = torch.meshgrid(grid, grid, indexing="ij")
+        out = ground * self.uniform(number, 1, 1).expand(number, size, size)
+        for _ in range(leaves):
+            cy, cx = (self.uniform(number, 1, 1) - 0.5) * size, (self.uniform(number, 1, 1) - 0.5) * size
+            radius = 2 + self.uniform(number, 1, 1) ** 2 * size * 0.16
+            other = radius * self.uniform(number, 1, 1, low=0.15, high=1.6)
+            turn = self.uniform(number, 1, 1) * math.pi
+            u = (x - cx) * turn.cos() + (y - cy) * turn.sin()
+            v = (y - cy) * turn.cos() - (x - cx) * turn.sin()
+            ellipse = (1 - torch.hypot(u / radius, v / other)) * torch.minimum(radius, other)
+            box = torch.minimum(radius - u.abs(), other - v.abs())
+            edge = torch.where(self.uniform(number, 1, 1) < 0.5, ellipse, box)
+            inside = (edge + 0.5).clamp(0, 1)
+            out = out + inside * (self.uniform(number, 1, 1) - out)
+        return out
+
+    def _sparse(self, number: int, size: int) -> Tensor:
+        """Few shapes on vacuum."""
+        return self._leaves(number, size, leaves=12, ground=0.0)
+
+    def _lines(self, number: int, size: int) -> Tensor:
+        """Gratings of one period, inside a disc, on vacuum."""
+        grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
+        y, x = torch.meshgrid(grid, grid, indexing="ij")
+        cy, cx = ((self.uniform(number, 1, 1) - 0.5) * size for _ in range(2))
+        turn, period = self.uniform(number, 1, 1) * math.pi, self.uniform(number, 1, 1, low=5, high=40)
+        wave = torch.sin(2 * math.pi * (x * turn.cos() + y * turn.sin()) / period)
+        disc = self.uniform(number, 1, 1, low=0.15, high=0.9) * size - torch.hypot(y - cy, x - cx)
+        return (wave * period / 6 + 0.5).clamp(0, 1) * (disc + 0.5).clamp(0, 1)
+
+
+def place(centre: Tensor, size: int, canvas: int) -> tuple[Tensor, Tensor]:
+    """Pixel centres (n, 2) to patch corners and sub-pixel shifts, kept on the canvas."""
+    half = size // 2
+    nearest = centre.round().clamp(half, canvas - size + half)
+    return nearest.long() - half, centre - nearest
