@@ -1,0 +1,298 @@
+"""Figures: an estimate at one moment, and the demo's comparison with its reference.
+
+Nothing here touches pyplot's global state, so a figure may be drawn in any thread; matplotlib is
+loaded by the first figure, not by the import. Images are (Y, X), positions (y, x) in metres.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+BoolArray = npt.NDArray[np.bool_]
+
+UNCOVERED = "0.87"
+# Seen on white and on black.
+PATH_COLOUR = "#1b9e77"
+# The share of the highest coverage under which a pixel counts as not measured, as in the metrics.
+COVERED_SHARE = 0.02
+# Ends of the colour scales, so that single bright pixels don't darken the rest.
+PERCENTILES = (0.5, 99.5)
+# A measured position is a proposed one if it is this near; read-back errors are smaller, scan steps larger.
+SAME_POSITION_PX = 2.0
+MARKERS = ("o", "D", "s", "^", "v", "P")
+
+
+def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
+    """Draw amplitude, phase, predicted phase error, and coverage with the scan's path.
+
+    Parameters
+    ----------
+    estimate : Estimate
+    fig : Figure, optional
+        Drawn anew, whatever it held; a new one of 11 x 9 inches otherwise.
+
+    Returns
+    -------
+    Figure
+    """
+    fig = _prepared(fig, (11.0, 9.0))
+    axes = fig.subplots(2, 2)
+    view = _View(estimate)
+    phase = view.masked(_phase_rad(estimate.object, view.covered))
+    view.image(axes[0, 0], view.masked(np.abs(estimate.object)), "Amplitude", "relative to vacuum", "cividis")
+    view.image(axes[0, 1], phase, "Phase", "rad", *_phase_scale(phase))
+    view.image(axes[1, 0], view.masked(estimate.std_phase_rad), "Predicted phase error", "rad, 1 σ", "viridis")
+    view.image(axes[1, 1], view.masked(estimate.coverage), "Coverage and path", "photons per pixel", "Greys")
+    _draw_path(axes[1, 1], estimate.positions_m, ["measured"] * len(estimate.positions_m))
+    fig.suptitle(_frames(estimate.n_frames), fontsize="x-large")
+    return fig
+
+
+def figure_demo(
+    estimate: Estimate,
+    reference: ComplexArray | None,
+    *,
+    aligned: ComplexArray | None,
+    path_m: FloatArray,
+    table: Mapping[str, str],
+    title: str,
+    proposals: Sequence[Proposal] | None = None,
+) -> Figure:
+    """Draw the result of a run next to its reference, where there is one.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The last one of the run.
+    reference : ndarray, shape (Y, X), complex, or None
+        Truth or better reconstruction on the estimate's canvas (`metrics.Aligned.truth`). Without
+        it, the reference's phase and the phase error are left out.
+    aligned : ndarray, shape (Y, X), complex, or None
+        The estimate's object without ramp and scale (`metrics.Aligned.object`); None: as it is.
+    path_m : ndarray, shape (n, 2)
+        Measured positions in the order of the scan, metres.
+    table : Mapping of str to str
+        Names and values, with their units, to print under the panels.
+    title : str
+    proposals : sequence of Proposal, optional
+        What the agent chose; positions get the mark of their proposal's reason.
+
+    Returns
+    -------
+    Figure
+        1600 x 1000 pixels at its own 100 dots per inch; 1200 x 1000 without a reference.
+
+    Raises
+    ------
+    ValueError
+        If `reference` or `aligned` is not on the estimate's canvas.
+    """
+    view = _View(estimate)
+    shown = estimate.object if aligned is None else aligned
+    for name, image in (("reference", reference), ("aligned", shown)):
+        if image is not None and image.shape != estimate.object.shape:
+            raise ValueError(f"{name} must have the estimate's shape {estimate.object.shape}; it has {image.shape}")
+    columns = 2 if reference is None else 3
+    fig = _prepared(None, (16.0 if columns == 3 else 12.0, 10.0))
+    grid = fig.add_gridspec(3, columns, height_ratios=[1, 1, 0.13])
+    axes = [fig.add_subplot(grid[k // columns, k % columns]) for k in range(2 * columns)]
+    if reference is None:
+        phase_axes, (std_axes, amplitude_axes, path_axes) = axes[0], axes[1:]
+        std_scale: tuple[Any, ...] = ("viridis",)
+        phase = view.masked(_phase_rad(shown, view.covered))
+        view.image(phase_axes, phase, "Reconstructed phase", "rad", *_phase_scale(phase))
+    else:
+        reference_axes, phase_axes, error_axes, amplitude_axes, std_axes, path_axes = axes
+        std_scale = _draw_comparison(view, reference, shown, reference_axes, phase_axes, error_axes)
+    std = view.masked(estimate.std_phase_rad)
+    view.image(std_axes, std, "Predicted phase error", "rad, 1 σ", *std_scale)
+    view.image(amplitude_axes, view.masked(np.abs(shown)), "Reconstructed amplitude", "relative to vacuum", "cividis")
+    view.image(path_axes, view.masked(estimate.coverage), "Coverage and path", "photons per pixel", "Greys")
+    path = np.asarray(path_m, np.float64).reshape(-1, 2)
+    _draw_path(path_axes, path, _reasons(path, proposals, SAME_POSITION_PX * estimate.pixel_m))
+    _draw_table(fig.add_subplot(grid[2, :]), table)
+    fig.suptitle(title, fontsize="x-large")
+    return fig
+
+
+def save_figure(fig: Figure, path: Path | str) -> None:
+    """Write a figure so that `path` holds either all of it or what it held before.
+
+    Parameters
+    ----------
+    fig : Figure
+    path : path
+        The suffix tells the format.
+
+    Raises
+    ------
+    ValueError
+        If matplotlib doesn't write the format.
+    OSError
+        If the folder is absent or can't be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        fig.savefig(partial, format=path.suffix.lstrip(".") or "png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _View:
+    """The canvas of an estimate as images are drawn on it: axes in micrometres, gaps in grey."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        coverage = estimate.coverage
+        enough = COVERED_SHARE * np.max(coverage, initial=0.0)
+        self.covered: BoolArray = np.asarray((coverage >= enough) & (coverage > 0))
+        rows, columns = estimate.object.shape
+        (y, x), pixel = estimate.origin_m, estimate.pixel_m
+        edges = (x - pixel / 2, x + (columns - 0.5) * pixel, y - pixel / 2, y + (rows - 0.5) * pixel)
+        self.extent_um = (1e6 * edges[0], 1e6 * edges[1], 1e6 * edges[2], 1e6 * edges[3])
+
+    def masked(self, image: FloatArray) -> np.ma.MaskedArray[Any, Any]:
+        return np.ma.masked_invalid(np.ma.array(image, mask=~self.covered))
+
+    def image(
+        self,
+        ax: Axes,
+        image: np.ma.MaskedArray[Any, Any],
+        title: str,
+        unit: str,
+        cmap: str,
+        limits: tuple[float, float] | None = None,
+    ) -> None:
+        from matplotlib import colormaps
+
+        low, high = limits or _limits(image)
+        colours = colormaps[cmap].with_extremes(bad=UNCOVERED)
+        drawn = ax.imshow(image, cmap=colours, vmin=low, vmax=high, extent=self.extent_um, origin="lower")
+        ax.set(title=title, xlabel="x (µm)", ylabel="y (µm)")
+        _colour_bar(ax, drawn, unit, 1.03)
+
+
+def _prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    if fig is None:
+        fig = Figure(figsize=size, dpi=100)
+    fig.clear()
+    fig.set_layout_engine("compressed", w_pad=0.1, h_pad=0.06)
+    return fig
+
+
+def _colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float) -> None:
+    # An inset is as high as the image, which a bar beside axes of fixed aspect is not.
+    ax.figure.colorbar(drawn, cax=ax.inset_axes((place, 0, 0.05, 1)), label=label)
+
+
+def _limits(image: np.ma.MaskedArray[Any, Any]) -> tuple[float, float]:
+    values = image.compressed()
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, PERCENTILES)
+    # An even image would otherwise show its rounding errors in full colour.
+    room = max(0.0, 1e-3 * max(abs(low), abs(high), 1e-9) - (high - low)) / 2
+    return float(low - room), float(high + room)
+
+
+def _phase_rad(image: ComplexArray, covered: BoolArray) -> FloatArray:
+    """Return the phase without the mean of the covered area, which no measurement fixes."""
+    mean = np.sum(image[covered], dtype=np.complex128)
+    return np.asarray(np.angle(image * (np.conj(mean) if mean else 1.0)))
+
+
+def _phase_scale(*phases_rad: np.ma.MaskedArray[Any, Any]) -> tuple[str, tuple[float, float]]:
+    """Choose a diverging scale around 0, or the whole circle in a cyclic one if a phase wraps."""
+    reach = max(0.01, *(abs(limit) for phase in phases_rad for limit in _limits(phase)))
+    return ("twilight", (-np.pi, np.pi)) if reach > 0.9 * np.pi else ("RdBu_r", (-reach, reach))
+
+
+def _draw_comparison(
+    view: _View, reference: ComplexArray, shown: ComplexArray, reference_axes: Axes, phase_axes: Axes, error_axes: Axes
+) -> tuple[str, tuple[float, float]]:
+    """Draw both phases on one scale and their difference; return the difference's scale."""
+    mean = np.sum(reference[view.covered], dtype=np.complex128)
+    gauge = np.conj(mean) if mean else 1.0
+    truth, found = view.masked(np.angle(reference * gauge)), view.masked(np.angle(shown * gauge))
+    scale = _phase_scale(truth, found)
+    error = view.masked(np.abs(np.angle(shown * np.conj(reference))))
+    error_scale = ("viridis", (0.0, _limits(error)[1]))
+    view.image(reference_axes, truth, "Reference phase", "rad", *scale)
+    view.image(phase_axes, found, "Reconstructed phase", "rad", *scale)
+    view.image(error_axes, error, "Absolute phase error", "rad", *error_scale)
+    return error_scale
+
+
+def _reasons(path_m: FloatArray, proposals: Sequence[Proposal] | None, tolerance_m: float) -> list[str]:
+    """Tell of each measured position which proposal's reason brought it there."""
+    from scipy.spatial import KDTree
+
+    chosen = [p for p in proposals or () if len(p.positions_m)]
+    if not chosen:
+        return ["measured"] * len(path_m)
+    names = [p.reason for p in chosen for _ in p.positions_m]
+    distance, index = KDTree(np.concatenate([p.positions_m for p in chosen])).query(path_m)
+    return [names[i] if d <= tolerance_m else "not proposed" for d, i in zip(distance, index, strict=True)]
+
+
+def _draw_path(ax: Axes, path_m: FloatArray, reasons: Sequence[str]) -> None:
+    """Draw the path as a line and its points, coloured by order, marked by reason."""
+    if not len(path_m):
+        return
+    x, y = 1e6 * path_m[:, 1], 1e6 * path_m[:, 0]
+    order = np.arange(1, len(path_m) + 1)
+    ax.plot(x, y, color=PATH_COLOUR, linewidth=0.7, zorder=2)
+    kinds = list(dict.fromkeys(reasons))
+    for k, kind in enumerate(kinds):
+        of_kind = np.array([reason == kind for reason in reasons])
+        points = ax.scatter(
+            x[of_kind],
+            y[of_kind],
+            c=order[of_kind],
+            cmap="plasma",
+            vmin=1,
+            vmax=max(2, len(path_m)),
+            s=18,
+            marker=MARKERS[k % len(MARKERS)],
+            edgecolors="white",
+            linewidths=0.4,
+            label=f"{kind} ({of_kind.sum()})",
+            zorder=3,
+        )
+    _colour_bar(ax, points, "order of measurement", 1.33)
+    if len(kinds) > 1:
+        # The pad, in font sizes, clears the ticks and the label of the axis.
+        ax.legend(
+            loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=3, fontsize="small", frameon=False
+        )
+
+
+def _draw_table(ax: Axes, table: Mapping[str, str]) -> None:
+    ax.set_axis_off()
+    # Each entry gets room by its length, so that long ones don't run into their neighbours.
+    room = np.array([max(len(name), 1.3 * len(value)) + 4 for name, value in table.items()])
+    places = (np.cumsum(room) - room / 2) / room.sum()
+    style: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "top"}
+    for place, (name, value) in zip(places, table.items(), strict=True):
+        ax.annotate(value, (place, 1), xytext=(0, 0), fontsize="large", fontweight="bold", **style)
+        ax.annotate(name, (place, 1), xytext=(0, -20), color="0.35", **style)
+
+
+def _frames(n: int) -> str:
+    return f"Reconstruction from {n} frame{'' if n == 1 else 's'}"

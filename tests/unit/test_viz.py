@@ -1,0 +1,166 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from bluesky_cdi import viz
+from bluesky_cdi.protocols import Estimate, Proposal
+
+PIXEL_M = 2e-8
+TABLE = {"frames": "9 of 20", "complex NRMSE": "0.100", "dose": "1.2e6 photons/µm²"}
+
+
+@pytest.fixture
+def estimate():
+    rng = np.random.default_rng(0)
+    shape = (60, 80)
+    y, x = np.indices(shape)
+    thickness = (np.sin(8 * np.arctan2(y - 30, x - 40)) > 0) & (np.hypot(y - 30, x - 40) < 20)
+    coverage = np.where((abs(y - 30) < 25) & (abs(x - 40) < 30), 500.0, 0.0)
+    path = np.array([(a, b) for a in (-2e-7, 0, 2e-7) for b in (-3e-7, 0, 3e-7)])
+    n = len(path)
+    return Estimate(
+        n_frames=n,
+        object=np.exp(1j * (0.7 - 0.9 * thickness + 0.05 * rng.normal(size=shape))).astype(np.complex64),
+        origin_m=(-6e-7, -8e-7),
+        pixel_m=PIXEL_M,
+        probe=np.ones((1, 8, 8), np.complex64),
+        std_amplitude=np.full(shape, 0.05, np.float32),
+        std_phase_rad=np.full(shape, 0.05, np.float32),
+        coverage=coverage.astype(np.float32),
+        frame_seq_nums=np.arange(1, n + 1),
+        positions_m=path,
+        embedding=np.zeros((n, 2), np.float32),
+        frame_uncertainty=np.ones(n, np.float32),
+        residual=np.ones(n, np.float32),
+        novelty=np.ones(n, np.float32),
+    )
+
+
+def panels(fig):
+    return {ax.get_title(): ax for ax in fig.axes if ax.get_title()}
+
+
+def shown(ax):
+    return ax.images[0]
+
+
+def test_import_loads_no_matplotlib():
+    code = "import sys, bluesky_cdi.viz; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_show_estimate_has_four_panels_in_micrometres(estimate):
+    fig = viz.show_estimate(estimate)
+    found = panels(fig)
+    assert list(found) == ["Amplitude", "Phase", "Predicted phase error", "Coverage and path"]
+    for ax in found.values():
+        assert shown(ax).get_extent() == pytest.approx([-0.81, 0.79, -0.61, 0.59])
+        assert ax.get_xlabel() == "x (µm)"
+        assert ax.get_aspect() == 1
+    assert fig.get_suptitle() == "Reconstruction from 9 frames"
+
+
+def test_uncovered_pixels_are_masked_and_the_mean_phase_is_gone(estimate):
+    phase = shown(panels(viz.show_estimate(estimate))["Phase"]).get_array()
+    assert np.array_equal(np.ma.getmaskarray(phase), estimate.coverage == 0)
+    assert np.angle(np.sum(np.exp(1j * phase.compressed()))) == pytest.approx(0, abs=1e-3)
+
+
+def test_path_is_drawn_where_it_was_measured_in_order(estimate):
+    ax = panels(viz.show_estimate(estimate))["Coverage and path"]
+    assert np.allclose(ax.lines[0].get_xydata(), 1e6 * estimate.positions_m[:, ::-1])
+    assert ax.collections[0].get_array().tolist() == list(range(1, 10))
+
+
+def test_a_given_figure_is_drawn_anew(estimate):
+    fig = Figure()
+    fig.subplots(3, 3)
+    assert viz.show_estimate(estimate, fig) is fig
+    assert viz.show_estimate(estimate, fig) is fig
+    assert len(panels(fig)) == 4
+
+
+def test_wrapping_phase_gets_a_cyclic_scale(estimate):
+    assert shown(panels(viz.show_estimate(estimate))["Phase"]).get_cmap().name == "RdBu_r"
+    y = np.indices(estimate.object.shape)[0]
+    winding = replace(estimate, object=np.exp(0.4j * y).astype(np.complex64))
+    image = shown(panels(viz.show_estimate(winding))["Phase"])
+    assert image.get_cmap().name == "twilight"
+    assert image.get_clim() == pytest.approx((-np.pi, np.pi))
+
+
+def test_an_estimate_without_coverage_or_path_is_drawn(estimate, tmp_path):
+    empty = replace(estimate, n_frames=0, coverage=0 * estimate.coverage, positions_m=np.empty((0, 2)))
+    viz.save_figure(viz.show_estimate(empty), tmp_path / "empty.png")
+
+
+def test_demo_compares_on_one_scale(estimate):
+    reference = np.exp(0.05j) * estimate.object
+    fig = viz.figure_demo(
+        estimate, reference, aligned=estimate.object, path_m=estimate.positions_m, table=TABLE, title="A star"
+    )
+    found = panels(fig)
+    assert list(found) == [
+        "Reference phase",
+        "Reconstructed phase",
+        "Absolute phase error",
+        "Reconstructed amplitude",
+        "Predicted phase error",
+        "Coverage and path",
+    ]
+    assert shown(found["Reference phase"]).get_clim() == shown(found["Reconstructed phase"]).get_clim()
+    error = shown(found["Absolute phase error"])
+    assert error.get_clim() == shown(found["Predicted phase error"]).get_clim()
+    assert error.get_array().compressed() == pytest.approx(0.05, abs=1e-5)
+    assert fig.get_suptitle() == "A star"
+    texts = {text.get_text() for ax in fig.axes for text in ax.texts}
+    assert texts == set(TABLE) | set(TABLE.values())
+
+
+def test_demo_marks_positions_by_reason(estimate):
+    path = estimate.positions_m
+    proposals = [
+        Proposal(path[:4] + 3e-9, np.ones(4), "sobol", "fill"),
+        Proposal(path[4:8], np.ones(4), "variance", "adapt"),
+        Proposal(np.empty((0, 2)), np.empty(0), "variance", "budget spent"),
+    ]
+    fig = viz.figure_demo(estimate, None, aligned=None, path_m=path, table=TABLE, title="t", proposals=proposals)
+    legend = panels(fig)["Coverage and path"].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["fill (4)", "adapt (4)", "not proposed (1)"]
+
+
+def test_nothing_in_the_demo_overlaps(estimate):
+    fig = viz.figure_demo(
+        estimate, estimate.object, aligned=estimate.object, path_m=estimate.positions_m, table=TABLE, title="A star"
+    )
+    fig.draw_without_rendering()
+    boxes = [ax.get_tightbbox() for ax in panels(fig).values()]
+    boxes += [text.get_window_extent() for ax in fig.axes for text in ax.texts]
+    for k, box in enumerate(boxes):
+        assert min(box.x0, box.y0) >= 0 and box.x1 <= 1600 and box.y1 <= 1000
+        assert not any(box.overlaps(other) for other in boxes[k + 1 :])
+
+
+def test_demo_refuses_another_canvas(estimate):
+    with pytest.raises(ValueError, match="reference must have the estimate's shape"):
+        viz.figure_demo(
+            estimate, np.ones((5, 5)), aligned=None, path_m=estimate.positions_m, table=TABLE, title="A star"
+        )
+
+
+def test_save_writes_all_or_nothing(estimate, tmp_path):
+    fig, path = viz.show_estimate(estimate), tmp_path / "figure.png"
+    viz.save_figure(fig, path)
+    before = path.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="nonsense"):
+        viz.save_figure(fig, tmp_path / "figure.nonsense")
+    fig.savefig = lambda partial, format: (partial.write_bytes(b"half"), 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        viz.save_figure(fig, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
