@@ -1,0 +1,170 @@
+"""From Bluesky documents to diffraction frames with their positions."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from event_model import EventModelError
+from jsonschema import ValidationError  # type: ignore[import-untyped]
+
+from bluesky_cdi.callbacks._run_feed import RunFeed
+from bluesky_cdi.callbacks._sink import FrameSink
+from bluesky_cdi.callbacks._stream_keys import KeyChoice
+from bluesky_cdi.errors import BlueskyCDIError, DocumentError
+
+logger = logging.getLogger(__name__)
+
+# What documents of a wrong form raise somewhere on their way; none of it may abort the scan that sent them.
+_BAD_INPUT = (
+    BlueskyCDIError, EventModelError, ValidationError,
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError,
+)  # fmt: skip
+
+# The field that names a document's parent, where the document doesn't name its run itself.
+_PARENT = {
+    "event": "descriptor",
+    "event_page": "descriptor",
+    "stream_datum": "descriptor",
+    "datum": "resource",
+    "datum_page": "resource",
+}
+
+
+class FrameAssembler:
+    """Joins each image with its position and hands the frames of a run to a sink.
+
+    A callback for ``RE.subscribe``. It takes images inside events and event pages, in HDF5 files
+    announced by StreamResource and StreamDatum, and in those of the older Resource and Datum;
+    positions in events or, for fly scans, in StreamDatum columns. A frame is held until its
+    position is known, whatever the order of the documents; of a `seq_num` that comes twice the
+    last one counts.
+
+    It computes nothing: a document costs a few dictionary look-ups and, once for each frame, the
+    reading of that frame from its file. Even so, subscribe it through
+    ``bluesky.callbacks.buffer.BufferingWrapper``, so that a slow file system can't slow the scan.
+
+    It never raises into the RunEngine, where an exception would abort the scan. Input that can't
+    be used is logged, kept in `error`, and told to the sink by one call of ``fail``; the rest of
+    that run is then left out, and the run itself goes on being recorded.
+
+    Runs may be interleaved, but one at a time is fed: a run that opens its stream while another
+    one is being fed is left out with a warning.
+
+    Parameters
+    ----------
+    sink : FrameSink
+        Receives the frames.
+    stream : str
+        Name of the stream that holds them.
+    image_key : str, optional
+        Data key of the image; without it, the only data key with one 2-D frame an event.
+    position_keys : tuple of str, optional
+        Data keys of the position, (y, x); without them, the start document's pair `motors`.
+        The data keys state the unit of length.
+    monitor_key : str, optional
+        Data key of the incident flux; without it, the start document's `monitor`, if it has one.
+
+    Attributes
+    ----------
+    error : BlueskyCDIError or None
+        What was wrong with the latest run: `DocumentError`, `FrameError` or `ScanFileError`.
+    """
+
+    def __init__(
+        self,
+        sink: FrameSink,
+        *,
+        stream: str = "primary",
+        image_key: str | None = None,
+        position_keys: tuple[str, str] | None = None,
+        monitor_key: str | None = None,
+    ) -> None:
+        self.error: BlueskyCDIError | None = None
+        self._sink = sink
+        self._stream = stream
+        self._choice = KeyChoice(image_key, position_keys, monitor_key)
+        self._feeds: dict[str, RunFeed] = {}
+        self._left_out: set[str] = set()
+        self._run_of: dict[str, str] = {}
+        self._orphans: defaultdict[str, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take one document of any open run."""
+        if name == "start":
+            self.error = None
+            self._feeds[doc["uid"]] = RunFeed(doc, self._stream, self._choice, self._sink)
+        elif name == "stop":
+            self._stop(doc)
+        else:
+            self._route(name, doc)
+
+    def _route(self, name: str, doc: Mapping[str, Any]) -> None:
+        run = self._run_uid(name, doc)
+        if run is None:
+            self._orphans[doc[_PARENT[name]]].append((name, doc))
+            return
+        if name in ("descriptor", "resource"):
+            self._run_of[doc["uid"]] = run
+        self._receive(run, name, doc)
+        for orphan in self._orphans.pop(doc.get("uid", ""), ()):
+            self._receive(run, *orphan)
+
+    def _run_uid(self, name: str, doc: Mapping[str, Any]) -> str | None:
+        """The run of a document; None while its parent hasn't come."""
+        if name in _PARENT:
+            return self._run_of.get(doc[_PARENT[name]])
+        # Resources of older schemas name no run: they belong to the latest one.
+        return doc.get("run_start") or next(reversed(self._feeds), None)
+
+    def _receive(self, run: str, name: str, doc: Mapping[str, Any]) -> None:
+        if run not in self._feeds or run in self._left_out:
+            return
+        if name == "descriptor" and doc["name"] == self._stream and self._another_is_fed(run):
+            logger.warning("run %s is left out of the reconstruction: another one is being fed", run)
+            self._left_out.add(run)
+            return
+        self._guard(run, name, self._feeds[run].receive, name, doc)
+
+    def _another_is_fed(self, run: str) -> bool:
+        return any(feed.started for uid, feed in self._feeds.items() if uid != run)
+
+    def _stop(self, doc: Mapping[str, Any]) -> None:
+        run = doc["run_start"]
+        feed = self._feeds.get(run)
+        if feed is None:
+            return
+        if run not in self._left_out:
+            self._guard(run, "stop", feed.finish, doc)
+        feed.close()
+        self._forget(run)
+        if feed.started:
+            self._sink.end_run(doc["exit_status"], doc.get("reason") or "")
+
+    def _forget(self, run: str) -> None:
+        del self._feeds[run]
+        self._left_out.discard(run)
+        self._run_of = {uid: owner for uid, owner in self._run_of.items() if owner != run}
+        if not self._feeds:
+            self._orphans.clear()
+
+    def _guard(self, run: str, name: str, step: Callable[..., None], *args: Any) -> None:
+        """Do a step; turn what goes wrong into one call of the sink's ``fail``."""
+        try:
+            step(*args)
+        except _BAD_INPUT as err:
+            self.error = err if isinstance(err, BlueskyCDIError) else _unreadable(name, err)
+            logger.error("run %s can't be reconstructed (it goes on being recorded): %s", run, self.error, exc_info=err)
+            self._left_out.add(run)
+            self._sink.fail(self.error)
+
+
+def _unreadable(name: str, err: Exception) -> DocumentError:
+    error = DocumentError(
+        f"a {name} document doesn't have the form that event-model describes: {type(err).__name__}: {err}. "
+        "Check the device that made it with event_model.schema_validators."
+    )
+    error.__cause__ = err
+    return error

@@ -1,0 +1,60 @@
+"""What a frame must be before anything is computed from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.errors import FrameError
+from bluesky_cdi.protocols import Frame
+
+
+def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
+    """Refuse a frame from which no image can come.
+
+    Parameters
+    ----------
+    frame : Frame
+    shape : tuple of int
+        (H, W) as the descriptor announced it.
+
+    Raises
+    ------
+    FrameError
+        If counts are of another shape, no real numbers, not finite or negative, if the position
+        is not finite, or if the monitor is not finite and positive.
+    """
+    counts, which = frame.counts, f"frame {frame.seq_num}"
+    if counts.shape != shape:
+        raise FrameError(
+            f"{which} must have the announced shape {shape}; it has {counts.shape}. "
+            "The detector's region of interest or binning must not change during a run."
+        )
+    if counts.dtype.kind not in "biuf":
+        raise FrameError(f"{which} must hold counts, real numbers; its type is {counts.dtype}. Check the image key.")
+    _check_counts(counts, which)
+    if not np.isfinite(frame.position_m).all():
+        raise FrameError(
+            f"{which} must have a finite position; it is {frame.position_m} m (y, x). Check the encoders' read-back."
+        )
+    if not (math.isfinite(frame.monitor) and frame.monitor > 0):
+        raise FrameError(
+            f"{which} must have a finite, positive monitor value; it is {frame.monitor}. "
+            "Was there beam? Suspend the scan without it, or choose another monitor."
+        )
+
+
+def _check_counts(counts: np.ndarray[Any, Any], which: str) -> None:
+    if counts.dtype.kind == "f" and not (finite := np.isfinite(counts)).all():
+        raise FrameError(
+            f"{which} must be finite; {int((~finite).sum())} of {counts.size} pixels are NaN or infinite. "
+            "Hand on raw counts; bad pixels belong into the mask."
+        )
+    if counts.dtype.kind in "if" and (low := counts.min()) < 0:
+        raise FrameError(
+            f"{which} must hold counts, which are not negative; its lowest value is {low}, in "
+            f"{int((counts < 0).sum())} of {counts.size} pixels. Hand on raw counts: no dark or background taken away, "
+            "flagged pixels (-1, -2) in the mask."
+        )

@@ -1,0 +1,224 @@
+"""One run: from its documents to frames."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from event_model import unpack_event_page
+
+from bluesky_cdi.callbacks._checks import check_frame
+from bluesky_cdi.callbacks._frame_files import FrameFiles
+from bluesky_cdi.callbacks._join import SeqNumJoin
+from bluesky_cdi.callbacks._sink import FrameSink
+from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
+from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.protocols import Frame, RunInfo
+
+logger = logging.getLogger(__name__)
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FileFrame:
+    """A frame that waits in its file."""
+
+    resource: Document
+    index: int
+
+
+class RunFeed:
+    """Turns the documents of one run into frames and hands them to a sink.
+
+    Parameters
+    ----------
+    start : Mapping
+        The run's start document.
+    stream : str
+        Name of the stream with the frames.
+    choice : KeyChoice
+    sink : FrameSink
+    """
+
+    def __init__(self, start: Document, stream: str, choice: KeyChoice, sink: FrameSink) -> None:
+        self.started = False
+        self._start = start
+        self._stream = stream
+        self._choice = choice
+        self._sink = sink
+        self._keys: StreamKeys | None = None
+        self._exposures_s: dict[str, float] = {}
+        self._exposure_of_event_s: dict[int, float] = {}
+        self._join = SeqNumJoin(())
+        self._files = FrameFiles()
+        self._resources: dict[str, Document] = {}
+        self._unread: defaultdict[str, list[Document]] = defaultdict(list)
+        self._descriptors: list[Document] = []
+        self._seq_num_of_datum: dict[str, int] = {}
+        self._normalize: Callable[[str, Document], None] | None = None
+
+    def receive(self, name: str, doc: Document) -> None:
+        """Take one document; those of older schemas are brought to StreamResource and StreamDatum first."""
+        if name == "event_page":
+            for event in unpack_event_page(doc):
+                self.receive("event", event)
+            return
+        if self._normalize is None and _is_legacy(name, doc):
+            self._normalize = self._normalizer()
+        if self._normalize is None:
+            self._accept(name, doc)
+            return
+        if name == "event" and self._keys is not None:
+            # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
+            for key in (self._keys.image, *self._keys.position, self._keys.monitor):
+                if isinstance(datum_id := doc["data"].get(key), str):
+                    self._seq_num_of_datum[datum_id] = doc["seq_num"]
+        self._normalize(name, doc)
+
+    def finish(self, stop: Document) -> None:
+        """Hand on what the last documents complete."""
+        self.receive("stop", stop)
+        for seq_num, parts in self._join.renewed():
+            self._hand_on(seq_num, parts)
+        if missing := self._join.incomplete():
+            logger.warning("%d event(s) lack their image or their position, the first is %d", len(missing), missing[0])
+
+    def close(self) -> None:
+        """Close the run's files."""
+        self._files.close()
+
+    def _accept(self, name: str, doc: Document) -> None:
+        match name:
+            case "descriptor":
+                self._descriptor(doc)
+            case "event":
+                self._event(doc)
+            case "stream_resource":
+                self._resources[doc["uid"]] = doc
+                for datum in self._unread.pop(doc["uid"], ()):
+                    self._stream_datum(datum)
+            case "stream_datum":
+                self._stream_datum(doc)
+
+    def _normalizer(self) -> Callable[[str, Document], None]:
+        from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
+
+        normalizer = RunNormalizer()
+        normalizer("start", self._start)
+        for descriptor in self._descriptors:
+            normalizer("descriptor", descriptor)
+        normalizer.subscribe(self._accept)
+        return normalizer  # type: ignore[no-any-return]
+
+    def _descriptor(self, doc: Document) -> None:
+        self._descriptors.append(doc)
+        if doc["name"] != self._stream:
+            return
+        keys = StreamKeys.from_documents(self._start, doc, self._choice)
+        self._exposures_s[doc["uid"]] = keys.exposure_s
+        if self._keys is not None:
+            _check_same_frames(self._keys, keys)
+            return
+        self._keys = keys
+        self._join = SeqNumJoin({"image", "y", "x"} | ({"monitor"} if keys.monitor else set()))
+        self._sink.start_run(
+            RunInfo(self._start["uid"], int(self._start.get("scan_id", 0)), self._start, keys.frame_shape)
+        )
+        self.started = True
+
+    def _event(self, doc: Document) -> None:
+        if doc["descriptor"] not in self._exposures_s:
+            return
+        parts = {part: doc["data"][key] for key, part in self._parts().items() if key in doc["data"]}
+        if "image" in parts:
+            parts["image"] = np.asarray(parts["image"])
+        self._add(doc["seq_num"], parts, doc["descriptor"])
+
+    def _stream_datum(self, doc: Document) -> None:
+        if doc["descriptor"] not in self._exposures_s:
+            return
+        resource = self._resources.get(doc["stream_resource"])
+        if resource is None:
+            self._unread[doc["stream_resource"]].append(doc)
+            return
+        part = self._parts().get(resource["data_key"])
+        if part is None:
+            return
+        seq_nums, start, stop = self._seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
+        values: list[Any]
+        if part == "image":
+            values = [FileFrame(resource, index) for index in range(start, stop)]
+        else:
+            values = list(self._files.column(resource, start, stop))
+        if len(seq_nums) != len(values):
+            raise DocumentError(
+                f"a stream_datum must have as many seq_nums as indices; that of {resource['data_key']!r} has "
+                f"{len(seq_nums)} for the {len(values)} rows from {start}. One frame belongs to one event."
+            )
+        for seq_num, value in zip(seq_nums, values, strict=True):
+            self._add(seq_num, {part: value}, doc["descriptor"])
+
+    def _seq_nums(self, doc: Document) -> range:
+        if (seq_num := self._seq_num_of_datum.get(doc["uid"])) is not None:
+            return range(seq_num, seq_num + 1)
+        return range(doc["seq_nums"]["start"], doc["seq_nums"]["stop"])
+
+    def _parts(self) -> dict[str | None, str]:
+        if self._keys is None:
+            return {}
+        y, x = self._keys.position
+        parts: dict[str | None, str] = {self._keys.image: "image", y: "y", x: "x"}
+        if self._keys.monitor is not None:
+            parts[self._keys.monitor] = "monitor"
+        return parts
+
+    def _add(self, seq_num: int, parts: Mapping[str, Any], descriptor: str) -> None:
+        self._exposure_of_event_s[seq_num] = self._exposures_s[descriptor]
+        complete = self._join.add(seq_num, parts)
+        if complete is not None:
+            self._hand_on(seq_num, complete)
+
+    def _hand_on(self, seq_num: int, parts: Mapping[str, Any]) -> None:
+        if self._keys is None:
+            return
+        image = parts["image"]
+        frame = Frame(
+            seq_num=seq_num,
+            position_m=np.array([float(parts["y"]), float(parts["x"])]) * self._keys.metres_per,
+            counts=self._files.frame(image.resource, image.index) if isinstance(image, FileFrame) else _squeezed(image),
+            exposure_s=self._exposure_of_event_s[seq_num],
+            monitor=float(parts.get("monitor", 1.0)),
+        )
+        check_frame(frame, self._keys.frame_shape)
+        self._sink.put(frame)
+
+
+def _squeezed(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(1, H, W) -> (H, W); any other shape is left to the check."""
+    return image[0] if image.ndim == 3 and image.shape[0] == 1 else image
+
+
+def _is_legacy(name: str, doc: Document) -> bool:
+    """Whether a document needs the conversion to StreamResource and StreamDatum."""
+    match name:
+        case "resource" | "datum" | "datum_page":
+            return True
+        case "stream_resource":
+            return "mimetype" not in doc
+        case "descriptor":
+            external = (key.get("external") for key in doc["data_keys"].values() if "external" in key)
+            return any(not str(value).startswith("STREAM:") for value in external)
+    return False
+
+
+def _check_same_frames(old: StreamKeys, new: StreamKeys) -> None:
+    if replace(new, exposure_s=old.exposure_s) != old:
+        raise DocumentError(
+            f"only the exposure of a stream's frames may change during a run; they were announced as {old}, "
+            f"and now as {new}. Take the others in a run of their own."
+        )

@@ -1,0 +1,686 @@
+"""The assembler: every way that frames travel gives the same frames, and no fault of the input reaches the scan."""
+
+import os
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import event_model
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+from bluesky import RunEngine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ophyd.sim import SynAxis
+
+from bluesky_cdi.callbacks import FrameAssembler, FrameSink
+from bluesky_cdi.callbacks._frame_files import path_of
+from bluesky_cdi.callbacks._join import SeqNumJoin
+from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
+
+N, H, W = 4, 6, 8
+FRAMES = np.random.default_rng(0).poisson(20.0, (N, H, W)).astype(np.uint16)
+POSITIONS_UM = np.random.default_rng(1).uniform(-5, 5, (N, 2))
+EXPOSURE_S = 0.25
+ORDERS = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class RecordingSink:
+    def __init__(self):
+        self.calls = []
+        self.infos, self.puts, self.ends, self.errors = [], [], [], []
+
+    def start_run(self, info):
+        self.calls.append("start_run")
+        self.infos.append(info)
+
+    def put(self, frame):
+        self.calls.append("put")
+        self.puts.append(frame)
+
+    def end_run(self, exit_status, reason):
+        self.calls.append("end_run")
+        self.ends.append((exit_status, reason))
+
+    def fail(self, error):
+        self.calls.append("fail")
+        self.errors.append(error)
+
+    @property
+    def frames(self):
+        """The last frame of each seq_num."""
+        return {frame.seq_num: frame for frame in self.puts}
+
+
+def write_frames(path: Path, frames=FRAMES, **options) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("/entry/data/data", data=frames, chunks=(1, *frames.shape[1:]), **options)
+        file["/entry/y"], file["/entry/x"] = POSITIONS_UM.T
+    return path
+
+
+class Run:
+    """Composes the documents of a run by hand."""
+
+    def __init__(self, image=None, position=None, **metadata):
+        self.bundle = event_model.compose_run(metadata={"motors": ["y", "x"], "scan_id": 7} | metadata)
+        number = {"source": "test", "dtype": "number", "shape": [], "units": "um"} | (position or {})
+        frame = {"source": "test", "dtype": "array", "shape": [H, W]} | (image or {})
+        keys = {"det_image": frame, "y": number, "x": number}
+        exposure = {"det_exposure_time": {"source": "test", "dtype": "number", "shape": []}}
+        self.stream = self.bundle.compose_descriptor(
+            name="primary",
+            data_keys=keys,
+            object_keys={"det": ["det_image"], "y": ["y"], "x": ["x"]},
+            configuration={
+                "det": {
+                    "data": {"det_exposure_time": EXPOSURE_S},
+                    "timestamps": {"det_exposure_time": 0.0},
+                    "data_keys": exposure,
+                }
+            },
+        )
+        self.start, self.descriptor = ("start", self.bundle.start_doc), ("descriptor", self.stream.descriptor_doc)
+
+    def event(self, seq_num, filled=None, **data):
+        stamps = dict.fromkeys(data, 0.0)
+        return "event", self.stream.compose_event(data=data, timestamps=stamps, seq_num=seq_num, filled=filled or {})
+
+    def position_event(self, seq_num, position_um):
+        return self.event(seq_num, y=position_um[0], x=position_um[1])
+
+    def resource(self, path, key="det_image", dataset="/entry/data/data"):
+        return self.bundle.compose_stream_resource(
+            mimetype="application/x-hdf5",
+            uri="file://localhost" + path.as_uri().removeprefix("file://"),
+            data_key=key,
+            parameters={"dataset": dataset},
+        )
+
+    def datum(self, resource, index, seq_num, n=1):
+        return "stream_datum", resource.compose_stream_datum(
+            indices={"start": index, "stop": index + n},
+            seq_nums={"start": seq_num, "stop": seq_num + n},
+            descriptor=self.descriptor[1],
+        )
+
+    def stop(self):
+        return "stop", self.bundle.compose_stop()
+
+
+def inline_documents(_path=None):
+    run = Run()
+    events = [run.event(k + 1, det_image=FRAMES[k], y=p[0], x=p[1]) for k, p in enumerate(POSITIONS_UM)]
+    return [run.start, run.descriptor, *events, run.stop()]
+
+
+def list_documents(_path=None):
+    """Inline arrays as lists, shape (1, H, W), in an event page."""
+    run = Run(image={"shape": [1, H, W]})
+    events = [
+        run.event(k + 1, det_image=FRAMES[k][None].tolist(), y=p[0], x=p[1])[1] for k, p in enumerate(POSITIONS_UM)
+    ]
+    return [run.start, run.descriptor, ("event_page", event_model.pack_event_page(*events)), run.stop()]
+
+
+def stream_documents(path):
+    run = Run(image={"external": "STREAM:"})
+    resource = run.resource(path)
+    middle = [("stream_resource", resource.stream_resource_doc)]
+    for k, position in enumerate(POSITIONS_UM):
+        middle += [run.datum(resource, k, k + 1), run.position_event(k + 1, position)]
+    return [run.start, run.descriptor, *middle, run.stop()]
+
+
+def fly_documents(path):
+    """No events: image and positions are all StreamDatum columns, in two batches."""
+    external = {"external": "STREAM:"}
+    run = Run(image=external, position=external)
+    places = {"det_image": "/entry/data/data", "y": "/entry/y", "x": "/entry/x"}
+    resources = {key: run.resource(path, key, place) for key, place in places.items()}
+    middle = [("stream_resource", resource.stream_resource_doc) for resource in resources.values()]
+    for first, n in ((0, 1), (1, N - 1)):
+        middle += [run.datum(resource, first, first + 1, n) for resource in resources.values()]
+    return [run.start, run.descriptor, *middle, run.stop()]
+
+
+def legacy_documents(path, kwargs="point_number"):
+    run = Run(image={"external": "FILESTORE:"})
+    resource = run.bundle.compose_resource(
+        spec="AD_HDF5", root=str(path.parent), resource_path=path.name, resource_kwargs={"frame_per_point": 1}
+    )
+    middle = [("resource", resource.resource_doc)]
+    for k, position in enumerate(POSITIONS_UM):
+        datum = resource.compose_datum(datum_kwargs={kwargs: k})
+        event = run.event(
+            k + 1, det_image=datum["datum_id"], y=position[0], x=position[1], filled={"det_image": False}
+        )
+        middle += [("datum", datum), event]
+    return [run.start, run.descriptor, *middle, run.stop()]
+
+
+WAYS = {
+    "inline": inline_documents,
+    "page of lists": list_documents,
+    "stream": stream_documents,
+    "fly": fly_documents,
+    "legacy": legacy_documents,
+}
+
+
+def feed(documents, **options) -> tuple[RecordingSink, FrameAssembler]:
+    sink = RecordingSink()
+    assembler = FrameAssembler(sink, **options)
+    for name, doc in documents:
+        assembler(name, doc)
+    return sink, assembler
+
+
+def assert_the_frames(sink, frames=FRAMES, positions_um=POSITIONS_UM):
+    assert not sink.errors
+    assert sorted(sink.frames) == list(range(1, len(frames) + 1))
+    for seq_num, frame in sink.frames.items():
+        np.testing.assert_array_equal(frame.counts, frames[seq_num - 1])
+        np.testing.assert_allclose(frame.position_m, positions_um[seq_num - 1] * 1e-6, rtol=1e-12)
+        assert frame.exposure_s == EXPOSURE_S
+        assert frame.monitor == 1.0
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_frames(tmp_path_factory.mktemp("frames") / "a scan #1 (50 %).h5")
+
+
+class TestWays:
+    @pytest.mark.parametrize("way", WAYS)
+    def test_identical_frames(self, way, path):
+        sink, assembler = feed(WAYS[way](path))
+        assert_the_frames(sink)
+        assert sink.calls == ["start_run", *["put"] * N, "end_run"]
+        assert sink.ends == [("success", "")]
+        assert assembler.error is None
+
+    def test_run_info(self, path):
+        documents = stream_documents(path)
+        (info,) = feed(documents)[0].infos
+        start = documents[0][1]
+        assert (info.uid, info.scan_id, info.frame_shape) == (start["uid"], 7, (H, W))
+        assert info.metadata["motors"] == ["y", "x"]
+
+    def test_sink_protocol(self):
+        assert isinstance(RecordingSink(), FrameSink)
+
+    @pytest.mark.parametrize("kwargs", ["point_number", "frame", "other"])
+    def test_legacy_datum_kwargs(self, path, kwargs):
+        assert_the_frames(feed(legacy_documents(path, kwargs))[0])
+
+    def test_leading_axis_in_the_file(self, tmp_path):
+        assert_the_frames(feed(stream_documents(write_frames(tmp_path / "a.h5", FRAMES[:, None])))[0])
+
+    def test_compressed(self, tmp_path):
+        assert_the_frames(feed(stream_documents(write_frames(tmp_path / "a.h5", **hdf5plugin.Bitshuffle())))[0])
+
+    def test_files_are_closed_at_stop(self, path):
+        def is_open():
+            return any(os.path.realpath(link) == str(path) for link in Path("/proc/self/fd").iterdir())
+
+        if not os.path.isdir("/proc/self/fd"):
+            pytest.skip("needs /proc")
+        documents = stream_documents(path)
+        assembler = FrameAssembler(RecordingSink())
+        for document in documents[:-1]:
+            assembler(*document)
+        assert is_open()
+        assembler(*documents[-1])
+        assert not is_open()
+
+    def test_file_still_being_written(self, tmp_path):
+        """Single writer, multiple readers: each frame is there as soon as it is announced."""
+        run, sink = Run(image={"external": "STREAM:"}), RecordingSink()
+        assembler = FrameAssembler(sink)
+        with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+            data = file.create_dataset("/entry/data/data", (0, H, W), "u2", maxshape=(None, H, W), chunks=(1, H, W))
+            file.swmr_mode = True
+            resource = run.resource(tmp_path / "a.h5")
+            for document in (run.start, run.descriptor, ("stream_resource", resource.stream_resource_doc)):
+                assembler(*document)
+            for k in range(N):
+                data.resize(k + 1, axis=0)
+                data[k] = FRAMES[k]
+                data.flush()
+                assembler(*run.datum(resource, k, k + 1))
+                assembler(*run.position_event(k + 1, POSITIONS_UM[k]))
+                assert len(sink.puts) == k + 1
+            assembler(*run.stop())
+        assert_the_frames(sink)
+
+    @pytest.mark.parametrize(
+        ("uri", "expected"),
+        [
+            ("file:///data/a.h5", "/data/a.h5"),
+            ("file://localhost/data/a%20b.h5", "/data/a b.h5"),
+            ("file://host.lab.org/d/50%25%23.h5", "/d/50%#.h5"),
+            ("file:/data/a.h5", "/data/a.h5"),
+            ("file://localhost/not encoded #1 (50 %).h5", "/not encoded #1 (50 %).h5"),
+        ],
+    )
+    def test_uris(self, uri, expected):
+        assert path_of(uri) == expected
+
+    def test_uri_that_only_looks_encoded(self, tmp_path):
+        (tmp_path / "a%20b.h5").touch()
+        assert path_of(f"file://localhost{tmp_path}/a%20b.h5") == f"{tmp_path}/a%20b.h5"
+        (tmp_path / "a b.h5").touch()
+        assert path_of(f"file://localhost{tmp_path}/a%20b.h5") == f"{tmp_path}/a b.h5"
+
+    def test_no_file_uri(self):
+        with pytest.raises(ScanFileError, match="opened here"):
+            path_of("http://localhost/a.h5")
+
+
+class TestOrder:
+    """Everything between start and stop may come in any order, the descriptor included."""
+
+    @settings(ORDERS, max_examples=25)
+    @given(data=st.data())
+    @pytest.mark.parametrize("way", ["inline", "stream", "fly", "legacy"])
+    def test_any_order(self, way, path, data):
+        start, *middle, stop = WAYS[way](path)
+        sink, _ = feed([start, *data.draw(st.permutations(middle)), stop])
+        assert_the_frames(sink)
+        assert sink.calls[0] == "start_run" and sink.calls[-1] == "end_run"
+
+    @settings(ORDERS, max_examples=60)
+    @given(data=st.data())
+    def test_point_taken_twice(self, path, data):
+        """Event 2 is taken again (slot 3 of the file); images and events keep their own order, nothing else does."""
+        run = Run(image={"external": "STREAM:"})
+        resource = run.resource(path)
+        images = [run.datum(resource, 0, 1), run.datum(resource, 1, 2), run.datum(resource, 2, 2)]
+        events = [run.position_event(s, POSITIONS_UM[k]) for k, s in enumerate((1, 2, 2))]
+        source = [("stream_resource", resource.stream_resource_doc)]
+        queues = {"i": iter(images), "e": iter(events), "s": iter(source), "d": iter([run.descriptor])}
+        order = data.draw(st.permutations("iiieeesd"))
+        sink, _ = feed([run.start, *(next(queues[kind]) for kind in order), run.stop()])
+        assert_the_frames(sink, FRAMES[[0, 2]], POSITIONS_UM[[0, 2]])
+
+    def test_inline_point_taken_twice(self):
+        run = Run()
+        events = [
+            run.event(s, det_image=FRAMES[k], y=POSITIONS_UM[k][0], x=POSITIONS_UM[k][1])
+            for k, s in enumerate((1, 2, 2))
+        ]
+        sink, _ = feed([run.start, run.descriptor, *events, run.stop()])
+        assert len(sink.puts) == 3
+        assert_the_frames(sink, FRAMES[[0, 2]], POSITIONS_UM[[0, 2]])
+
+    def test_legacy_point_taken_twice(self, path):
+        """The file's slot and the event's number are out of step after the second taking."""
+        run = Run(image={"external": "FILESTORE:"})
+        resource = run.bundle.compose_resource(
+            spec="AD_HDF5", root=str(path.parent), resource_path=path.name, resource_kwargs={}
+        )
+        documents = [run.start, run.descriptor, ("resource", resource.resource_doc)]
+        for k, seq_num in enumerate((1, 1, 2)):
+            datum = resource.compose_datum(datum_kwargs={"point_number": k})
+            y, x = POSITIONS_UM[k]
+            event = run.event(seq_num, det_image=datum["datum_id"], y=y, x=x, filled={"det_image": False})
+            documents += [("datum", datum), event]
+        assert_the_frames(feed([*documents, run.stop()])[0], FRAMES[[1, 2]], POSITIONS_UM[[1, 2]])
+
+    def test_frames_without_position_are_held_and_told(self, path, caplog):
+        documents = [d for d in stream_documents(path) if d[0] != "event"]
+        sink, _ = feed(documents)
+        assert sink.calls == ["start_run", "end_run"]
+        assert "4 event(s) lack their image or their position" in caplog.text
+
+    def test_join_keeps_no_arrays(self):
+        join = SeqNumJoin({"a", "b"})
+        assert join.add(1, {"a": np.ones(3)}) is None
+        assert set(join.add(1, {"b": 2.0})) == {"a", "b"}
+        assert not any(isinstance(v, np.ndarray) for v in join._values[1].values())
+
+
+class TestRuns:
+    def test_runs_one_after_the_other(self, path):
+        sink, _ = feed([*stream_documents(path), *inline_documents()])
+        assert sink.calls == ["start_run", *["put"] * N, "end_run"] * 2
+        assert sink.infos[0].uid != sink.infos[1].uid
+
+    def test_interleaved_run_is_left_out(self, path, caplog):
+        fed, left_out = stream_documents(path), stream_documents(path)
+        documents = [pair for pairs in zip(fed, left_out, strict=True) for pair in pairs]
+        sink, assembler = feed(documents)
+        assert_the_frames(sink)
+        assert sink.calls == ["start_run", *["put"] * N, "end_run"]
+        assert f"run {left_out[0][1]['uid']} is left out" in caplog.text
+        assert assembler.error is None
+
+    def test_no_frames(self):
+        run = event_model.compose_run()
+        keys = {"t": {"source": "t", "dtype": "number", "shape": []}}
+        baseline = run.compose_descriptor(name="baseline", data_keys=keys)
+        documents = [("start", run.start_doc), ("descriptor", baseline.descriptor_doc), ("stop", run.compose_stop())]
+        sink, assembler = feed(documents)
+        assert sink.calls == []
+        assert assembler.error is None
+
+    def test_abort_is_told(self):
+        *documents, _ = inline_documents()
+        stop = {"run_start": documents[0][1]["uid"], "exit_status": "abort", "reason": "by hand"}
+        assert feed([*documents, ("stop", stop)])[0].ends == [("abort", "by hand")]
+
+    def test_error_is_forgotten_at_the_next_start(self):
+        bad = Run(image={"shape": [5]})
+        sink, assembler = feed([bad.start, bad.descriptor, bad.stop()])
+        assert isinstance(assembler.error, DocumentError)
+        for document in inline_documents():
+            assembler(*document)
+        assert assembler.error is None
+        assert sink.calls == ["fail", "start_run", *["put"] * N, "end_run"]
+
+    def test_documents_of_unknown_runs(self):
+        *_, event, stop = inline_documents()
+        assert feed([event, stop])[0].calls == []
+
+
+class TestReconfigured:
+    """A device configured anew during a run opens a second descriptor of the same stream."""
+
+    def second_descriptor(self, run, **changes):
+        second = {**run.descriptor[1], "uid": "second"}
+        det = second["configuration"]["det"]
+        second["configuration"] = {"det": {**det, "data": {"det_exposure_time": 0.5}}}
+        second["data_keys"] = {**second["data_keys"], **changes}
+        return "descriptor", second
+
+    def event_of_second(self, run):
+        name, doc = run.event(2, det_image=FRAMES[1], y=1.0, x=2.0)
+        return name, {**doc, "descriptor": "second"}
+
+    def test_exposure_may_change(self):
+        run = Run()
+        first = run.event(1, det_image=FRAMES[0], y=1.0, x=2.0)
+        rest = [self.second_descriptor(run), self.event_of_second(run), run.stop()]
+        sink, _ = feed([run.start, run.descriptor, first, *rest])
+        assert sink.calls == ["start_run", "put", "put", "end_run"]
+        assert [frame.exposure_s for frame in sink.puts] == [EXPOSURE_S, 0.5]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"det_image": {"source": "test", "dtype": "array", "shape": [H, 2 * W]}},
+            {"y": {"source": "test", "dtype": "number", "shape": [], "units": "mm"}},
+        ],
+    )
+    def test_nothing_else_may(self, changes):
+        run = Run()
+        sink, _ = feed([run.start, run.descriptor, self.second_descriptor(run, **changes), run.stop()])
+        with pytest.raises(DocumentError, match="only the exposure"):
+            raise sink.errors[0]
+        assert sink.calls == ["start_run", "fail", "end_run"]
+
+
+class TestKeys:
+    def test_options(self):
+        run = event_model.compose_run(metadata={"motors": ["a", "b"], "scan_id": 1})
+        frame = {"source": "t", "dtype": "array", "shape": [H, W]}
+        number = {"source": "t", "dtype": "number", "shape": []}
+        stream = run.compose_descriptor(
+            name="flight",
+            data_keys={
+                "near": frame,
+                "far": frame,
+                "py": number | {"units": "mm"},
+                "px": number | {"units": "nm"},
+                "i0": number,
+            },
+        )
+        data = {"near": FRAMES[0], "far": FRAMES[1], "py": 2.0, "px": 3.0, "i0": 0.5}
+        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0))
+        sink, _ = feed(
+            [("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("event", event)],
+            stream="flight",
+            image_key="far",
+            position_keys=("py", "px"),
+            monitor_key="i0",
+        )
+        (frame,) = sink.puts
+        np.testing.assert_array_equal(frame.counts, FRAMES[1])
+        np.testing.assert_allclose(frame.position_m, [2e-3, 3e-9])
+        assert frame.monitor == 0.5
+        assert np.isnan(frame.exposure_s)
+
+    def test_read_back_from_hints(self):
+        run = event_model.compose_run(metadata={"motors": ["my", "mx"], "scan_id": 1, "monitor": "i0"})
+        number = {"source": "t", "dtype": "number", "shape": [], "units": "um"}
+        stream = run.compose_descriptor(
+            name="primary",
+            data_keys={"img": {"source": "t", "dtype": "array", "shape": [H, W]}}
+            | dict.fromkeys(("my_readback", "my_setpoint", "mx_readback", "i0"), number),
+            hints={"my": {"fields": ["my_readback"]}, "mx": {"fields": ["mx_readback"]}},
+        )
+        data = {"img": FRAMES[0], "my_readback": 1.0, "my_setpoint": 9.0, "mx_readback": 2.0, "i0": 3.0}
+        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0))
+        sink, _ = feed([("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("event", event)])
+        np.testing.assert_allclose(sink.puts[0].position_m, [1e-6, 2e-6])
+        assert sink.puts[0].monitor == 3.0
+
+
+class Axis(SynAxis):
+    units = "um"
+
+    def describe(self):
+        return {key: value | ({"units": self.units} if self.units else {}) for key, value in super().describe().items()}
+
+
+class Detector:
+    """Reads prepared frames, inside the event or from a file."""
+
+    parent = None
+
+    def __init__(self, frames=FRAMES, keys=("det_image",), path=None, shape=(H, W), i0=None):
+        self.name, self.frames, self.keys, self.path, self.shape, self.i0 = "det", frames, keys, path, shape, i0
+        self.taken = 0
+        self.resource = None
+
+    def describe(self):
+        key = {"source": "test", "dtype": "array", "shape": list(self.shape)}
+        key |= {"external": "STREAM:"} if self.path else {}
+        number = {"source": "test", "dtype": "number", "shape": []}
+        return dict.fromkeys(self.keys, key) | ({"i0": number} if self.i0 is not None else {})
+
+    def read(self):
+        self.taken += 1
+        values = {} if self.path else dict.fromkeys(self.keys, self.frames[self.taken - 1])
+        values |= {"i0": self.i0} if self.i0 is not None else {}
+        return {key: {"value": value, "timestamp": 0.0} for key, value in values.items()}
+
+    def get_index(self):
+        return self.taken
+
+    def collect_asset_docs(self, index=None):
+        if self.path is None:
+            return
+        if self.resource is None:
+            self.resource = event_model.compose_stream_resource(
+                mimetype="application/x-hdf5",
+                uri=self.path.as_uri(),
+                data_key="det_image",
+                parameters={"dataset": "/entry/data/data"},
+            )
+            yield "stream_resource", self.resource.stream_resource_doc
+        yield "stream_datum", self.resource.compose_stream_datum(indices={"start": self.taken - 1, "stop": self.taken})
+
+
+def scan(detector, y, x, positions=POSITIONS_UM, md=None):
+    yield from bp.list_scan([detector], y, list(positions[:, 0]), x, list(positions[:, 1]), md=md)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = RunEngine({}, call_returns_result=True)
+    yield engine
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()
+
+
+@contextmanager
+def assembled(engine, **options):
+    """An assembler subscribed to the RunEngine itself, where an exception would abort the scan."""
+    sink, documents = RecordingSink(), defaultdict(list)
+    assembler = FrameAssembler(sink, **options)
+    tokens = [engine.subscribe(assembler), engine.subscribe(lambda name, doc: documents[name].append(doc))]
+    try:
+        yield SimpleNamespace(sink=sink, assembler=assembler, documents=documents)
+    finally:
+        for token in tokens:
+            engine.unsubscribe(token)
+
+
+def spoilt(value, dtype=float, frame=2):
+    frames = FRAMES.astype(dtype)
+    frames[frame, 1, 1] = value
+    return frames
+
+
+class TestRunEngine:
+    """Under a RunEngine: the frames of a good scan, and one clear error of a bad one, which is still recorded."""
+
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_good_scan(self, engine, path, in_file):
+        with assembled(engine) as got:
+            engine(scan(Detector(path=path if in_file else None), Axis(name="y"), Axis(name="x")))
+        assert len(got.sink.puts) == N
+        for frame, counts, position_um in zip(got.sink.puts, FRAMES, POSITIONS_UM, strict=True):
+            np.testing.assert_array_equal(frame.counts, counts)
+            np.testing.assert_allclose(frame.position_m, position_um * 1e-6)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "match", "n_before"),
+        [
+            ({"frames": spoilt(np.nan)}, FrameError, "frame 3 must be finite; 1 of 48 pixels", 2),
+            ({"frames": spoilt(np.inf)}, FrameError, "frame 3 must be finite", 2),
+            ({"frames": spoilt(-2, int)}, FrameError, "frame 3 must hold counts.*lowest value is -2", 2),
+            ({"frames": spoilt(-0.5)}, FrameError, "not negative", 2),
+            ({"frames": np.ones((N, H, W), complex)}, FrameError, "its type is complex", 0),
+            ({"frames": FRAMES[:, :-1]}, FrameError, r"announced shape \(6, 8\); it has \(5, 8\)", 0),
+            ({"keys": ()}, DocumentError, "exactly one data key .* it has 0: none .*image_key", 0),
+            ({"keys": ("a", "b")}, DocumentError, "it has 2: a, b .*option image_key", 0),
+            ({"i0": 0.0}, FrameError, "frame 1 must have a finite, positive monitor", 0),
+        ],
+    )
+    def test_unusable_frames(self, engine, options, error, match, n_before):
+        md = {"monitor": "i0"} if "i0" in options else None
+        with assembled(engine) as got:
+            engine(scan(Detector(**options), Axis(name="y"), Axis(name="x"), md=md))
+        self.assert_failed_once(got, error, match, n_before)
+
+    def test_missing_unit(self, engine):
+        y = Axis(name="y")
+        y.units = None
+        with assembled(engine) as got:
+            engine(scan(Detector(), y, Axis(name="x")))
+        self.assert_failed_once(got, DocumentError, "'y' must state a unit of length", 0)
+
+    def test_one_motor(self, engine):
+        y = Axis(name="y")
+        with assembled(engine) as got:
+            engine(bp.list_scan([Detector()], y, list(range(N))))
+        self.assert_failed_once(got, DocumentError, r"pair \(y, x\); the run names 1 motors: y", 0)
+
+    def test_position_not_read(self, engine):
+        @bpp.run_decorator(md={"motors": ["y", "x"]})
+        def plan(detector):
+            for _ in range(N):
+                yield from bps.trigger_and_read([detector])
+
+        with assembled(engine) as got:
+            engine(plan(Detector()))
+        self.assert_failed_once(got, DocumentError, "must hold the position of 'y'.*position_keys", 0)
+
+    def test_position_not_finite(self, engine):
+        positions = POSITIONS_UM.copy()
+        positions[1, 0] = np.nan
+        with assembled(engine) as got:
+            engine(scan(Detector(), Axis(name="y"), Axis(name="x"), positions))
+        self.assert_failed_once(got, FrameError, "frame 2 must have a finite position", 1)
+
+    def test_unknown_keys_of_the_options(self, engine):
+        with assembled(engine, image_key="eiger") as got:
+            engine(scan(Detector(), Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, DocumentError, "image_key='eiger'; .* det_image", 0)
+        with assembled(engine, monitor_key="i1") as got:
+            engine(scan(Detector(), Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, DocumentError, "monitor 'i1' must be a data key", 0)
+
+    def test_truncated_file(self, engine, tmp_path, path):
+        whole = path.read_bytes()
+        (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+        with assembled(engine) as got:
+            engine(scan(Detector(path=tmp_path / "cut.h5"), Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, ScanFileError, "can't read /entry/data/data of file:.*cut.h5", 0)
+
+    def test_absent_file(self, engine, tmp_path):
+        with assembled(engine) as got:
+            engine(scan(Detector(path=tmp_path / "none.h5"), Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, ScanFileError, "can't read .*none.h5", 0)
+
+    def test_file_of_other_layout(self, engine, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["/entry/data/frames"] = FRAMES
+        with assembled(engine) as got:
+            engine(scan(Detector(path=tmp_path / "a.h5"), Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, ScanFileError, "can't read /entry/data/data", 0)
+
+    def test_file_with_too_few_frames(self, engine, tmp_path):
+        with assembled(engine) as got:
+            detector = Detector(path=write_frames(tmp_path / "a.h5", FRAMES[:2]))
+            engine(scan(detector, Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, ScanFileError, "announce rows 2 to 2 of .*, which holds 2", 2)
+
+    def test_several_frames_an_event(self, engine, tmp_path):
+        with assembled(engine) as got:
+            detector = Detector(path=write_frames(tmp_path / "a.h5", np.stack([FRAMES, FRAMES], axis=1)))
+            engine(scan(detector, Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, ScanFileError, r"must have the shape \(n, H, W\)", 0)
+
+    @staticmethod
+    def assert_failed_once(got, error, match, n_before):
+        (stop,) = got.documents["stop"]
+        assert stop["exit_status"] == "success"
+        assert stop["num_events"]["primary"] == N
+        assert len(got.sink.errors) == 1
+        with pytest.raises(error, match=match):
+            raise got.sink.errors[0]
+        assert got.assembler.error is got.sink.errors[0]
+        puts = ["put"] * n_before
+        assert got.sink.calls in (["fail"], ["start_run", *puts, "fail", "end_run"])
+        assert len(got.sink.puts) == n_before
+
+
+def test_document_of_wrong_form():
+    run = Run()
+    descriptor = {key: value for key, value in run.descriptor[1].items() if key != "data_keys"}
+    sink, _ = feed([run.start, ("descriptor", descriptor), run.stop()])
+    with pytest.raises(DocumentError, match="a descriptor document doesn't have the form"):
+        raise sink.errors[0]
+    assert sink.calls == ["fail"]
+
+
+def test_frame_of_another_kind_of_file(path):
+    documents = stream_documents(path)
+    documents = [
+        (name, doc | {"mimetype": "multipart/related;type=image/tiff"} if name == "stream_resource" else doc)
+        for name, doc in documents
+    ]
+    sink, _ = feed(documents)
+    with pytest.raises(ScanFileError, match="Set the detector's file writer to HDF5"):
+        raise sink.errors[0]
