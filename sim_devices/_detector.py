@@ -1,0 +1,208 @@
+"""Area detector."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ophyd import Component, Device, Signal
+from ophyd.status import DeviceStatus
+
+from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.sim_devices._beam import Beam, Shot
+from bluesky_cdi.sim_devices._errors import NotStagedError
+from bluesky_cdi.sim_devices._frame_file import FrameFile
+from bluesky_cdi.sim_devices._signals import BoundedSignal
+from bluesky_cdi.sim_devices._source import Counts, FrameSource
+
+FrameMode = Literal["file", "inline"]
+# Readers of a file's address disagree on these: some decode them, some take them as they are.
+UNUSABLE_IN_URI = "%?#"
+
+
+class SimAreaDetector(Device):  # type: ignore[misc]
+    """Detector whose frames come from a `FrameSource`.
+
+    With `frame_mode` ``'file'`` each staging makes one HDF5 file, announced by stream_resource and
+    stream_datum documents; with ``'inline'`` the frame is in the event. The data key is
+    ``<name>_image`` in both. Exposures run on a worker thread. A trigger or `unstage` cuts an
+    exposure short that is still in progress: that one's status finishes, and its frame is dropped.
+
+    Parameters
+    ----------
+    prefix : str
+        Not used; every ophyd device has one.
+    source : FrameSource
+    beam : Beam
+        Draws the flux of each exposure.
+    position_m : callable
+        Gives the stage's read-back (y, x), metres, when the detector is triggered.
+    directory : path
+        Folder of the files; made at the first staging.
+    frame_mode : {'file', 'inline'}
+    exposure_s : float
+        First value of `exposure_s`, seconds.
+    **kwargs
+        As for `ophyd.Device`; `name` is required.
+
+    Attributes
+    ----------
+    exposure_s : Signal
+        Exposure, seconds; an exposure takes this long.
+    total : Signal
+        Sum of the latest frame's counts (of those that are numbers, where a recorded frame has others).
+
+    Raises
+    ------
+    ConfigError
+        If `frame_mode` is neither of the two, or the path of `directory` has a character that the
+        address of a file can't hold.
+    """
+
+    exposure_s = Component(BoundedSignal, value=0.0, minimum=0.0, units="s", kind="config")
+    total = Component(Signal, value=0.0, kind="hinted")
+
+    def __init__(
+        self,
+        prefix: str = "",
+        *,
+        source: FrameSource,
+        beam: Beam,
+        position_m: Callable[[], tuple[float, float]],
+        directory: Path | str,
+        frame_mode: FrameMode = "file",
+        exposure_s: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if frame_mode not in ("file", "inline"):
+            raise ConfigError(f"frame_mode must be 'file' or 'inline'; got {frame_mode!r}")
+        folder = Path(directory).expanduser().absolute()
+        if set(str(folder)) & set(UNUSABLE_IN_URI):
+            raise ConfigError(f"the folder of frames must have none of {UNUSABLE_IN_URI} in its path; it is {folder}")
+        super().__init__(prefix, **kwargs)
+        self._source = source
+        self._beam = beam
+        self._position_m = position_m
+        self._directory = folder
+        self._frame_mode = frame_mode
+        self._file: FrameFile | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._cut_short = threading.Event()
+        self._image: Counts = np.zeros(source.frame_shape, source.frame_dtype)
+        self._image_time = time.time()
+        self.exposure_s.put(exposure_s)
+
+    @property
+    def frame_mode(self) -> FrameMode:
+        """Where frames go: ``'file'`` or ``'inline'``."""
+        return self._frame_mode
+
+    @property
+    def image_key(self) -> str:
+        """Data key of the frames."""
+        return f"{self.name}_image"
+
+    def stage(self) -> list[object]:
+        """Prepare for a run: a worker, and a new file."""
+        staged: list[object] = super().stage()
+        if self._frame_mode == "file":
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / f"{self.name}_{uuid.uuid4().hex}.h5"
+            self._file = FrameFile(path, self.image_key, self._source.frame_shape, self._source.frame_dtype)
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
+        return staged
+
+    def unstage(self) -> list[object]:
+        """End an exposure in progress, and complete the file."""
+        self._cut_short.set()
+        if self._worker is not None:
+            self._worker.shutdown()
+            self._worker = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        unstaged: list[object] = super().unstage()
+        return unstaged
+
+    def trigger(self) -> DeviceStatus:
+        """Take a frame at the stage's present position.
+
+        Raises
+        ------
+        NotStagedError
+            If the detector is not staged.
+        """
+        if self._worker is None:
+            raise NotStagedError(
+                f"{self.name} must be staged before it is triggered. Use a plan that stages its detectors, "
+                f"or wrap yours in bluesky.preprocessors.stage_wrapper(plan, [{self.name}])."
+            )
+        self._cut_short.set()
+        self._cut_short = threading.Event()
+        shot = self._beam.expose(float(self.exposure_s.get()))
+        status = DeviceStatus(self, call_stop_on_failure=False)
+        exposure = self._worker.submit(self._expose, self._position_m(), shot, self._cut_short)
+        exposure.add_done_callback(lambda done: _settle(status, done))
+        return status
+
+    def pause(self) -> None:
+        """Give up a frame that was read into an event which the pause prevents; the RunEngine calls this."""
+        super().pause()
+        if self._file is not None:
+            self._file.unclaim_unsaved()
+
+    def read(self) -> dict[str, Any]:
+        """Values of an event; the frame among them if it is inline."""
+        reading: dict[str, Any] = super().read()
+        if self._frame_mode == "inline":
+            reading[self.image_key] = {"value": self._image, "timestamp": self._image_time}
+        return reading
+
+    def describe(self) -> dict[str, Any]:
+        """Data keys of an event, the frame's among them."""
+        described: dict[str, Any] = super().describe()
+        described[self.image_key] = {
+            "source": f"SIM:{self.name}",
+            "dtype": "array",
+            "shape": list(self._source.frame_shape),
+            "dtype_numpy": self._source.frame_dtype.str,
+            "dims": [f"{self.name}_row", f"{self.name}_col"],
+        }
+        if self._frame_mode == "file":
+            described[self.image_key]["external"] = "STREAM:"
+        return described
+
+    def get_index(self) -> int:
+        """Number of frames in the file that belong to events."""
+        return 0 if self._file is None else self._file.claimed
+
+    def collect_asset_docs(self, index: int | None = None) -> Iterator[tuple[str, Any]]:
+        """Documents of the frame that the event being read claims."""
+        if self._file is not None:
+            yield from self._file.claim()
+
+    def _expose(self, position_m: tuple[float, float], shot: Shot, cut_short: threading.Event) -> None:
+        begun = time.monotonic()
+        frame = self._source.expose(position_m, shot.exposure_s, shot.flux)
+        if not cut_short.wait(max(0.0, begun + shot.exposure_s - time.monotonic())):
+            self._record(frame)
+
+    def _record(self, frame: Counts) -> None:
+        if self._file is not None:
+            self._file.write(frame)
+        self._image, self._image_time = frame, time.time()
+        self.total.put(float(np.nansum(frame, dtype=np.float64)))
+
+
+def _settle(status: DeviceStatus, done: Future[None]) -> None:
+    error = done.exception()
+    if error is None:
+        status.set_finished()
+    else:
+        status.set_exception(error)

@@ -1,0 +1,261 @@
+"""A sample stage that takes its time."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ophyd import Component, Device, Signal
+from ophyd.positioner import PositionerBase
+from ophyd.status import MoveStatus
+from ophyd.utils.errors import UnknownStatusFailure
+
+from bluesky_cdi.sim_devices._errors import OutOfRangeError
+from bluesky_cdi.sim_devices._signals import BoundedSignal
+from bluesky_cdi.units import METRES_PER
+
+UNIT = "um"
+SLOWEST_UM_PER_S = 1e-6
+UNLIMITED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    start: float
+    target: float
+    begun_s: float
+    duration_s: float
+    status: MoveStatus
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def at(self, now_s: float) -> float:
+        share = min(1.0, (now_s - self.begun_s) / self.duration_s) if self.duration_s > 0 else 1.0
+        return self.start + share * (self.target - self.start)
+
+
+class _Readback(Signal):  # type: ignore[misc]
+    def get(self, **kwargs: Any) -> float:
+        return float(self.parent.position)
+
+    @property
+    def timestamp(self) -> float:
+        return time.time()
+
+    def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = super().describe()
+        described[self.name]["units"] = UNIT
+        low, high = self.parent.limits
+        if math.isfinite(low) and math.isfinite(high):
+            described[self.name].update(lower_ctrl_limit=low, upper_ctrl_limit=high)
+        return described
+
+
+class SimAxis(Device, PositionerBase):  # type: ignore[misc]
+    """One axis; a move lasts its distance divided by `velocity`, in real time.
+
+    A new target, or `stop`, ends the move in progress where the axis then is.
+
+    Parameters
+    ----------
+    prefix : str
+        Not used; every ophyd device has one.
+    limits : tuple of float
+        Lowest and highest position, micrometres.
+    start : float
+        First position, micrometres.
+    **kwargs
+        As for `ophyd.Device`; `name` is required.
+
+    Attributes
+    ----------
+    velocity : Signal
+        Micrometres per second; changes apply from the next move.
+    """
+
+    readback = Component(_Readback, value=0.0, kind="hinted")
+    velocity = Component(BoundedSignal, value=200.0, minimum=SLOWEST_UM_PER_S, units="um/s", kind="config")
+
+    def __init__(
+        self, prefix: str = "", *, limits: tuple[float, float] = UNLIMITED, start: float = 0.0, **kwargs: Any
+    ) -> None:
+        self._limits = limits
+        self._rest = start
+        self._move: _Move | None = None
+        self._state_lock = threading.Lock()
+        self.readback_from: Callable[[], float] | None = None
+        super().__init__(prefix, **kwargs)
+        self.readback.name = self.name
+
+    @property
+    def egu(self) -> str:
+        """Engineering unit of positions."""
+        return UNIT
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest position, micrometres."""
+        return self._limits
+
+    @property
+    def encoder(self) -> float:
+        """Where the axis is, micrometres."""
+        with self._state_lock:
+            return self._rest if self._move is None else self._move.at(time.monotonic())
+
+    @property
+    def position(self) -> float:
+        """The read-back, micrometres: what documents show."""
+        return self.encoder if self.readback_from is None else self.readback_from()
+
+    @property
+    def moving(self) -> bool:
+        """Whether a move is in progress."""
+        return self._move is not None
+
+    def restrict(self, limits: tuple[float, float], start: float) -> None:
+        """Set the limits and put the axis, at rest, somewhere inside them; micrometres."""
+        self._limits = limits
+        self.check_value(start)
+        self._rest = float(start)
+
+    def check_value(self, position: float) -> None:
+        """Refuse a position outside the limits.
+
+        Raises
+        ------
+        OutOfRangeError
+        """
+        low, high = self._limits
+        if not (math.isfinite(position) and low <= position <= high):
+            raise OutOfRangeError(
+                f"{self.name} moves between {low:g} and {high:g} {UNIT}; it was asked to go to {position:g} {UNIT}. "
+                "Choose a position inside the limits; positions of this axis are in micrometres."
+            )
+
+    def move(
+        self,
+        position: float,
+        wait: bool = False,
+        moved_cb: Callable[..., None] | None = None,
+        timeout: float | None = None,
+    ) -> MoveStatus:
+        """Start towards a position; `set` is the same without `wait`.
+
+        Parameters
+        ----------
+        position : float
+            Micrometres.
+        wait : bool
+            Return only when the axis has arrived.
+        moved_cb : callable, optional
+            Called as ``moved_cb(status, obj=axis)`` when the move has ended.
+        timeout : float, optional
+            Seconds after which the status fails.
+
+        Raises
+        ------
+        OutOfRangeError
+            If the position is outside the limits; the axis does not move.
+        """
+        target = float(position)
+        self.check_value(target)
+        self.stop()
+        status = MoveStatus(self, target, timeout=timeout, settle_time=self.settle_time)
+        if moved_cb is not None:
+            status.add_callback(functools.partial(moved_cb, obj=self))
+        self._begin(target, status)
+        if wait:
+            status.wait()
+        return status
+
+    def stop(self, *, success: bool = False) -> None:
+        """End the move in progress here; its status succeeds or fails as `success` tells."""
+        ended = self._end_move(self._move, arrived=False)
+        if ended is None:
+            return
+        if success:
+            ended.status.set_finished()
+        else:
+            where = f"at {self.position:g} {UNIT} on its way to {ended.target:g} {UNIT}"
+            ended.status.set_exception(UnknownStatusFailure(f"{self.name} was stopped {where}"))
+
+    def _begin(self, target: float, status: MoveStatus) -> None:
+        start = self.encoder
+        move = _Move(start, target, time.monotonic(), abs(target - start) / self.velocity.get(), status)
+        with self._state_lock:
+            self._move = move
+        if move.duration_s > 0:
+            threading.Thread(target=self._arrive, args=(move,), name=self.name, daemon=True).start()
+        else:
+            self._arrive(move)
+
+    def _arrive(self, move: _Move) -> None:
+        move.ended.wait(move.begun_s + move.duration_s - time.monotonic())
+        if self._end_move(move, arrived=True) is not None:
+            self._run_subs(sub_type=self.SUB_DONE, timestamp=time.time(), value=self.position)
+            move.status.set_finished()
+
+    def _end_move(self, move: _Move | None, arrived: bool) -> _Move | None:
+        """Come to rest; None if `move` is not, or no longer, the move in progress."""
+        with self._state_lock:
+            if move is None or move is not self._move:
+                return None
+            self._rest = move.target if arrived else move.at(time.monotonic())
+            self._move = None
+        move.ended.set()
+        self._run_subs(sub_type=self.SUB_READBACK, timestamp=time.time(), value=self.position)
+        return move
+
+
+class SimStage(Device):  # type: ignore[misc]
+    """Sample stage with the axes `y` and `x`, which move at the same time.
+
+    Parameters
+    ----------
+    prefix : str
+        Not used; every ophyd device has one.
+    velocity_um_per_s : float
+        Speed of each axis, micrometres per second.
+    limits_um : pair of pair of float
+        Lowest and highest position of `y`, then of `x`, micrometres.
+    start_um : pair of float
+        First position (y, x), micrometres.
+    snap : callable, optional
+        Turns the axes' position (y, x) in metres into the one read back; absent, they are the same.
+    **kwargs
+        As for `ophyd.Device`; `name` is required.
+    """
+
+    y = Component(SimAxis)
+    x = Component(SimAxis)
+    egu = UNIT
+
+    def __init__(
+        self,
+        prefix: str = "",
+        *,
+        velocity_um_per_s: float = 200.0,
+        limits_um: tuple[tuple[float, float], tuple[float, float]] = (UNLIMITED, UNLIMITED),
+        start_um: tuple[float, float] = (0.0, 0.0),
+        snap: Callable[[tuple[float, float]], tuple[float, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(prefix, **kwargs)
+        self._snap = snap
+        for axis, limits, start in zip((self.y, self.x), limits_um, start_um, strict=True):
+            axis.velocity.put(velocity_um_per_s)
+            axis.restrict(limits, start)
+        if snap is not None:
+            self.y.readback_from = lambda: self.position_m[0] / METRES_PER[UNIT]
+            self.x.readback_from = lambda: self.position_m[1] / METRES_PER[UNIT]
+
+    @property
+    def position_m(self) -> tuple[float, float]:
+        """The read-back (y, x), metres."""
+        here = (self.y.encoder * METRES_PER[UNIT], self.x.encoder * METRES_PER[UNIT])
+        return here if self._snap is None else self._snap(here)
