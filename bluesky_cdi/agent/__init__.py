@@ -1,0 +1,61 @@
+"""Where to measure next: a Bayesian agent, and fixed patterns behind the same protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bluesky_cdi.agent.space import SearchSpace
+    from bluesky_cdi.config import AgentConfig
+    from bluesky_cdi.protocols import Agent
+
+__all__ = ["make_agent"]
+
+
+def make_agent(
+    config: AgentConfig, space: SearchSpace, *, probe_width_m: float, budget: int, seed: int, step_m: float
+) -> Agent:
+    """Make the agent that a configuration names.
+
+    A raster or spiral takes the smallest step, at least `step_m`, with which it covers the whole
+    window within the budget.
+
+    Parameters
+    ----------
+    config : AgentConfig
+    space : SearchSpace
+    probe_width_m : float
+        Full width at half maximum of the illumination, metres.
+    budget : int
+        Most frames.
+    seed : int
+    step_m : float
+        Step of the full scan, metres.
+
+    Returns
+    -------
+    Agent
+    """
+    if config.name == "bayesian":
+        from bluesky_cdi.agent.bayesian import BayesianAgent
+
+        return BayesianAgent(
+            space,
+            probe_width_m=probe_width_m,
+            alpha=config.alpha,
+            coverage_share=config.coverage_share,
+            budget=budget,
+            stop_gain=config.stop_gain,
+            target_std_rad=config.target_std_rad,
+            seed=seed,
+        )
+    from bluesky_cdi.agent import patterns
+    from bluesky_cdi.agent.static import StaticAgent
+
+    low, high = space.low_m, space.high_m
+    if config.name == "random":
+        order = patterns.random_uniform(low, high, budget, seed)
+    else:
+        pattern = patterns.raster if config.name == "raster" else patterns.fermat_spiral
+        order = patterns.within_budget(pattern, low, high, step_m, budget)
+    return StaticAgent(space, order, config.name, budget)

@@ -1,0 +1,93 @@
+"""Fixed patterns behind the protocol of the agents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.agent.ledger import Ledger, as_suggestions
+from bluesky_cdi.agent.patterns import coverage_order
+from bluesky_cdi.agent.space import SearchSpace
+from bluesky_cdi.agent.stopping import StoppingRule
+from bluesky_cdi.protocols import FloatArray, Proposal
+
+
+class StaticAgent:
+    """Measures given positions in the given order.
+
+    Parameters
+    ----------
+    space : SearchSpace
+        Where it holds a recorded scan, each position becomes the nearest candidate, once.
+    order_m : ndarray, shape (n, 2)
+        (y, x), metres.
+    name : str
+        Name of the pattern.
+    budget : int, optional
+        Most frames; all positions by default.
+    """
+
+    def __init__(self, space: SearchSpace, order_m: FloatArray, name: str, budget: int | None = None) -> None:
+        self.name = name
+        self._order_m = _snapped(space, order_m) if space.recorded else np.asarray(order_m, dtype=np.float64)
+        self._ledger = Ledger(space.spacing_m / 2)
+        self._rule = StoppingRule(len(self._order_m) if budget is None else budget)
+        self._n_issued = 0
+
+    def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of measured points; they change nothing.
+
+        Raises
+        ------
+        SearchSpaceError
+            If a position is absent or not finite.
+        """
+        self._ledger.take(points)
+
+    def suggest(self, num_points: int | None = None) -> list[Mapping[str, Any]]:
+        """Give the next points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop."""
+        return self._decide(1 if num_points is None else num_points)[1]
+
+    def propose(self, n: int) -> Proposal:
+        """Give the next `n` positions; empty means stop."""
+        return self._decide(n)[0]
+
+    def get_best_points(self) -> list[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
+        """The ten measured points of the largest novelty: (id, parameters, outcomes)."""
+        return self._ledger.best()
+
+    def coverage_path(self) -> FloatArray:
+        """The pattern's positions in an order that covers the window evenly, shape (n, 2), metres."""
+        return coverage_order(self._order_m, seed=0)
+
+    def should_stop(self) -> tuple[bool, str | None]:
+        """Whether to stop, and why."""
+        reason = self._rule.reason(self._n_issued, len(self._order_m) - self._n_issued)
+        return reason is not None, reason
+
+    def _decide(self, n: int) -> tuple[Proposal, list[Mapping[str, Any]]]:
+        started, pending = time.perf_counter(), self._ledger.n_pending
+        stop, reason = self.should_stop()
+        last = self._n_issued if stop else min(self._n_issued + n, self._rule.budget)
+        chosen = self._order_m[self._n_issued : last]
+        self._n_issued += len(chosen)
+        ids = self._ledger.issue(chosen)
+        proposal = Proposal(
+            positions_m=chosen,
+            expected_gain=np.zeros(len(chosen)),
+            acquisition=self.name,
+            reason=reason or self.name,
+            pending=pending,
+            n_ingested=len(self._ledger),
+            decision_s=time.perf_counter() - started,
+        )
+        return proposal, as_suggestions(ids, chosen)
+
+
+def _snapped(space: SearchSpace, order_m: FloatArray) -> FloatArray:
+    index = space.nearest(order_m)
+    _, first = np.unique(index, return_index=True)
+    return space.candidates_m[index[np.sort(first)]]
