@@ -1,0 +1,52 @@
+"""What is written to Tiled, and how it is read back and browsed.
+
+Importing this package loads neither Tiled nor Bluesky; using one of its names does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bluesky_cdi.catalog.browse import ResultSummary, find_raw, find_results, list_results, load_result
+    from bluesky_cdi.catalog.connect import Catalog, open_catalog
+    from bluesky_cdi.catalog.results import ResultPublisher
+    from bluesky_cdi.catalog.server import serve
+    from bluesky_cdi.catalog.writer import RunWriter, restore_backup, run_writer
+
+_MODULE_OF = {
+    "Catalog": "connect",
+    "ResultPublisher": "results",
+    "ResultSummary": "browse",
+    "RunWriter": "writer",
+    "find_raw": "browse",
+    "find_results": "browse",
+    "list_results": "browse",
+    "load_result": "browse",
+    "open_catalog": "connect",
+    "restore_backup": "writer",
+    "run_writer": "writer",
+    "serve": "server",
+}
+
+__all__ = [
+    "Catalog",
+    "ResultPublisher",
+    "ResultSummary",
+    "RunWriter",
+    "find_raw",
+    "find_results",
+    "list_results",
+    "load_result",
+    "open_catalog",
+    "restore_backup",
+    "run_writer",
+    "serve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,261 @@
+"""What the catalogue holds: runs with their reconstructions, and an estimate read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.catalog.connect import Catalog
+from bluesky_cdi.catalog.result_file import FRAMES, IMAGES
+from bluesky_cdi.catalog.results import PER_FRAME, PLAN_NAME, SOURCE, UPDATES
+from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.protocols import Estimate
+
+
+@dataclass(frozen=True)
+class ResultSummary:
+    """One reconstruction, or one raw run that has none.
+
+    Attributes
+    ----------
+    uid : str or None
+        The derived run; None where there is none.
+    raw_uid : str
+        The raw run.
+    scan_id : int or None
+        The raw run's number.
+    plan_name : str or None
+        The raw run's plan; None if the catalogue does not hold that run.
+    time : float
+        Start of the derived run, else of the raw run, seconds since 1970.
+    n_frames : int or None
+        Frames that the final estimate rests on, or of the raw run where there is no result; None
+        while the run goes on, or without a final estimate.
+    exit_status : str or None
+        ``success``, ``abort`` or ``fail``; None while the run goes on (or if its process died).
+    complete : bool
+        Whether there is a final estimate.
+    """
+
+    uid: str | None
+    raw_uid: str
+    scan_id: int | None
+    plan_name: str | None
+    time: float
+    n_frames: int | None
+    exit_status: str | None
+    complete: bool
+
+
+def list_results(catalog: Catalog) -> list[ResultSummary]:
+    """List all reconstructions, and the raw runs that have none, oldest first.
+
+    Raises
+    ------
+    CatalogError
+        If the server can't be reached.
+    """
+    with catalog.reaching():
+        raw = {uid: run.metadata for uid, run in catalog.raw.items()}
+        results = [_result_summary(run.metadata, raw) for run in _results(catalog).values()]
+    reconstructed = {result.raw_uid for result in results}
+    rest = [_raw_summary(metadata) for uid, metadata in raw.items() if uid not in reconstructed]
+    return sorted(results + rest, key=lambda row: row.time)
+
+
+def find_results(catalog: Catalog, raw_uid: str) -> list[ResultSummary]:
+    """List the reconstructions of one raw run, oldest first; empty if there are none.
+
+    Raises
+    ------
+    CatalogError
+        If the server can't be reached.
+    """
+    from tiled.queries import Key
+
+    with catalog.reaching():
+        raw = {uid: run.metadata for uid, run in catalog.raw.search(Key("uid") == raw_uid).items()}
+        found = _results(catalog).search(Key("raw_uid") == raw_uid).values()
+        return sorted((_result_summary(run.metadata, raw) for run in found), key=lambda row: row.time)
+
+
+def find_raw(catalog: Catalog, result: ResultSummary | str | int) -> Any:
+    """Return the raw run (a ``BlueskyRun``) that a result was made from.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    result : ResultSummary, str or int
+        A row of `list_results`, or what `load_result` takes.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such result, or the catalogue does not hold its raw run.
+    """
+    with catalog.reaching():
+        uid = result.raw_uid if isinstance(result, ResultSummary) else _find(catalog, result).start["raw_uid"]
+        if uid not in catalog.raw:
+            raise CatalogError(f"the catalogue at {catalog.uri} does not hold the raw run {uid}")
+        return catalog.raw[uid]
+
+
+def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimate:
+    """Read an estimate back.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    which : str or int
+        Uid of a result or of its raw run, or the beginning of one; a scan number, of which the
+        newest result counts; or a negative index, -1 being the newest result.
+    update : int
+        Which update, from 0; negative from the end. The default, -1, is the final estimate,
+        which only a complete result has; any other index reads what is there, of a run that goes
+        on or failed too. Per-frame values are kept for the final estimate: another update's
+        per-frame arrays are empty.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such result or update, several runs match, or the result is not complete.
+    """
+    with catalog.reaching():
+        return _read(_find(catalog, which), update)
+
+
+def _results(catalog: Catalog) -> Any:
+    from tiled.queries import Key
+
+    return catalog.processed.search(Key("plan_name") == PLAN_NAME)
+
+
+def _result_summary(metadata: Mapping[str, Any], raw: Mapping[str, Mapping[str, Any]]) -> ResultSummary:
+    start, stop = metadata["start"], metadata.get("stop") or {}
+    raw_start = raw.get(start["raw_uid"], {}).get("start", {})
+    return ResultSummary(
+        uid=start["uid"],
+        raw_uid=start["raw_uid"],
+        scan_id=start.get("scan_id"),
+        plan_name=raw_start.get("plan_name"),
+        time=float(start["time"]),
+        n_frames=stop.get("n_frames"),
+        exit_status=stop.get("exit_status"),
+        complete=bool(stop.get("complete", False)),
+    )
+
+
+def _raw_summary(metadata: Mapping[str, Any]) -> ResultSummary:
+    start, stop = metadata["start"], metadata.get("stop") or {}
+    return ResultSummary(
+        uid=None,
+        raw_uid=start["uid"],
+        scan_id=start.get("scan_id"),
+        plan_name=start.get("plan_name"),
+        time=float(start["time"]),
+        n_frames=(stop.get("num_events") or {}).get("primary"),
+        exit_status=stop.get("exit_status"),
+        complete=False,
+    )
+
+
+def _find(catalog: Catalog, which: str | int) -> Any:
+    results = _results(catalog)
+    if isinstance(which, str):
+        return _find_uid(catalog, results, which)
+    if which < 0:
+        n = len(results)
+        if -which > n:
+            raise CatalogError(f"there is no result [{which}]: the catalogue at {catalog.uri} holds {n} result(s)")
+        return results.values()[which]
+    from tiled.queries import Key
+
+    found = results.search(Key("scan_id") == int(which))
+    if len(found) == 0:
+        raise CatalogError(
+            f"the catalogue at {catalog.uri} holds no result of scan {which}; `list_results` shows what there is"
+        )
+    return found.values().last()
+
+
+def _find_uid(catalog: Catalog, results: Any, uid: str) -> Any:
+    from tiled.queries import Like
+
+    for key in ("start.uid", "start.raw_uid"):
+        found = list(results.search(Like(key, f"{uid}%")).values())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            uids = ", ".join(run.start["uid"] for run in found)
+            raise CatalogError(f"{len(found)} results match {uid!r}: {uids}. Give the uid of one of them.")
+    raise CatalogError(
+        f"the catalogue at {catalog.uri} holds no result with a uid (its own, or its raw run's) that begins with "
+        f"{uid!r}; `list_results` shows what there is"
+    )
+
+
+def _read(run: Any, update: int) -> Estimate:
+    streams = {name: stream.base for name, stream in run.items()}
+    arrays = dict(streams[UPDATES].items()) if UPDATES in streams else {}
+    events = _events(arrays)
+    index = _index(run, len(events), update)
+    canvas = streams[UPDATES].metadata["configuration"][SOURCE]["data"]
+    final = index == len(events) - 1 and PER_FRAME in streams
+    return Estimate(
+        n_frames=int(events[index]["n_frames"]),
+        seconds=float(events[index]["seconds"]),
+        origin_m=(float(canvas["origin_y_m"]), float(canvas["origin_x_m"])),
+        pixel_m=float(canvas["pixel_m"]),
+        source=dict(run.start["source"]),
+        **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
+        **_frames(dict(streams[PER_FRAME].items()) if final else {}),
+    )
+
+
+def _events(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the updates' scalars in order; of a repeated row the last counts."""
+    if "internal" not in arrays:
+        return []
+    # The table as a whole: reading single columns of a growing table fails on the server.
+    rows = arrays["internal"].read().to_dict("records")
+    return [row for _, row in sorted({row["seq_num"]: row for row in rows}.items())]
+
+
+def _index(run: Any, n_updates: int, update: int) -> int:
+    """Return which of the stored updates is meant."""
+    stop = run.metadata.get("stop") or {}
+    index = update if update >= 0 else n_updates + update
+    if update == -1 and not stop.get("complete"):
+        newest = f"pass update={index} for the newest" if n_updates else "there is nothing to load"
+        raise CatalogError(f"the result {run.start['uid']} {_state(stop)}; it holds {n_updates} update(s): {newest}")
+    if not 0 <= index < n_updates:
+        raise CatalogError(f"the result {run.start['uid']} holds {n_updates} update(s); there is no update {update}")
+    return index
+
+
+def _state(stop: Mapping[str, Any]) -> str:
+    if not stop:
+        return "has no stop document: it goes on, or its process died"
+    reason = stop.get("reason")
+    return f"ended with {stop['exit_status']!r}" + (f" ({reason})" if reason else "")
+
+
+def _frames(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the per-frame fields of an `Estimate`, empty where nothing is stored."""
+    columns = {
+        name: np.asarray(arrays[name].read(), column.dtype)
+        if arrays
+        else np.zeros((0,) * (1 + len(column.dims)), column.dtype)
+        for name, column in FRAMES.items()
+    }
+    return {
+        "frame_seq_nums": columns["frame_seq_num"],
+        "positions_m": np.stack([columns["y_m"], columns["x_m"]], axis=-1),
+        "embedding": columns["embedding"],
+        "frame_uncertainty": columns["uncertainty_rad"],
+        "residual": columns["residual"],
+        "novelty": columns["novelty"],
+    }

@@ -1,0 +1,126 @@
+"""Reaching a Tiled server, and the two containers that runs are kept in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bluesky_cdi.errors import CatalogError
+
+REACH_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Where runs are kept.
+
+    Attributes
+    ----------
+    uri : str
+        The server's address, without the key.
+    raw : CatalogOfBlueskyRuns
+        Runs as measured.
+    processed : CatalogOfBlueskyRuns
+        Runs derived from them: reconstructions.
+    """
+
+    uri: str
+    raw: Any
+    processed: Any
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.raw.context.close()
+
+    @contextlib.contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Ask the server for a sign of life, and turn what fails in the block into `CatalogError`.
+
+        The client repeats failing requests for up to 45 s; asking once first tells about a server
+        that is gone within `REACH_TIMEOUT_S`.
+        """
+        import httpx
+
+        try:
+            self.raw.context.http_client.get(self.uri, timeout=REACH_TIMEOUT_S)
+            yield
+        except httpx.HTTPError as err:
+            raise _failed(self.uri, err) from err
+
+
+def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
+    """Connect to a Tiled server and create the containers ``raw`` and ``processed`` when absent.
+
+    Parameters
+    ----------
+    uri : str
+        The server's address, which may carry ``?api_key=...``.
+    api_key : str, optional
+        The key, if the address does not carry it; wins if it does.
+
+    Raises
+    ------
+    CatalogError
+        If no server answers within a few seconds, it is no Tiled server, the key is refused, or
+        one of the two names is taken by something that holds no runs.
+    """
+    import httpx
+    from tiled.client import from_context
+    from tiled.client.context import Context
+
+    try:
+        address = httpx.URL(uri)
+        key = api_key or address.params.get("api_key")
+        address = address.copy_with(params=address.params.remove("api_key"))
+        _probe(address, key)
+        with contextlib.ExitStack() as on_failure:
+            context, node_path = Context.from_any_uri(str(address), api_key=key)
+            on_failure.callback(context.close)
+            root = from_context(context, node_path_parts=node_path)
+            opened = Catalog(str(context.api_uri), _runs(root, "raw"), _runs(root, "processed"))
+            on_failure.pop_all()
+        return opened
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, RuntimeError) as err:
+        raise _failed(uri.split("?")[0], err) from err
+
+
+def _probe(address: Any, key: str | None) -> None:
+    """Ask once, with a deadline; the client proper would repeat its first request for up to 45 s."""
+    import httpx
+
+    headers = {"Authorization": f"Apikey {key}"} if key else {}
+    answer = httpx.get(address, headers=headers, timeout=REACH_TIMEOUT_S, follow_redirects=True)
+    answer.raise_for_status()
+
+
+def _runs(root: Any, key: str) -> Any:
+    """Return the container `key`, made if need be; another client may make it at the same moment."""
+    from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+    from tiled.client.utils import ClientError
+    from tiled.structures.core import Spec
+
+    if key not in root:
+        try:
+            root.create_container(key, specs=[Spec("CatalogOfBlueskyRuns", version="3.0")])
+        except ClientError as err:
+            if err.response.status_code != 409:
+                raise
+    found = root[key]
+    if not isinstance(found, CatalogOfBlueskyRuns):
+        raise CatalogError(
+            f"the catalogue's entry {key!r} must be a container of Bluesky runs; it is {found!r}. "
+            "Point catalog.uri to a container without such an entry."
+        )
+    return found
+
+
+def _failed(uri: str, err: Exception) -> CatalogError:
+    import httpx
+
+    hint = "Check that the Tiled server runs, and catalog.uri and catalog.api_key."
+    if isinstance(err, httpx.HTTPStatusError) and err.response.status_code >= 500:
+        hint = "The server's log says why; often a data file was moved, or lies outside the folders that it may read."
+    first_line = str(err).partition("\n")[0].rstrip(".")
+    return CatalogError(f"can't use the catalogue at {uri}: {type(err).__name__}: {first_line}. {hint}")

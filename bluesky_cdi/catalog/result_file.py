@@ -1,0 +1,134 @@
+"""The HDF5 file of a reconstruction: written while it is read, one row for each update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.errors import CatalogError
+
+# Longest side of an HDF5 chunk: a complex64 chunk then stays below 8 MB whatever the canvas.
+CHUNK_PX = 1024
+CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a stream: a row for each event.
+
+    Attributes
+    ----------
+    dtype : str
+        NumPy type string.
+    dims : tuple of str
+        Names of a row's dimensions; none for a scalar.
+    units : str or None
+    """
+
+    dtype: str
+    dims: tuple[str, ...] = ()
+    units: str | None = None
+
+
+CANVAS = ("canvas_row", "canvas_col")
+
+# "row" and "col" are prefixed: a dimension named like a motor would hide that motor in xarray.
+IMAGES: Mapping[str, Column] = {
+    "object": Column("<c8", CANVAS),
+    "probe": Column("<c8", ("probe_mode", "probe_row", "probe_col")),
+    "std_amplitude": Column("<f4", CANVAS),
+    "std_phase_rad": Column("<f4", CANVAS, "rad"),
+    "coverage": Column("<f4", CANVAS, "photons"),
+}
+
+FRAMES: Mapping[str, Column] = {
+    "frame_seq_num": Column("<i8"),
+    "y_m": Column("<f8", (), "m"),
+    "x_m": Column("<f8", (), "m"),
+    "embedding": Column("<f4", ("embedding_component",)),
+    "uncertainty_rad": Column("<f4", (), "rad"),
+    "residual": Column("<f4"),
+    "novelty": Column("<f4"),
+}
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class ResultFile:
+    """A file of growing arrays that other processes may read meanwhile (SWMR).
+
+    Nothing can be added to such a file while it is read, so every array and attribute exists
+    from the start.
+
+    Parameters
+    ----------
+    path : path
+        The file, which must not exist.
+    groups : Mapping
+        The columns of each group, by name.
+    row_shapes : Mapping
+        Shape of one row of each column, by name.
+    attributes : Mapping
+        Attributes of the file. ``complete`` is False until `mark_complete`.
+
+    Raises
+    ------
+    CatalogError
+        If the file can't be created.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        groups: Mapping[str, Mapping[str, Column]],
+        row_shapes: Mapping[str, tuple[int, ...]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        import h5py
+
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = h5py.File(path, "x", libver="latest")
+        except OSError as err:
+            raise CatalogError(f"can't create the result's file {path}: {err}") from err
+        self._file.attrs.update({**attributes, "complete": False})
+        for group, columns in groups.items():
+            for name, column in columns.items():
+                shape = row_shapes[name]
+                self._file.create_dataset(
+                    f"{group}/{name}", (0, *shape), column.dtype, maxshape=(None, *shape), chunks=chunk_shape(shape)
+                )
+        self._file.swmr_mode = True
+
+    @property
+    def uri(self) -> str:
+        """The file's address as documents carry it: not percent-encoded, since Tiled does not decode it."""
+        return f"file://localhost{self.path.as_posix()}"
+
+    def write(self, group: str, start: int, rows: Arrays) -> None:
+        """Write rows, shape (n, ...) each, from row `start` on, and let readers see them."""
+        for name, values in rows.items():
+            dataset = self._file[group][name]
+            dataset.resize(start + len(values), axis=0)
+            dataset[start:] = values
+            dataset.flush()
+
+    def mark_complete(self) -> None:
+        """Set the attribute ``complete``."""
+        self._file.attrs.modify("complete", np.bool_(True))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def chunk_shape(row_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the chunk of a column: one image a chunk, many scalars or vectors a chunk."""
+    rows = 1 if len(row_shape) > 1 else CHUNK_ROWS
+    return (rows, *(min(max(side, 1), CHUNK_PX) for side in row_shape))

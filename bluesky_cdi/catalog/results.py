@@ -1,0 +1,323 @@
+"""A reconstruction as a run of its own: documents that refer to the raw run, arrays in an HDF5 file.
+
+A callback can't add a stream to a run that the RunEngine has open, so every reconstruction is a
+*derived run* with the streams ``reconstruction`` (an event for each update) and ``frames`` (a row
+for each frame, at the end).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi import __version__
+from bluesky_cdi.catalog.plain import as_plain
+from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, Column, ResultFile, chunk_shape
+from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.protocols import Estimate, FloatArray, RunInfo
+
+PLAN_NAME = "cdi_reconstruction"
+SPEC = "CDIReconstruction"
+UPDATES = "reconstruction"
+PER_FRAME = "frames"
+SOURCE = "bluesky_cdi"
+
+ExitStatus = Literal["success", "abort", "fail"]
+Emit = Callable[[str, dict[str, Any]], Any]
+
+_SCALARS: Mapping[str, dict[str, Any]] = {
+    "n_frames": {"dtype": "integer", "dtype_numpy": "<i8", "units": None},
+    "seconds": {"dtype": "number", "dtype_numpy": "<f8", "units": "s"},
+    "median_frame_uncertainty_rad": {"dtype": "number", "dtype_numpy": "<f8", "units": "rad"},
+    "median_residual": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+}
+
+
+class ResultPublisher:
+    """Turns the estimates of one raw run into the documents of its derived run.
+
+    The start document goes out with the first estimate, which tells what made it, or with
+    `close`. All estimates must share canvas, probe shape and embedding length. May be called from
+    any thread.
+
+    Parameters
+    ----------
+    info : RunInfo
+        The raw run.
+    directory : path
+        Folder for the file ``<uid>.h5``; the catalogue's server must be able to read it.
+    emit : callable
+        Takes (name, document), as a `RunWriter` does.
+    derived_uid : str, optional
+        The derived run's uid, when something refers to it before; a random one by default.
+    """
+
+    def __init__(self, info: RunInfo, directory: Path | str, emit: Emit, derived_uid: str | None = None) -> None:
+        self.uid = derived_uid or str(uuid.uuid4())
+        self._info = info
+        self._path = Path(directory).expanduser().resolve() / f"{self.uid}.h5"
+        self._emit = emit
+        self._lock = threading.RLock()
+        self._bundle: Any = None
+        self._counters: dict[str, int] = {}
+        self._file: ResultFile | None = None
+        self._layout: _Layout | None = None
+        self._updates: _Stream | None = None
+        self._last: Estimate | None = None
+        self._closed = False
+
+    def publish(self, estimate: Estimate) -> None:
+        """Write one update: images to the file, then the documents that announce them.
+
+        Raises
+        ------
+        DocumentError
+            If the run is closed, or the estimate's canvas or shapes differ from the first one's.
+        CatalogError
+            If the file can't be created.
+        """
+        with self._lock:
+            if self._closed:
+                raise DocumentError(f"the derived run {self.uid} is closed; it takes no further estimates")
+            file, updates = self._open(estimate)
+            rows = {name: _row(getattr(estimate, name), column) for name, column in IMAGES.items()}
+            # Where the documents stand, not the file: an update that failed half-way is overwritten.
+            file.write(UPDATES, updates.rows, rows)
+            updates.announce(1)
+            updates.event(_scalars(estimate))
+            self._last = estimate
+
+    def close(self, estimate: Estimate | None, exit_status: ExitStatus = "success", reason: str = "") -> None:
+        """Write the final estimate with its per-frame values, and end the derived run.
+
+        The stop document goes out in any case. The result counts as complete if a final estimate
+        is given and could be written, and `exit_status` is not ``fail``; an aborted scan can so
+        have a complete reconstruction of what it measured. A second call does nothing.
+
+        Parameters
+        ----------
+        estimate : Estimate or None
+            The final one; published first if it wasn't.
+        exit_status : {'success', 'abort', 'fail'}
+        reason : str
+            Why the run ended, if not as planned.
+
+        Raises
+        ------
+        DocumentError, CatalogError
+            As `publish` does.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            ended: tuple[ExitStatus, str] = ("fail", "the final estimate could not be written")
+            try:
+                self._start({} if estimate is None else estimate.source)
+                if estimate is not None:
+                    self._finish(estimate)
+                ended = (exit_status, reason)
+            finally:
+                self._closed = True
+                self._stop(*ended, estimate if ended[0] != "fail" else None)
+
+    def _start(self, source: Mapping[str, Any]) -> None:
+        if self._bundle is not None:
+            return
+        from event_model import compose_run
+
+        metadata = {
+            "plan_name": PLAN_NAME,
+            "raw_uid": self._info.uid,
+            "scan_id": int(self._info.scan_id),
+            "source": as_plain(source),
+            "geometry": as_plain(self._info.metadata.get("geometry", {})),
+            "frame_shape": [int(side) for side in self._info.frame_shape],
+            "versions": {"bluesky_cdi": __version__},
+            "tiled_specs": [SPEC],
+        }
+        self._bundle = compose_run(uid=self.uid, metadata=metadata, event_counters=self._counters)
+        self._emit("start", self._bundle.start_doc)
+
+    def _open(self, estimate: Estimate) -> tuple[ResultFile, _Stream]:
+        """Return file and stream, made for the first estimate and checked for the later ones."""
+        layout = _Layout.of(estimate)
+        if self._file is None or self._updates is None:
+            self._start(estimate.source)
+            self._file = ResultFile(
+                self._path, {UPDATES: IMAGES, PER_FRAME: FRAMES}, layout.row_shapes, self._attributes(layout)
+            )
+            self._layout = layout
+            self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, IMAGES, layout, _SCALARS)
+        elif layout != self._layout:
+            raise DocumentError(
+                f"all estimates of a run must share one canvas and one layout; the first had {self._layout}, "
+                f"this one has {layout}. Begin a new derived run for another canvas."
+            )
+        return self._file, self._updates
+
+    def _attributes(self, layout: _Layout) -> dict[str, Any]:
+        return {
+            "uid": self.uid,
+            "raw_uid": self._info.uid,
+            "scan_id": int(self._info.scan_id),
+            "pixel_m": layout.pixel_m,
+            "origin_m": np.asarray(layout.origin_m),
+        }
+
+    def _finish(self, estimate: Estimate) -> None:
+        if estimate is not self._last:
+            self.publish(estimate)
+        file, _ = self._open(estimate)
+        rows = _frame_rows(estimate)
+        file.write(PER_FRAME, 0, rows)
+        stream = _Stream(self._bundle, self._emit, file, PER_FRAME, FRAMES, _Layout.of(estimate))
+        n = len(rows["frame_seq_num"])
+        stream.announce(n)
+        self._counters[PER_FRAME] += n  # only events count themselves
+
+    def _stop(self, exit_status: ExitStatus, reason: str, final: Estimate | None) -> None:
+        try:
+            if self._file is not None:
+                if final is not None:
+                    self._file.mark_complete()
+                self._file.close()
+        finally:
+            doc = self._bundle.compose_stop(exit_status=exit_status, reason=reason)
+            doc["complete"] = final is not None
+            doc["n_frames"] = None if final is None else int(final.n_frames)
+            self._emit("stop", doc)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What all estimates of a run must share."""
+
+    pixel_m: float
+    origin_m: tuple[float, float]
+    row_shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> _Layout:
+        shapes: dict[str, tuple[int, ...]] = {name: () for name in FRAMES}
+        shapes["embedding"] = estimate.embedding.shape[1:]
+        shapes |= {name: getattr(estimate, name).shape for name in IMAGES}
+        origin = (float(estimate.origin_m[0]), float(estimate.origin_m[1]))
+        return cls(float(estimate.pixel_m), origin, shapes)
+
+
+class _Stream:
+    """A stream whose columns lie in a file: composes and emits its documents."""
+
+    def __init__(
+        self,
+        bundle: Any,
+        emit: Emit,
+        file: ResultFile,
+        name: str,
+        columns: Mapping[str, Column],
+        layout: _Layout,
+        scalars: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._emit = emit
+        self.rows = 0
+        inline = {key: {"source": SOURCE, "shape": [], **spec} for key, spec in (scalars or {}).items()}
+        external = {key: _external_key(column, layout.row_shapes[key]) for key, column in columns.items()}
+        self._described = bundle.compose_descriptor(
+            name=name,
+            data_keys={**inline, **external},
+            object_keys={SOURCE: [*inline, *external]},
+            configuration={SOURCE: _configuration(layout)},
+            hints={SOURCE: {"fields": [key for key in inline if key.startswith("median")]}},
+        )
+        emit("descriptor", self._described.descriptor_doc)
+        self._resources = [
+            bundle.compose_stream_resource(
+                mimetype="application/x-hdf5",
+                uri=file.uri,
+                data_key=key,
+                parameters={
+                    "dataset": f"/{name}/{key}",
+                    "chunk_shape": list(chunk_shape(layout.row_shapes[key])),
+                    "swmr": True,
+                },
+            )
+            for key in columns
+        ]
+        for resource in self._resources:
+            emit("stream_resource", resource.stream_resource_doc)
+
+    def announce(self, rows: int) -> None:
+        """Tell that the file has `rows` more rows of every column."""
+        start, self.rows = self.rows, self.rows + rows
+        for resource in self._resources:
+            doc = resource.compose_stream_datum(
+                indices={"start": start, "stop": self.rows},
+                seq_nums={"start": start + 1, "stop": self.rows + 1},
+                descriptor=self._described.descriptor_doc,
+            )
+            self._emit("stream_datum", doc)
+
+    def event(self, data: dict[str, Any]) -> None:
+        now = time.time()
+        self._emit("event", self._described.compose_event(data=data, timestamps=dict.fromkeys(data, now), time=now))
+
+
+def _external_key(column: Column, row_shape: tuple[int, ...]) -> dict[str, Any]:
+    scalar = "integer" if column.dtype == "<i8" else "number"
+    return {
+        "source": SOURCE,
+        "dtype": "array" if column.dims else scalar,
+        "dtype_numpy": column.dtype,
+        "shape": list(row_shape),
+        "dims": list(column.dims),
+        "units": column.units,
+        "external": "STREAM:",
+    }
+
+
+def _configuration(layout: _Layout) -> dict[str, Any]:
+    data = {"pixel_m": layout.pixel_m, "origin_y_m": layout.origin_m[0], "origin_x_m": layout.origin_m[1]}
+    key = {"source": SOURCE, "dtype": "number", "dtype_numpy": "<f8", "shape": [], "units": "m"}
+    return {
+        "data": data,
+        "timestamps": dict.fromkeys(data, time.time()),
+        "data_keys": {name: dict(key) for name in data},
+    }
+
+
+def _row(values: npt.NDArray[Any], column: Column) -> npt.NDArray[Any]:
+    return np.asarray(values, column.dtype)[np.newaxis]
+
+
+def _scalars(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "n_frames": int(estimate.n_frames),
+        "seconds": float(estimate.seconds),
+        "median_frame_uncertainty_rad": _median(estimate.frame_uncertainty),
+        "median_residual": _median(estimate.residual),
+    }
+
+
+def _median(values: FloatArray) -> float:
+    return float(np.median(values)) if values.size else float("nan")
+
+
+def _frame_rows(estimate: Estimate) -> dict[str, npt.NDArray[Any]]:
+    columns = {
+        "frame_seq_num": estimate.frame_seq_nums,
+        "y_m": estimate.positions_m[:, 0],
+        "x_m": estimate.positions_m[:, 1],
+        "embedding": estimate.embedding,
+        "uncertainty_rad": estimate.frame_uncertainty,
+        "residual": estimate.residual,
+        "novelty": estimate.novelty,
+    }
+    return {name: np.asarray(values, FRAMES[name].dtype) for name, values in columns.items()}

@@ -1,0 +1,203 @@
+"""A Tiled server inside this process, for a session that has no other catalogue.
+
+Event tables go to SQLite behind a one-slot connection pool. Tiled's other embedded store, DuckDB,
+shares one connection among all server threads and crashes when runs are read while written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import secrets
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bluesky_cdi.errors import CatalogError
+
+logger = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+
+
+@contextlib.contextmanager
+def serve(
+    directory: Path | str, *, readable: Sequence[Path | str] = (), port: int = 0, api_key: str | None = None
+) -> Iterator[str]:
+    """Serve the catalogue kept in a folder for as long as the context lasts.
+
+    The server listens on this machine only, in a daemon thread: it never keeps the interpreter
+    alive. Serving the same folder again later finds everything written before.
+
+    Parameters
+    ----------
+    directory : path
+        Folder of the catalogue; created when absent. Data files below it can be read.
+    readable : sequence of path
+        Further folders whose files can be read: those of detectors and results elsewhere.
+    port : int
+        TCP port; 0 takes a free one.
+    api_key : str, optional
+        The single user's key, letters and digits; a random one by default.
+
+    Yields
+    ------
+    str
+        Address with the key, for `open_catalog` or ``tiled.client.from_uri``.
+
+    Raises
+    ------
+    CatalogError
+        If the folder or the key can't be used, another session serves the folder, the port is
+        taken, or the server is not healthy within a minute.
+    """
+    root = _usable(Path(directory))
+    key = api_key or secrets.token_hex(16)
+    if not (key.isascii() and key.isalnum()):
+        raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
+    with _claimed(root), _bound(port) as listener:
+        address = f"http://{HOST}:{listener.getsockname()[1]}"
+        server = _Server(_build_app(root, readable, key), listener)
+        server.start(address)
+        try:
+            yield f"{address}/api/v1?api_key={key}"
+        finally:
+            server.stop()
+
+
+def _usable(directory: Path) -> Path:
+    root = directory.expanduser().resolve()
+    if {"?", "#"} & set(str(root)):
+        raise CatalogError(f"the catalogue's folder must have a name without '?' and '#'; it is {root}")
+    try:
+        (root / "data").mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise CatalogError(
+            f"the catalogue needs a folder that can be written; {root} can't be used: {err}. "
+            "Set catalog.directory to another folder."
+        ) from err
+    return root
+
+
+@contextlib.contextmanager
+def _claimed(root: Path) -> Iterator[None]:
+    """Keep other sessions out; the operating system lifts the lock even if this process is killed."""
+    with contextlib.closing(sqlite3.connect(root / "session.lock", timeout=0, check_same_thread=False)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as err:
+            raise CatalogError(
+                f"can't take the catalogue in {root} for this session ({err}). If another session serves it, "
+                "set catalog.uri to that one's address; otherwise check the folder's permissions."
+            ) from err
+        yield
+
+
+@contextlib.contextmanager
+def _bound(port: int) -> Iterator[socket.socket]:
+    # asyncio turns Nagle's algorithm off only for sockets that state their protocol; with it every
+    # answer would wait 40 ms for a delayed acknowledgement.
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except (OSError, OverflowError) as err:
+            raise CatalogError(
+                f"the catalogue's server can't listen on {HOST}:{port}: {err}. "
+                "Take another port, or 0 for any free one."
+            ) from err
+        yield listener
+
+
+def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
+    import tiled.catalog
+    from bluesky_tiled_plugins.exporters import json_seq_exporter
+    from bluesky_tiled_plugins.routers.validator import router as validator_router
+    from tiled.catalog.adapter import DatabaseInitializationError
+    from tiled.config import Authentication, StreamingCacheConfig
+    from tiled.media_type_registration import default_serialization_registry
+    from tiled.server.app import build_app
+
+    # Tiled prints its version to standard error at each start.
+    logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
+    database = root / "catalog.db"
+    try:
+        tree = tiled.catalog.from_uri(
+            str(database),
+            writable_storage=[str(root / "data"), f"sqlite:///{root / 'tables.db'}"],
+            readable_storage=[str(path) for path in (root, *(Path(p).expanduser().resolve() for p in readable))],
+            # Initialising starts a Python process: a few seconds, so only when there is nothing yet.
+            init_if_not_exists=not database.exists() or database.stat().st_size == 0,
+            cache_config=StreamingCacheConfig(uri="memory").model_dump(),
+            # Two writers on one SQLite file would else meet "database is locked".
+            storage_pool_size=1,
+            storage_max_overflow=0,
+        )
+    except (DatabaseInitializationError, OSError, ValueError) as err:
+        raise CatalogError(f"can't open the catalogue {database}: {err}") from err
+    # Without this, `run.documents()` is refused by the server.
+    registry = copy.deepcopy(default_serialization_registry)
+    registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
+    return build_app(
+        tree,
+        authentication=Authentication(single_user_api_key=api_key),
+        serialization_registry=registry,
+        include_routers=[validator_router],
+    )
+
+
+class _Server:
+    """A uvicorn server in a daemon thread, with deadlines for its start and its stop."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        import uvicorn
+
+        # log_config=None: the application configures logging, not the server.
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(app, loop="asyncio", log_config=None, access_log=False, timeout_graceful_shutdown=3)
+        )
+        self._listener = listener
+        self._thread = threading.Thread(target=self._run, name="tiled-server", daemon=True)
+
+    def _run(self) -> None:
+        # uvicorn leaves by SystemExit when the application's start-up fails, which it has logged.
+        with contextlib.suppress(SystemExit):
+            self._uvicorn.run(sockets=[self._listener])
+
+    def start(self, address: str) -> None:
+        self._thread.start()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._healthy(address):
+            if not self._thread.is_alive():
+                raise CatalogError(
+                    "the catalogue's server could not start; the log of 'uvicorn.error' says why. A catalogue "
+                    "written by another version of Tiled needs `tiled catalog upgrade-database`."
+                )
+            if time.monotonic() > deadline:
+                self.stop()
+                raise CatalogError(f"the catalogue's server at {address} was not healthy within {START_TIMEOUT_S:g} s")
+            time.sleep(0.02)
+
+    def _healthy(self, address: str) -> bool:
+        import httpx
+
+        if not self._uvicorn.started:
+            return False
+        try:
+            # trust_env=False: a proxy in the environment can't reach this machine's own address.
+            return bool(httpx.get(f"{address}/healthz", timeout=1.0, trust_env=False).is_success)
+        except httpx.HTTPError:
+            return False
+
+    def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            logger.warning("the catalogue's server did not stop within %g s; it ends with the process", STOP_TIMEOUT_S)

@@ -1,0 +1,127 @@
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from event_model import compose_run
+
+from bluesky_cdi.catalog import ResultPublisher, find_raw, find_results, list_results, load_result, run_writer
+from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.protocols import RunInfo
+
+
+def write_raw(writer, uid, scan_id, n, finished=True):
+    run = compose_run(uid=uid, time=float(scan_id), metadata={"scan_id": scan_id, "plan_name": "adaptive"})
+    keys = {"x": {"source": "test", "dtype": "number", "shape": []}}
+    described = run.compose_descriptor(name="primary", data_keys=keys)
+    writer("start", run.start_doc)
+    writer("descriptor", described.descriptor_doc)
+    for i in range(n):
+        writer("event", described.compose_event(data={"x": float(i)}, timestamps={"x": 0.0}))
+    if finished:
+        writer("stop", run.compose_stop())
+    return RunInfo(uid, scan_id, run.start_doc, (8, 8))
+
+
+@pytest.fixture(scope="module")
+def estimates(make_estimate):
+    return [make_estimate(seed) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def catalog(session, empty_catalog, tmp_path_factory, info, estimates):
+    """Scan 1 with a complete and an empty result, scans 2 and 3 without; of another run a failed and an open one."""
+    directory = shutil.copytree(empty_catalog, tmp_path_factory.mktemp("browse") / "catalogue")
+    with session(directory) as opened:
+        raw = run_writer(opened.raw, directory / "backup")
+        processed = run_writer(opened.processed, directory / "backup", batch_size=1)
+
+        def publisher(of, uid):
+            return ResultPublisher(of, directory / "results", processed, derived_uid=uid)
+
+        scan_1 = write_raw(raw, "aaaa1111-raw", 1, n=4)
+        write_raw(raw, "bbbb2222-raw", 2, n=3)
+        write_raw(raw, "cccc3333-raw", 3, n=3, finished=False)
+        publisher(scan_1, "dddd4444-complete").close(estimates[0])
+        publisher(scan_1, "eeee5555-empty").close(None, "abort", "stopped by the user")
+        failed = publisher(info, "ffff6666-failed")
+        for estimate in estimates:
+            failed.publish(estimate)
+        failed.close(None, "fail", "the worker stopped")
+        going = publisher(info, "abcd7777-going")
+        going.publish(estimates[0])
+        for writer in (raw, processed):
+            writer.close(60)
+            writer.check()
+        yield opened
+
+
+def test_list(catalog):
+    rows = {row.uid or row.raw_uid: row for row in list_results(catalog)}
+    assert list(rows) == [
+        *("bbbb2222-raw", "cccc3333-raw"),
+        *("dddd4444-complete", "eeee5555-empty", "ffff6666-failed", "abcd7777-going"),
+    ]
+    complete = rows["dddd4444-complete"]
+    assert (complete.raw_uid, complete.scan_id, complete.plan_name) == ("aaaa1111-raw", 1, "adaptive")
+    assert (complete.n_frames, complete.exit_status, complete.complete) == (6, "success", True)
+    bare = rows["bbbb2222-raw"]
+    assert (bare.uid, bare.scan_id, bare.time, bare.n_frames, bare.complete) == (None, 2, 2.0, 3, False)
+    going = rows["cccc3333-raw"]
+    assert (going.n_frames, going.exit_status) == (None, None)
+    assert (rows["eeee5555-empty"].exit_status, rows["eeee5555-empty"].complete) == ("abort", False)
+    assert (rows["ffff6666-failed"].exit_status, rows["abcd7777-going"].exit_status) == ("fail", None)
+    assert rows["ffff6666-failed"].plan_name is None
+
+
+def test_links_both_ways(catalog):
+    found = find_results(catalog, "aaaa1111-raw")
+    assert [row.uid for row in found] == ["dddd4444-complete", "eeee5555-empty"]
+    assert find_results(catalog, "bbbb2222-raw") == []
+    for result in (found[0], "dddd4444", 1):
+        assert find_raw(catalog, result).start["uid"] == "aaaa1111-raw"
+    with pytest.raises(CatalogError, match="does not hold the raw run 0a0a0a0a-raw"):
+        find_raw(catalog, -1)
+
+
+def test_load(catalog, estimates, assert_equal):
+    assert_equal(load_result(catalog, "dddd"), estimates[0])
+    of_failed = load_result(catalog, "ffff6666", update=1)
+    np.testing.assert_array_equal(of_failed.object, estimates[1].object)
+    assert of_failed.embedding.shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("which", "update", "match"),
+    [
+        (99, -1, "no result of scan 99"),
+        ("zzzz", -1, "begins with 'zzzz'"),
+        (-5, -1, r"no result \[-5\].*holds 4 result"),
+        ("aaaa1111", -1, "2 results match 'aaaa1111': dddd4444-complete, eeee5555-empty"),
+        ("dddd", 1, "holds 1 update.*no update 1"),
+        ("dddd", -2, "holds 1 update.*no update -2"),
+        ("ffff", -1, r"ended with 'fail' \(the worker stopped\); it holds 2 .*pass update=1"),
+        (-1, -1, "abcd7777-going has no stop document.*holds 1 update"),
+        # The newest result of scan 1.
+        (1, -1, r"ended with 'abort' \(stopped by the user\); it holds 0 update\(s\): there is nothing to load"),
+    ],
+)
+def test_what_can_not_be_loaded(catalog, which, update, match):
+    with pytest.raises(CatalogError, match=match):
+        load_result(catalog, which, update)
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, bluesky_cdi.catalog; print([m for m in ('tiled', 'torch', 'bluesky') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    import bluesky_cdi.catalog as package
+
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing

@@ -1,0 +1,231 @@
+import dataclasses
+import threading
+
+import h5py
+import numpy as np
+import pytest
+from event_model import DocumentNames, schema_validators
+
+from bluesky_cdi.catalog import ResultPublisher, load_result, run_writer
+from bluesky_cdi.errors import CatalogError, DocumentError
+
+
+class Documents(list):
+    """Collects documents, each checked against its schema."""
+
+    def __call__(self, name, doc):
+        schema_validators[DocumentNames[name]].validate(doc)
+        self.append((name, doc))
+
+    def of(self, name):
+        return [doc for n, doc in self if n == name]
+
+
+@pytest.fixture
+def documents():
+    return Documents()
+
+
+@pytest.fixture
+def publisher(info, tmp_path, documents):
+    return ResultPublisher(info, tmp_path / "results", documents, derived_uid="1b1b1b1b-derived")
+
+
+def read_file(tmp_path):
+    return h5py.File(tmp_path / "results" / "1b1b1b1b-derived.h5", "r", libver="latest", swmr=True)
+
+
+def test_documents_of_a_whole_run(publisher, documents, make_estimate, tmp_path):
+    estimates = [make_estimate(seed) for seed in range(3)]
+    for estimate in estimates[:2]:
+        publisher.publish(estimate)
+    publisher.close(estimates[2])
+
+    start, stop = documents[0][1], documents[-1][1]
+    assert (documents[0][0], documents[-1][0]) == ("start", "stop")
+    assert start["uid"] == publisher.uid == "1b1b1b1b-derived"
+    assert (start["plan_name"], start["raw_uid"], start["scan_id"]) == ("cdi_reconstruction", "0a0a0a0a-raw", 7)
+    assert start["source"] == estimates[0].source
+    assert start["geometry"]["energy_ev"] == 8000
+    assert start["tiled_specs"] == ["CDIReconstruction"]
+    assert [doc["name"] for doc in documents.of("descriptor")] == ["reconstruction", "frames"]
+    assert stop["num_events"] == {"reconstruction": 3, "frames": 6}
+    assert (stop["exit_status"], stop["complete"], stop["n_frames"]) == ("success", True, 6)
+    events = documents.of("event")
+    assert [event["seq_num"] for event in events] == [1, 2, 3]
+    assert events[1]["data"]["median_residual"] == np.median(estimates[1].residual)
+    configuration = documents.of("descriptor")[0]["configuration"]["bluesky_cdi"]["data"]
+    assert configuration == {
+        "pixel_m": estimates[0].pixel_m,
+        "origin_y_m": estimates[0].origin_m[0],
+        "origin_x_m": estimates[0].origin_m[1],
+    }
+    with read_file(tmp_path) as file:
+        assert file.attrs["complete"]
+        np.testing.assert_array_equal(file["reconstruction/object"], np.stack([e.object for e in estimates]))
+        np.testing.assert_array_equal(file["frames/y_m"], estimates[2].positions_m[:, 0])
+
+
+def test_frames_belong_to_rows_in_order(publisher, documents, make_estimate):
+    publisher.publish(make_estimate(0))
+    publisher.publish(make_estimate(1))
+    spans = [(d["indices"], d["seq_nums"]) for d in documents.of("stream_datum")]
+    assert spans == [({"start": 0, "stop": 1}, {"start": 1, "stop": 2})] * 5 + [
+        ({"start": 1, "stop": 2}, {"start": 2, "stop": 3})
+    ] * 5
+    publisher.close(None, "abort")
+
+
+def test_file_is_readable_while_it_grows(publisher, make_estimate, tmp_path):
+    estimate = make_estimate(3)
+    publisher.publish(estimate)
+    with read_file(tmp_path) as file:
+        assert not file.attrs["complete"]
+        np.testing.assert_array_equal(file["reconstruction/object"][0], estimate.object)
+        publisher.publish(estimate)
+        file["reconstruction/object"].id.refresh()
+        assert file["reconstruction/object"].shape[0] == 2
+    publisher.close(None, "abort")
+
+
+def test_failure_leaves_a_stop_document_and_an_incomplete_file(publisher, documents, make_estimate, tmp_path):
+    publisher.publish(make_estimate(0))
+    publisher.close(None, "fail", "the worker stopped")
+    publisher.close(make_estimate(1))
+    (stop,) = documents.of("stop")
+    assert (stop["exit_status"], stop["reason"], stop["complete"]) == ("fail", "the worker stopped", False)
+    with read_file(tmp_path) as file:
+        assert not file.attrs["complete"]
+    with pytest.raises(DocumentError, match="is closed"):
+        publisher.publish(make_estimate(1))
+
+
+def test_no_estimate_at_all(publisher, documents, tmp_path):
+    publisher.close(None, "abort", "stopped by the user")
+    assert [name for name, _ in documents] == ["start", "stop"]
+    assert not (tmp_path / "results").exists()
+
+
+def test_aborted_scan_may_have_a_complete_reconstruction(publisher, documents, make_estimate):
+    publisher.close(make_estimate(0), "abort", "stopped by the user")
+    (stop,) = documents.of("stop")
+    assert (stop["exit_status"], stop["complete"]) == ("abort", True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"canvas": (16, 18)}, {"d": 3}, {"origin_m": (0.0, 0.0)}, {"pixel_m": 1e-9}], ids=lambda c: next(iter(c))
+)
+def test_another_canvas_is_refused_and_the_run_still_ends(publisher, documents, make_estimate, change):
+    publisher.publish(make_estimate(0))
+    fields = {key: value for key, value in change.items() if key in ("origin_m", "pixel_m")}
+    shapes = {key: value for key, value in change.items() if key not in fields}
+    other = dataclasses.replace(make_estimate(1, **shapes), **fields)
+    with pytest.raises(DocumentError, match="must share one canvas"):
+        publisher.publish(other)
+    with pytest.raises(DocumentError, match="must share one canvas"):
+        publisher.close(other)
+    (stop,) = documents.of("stop")
+    assert (stop["exit_status"], stop["complete"]) == ("fail", False)
+
+
+def test_update_that_failed_half_way_is_overwritten(publisher, documents, make_estimate, tmp_path, monkeypatch):
+    from bluesky_cdi.catalog.result_file import ResultFile
+
+    estimates = [make_estimate(seed) for seed in range(3)]
+    publisher.publish(estimates[0])
+    write = ResultFile.write
+
+    def full_disk(self, group, start, rows):
+        write(self, group, start, {"object": rows["object"]})
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(ResultFile, "write", full_disk)
+        publisher.publish(estimates[1])
+    publisher.close(estimates[2])
+    assert len(documents.of("event")) == 2
+    with read_file(tmp_path) as file:
+        for name in ("object", "coverage"):
+            np.testing.assert_array_equal(file[f"reconstruction/{name}"][1], getattr(estimates[2], name))
+            assert len(file[f"reconstruction/{name}"]) == 2
+
+
+def test_existing_file_is_not_overwritten(info, tmp_path, documents, make_estimate):
+    (tmp_path / "u.h5").write_text("precious")
+    publisher = ResultPublisher(info, tmp_path, documents, derived_uid="u")
+    with pytest.raises(CatalogError, match="can't create the result's file"):
+        publisher.publish(make_estimate(0))
+    publisher.close(None, "fail", "disk")
+    assert (tmp_path / "u.h5").read_text() == "precious"
+    assert documents[-1][0] == "stop"
+
+
+def test_source_with_things_that_json_lacks(info, tmp_path, documents, make_estimate):
+    source = {"lr": np.float32(0.5), "shape": (2, 3), "weights": tmp_path, "scales": np.arange(2)}
+    publisher = ResultPublisher(info, tmp_path, documents)
+    publisher.close(dataclasses.replace(make_estimate(0), source=source))
+    assert documents[0][1]["source"] == {"lr": 0.5, "shape": [2, 3], "weights": str(tmp_path), "scales": [0, 1]}
+
+
+def test_no_frames_yet(info, tmp_path, documents, make_estimate):
+    publisher = ResultPublisher(info, tmp_path, documents)
+    publisher.close(make_estimate(0, n=0))
+    assert np.isnan(documents.of("event")[0]["data"]["median_residual"])
+
+
+def test_bit_exact_through_two_sessions(session, directory, info, tmp_path, make_estimate, assert_equal):
+    """Written in one session, read in it and in the next one; the folder lies outside the catalogue's."""
+    outside = tmp_path / "outside"
+    estimates = [make_estimate(seed) for seed in range(2)]
+    with session(directory, readable=[outside]) as catalog:
+        writer = run_writer(catalog.processed, tmp_path / "backup", batch_size=1)
+        publisher = ResultPublisher(info, outside, writer)
+        publisher.publish(estimates[0])
+        publisher.close(estimates[1])
+        writer.close(20)
+        writer.check()
+        run = catalog.processed[publisher.uid]
+        assert run.validate(raise_on_error=True)
+        assert {spec.name for spec in run.specs} == {"CDIReconstruction", "BlueskyRun"}
+        assert [name for name, _ in run.documents()][-1] == "stop"
+        np.testing.assert_array_equal(run["frames/embedding"].read(), estimates[1].embedding)
+        images = run["reconstruction"].read()
+        assert images["object"].dims == ("time", "canvas_row", "canvas_col")
+        np.testing.assert_array_equal(images["object"][0], estimates[0].object)
+    with session(directory, readable=[outside]) as catalog:
+        assert_equal(load_result(catalog, publisher.uid), estimates[1])
+
+
+def test_reader_beside_the_writer_sees_every_update(catalog, directory, tmp_path, info, make_estimate):
+    n = 8
+    writer = run_writer(catalog.processed, tmp_path / "backup", batch_size=1)
+    publisher = ResultPublisher(info, directory / "results", writer)
+    estimate = make_estimate(0)
+    publisher.publish(estimate)
+    writer.drain(20)
+    done = threading.Event()
+    seen, wrong = [], []
+
+    def read():
+        while not done.is_set():
+            parts = catalog.processed[publisher.uid]["reconstruction"].base
+            rows = parts["internal"].read()["seq_num"].tolist()
+            seen.append(len(rows))
+            image = parts["object"][len(rows) - 1]
+            if rows != list(range(1, len(rows) + 1)) or not np.array_equal(image, estimate.object):
+                wrong.append(rows)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(n - 1):
+        publisher.publish(estimate)
+        writer.drain(20)
+    done.set()
+    reader.join(20)
+    publisher.close(None, "abort")
+    writer.close(20)
+
+    writer.check()
+    assert len(set(seen)) > 1 and not wrong
+    rows = catalog.processed[publisher.uid]["reconstruction"].base["internal"].read()
+    assert rows["seq_num"].tolist() == list(range(1, n + 1))
