@@ -1,0 +1,142 @@
+"""From a run's metadata and the configuration to a reconstructor and an agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.physics.geometry import Canvas, Geometry
+from bluesky_cdi.protocols import Agent, ComplexArray, FloatArray, Reconstructor, RunInfo, ScanArea
+
+if TYPE_CHECKING:
+    from bluesky_cdi.agent.space import SearchSpace
+
+BoolImage = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def build_reconstructor(
+    info: RunInfo, config: Config, *, probe: ComplexArray | None = None, mask: BoolImage | None = None
+) -> Reconstructor:
+    """Make the reconstructor of a run.
+
+    Parameters
+    ----------
+    info : RunInfo
+        Its metadata must hold ``geometry`` and ``window_m`` ([low, high], each (y, x)).
+    config : Config
+    probe : ndarray, shape (modes, N, N), complex, optional
+        First guess; by default the lens of ``config.probe``.
+    mask : ndarray, shape (N, N), bool, optional
+        Valid pixels.
+
+    Raises
+    ------
+    GeometryError
+        If the metadata or the given probe do not fit.
+    """
+    import torch
+
+    from bluesky_cdi.live.reconstructor import PtychoReconstructor
+    from bluesky_cdi.models.weights import load_weights
+
+    geometry = Geometry.from_metadata(info.metadata, info.frame_shape)
+    low, high = scan_window(info)
+    canvas = Canvas.covering(low, high, geometry.pixel_m, geometry.frame_px)
+    settings = config.reconstructor
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return PtychoReconstructor(
+        canvas,
+        first_probe(geometry, config) if probe is None else with_modes(probe, config.probe.modes, geometry.frame_px),
+        settings,
+        trained=load_weights(settings.weights, device) if settings.name == "pinn" else None,
+        mask=mask,
+        device=device,
+    )
+
+
+def build_agent(area: ScanArea, config: Config, *, space: SearchSpace | None = None, probe_width_m: float | None = None) -> Agent:
+    """Make the agent of a scan.
+
+    Parameters
+    ----------
+    area : ScanArea
+    config : Config
+    space : SearchSpace, optional
+        The positions to choose from; by default a grid of the scan's step.
+    probe_width_m : float, optional
+        By default that of the lens of ``config.probe``.
+    """
+    from bluesky_cdi.agent import make_agent
+    from bluesky_cdi.agent.space import SearchSpace
+    from bluesky_cdi.physics.probes import width_px
+
+    if probe_width_m is None:
+        import torch
+
+        geometry = Geometry(**config.geometry.model_dump())
+        probe_width_m = width_px(torch.from_numpy(first_probe(geometry, config))) * geometry.pixel_m
+    space = space or SearchSpace.grid(area.low_m, area.high_m, area.step_m)
+    return make_agent(config.agent, space, probe_width_m=probe_width_m, budget=area.budget, seed=config.simulation.seed, step_m=area.step_m)
+
+
+def scan_window(info: RunInfo) -> tuple[FloatArray, FloatArray]:
+    """Corners (y, x) of the run's window of probe centres, metres.
+
+    Raises
+    ------
+    GeometryError
+        If the metadata do not state it.
+    """
+    try:
+        low, high = np.asarray(info.metadata["window_m"], dtype=np.float64).reshape(2, 2)
+    except (KeyError, TypeError, ValueError) as err:
+        raise GeometryError(
+            "the run's metadata must hold window_m = [[y_low, x_low], [y_high, x_high]] in metres; "
+            f"it holds {info.metadata.get('window_m')!r}. The plans of this package state it; pass it in md with others."
+        ) from err
+    return low, high
+
+
+def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
+    """The configured lens's probe, shape (modes, N, N), one photon in all; most of it in the first mode."""
+    from bluesky_cdi.physics.probes import focused_probe
+
+    lens = config.probe
+    share = 1.0 if lens.modes == 1 else 0.9
+    probe = focused_probe(
+        geometry,
+        numerical_aperture=lens.numerical_aperture,
+        central_stop=lens.central_stop,
+        defocus_m=lens.defocus_m,
+        modes=lens.modes,
+        coherent_share=share,
+    )
+    return np.asarray(probe.numpy())
+
+
+def with_modes(probe: ComplexArray, modes: int, frame_px: int) -> ComplexArray:
+    """Check a given probe, and add weak modes to it up to `modes`.
+
+    Raises
+    ------
+    GeometryError
+        If it is not (m, N, N) with the frames' N.
+    """
+    import torch
+
+    from bluesky_cdi.physics.probes import orthogonal_modes
+
+    if probe.ndim != 3 or probe.shape[1:] != (frame_px, frame_px):
+        raise GeometryError(f"a probe must be (modes, {frame_px}, {frame_px}); it is {probe.shape}")
+    if len(probe) >= modes:
+        return probe
+    first = torch.from_numpy(np.asarray(probe[0], dtype=np.complex128))
+    added = orthogonal_modes(first, modes)[len(probe) :].numpy()
+    # Each added mode begins with 2 % of the photons: enough to grow where the data ask for it.
+    energy = float((np.abs(probe) ** 2).sum())
+    return np.concatenate([probe, added * np.sqrt(0.02 * energy)]).astype(np.complex64)

@@ -1,0 +1,97 @@
+"""The frames of a run, as a reconstructor holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from bluesky_cdi.errors import FrameError
+from bluesky_cdi.physics.forward import Diffraction, to_corner
+from bluesky_cdi.physics.geometry import Canvas
+from bluesky_cdi.protocols import FloatArray, Frame
+
+
+class MeasuredFrames:
+    """Frames by number, placed on a canvas, ready for computing.
+
+    Parameters
+    ----------
+    canvas : Canvas
+    device : torch.device
+    background : float
+        Photons per pixel and frame that the detector counts without the sample.
+    """
+
+    def __init__(self, canvas: Canvas, device: torch.device, background: float = 0.0) -> None:
+        self.canvas = canvas
+        self.device = device
+        self._mask: torch.Tensor | None = None
+        self._background = background
+        self._frames: dict[int, tuple[Frame, torch.Tensor]] = {}
+        self._data: Diffraction | None = None
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def seq_nums(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Numbers of the frames, ascending, shape (n,)."""
+        return np.array(sorted(self._frames), dtype=np.int64)
+
+    @property
+    def positions_m(self) -> FloatArray:
+        """(y, x) of the frames, in the order of `seq_nums`, shape (n, 2)."""
+        return np.array([self._frames[s][0].position_m for s in self.seq_nums], dtype=np.float64).reshape(-1, 2)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The frames as they came, in the order of `seq_nums`."""
+        return [self._frames[s][0] for s in self.seq_nums]
+
+    def add(self, frames: Iterable[Frame]) -> None:
+        """Take frames in; a known number replaces the earlier frame.
+
+        Raises
+        ------
+        FrameError
+            If a frame has another shape than the canvas was made for.
+        GeometryError
+            If a position lies outside the canvas.
+        """
+        side = self.canvas.frame_px
+        for frame in frames:
+            if frame.counts.shape != (side, side):
+                raise FrameError(f"frame {frame.seq_num} must be {side} x {side} pixels; it is {frame.counts.shape}. One run has one frame shape.")
+            self.canvas.place(np.asarray(frame.position_m)[None])
+            counts = torch.from_numpy(np.ascontiguousarray(frame.counts, dtype=np.float32)).to(self.device)
+            self._frames[frame.seq_num] = (frame, to_corner(counts))
+            self._data = None
+
+    def use_mask(self, mask: torch.Tensor) -> None:
+        """State the valid pixels: (N, N), bool, zero frequency at ``[0, 0]``."""
+        self._mask = mask
+        self._data = None
+
+    def mean_photons(self, share: float = 0.9) -> float:
+        """The quantile `share` of the frames' photons: nearly those of a frame through vacuum."""
+        totals = [float((c if self._mask is None else c * self._mask).sum()) for _, c in self._frames.values()]
+        return float(np.quantile(totals, share)) if totals else 0.0
+
+    def diffraction(self) -> Diffraction:
+        """All frames in the order of `seq_nums`."""
+        if self._data is None:
+            order = [self._frames[s] for s in self.seq_nums]
+            corner, shift = self.canvas.place(self.positions_m)
+            flux = np.array([frame.monitor for frame, _ in order])
+            self._data = Diffraction(
+                counts=torch.stack([counts for _, counts in order]),
+                corner=torch.from_numpy(corner).to(self.device),
+                shift_px=torch.from_numpy(shift).to(self.device, torch.float32),
+                canvas_shape=(1, *self.canvas.shape),
+                gain=torch.from_numpy(flux / flux.mean()).to(self.device, torch.float32),
+                mask=self._mask,
+                background=self._background,
+            )
+        return self._data

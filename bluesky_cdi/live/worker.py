@@ -1,0 +1,396 @@
+"""The thread that owns the reconstruction: frames and questions in, estimates and decisions out.
+
+The RunEngine's thread and the document callbacks only put messages into this thread's inbox; all
+computing happens here. The policy of the inbox: messages keep their order; frames that came
+while a step was running are taken together by the next step; when more than `queue_frames` frames
+wait, the newest is left out of the live reconstruction, counted, and logged. It stays in the
+raw run: the scan never waits for the reconstruction to catch up.
+
+If anything here fails, every open question is answered with `WorkerError`, so the plan ends and the
+RunEngine closes the raw run; frames that arrive after that are ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.protocols import Agent, Estimate, Frame, Proposal, Reconstructor, RunInfo, ScanArea, ScanTicket
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Keeps the estimates of one run; `bluesky_cdi.catalog.ResultPublisher` is one."""
+
+    def publish(self, estimate: Estimate) -> None:
+        """Keep an update."""
+
+    def close(self, estimate: Estimate | None, exit_status: Any, reason: str) -> None:
+        """Keep the final estimate and end."""
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerParts:
+    """What the worker is made of.
+
+    Attributes
+    ----------
+    make_reconstructor : callable
+        From a run to its reconstructor.
+    make_agent : callable
+        From the area of a scan to its agent.
+    make_recorder : callable
+        From a run and the uid of its derived run to the recorder.
+    listeners : sequence of callable
+        Called with each estimate, in the worker's thread: a live view, a history.
+    """
+
+    make_reconstructor: Callable[[RunInfo], Reconstructor]
+    make_agent: Callable[[ScanArea], Agent]
+    make_recorder: Callable[[RunInfo, str], Recorder]
+    listeners: Sequence[Callable[[Estimate], None]] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Begin:
+    area: ScanArea
+    uid: str
+    answer: Future[ScanTicket]
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    n: int
+    after: int
+    answer: Future[Proposal]
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    info: RunInfo
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    exit_status: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Fail:
+    error: Exception
+
+
+_CLOSE = object()
+NOT_RUNNING = "the reconstruction worker is not running; start a new session. The raw run is intact."
+
+
+class LiveWorker:
+    """Reconstructs runs as they are measured and decides where to measure next.
+
+    It is the `FrameSink` of a `FrameAssembler` and the `ScanSource` of a plan.
+
+    Parameters
+    ----------
+    parts : WorkerParts
+    points_of : callable
+        From an estimate to the points that the agent ingests.
+    step_budget_s, final_budget_s : float
+        Time for a step during the run, and for all steps after its last frame.
+    final_steps : int
+        Most steps after the last frame.
+    queue_frames : int
+        Frames that may wait.
+
+    Attributes
+    ----------
+    error : Exception or None
+        Why the latest run's reconstruction failed.
+    latest : Estimate or None
+        The newest estimate.
+    n_dropped : int
+        Frames of the latest run that were left out because the queue was full.
+    """
+
+    def __init__(
+        self,
+        parts: WorkerParts,
+        points_of: Callable[[Estimate], Sequence[dict[str, Any]]],
+        *,
+        step_budget_s: float = 5.0,
+        final_budget_s: float = 60.0,
+        final_steps: int = 10,
+        queue_frames: int = 2048,
+    ) -> None:
+        self._parts = parts
+        self._points_of = points_of
+        self._step_budget_s, self._final_budget_s, self._final_steps = step_budget_s, final_budget_s, final_steps
+        self._queue_frames = queue_frames
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting_frames = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        self.error: Exception | None = None
+        self.latest: Estimate | None = None
+        self.n_dropped = 0
+        self._agent: Agent | None = None
+        self._uid: str | None = None
+        self._reconstructor: Reconstructor | None = None
+        self._recorder: Recorder | None = None
+        self._ingested = 0
+        self._requests: list[_Request] = []
+        self._thread = threading.Thread(target=self._main, name="bluesky_cdi-worker", daemon=True)
+        self._thread.start()
+
+    # What a plan calls.
+
+    def begin(self, area: ScanArea) -> Future[ScanTicket]:
+        """Prepare for a scan; forget the one before, and its error."""
+        message = _Begin(area, str(uuid.uuid4()), Future())
+        with self._lock:
+            self.error, self.n_dropped = None, 0
+        return self._ask(message)
+
+    def request(self, n: int, after: int) -> Future[Proposal]:
+        """Ask for `n` positions, decided once frame number `after` is in the reconstruction."""
+        return self._ask(_Request(n, after, Future()))
+
+    def check(self) -> None:
+        """Raise `WorkerError` if the reconstruction failed or the thread is gone."""
+        if self.error is not None:
+            raise _stopped(self.error) from self.error
+        if not self._thread.is_alive():
+            raise WorkerError(NOT_RUNNING)
+
+    # What a frame assembler calls.
+
+    def start_run(self, info: RunInfo) -> None:
+        """Make ready for a run's frames."""
+        self._idle.clear()
+        self._inbox.put(_Start(info))
+
+    def put(self, frame: Frame) -> None:
+        """Take a frame, or leave it out when too many wait."""
+        with self._lock:
+            full = self._waiting_frames >= self._queue_frames
+            self._waiting_frames += not full
+            self.n_dropped += full
+        if not full:
+            self._inbox.put(frame)
+        elif self.n_dropped == 1:
+            logger.warning("the reconstruction is %d frames behind: frames are left out of the live image (the raw run has them all)", self._queue_frames)
+
+    def end_run(self, exit_status: str, reason: str) -> None:
+        """Finish the run's reconstruction."""
+        self._inbox.put(_End(exit_status, reason))
+
+    def fail(self, error: Exception) -> None:
+        """Give up on the run: its frames can't be used."""
+        self._inbox.put(_Fail(error))
+
+    # What a session calls.
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the latest run's reconstruction has ended.
+
+        Raises
+        ------
+        WorkerError
+            If it failed, or has not ended in time.
+        """
+        if not self._idle.wait(timeout_s) and self._thread.is_alive():
+            raise WorkerError(f"the reconstruction has not finished within {timeout_s:g} s; wait again, or close the session")
+        self.check()
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """End the thread after what it is doing."""
+        self._inbox.put(_CLOSE)
+        self._thread.join(timeout_s)
+
+    # The thread.
+
+    def _ask(self, message: Any) -> Any:
+        self._inbox.put(message)
+        if not self._thread.is_alive():
+            self._refuse_all(WorkerError(NOT_RUNNING))
+        return message.answer
+
+    def _main(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            # However the thread ends, nobody may wait for it for ever.
+            self._refuse_all(WorkerError(NOT_RUNNING))
+            self._idle.set()
+
+    def _turn(self) -> bool:
+        """Handle everything in the inbox, then compute; False: close."""
+        messages = [self._inbox.get()]
+        while not self._inbox.empty():
+            messages.append(self._inbox.get())
+        frames: list[Frame] = []
+        try:
+            for message in messages:
+                if isinstance(message, Frame):
+                    frames.append(message)
+                    with self._lock:
+                        self._waiting_frames -= 1
+                elif message is _CLOSE:
+                    return False
+                else:
+                    self._take(frames)
+                    frames = []
+                    self._handle(message)
+            self._take(frames)
+            self._serve()
+        except Exception as err:  # noqa: BLE001 (whatever it is, the plan must hear of it)
+            self._give_up(err)
+        return True
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, _Begin):
+            self._prepare(message)
+        elif isinstance(message, _Request):
+            self._requests.append(message)
+        elif isinstance(message, _Start):
+            self._open(message.info)
+        elif isinstance(message, _End):
+            self._finish(message)
+        elif isinstance(message, _Fail):
+            raise message.error
+
+    def _prepare(self, message: _Begin) -> None:
+        if not message.answer.set_running_or_notify_cancel():
+            return
+        try:
+            self._refuse_requests(WorkerError("a new scan has begun"))
+            self._agent, self._uid, self._ingested = None, message.uid, 0
+            path = np.empty((0, 2))
+            if message.area.adaptive:
+                self._agent = self._parts.make_agent(message.area)
+                path = self._agent.coverage_path()
+        except Exception as err:
+            message.answer.set_exception(_stopped(err))
+            raise
+        message.answer.set_result(ScanTicket(message.uid, path))
+
+    def _open(self, info: RunInfo) -> None:
+        self._close_recorder("fail", "a new run has begun")
+        self.latest = None
+        self._idle.clear()
+        uid = self._uid or str(uuid.uuid4())
+        self._recorder = self._parts.make_recorder(info, uid)
+        # A derived run belongs to one raw run: a plan that did not begin here gets a uid of its own.
+        self._uid = None
+        self._reconstructor = self._parts.make_reconstructor(info)
+
+    def _take(self, frames: list[Frame]) -> None:
+        """Add frames, reconstruct, tell everybody."""
+        if not frames or self._reconstructor is None or self.error is not None:
+            return
+        self._reconstructor.add(frames)
+        self._tell(self._reconstructor.step(self._step_budget_s))
+        self._ingested = max(self._ingested, *(frame.seq_num for frame in frames))
+
+    def _tell(self, estimate: Estimate | None) -> None:
+        if estimate is None:
+            return
+        self.latest = estimate
+        if self._recorder is not None:
+            self._recorder.publish(estimate)
+        for listener in self._parts.listeners:
+            listener(estimate)
+
+    def _serve(self) -> None:
+        """Answer the questions whose frames are in."""
+        ready = [r for r in self._requests if r.after <= self._ingested]
+        self._requests = [r for r in self._requests if r.after > self._ingested]
+        for request in ready:
+            if self.error is not None:
+                _refuse(request.answer, _stopped(self.error))
+            elif request.answer.set_running_or_notify_cancel():
+                self._decide(request)
+
+    def _decide(self, request: _Request) -> None:
+        try:
+            if self._agent is None:
+                raise WorkerError("no adaptive scan has begun: call `begin` with an adaptive area first")
+            started = time.perf_counter()
+            if self.latest is not None:
+                self._agent.ingest(self._points_of(self.latest))
+            proposal = self._agent.propose(request.n)
+        except Exception as err:
+            request.answer.set_exception(_stopped(err))
+            raise
+        seconds = time.perf_counter() - started
+        known = 0 if self.latest is None else self.latest.n_frames
+        request.answer.set_result(replace(proposal, n_ingested=known, decision_s=seconds))
+
+    def _finish(self, message: _End) -> None:
+        self._ingested = np.iinfo(np.int64).max
+        self._serve()
+        deadline = time.monotonic() + self._final_budget_s
+        for _ in range(self._final_steps if self._reconstructor is not None and self.error is None else 0):
+            estimate = self._reconstructor.step(self._step_budget_s) if self._reconstructor and time.monotonic() < deadline else None
+            if estimate is None:
+                break
+            self._tell(estimate)
+        if self.error is None:
+            reason = message.reason or ("" if not self.n_dropped else f"{self.n_dropped} frames were left out")
+            self._close_recorder(message.exit_status, reason)
+        self._reconstructor = None
+        self._idle.set()
+
+    def _give_up(self, err: Exception) -> None:
+        logger.error("the reconstruction stopped: %s (the raw run is not affected)", err, exc_info=err)
+        self.error = err
+        self._refuse_requests(err)
+        try:
+            self._close_recorder("fail", str(err))
+        except Exception as second:
+            logger.exception("the derived run could not be closed either: %s", second)
+        self._reconstructor = None
+        self._idle.set()
+
+    def _close_recorder(self, exit_status: str, reason: str) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close(self.latest, exit_status, reason)
+
+    def _refuse_requests(self, err: Exception) -> None:
+        requests, self._requests = self._requests, []
+        for request in requests:
+            _refuse(request.answer, _stopped(err))
+
+    def _refuse_all(self, err: Exception) -> None:
+        """Refuse the open questions and those still in the inbox."""
+        self._refuse_requests(err)
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if isinstance(message, (_Begin, _Request)):
+                _refuse(message.answer, err)
+
+
+def _stopped(err: Exception) -> WorkerError:
+    """The error that a plan sees, made from the worker's."""
+    if isinstance(err, WorkerError):
+        return err
+    return WorkerError(f"the reconstruction worker stopped: {type(err).__name__}: {err}. The raw run is intact.")
+
+
+def _refuse(answer: Future[Any], err: Exception) -> None:
+    if not answer.done() and answer.set_running_or_notify_cancel():
+        answer.set_exception(err)
