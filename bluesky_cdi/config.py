@@ -17,7 +17,7 @@ from bluesky_cdi.errors import ConfigError
 class Section(BaseModel):
     """Base of every part of the configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class GeometryConfig(Section):
@@ -63,6 +63,17 @@ class ScanConfig(Section):
     """Exposure of a frame, seconds."""
     decision_timeout_s: float = Field(default=5.0, ge=0)
     """How long the plan waits for a decision before it takes the next point of the coverage path, seconds."""
+
+    def as_plan_arguments(self) -> dict[str, Any]:
+        """The scan as the keyword arguments of `bluesky_cdi.plans.adaptive_ptycho`."""
+        return {
+            "centre_um": list(self.centre_um),
+            "extent_um": list(self.extent_um),
+            "step_um": self.step_um,
+            "budget": self.budget,
+            "batch": self.batch,
+            "decision_timeout_s": self.decision_timeout_s,
+        }
 
 
 class AgentConfig(Section):
@@ -204,7 +215,9 @@ def _as_mapping(loaded: object, path: Path | str) -> Mapping[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections (geometry:, scan:, ...); it holds a {type(loaded).__name__}")
+        raise ConfigError(
+            f"{path} must hold a mapping of sections (geometry:, scan:, ...); it holds a {type(loaded).__name__}"
+        )
     return loaded
 
 

@@ -26,6 +26,9 @@ Weight = npt.NDArray[Any]
 SNR_HALF_BIT = 0.2071
 SNR_ONE_BIT = 0.5
 
+# The share of the highest coverage under which a pixel counts as not measured.
+ILLUMINATED_SHARE = 0.02
+
 # Registration under a mask leans towards zero shift, so it is repeated until nothing moves; two or
 # three passes do, the others are for poor images.
 PASSES = 6
@@ -103,7 +106,7 @@ class Dose:
     photons_per_m2: float
 
 
-def illuminated(coverage: FloatArray, threshold: float = 0.02) -> BoolArray:
+def illuminated(coverage: FloatArray, threshold: float = ILLUMINATED_SHARE) -> BoolArray:
     """Tell which pixels have at least `threshold` of the highest coverage.
 
     Parameters

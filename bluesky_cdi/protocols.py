@@ -164,7 +164,7 @@ class Reconstructor(Protocol):
         """Take frames in; a known `seq_num` replaces the earlier frame."""
 
     def step(self, budget_s: float) -> Estimate | None:
-        """Work for about `budget_s` seconds; None while there is nothing to estimate from, or nothing left to improve."""
+        """Work for about `budget_s` seconds; None while there is nothing to estimate from or to improve."""
 
     def checkpoint(self) -> Mapping[str, Any]:
         """Everything needed to go on later, as arrays and plain values."""

@@ -134,7 +134,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _open_catalog(self, stack: contextlib.ExitStack) -> tuple[str, Catalog]:
@@ -183,7 +185,6 @@ class Session:
 
         geometry = Geometry(**self.config.geometry.model_dump())
         engine = RunEngine({"geometry": geometry.as_metadata(), "scan_id": _last_scan_id(self.catalog)})
-        stack.callback(_stop_engine, engine)
         assembler = FrameAssembler(self.live, monitor_key=monitor_key)
 
         def assemble(name: str, doc: Any) -> None:
@@ -197,13 +198,17 @@ class Session:
         stack.callback(self._documents.shutdown)
         engine.subscribe(self._raw_writer)
         engine.subscribe(self._documents)
+        # On closing the engine stops first: aborting a paused run makes documents.
+        stack.callback(_stop_engine, engine)
         return engine
 
     def _drain_documents(self, timeout_s: float) -> None:
         done = threading.Event()
         self._documents(_DRAIN, done)
         if not done.wait(timeout_s):
-            raise WorkerError(f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the session")
+            raise WorkerError(
+                f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the session"
+            )
 
 
 def _last_scan_id(catalog: Catalog) -> int:
@@ -217,3 +222,5 @@ def _stop_engine(engine: RunEngine) -> None:
     if engine.state == "paused":
         engine.abort("the session was closed")
     engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()

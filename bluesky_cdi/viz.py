@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bluesky_cdi.metrics import ILLUMINATED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ BoolArray = npt.NDArray[np.bool_]
 UNCOVERED = "0.87"
 # Seen on white and on black.
 PATH_COLOUR = "#1b9e77"
-# The share of the highest coverage under which a pixel counts as not measured, as in the metrics.
-COVERED_SHARE = 0.02
 # Ends of the colour scales, so that single bright pixels don't darken the rest.
 PERCENTILES = (0.5, 99.5)
 # A measured position is a proposed one if it is this near; read-back errors are smaller, scan steps larger.
@@ -158,7 +157,7 @@ class _View:
 
     def __init__(self, estimate: Estimate) -> None:
         coverage = estimate.coverage
-        enough = COVERED_SHARE * np.max(coverage, initial=0.0)
+        enough = ILLUMINATED_SHARE * np.max(coverage, initial=0.0)
         self.covered: BoolArray = np.asarray((coverage >= enough) & (coverage > 0))
         rows, columns = estimate.object.shape
         (y, x), pixel = estimate.origin_m, estimate.pixel_m

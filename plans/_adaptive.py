@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import bluesky.plan_stubs as bps
-import bluesky.preprocessors as bpp
 import numpy as np
 
+from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.plans._decisions import STREAM, DecisionRecord
-from bluesky_cdi.plans._measure import Instrument, Plan, result_of, result_within, run_metadata, scan_area
+from bluesky_cdi.plans._measure import (
+    Instrument,
+    Plan,
+    as_run,
+    result_of,
+    result_within,
+    run_metadata,
+    scan_area,
+    window_args,
+)
 from bluesky_cdi.protocols import FloatArray, Proposal, ScanArea, ScanSource, ScanTicket
 
 logger = logging.getLogger(__name__)
 
 # Points of the coverage path taken when a decision is late, before it is looked for again.
 FALLBACK_POINTS = 4
+# Positions closer than this share of the step are one place: rounding in the units of the stage.
+SAME_PLACE = 1e-3
 
 
 def adaptive_ptycho(
@@ -72,26 +85,28 @@ def adaptive_ptycho(
     Raises
     ------
     GeometryError
-        If the window is not sound.
+        If the window, budget or batch is not sound.
     DocumentError
         If an axis states no unit of length.
     WorkerError
         If the reconstruction failed.
     """
     instrument = Instrument(detectors, axis_y, axis_x)
-    args = {"extent_um": list(extent_um), "step_um": step_um, "budget": budget, "centre_um": list(centre_um), "batch": batch}
     area = scan_area(centre_um, extent_um, step_um, budget, adaptive=True)
+    if batch < 1:
+        raise GeometryError(f"a scan needs a batch of at least 1 position; got batch={batch}")
+    args = {
+        **window_args(centre_um, extent_um, step_um),
+        "budget": int(budget),
+        "batch": int(batch),
+        "decision_timeout_s": float(decision_timeout_s),
+    }
     _ = instrument.metres
     ticket = yield from result_of(live.begin(area), live)
     metadata = run_metadata("adaptive_ptycho", instrument, area, args, md)
     scan = _AdaptiveScan(instrument, live, area, ticket, batch, decision_timeout_s)
-
-    @bpp.stage_decorator(list(detectors))
-    @bpp.run_decorator(md={"reconstruction_uid": ticket.reconstruction_uid, **metadata})
-    def inner() -> Plan[str]:
-        return (yield from scan.run())
-
-    return (yield from inner())
+    metadata["reconstruction_uid"] = ticket.reconstruction_uid
+    return (yield from as_run(instrument, scan.run(), metadata))
 
 
 class _AdaptiveScan:
@@ -105,53 +120,66 @@ class _AdaptiveScan:
         self._batch, self._timeout_s = batch, timeout_s
         self._record = DecisionRecord(batch)
         self._measured: list[FloatArray] = []
+        # Whether points of the coverage path were measured since the agent was asked.
+        self._overtaken = False
 
     def run(self) -> Plan[str]:
         """Measure batches until the agent stops or the budget is spent."""
-        future = self._live.request(min(self._batch, self._area.budget), 0)
+        future = self._ask(self._area.budget)
         while True:
             decided = yield from result_within(future, self._live, self._timeout_s)
             bridge = self._bridge() if decided is None else None
-            if decided is None and bridge is None:
-                decided = yield from result_of(future, self._live)
-            proposal = bridge or decided
-            points = self._safe(proposal)
+            asked = decided or bridge or (yield from result_of(future, self._live))
+            proposal = self._safe(asked)
             yield from self._save(proposal)
-            left = self._area.budget - len(self._measured) - len(points)
-            if not len(points):
-                return proposal.reason
+            left = self._area.budget - len(self._measured) - len(proposal.positions_m)
+            if not len(proposal.positions_m) and not (len(asked.positions_m) and self._overtaken):
+                return "no proposed position can be measured" if len(asked.positions_m) else asked.reason
+            self._overtaken = self._overtaken or bridge is not None
             if bridge is None and left > 0:
                 # Decided while the points below are measured, from what is measured by now.
-                future = self._live.request(min(self._batch, left), len(self._measured))
-            for point in points:
+                future = self._ask(left)
+            for point in proposal.positions_m:
                 self._live.check()
                 yield from self._instrument.measure(point)
                 self._measured.append(point)
             if left <= 0:
                 return "budget"
 
+    def _ask(self, left: int) -> Future[Proposal]:
+        self._overtaken = False
+        return self._live.request(min(self._batch, left), len(self._measured))
+
     def _bridge(self) -> Proposal | None:
         """The next points of the coverage path that nothing measured lies on; None when it is used up."""
         taken: list[FloatArray] = []
-        while self._path and len(taken) < min(FALLBACK_POINTS, self._area.budget - len(self._measured)):
+        wanted = min(FALLBACK_POINTS, self._batch, self._area.budget - len(self._measured))
+        while self._path and len(taken) < wanted:
             point = self._path.pop(0)
-            known = [*self._measured, *taken]
-            if not known or np.hypot(*(np.array(known) - point).T).min() > self._area.step_m / 2:
+            if _distance(point, [*self._measured, *taken]) > self._area.step_m / 2:
                 taken.append(point)
         if not taken:
             return None
-        logger.warning("the decision is late by more than %g s: measuring %d points of the coverage path", self._timeout_s, len(taken))
+        logger.warning(
+            "the decision is late by more than %g s: measuring %d points of the coverage path",
+            self._timeout_s,
+            len(taken),
+        )
         return Proposal(np.array(taken), np.full(len(taken), np.nan), "coverage path", "decision late")
 
-    def _safe(self, proposal: Proposal) -> FloatArray:
-        """Positions that may be moved to: finite, inside the window, within the budget."""
+    def _safe(self, proposal: Proposal) -> Proposal:
+        """What can be measured of it: finite, inside the window, at new places, no more than asked for."""
         points = np.asarray(proposal.positions_m, dtype=np.float64).reshape(-1, 2)
-        slack = self._area.step_m
-        inside = (points >= np.array(self._area.low_m) - slack) & (points <= np.array(self._area.high_m) + slack)
-        good = points[inside.all(axis=1)]  # NaN compares false
-        if len(good) < len(points):
-            logger.warning("%d proposed positions lie outside the window or are not finite: left out", len(points) - len(good))
-        return good[: self._area.budget - len(self._measured)]
+        same = SAME_PLACE * self._area.step_m
+        low, high = np.array(self._area.low_m) - same, np.array(self._area.high_m) + same
+        inside = ((points >= low) & (points <= high)).all(axis=1)  # NaN compares false
+        if not inside.all():
+            logger.warning(
+                "%d proposed positions lie outside the window or are not finite: left out", int((~inside).sum())
+            )
+        new = np.array([_distance(point, self._measured) > same for point in points], dtype=bool)
+        kept = np.flatnonzero(inside & new)[: min(self._batch, self._area.budget - len(self._measured))]
+        return replace(proposal, positions_m=points[kept], expected_gain=np.asarray(proposal.expected_gain)[kept])
 
     def _save(self, proposal: Proposal) -> Plan[None]:
         self._record.put(proposal)
@@ -160,3 +188,8 @@ class _AdaptiveScan:
         yield from bps.read(self._record)
         yield from bps.save()
         yield from bps.checkpoint()
+
+
+def _distance(point: FloatArray, others: Sequence[FloatArray]) -> float:
+    """Distance of a point to the nearest of others; infinite if there are none."""
+    return min((float(np.hypot(*(point - other))) for other in others), default=float("inf"))

@@ -35,10 +35,11 @@ class DecisionRecord:
     def put(self, proposal: Proposal) -> None:
         """Take a decision."""
         positions = self._filled(np.asarray(proposal.positions_m, dtype=np.float64).reshape(-1, 2))
+        gain = self._filled(np.asarray(proposal.expected_gain, dtype=np.float64).reshape(-1, 1))
         self._values = {
             "agent_y": positions[:, 0],
             "agent_x": positions[:, 1],
-            "agent_expected_gain": self._filled(np.asarray(proposal.expected_gain, dtype=np.float64).reshape(-1, 1))[:, 0],
+            "agent_expected_gain": gain[:, 0],
             "agent_n_proposed": len(proposal.positions_m),
             "agent_n_ingested": proposal.n_ingested,
             "agent_n_pending": proposal.pending,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
 import numpy as np
 from bluesky.utils import Msg
 
@@ -70,24 +71,41 @@ def scan_area(
     GeometryError
         If a number is not finite, or extent, step or budget not positive.
     """
-    centre, extent = np.asarray(centre_um, dtype=np.float64), np.asarray(extent_um, dtype=np.float64)
-    sound = centre.shape == extent.shape == (2,) and np.isfinite(centre).all() and np.isfinite(extent).all()
-    if not sound or (extent <= 0).any() or not step_um > 0 or budget < 1:
+    try:
+        centre, extent = np.asarray(centre_um, dtype=np.float64), np.asarray(extent_um, dtype=np.float64)
+        sound = centre.shape == extent.shape == (2,) and bool(np.isfinite([*centre, *extent, step_um]).all())
+        sound = sound and bool((extent > 0).all()) and step_um > 0 and budget >= 1
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
         raise GeometryError(
-            "a scan needs centre_um and extent_um as two finite numbers (y, x), extent_um and step_um above 0 and a budget of at least 1; "
+            "a scan needs centre_um and extent_um as two finite numbers (y, x), "
+            "extent_um and step_um above 0 and a budget of at least 1; "
             f"got centre_um={centre_um}, extent_um={extent_um}, step_um={step_um}, budget={budget}"
         )
     low, high = (centre - extent / 2) * 1e-6, (centre + extent / 2) * 1e-6
     return ScanArea((low[0], low[1]), (high[0], high[1]), step_um * 1e-6, budget, adaptive)
 
 
-def run_metadata(name: str, instrument: Instrument, area: ScanArea, args: Mapping[str, Any], md: Mapping[str, Any] | None) -> dict[str, Any]:
+def window_args(centre_um: Sequence[float], extent_um: Sequence[float], step_um: float) -> dict[str, Any]:
+    """The window as plan arguments: plain numbers, whatever sequence came."""
+    return {
+        "extent_um": [float(v) for v in extent_um],
+        "step_um": float(step_um),
+        "centre_um": [float(v) for v in centre_um],
+    }
+
+
+def run_metadata(
+    name: str, instrument: Instrument, area: ScanArea, args: Mapping[str, Any], md: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Start-document metadata of a scan; what is in `md` wins."""
     axes = [instrument.axis_y.name, instrument.axis_x.name]
+    detectors = [d.name for d in instrument.detectors]
     return {
         "plan_name": name,
-        "plan_args": {"detectors": [d.name for d in instrument.detectors], "axis_y": axes[0], "axis_x": axes[1], **args},
-        "detectors": [d.name for d in instrument.detectors],
+        "plan_args": {"detectors": detectors, "axis_y": axes[0], "axis_x": axes[1], **args},
+        "detectors": detectors,
         "motors": axes,
         "window_m": [list(map(float, area.low_m)), list(map(float, area.high_m))],
         "step_m": float(area.step_m),
@@ -95,6 +113,17 @@ def run_metadata(name: str, instrument: Instrument, area: ScanArea, args: Mappin
         "hints": {"dimensions": [(axes, "primary")]},
         **(md or {}),
     }
+
+
+def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any]) -> Plan[T]:
+    """Do a plan as one run with the detectors staged; its result comes back (`run_wrapper` gives the run's uid)."""
+    results: list[T] = []
+
+    def keep() -> Plan[None]:
+        results.append((yield from plan))
+
+    yield from bpp.stage_wrapper(bpp.run_wrapper(keep(), md=dict(metadata)), list(instrument.detectors))
+    return results[0]
 
 
 def result_of(future: Future[T], live: ScanSource) -> Plan[T]:

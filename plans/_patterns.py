@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import bluesky.preprocessors as bpp
-
 from bluesky_cdi.agent.patterns import fermat_spiral, raster
-from bluesky_cdi.plans._measure import Instrument, Plan, result_of, run_metadata, scan_area
+from bluesky_cdi.plans._measure import Instrument, Plan, as_run, result_of, run_metadata, scan_area, window_args
 from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
 
 
@@ -54,7 +52,7 @@ def ptycho_raster(
     """
     area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
     points = raster(area.low_m, area.high_m, area.step_m)
-    args = {"extent_um": list(extent_um), "step_um": step_um, "centre_um": list(centre_um)}
+    args = window_args(centre_um, extent_um, step_um)
     return (yield from _scan("ptycho_raster", Instrument(detectors, axis_y, axis_x), live, area, points, args, md))
 
 
@@ -75,7 +73,7 @@ def ptycho_spiral(
     """
     area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
     points = fermat_spiral(area.low_m, area.high_m, area.step_m)
-    args = {"extent_um": list(extent_um), "step_um": step_um, "centre_um": list(centre_um)}
+    args = window_args(centre_um, extent_um, step_um)
     return (yield from _scan("ptycho_spiral", Instrument(detectors, axis_y, axis_x), live, area, points, args, md))
 
 
@@ -94,10 +92,8 @@ def _scan(
     metadata = run_metadata(name, instrument, area, args, {"num_points": len(points), **(md or {})})
     if live is not None:
         ticket = yield from result_of(live.begin(area), live)
-        metadata = {"reconstruction_uid": ticket.reconstruction_uid, **metadata}
+        metadata["reconstruction_uid"] = ticket.reconstruction_uid
 
-    @bpp.stage_decorator(list(instrument.detectors))
-    @bpp.run_decorator(md=metadata)
     def inner() -> Plan[str]:
         for point in points:
             if live is not None:
@@ -105,4 +101,4 @@ def _scan(
             yield from instrument.measure(point)
         return "complete"
 
-    return (yield from inner())
+    return (yield from as_run(instrument, inner(), metadata))

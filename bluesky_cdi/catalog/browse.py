@@ -1,4 +1,4 @@
-"""What the catalogue holds: runs with their reconstructions, and an estimate read back."""
+"""What the catalog holds: runs with their reconstructions, and an estimate read back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ResultSummary:
     scan_id : int or None
         The raw run's number.
     plan_name : str or None
-        The raw run's plan; None if the catalogue does not hold that run.
+        The raw run's plan; None if the catalog does not hold that run.
     time : float
         Start of the derived run, else of the raw run, seconds since 1970.
     n_frames : int or None
@@ -94,12 +94,12 @@ def find_raw(catalog: Catalog, result: ResultSummary | str | int) -> Any:
     Raises
     ------
     CatalogError
-        If there is no such result, or the catalogue does not hold its raw run.
+        If there is no such result, or the catalog does not hold its raw run.
     """
     with catalog.reaching():
         uid = result.raw_uid if isinstance(result, ResultSummary) else _find(catalog, result).start["raw_uid"]
         if uid not in catalog.raw:
-            raise CatalogError(f"the catalogue at {catalog.uri} does not hold the raw run {uid}")
+            raise CatalogError(f"the catalog at {catalog.uri} does not hold the raw run {uid}")
         return catalog.raw[uid]
 
 
@@ -169,14 +169,14 @@ def _find(catalog: Catalog, which: str | int) -> Any:
     if which < 0:
         n = len(results)
         if -which > n:
-            raise CatalogError(f"there is no result [{which}]: the catalogue at {catalog.uri} holds {n} result(s)")
+            raise CatalogError(f"there is no result [{which}]: the catalog at {catalog.uri} holds {n} result(s)")
         return results.values()[which]
     from tiled.queries import Key
 
     found = results.search(Key("scan_id") == int(which))
     if len(found) == 0:
         raise CatalogError(
-            f"the catalogue at {catalog.uri} holds no result of scan {which}; `list_results` shows what there is"
+            f"the catalog at {catalog.uri} holds no result of scan {which}; `list_results` shows what there is"
         )
     return found.values().last()
 
@@ -192,7 +192,7 @@ def _find_uid(catalog: Catalog, results: Any, uid: str) -> Any:
             uids = ", ".join(run.start["uid"] for run in found)
             raise CatalogError(f"{len(found)} results match {uid!r}: {uids}. Give the uid of one of them.")
     raise CatalogError(
-        f"the catalogue at {catalog.uri} holds no result with a uid (its own, or its raw run's) that begins with "
+        f"the catalog at {catalog.uri} holds no result with a uid (its own, or its raw run's) that begins with "
         f"{uid!r}; `list_results` shows what there is"
     )
 

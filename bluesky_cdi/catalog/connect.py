@@ -110,7 +110,7 @@ def _runs(root: Any, key: str) -> Any:
     found = root[key]
     if not isinstance(found, CatalogOfBlueskyRuns):
         raise CatalogError(
-            f"the catalogue's entry {key!r} must be a container of Bluesky runs; it is {found!r}. "
+            f"the catalog's entry {key!r} must be a container of Bluesky runs; it is {found!r}. "
             "Point catalog.uri to a container without such an entry."
         )
     return found
@@ -123,4 +123,4 @@ def _failed(uri: str, err: Exception) -> CatalogError:
     if isinstance(err, httpx.HTTPStatusError) and err.response.status_code >= 500:
         hint = "The server's log says why; often a data file was moved, or lies outside the folders that it may read."
     first_line = str(err).partition("\n")[0].rstrip(".")
-    return CatalogError(f"can't use the catalogue at {uri}: {type(err).__name__}: {first_line}. {hint}")
+    return CatalogError(f"can't use the catalog at {uri}: {type(err).__name__}: {first_line}. {hint}")

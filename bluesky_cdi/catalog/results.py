@@ -53,7 +53,7 @@ class ResultPublisher:
     info : RunInfo
         The raw run.
     directory : path
-        Folder for the file ``<uid>.h5``; the catalogue's server must be able to read it.
+        Folder for the file ``<uid>.h5``; the catalog's server must be able to read it.
     emit : callable
         Takes (name, document), as a `RunWriter` does.
     derived_uid : str, optional

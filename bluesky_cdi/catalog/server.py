@@ -1,4 +1,4 @@
-"""A Tiled server inside this process, for a session that has no other catalogue.
+"""A Tiled server inside this process, for a session that has no other catalog.
 
 Event tables go to SQLite behind a one-slot connection pool. Tiled's other embedded store, DuckDB,
 shares one connection among all server threads and crashes when runs are read while written.
@@ -31,7 +31,7 @@ STOP_TIMEOUT_S = 10.0
 def serve(
     directory: Path | str, *, readable: Sequence[Path | str] = (), port: int = 0, api_key: str | None = None
 ) -> Iterator[str]:
-    """Serve the catalogue kept in a folder for as long as the context lasts.
+    """Serve the catalog kept in a folder for as long as the context lasts.
 
     The server listens on this machine only, in a daemon thread: it never keeps the interpreter
     alive. Serving the same folder again later finds everything written before.
@@ -39,7 +39,7 @@ def serve(
     Parameters
     ----------
     directory : path
-        Folder of the catalogue; created when absent. Data files below it can be read.
+        Folder of the catalog; created when absent. Data files below it can be read.
     readable : sequence of path
         Further folders whose files can be read: those of detectors and results elsewhere.
     port : int
@@ -75,12 +75,12 @@ def serve(
 def _usable(directory: Path) -> Path:
     root = directory.expanduser().resolve()
     if {"?", "#"} & set(str(root)):
-        raise CatalogError(f"the catalogue's folder must have a name without '?' and '#'; it is {root}")
+        raise CatalogError(f"the catalog's folder must have a name without '?' and '#'; it is {root}")
     try:
         (root / "data").mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise CatalogError(
-            f"the catalogue needs a folder that can be written; {root} can't be used: {err}. "
+            f"the catalog needs a folder that can be written; {root} can't be used: {err}. "
             "Set catalog.directory to another folder."
         ) from err
     return root
@@ -94,7 +94,7 @@ def _claimed(root: Path) -> Iterator[None]:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as err:
             raise CatalogError(
-                f"can't take the catalogue in {root} for this session ({err}). If another session serves it, "
+                f"can't take the catalog in {root} for this session ({err}). If another session serves it, "
                 "set catalog.uri to that one's address; otherwise check the folder's permissions."
             ) from err
         yield
@@ -110,7 +110,7 @@ def _bound(port: int) -> Iterator[socket.socket]:
             listener.bind((HOST, port))
         except (OSError, OverflowError) as err:
             raise CatalogError(
-                f"the catalogue's server can't listen on {HOST}:{port}: {err}. "
+                f"the catalog's server can't listen on {HOST}:{port}: {err}. "
                 "Take another port, or 0 for any free one."
             ) from err
         yield listener
@@ -141,7 +141,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
             storage_max_overflow=0,
         )
     except (DatabaseInitializationError, OSError, ValueError) as err:
-        raise CatalogError(f"can't open the catalogue {database}: {err}") from err
+        raise CatalogError(f"can't open the catalog {database}: {err}") from err
     # Without this, `run.documents()` is refused by the server.
     registry = copy.deepcopy(default_serialization_registry)
     registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
@@ -177,12 +177,12 @@ class _Server:
         while not self._healthy(address):
             if not self._thread.is_alive():
                 raise CatalogError(
-                    "the catalogue's server could not start; the log of 'uvicorn.error' says why. A catalogue "
+                    "the catalog's server could not start; the log of 'uvicorn.error' says why. A catalog "
                     "written by another version of Tiled needs `tiled catalog upgrade-database`."
                 )
             if time.monotonic() > deadline:
                 self.stop()
-                raise CatalogError(f"the catalogue's server at {address} was not healthy within {START_TIMEOUT_S:g} s")
+                raise CatalogError(f"the catalog's server at {address} was not healthy within {START_TIMEOUT_S:g} s")
             time.sleep(0.02)
 
     def _healthy(self, address: str) -> bool:
@@ -200,4 +200,4 @@ class _Server:
         self._uvicorn.should_exit = True
         self._thread.join(STOP_TIMEOUT_S)
         if self._thread.is_alive():
-            logger.warning("the catalogue's server did not stop within %g s; it ends with the process", STOP_TIMEOUT_S)
+            logger.warning("the catalog's server did not stop within %g s; it ends with the process", STOP_TIMEOUT_S)

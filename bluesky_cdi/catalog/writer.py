@@ -88,7 +88,7 @@ class RunWriter:
         if self._error is not None:
             files = ", ".join(str(path) for path in self.failures.values())
             raise CatalogError(
-                f"{len(self._failures)} run(s) could not be written to the catalogue: {self._error!r}. "
+                f"{len(self._failures)} run(s) could not be written to the catalog: {self._error!r}. "
                 f"All their documents are in {files}; `restore_backup` writes them later."
             ) from self._error
 
@@ -105,7 +105,7 @@ class RunWriter:
         self._buffer(_DRAIN, done)
         if not done.wait(timeout_s):
             raise CatalogError(
-                f"the catalogue did not take all documents within {timeout_s:g} s; writing goes on in the background. "
+                f"the catalog did not take all documents within {timeout_s:g} s; writing goes on in the background. "
                 "Check that the Tiled server runs, and wait again."
             )
 
@@ -153,7 +153,7 @@ class _GuardedRun:
                 self._target(name, doc)
                 return
             except Exception as err:  # whatever it is, the data must reach the backup
-                logger.exception("the catalogue refused a %s document; the run goes to %s", name, self._path)
+                logger.exception("the catalog refused a %s document; the run goes to %s", name, self._path)
                 self._failed = True
                 self._note(self._path, err)
         self._flush()

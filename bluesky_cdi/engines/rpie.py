@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bluesky_cdi.physics.forward import Diffraction, canvas_step, exit_wave_step, intensity, object_step, peak_intensity, shift_fields
+from bluesky_cdi.physics.forward import (
+    Diffraction,
+    canvas_step,
+    exit_wave_step,
+    intensity,
+    object_step,
+    peak_intensity,
+    shift_fields,
+)
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 
 
@@ -67,7 +75,8 @@ def rpie_epoch(
         Poisson deviance per valid pixel of each frame, as met during the epoch.
     """
     deviance = torch.zeros(len(data), device=canvas.device)
-    for picked in torch.randperm(len(data), generator=generator).to(canvas.device).split(settings.batch):
+    order = torch.randperm(len(data), generator=generator).to(canvas.device)
+    for picked in torch.split(order, settings.batch):
         part = data[picked]
         probes, patches = part.probes(probe), part.patches(canvas)
         step, rate = exit_wave_step(probes, patches, part.counts, part.background, part.mask)
@@ -79,7 +88,12 @@ def rpie_epoch(
 
 
 def rpie(
-    canvas: Tensor, probe: Tensor, data: Diffraction, iterations: int, settings: RpieSettings | None = None, seed: int = 0
+    canvas: Tensor,
+    probe: Tensor,
+    data: Diffraction,
+    iterations: int,
+    settings: RpieSettings | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `iterations` epochs; arguments and results as in `rpie_epoch`."""
     settings = settings or RpieSettings()
@@ -124,9 +138,10 @@ def orthogonalise(probe: Tensor) -> Tensor:
     modes = probe[0].reshape(probe.shape[1], -1)  # (M, N*N)
     _, vectors = torch.linalg.eigh((modes @ modes.mH).resolve_conj())
     # eigh orders upwards; rows of vectors.mH combine the modes into orthogonal ones.
-    rotated = vectors.mH.flip(0) @ modes
-    # The strongest mode keeps the phase that it had, and with it the object's gauge.
-    phase = torch.sgn((rotated[0].conj() * modes[0]).sum())
+    rotated: Tensor = vectors.mH.flip(0) @ modes
+    # The strongest mode keeps the phase of the mode that it mostly is, and with it the object's gauge.
+    overlap = modes @ rotated[0].conj()  # (M,)
+    phase = torch.sgn(overlap[overlap.abs().argmax()])
     return (rotated * phase).reshape(probe.shape)
 
 

@@ -11,15 +11,18 @@ from bluesky_cdi.io.canonical import read_canonical
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.npz import read_ptychopinn
 from bluesky_cdi.io.product import Product, read_product, write_product
+from bluesky_cdi.io.reference import Reference, read_reference
 from bluesky_cdi.io.scan import Scan
 
 __all__ = [
     "Product",
+    "Reference",
     "Scan",
     "read_canonical",
     "read_cxi",
     "read_product",
     "read_ptychopinn",
+    "read_reference",
     "read_scan",
     "write_cxi",
     "write_product",

@@ -1,0 +1,1 @@
+"""Reconstruction and decisions while a run is measured."""

@@ -108,7 +108,7 @@ def under_frames(image: Tensor, probe: Tensor, corner: Tensor, chunk: int = 256)
     """
     weight = intensity(probe)[0]
     weight = weight / weight.sum()
-    parts = [(extract(image, part, weight.shape[-1]) * weight).sum(dim=(-2, -1)) for part in corner.split(chunk)]
+    parts = [(extract(image, part, weight.shape[-1]) * weight).sum(dim=(-2, -1)) for part in torch.split(corner, chunk)]
     return torch.cat(parts)
 
 

@@ -35,7 +35,7 @@ def build_reconstructor(
     Raises
     ------
     GeometryError
-        If the metadata or the given probe do not fit.
+        If the metadata, the given probe or the given mask do not fit.
     """
     import torch
 
@@ -43,10 +43,15 @@ def build_reconstructor(
     from bluesky_cdi.models.weights import load_weights
 
     geometry = Geometry.from_metadata(info.metadata, info.frame_shape)
+    if mask is not None and np.shape(mask) != info.frame_shape:
+        raise GeometryError(f"a mask must have the shape of the frames, {info.frame_shape}; it is {np.shape(mask)}")
     low, high = scan_window(info)
     canvas = Canvas.covering(low, high, geometry.pixel_m, geometry.frame_px)
     settings = config.reconstructor
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device)
+    device_name = settings.device
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device_name)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return PtychoReconstructor(
@@ -59,7 +64,9 @@ def build_reconstructor(
     )
 
 
-def build_agent(area: ScanArea, config: Config, *, space: SearchSpace | None = None, probe_width_m: float | None = None) -> Agent:
+def build_agent(
+    area: ScanArea, config: Config, *, space: SearchSpace | None = None, probe_width_m: float | None = None
+) -> Agent:
     """Make the agent of a scan.
 
     Parameters
@@ -81,7 +88,14 @@ def build_agent(area: ScanArea, config: Config, *, space: SearchSpace | None = N
         geometry = Geometry(**config.geometry.model_dump())
         probe_width_m = width_px(torch.from_numpy(first_probe(geometry, config))) * geometry.pixel_m
     space = space or SearchSpace.grid(area.low_m, area.high_m, area.step_m)
-    return make_agent(config.agent, space, probe_width_m=probe_width_m, budget=area.budget, seed=config.simulation.seed, step_m=area.step_m)
+    return make_agent(
+        config.agent,
+        space,
+        probe_width_m=probe_width_m,
+        budget=area.budget,
+        seed=config.simulation.seed,
+        step_m=area.step_m,
+    )
 
 
 def scan_window(info: RunInfo) -> tuple[FloatArray, FloatArray]:
@@ -97,7 +111,8 @@ def scan_window(info: RunInfo) -> tuple[FloatArray, FloatArray]:
     except (KeyError, TypeError, ValueError) as err:
         raise GeometryError(
             "the run's metadata must hold window_m = [[y_low, x_low], [y_high, x_high]] in metres; "
-            f"it holds {info.metadata.get('window_m')!r}. The plans of this package state it; pass it in md with others."
+            f"it holds {info.metadata.get('window_m')!r}. "
+            "The plans of this package state it; pass it in md with others."
         ) from err
     return low, high
 

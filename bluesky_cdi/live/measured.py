@@ -43,12 +43,12 @@ class MeasuredFrames:
     @property
     def positions_m(self) -> FloatArray:
         """(y, x) of the frames, in the order of `seq_nums`, shape (n, 2)."""
-        return np.array([self._frames[s][0].position_m for s in self.seq_nums], dtype=np.float64).reshape(-1, 2)
+        return np.array([frame.position_m for frame in self.frames], dtype=np.float64).reshape(-1, 2)
 
     @property
     def frames(self) -> list[Frame]:
         """The frames as they came, in the order of `seq_nums`."""
-        return [self._frames[s][0] for s in self.seq_nums]
+        return [self._frames[s][0] for s in sorted(self._frames)]
 
     def add(self, frames: Iterable[Frame]) -> None:
         """Take frames in; a known number replaces the earlier frame.
@@ -63,11 +63,19 @@ class MeasuredFrames:
         side = self.canvas.frame_px
         for frame in frames:
             if frame.counts.shape != (side, side):
-                raise FrameError(f"frame {frame.seq_num} must be {side} x {side} pixels; it is {frame.counts.shape}. One run has one frame shape.")
+                raise FrameError(
+                    f"frame {frame.seq_num} must be {side} x {side} pixels; it is {frame.counts.shape}. "
+                    "One run has one frame shape."
+                )
             self.canvas.place(np.asarray(frame.position_m)[None])
             counts = torch.from_numpy(np.ascontiguousarray(frame.counts, dtype=np.float32)).to(self.device)
             self._frames[frame.seq_num] = (frame, to_corner(counts))
             self._data = None
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """The valid pixels, (N, N), bool, zero frequency at ``[0, 0]``; None: all."""
+        return self._mask
 
     def use_mask(self, mask: torch.Tensor) -> None:
         """State the valid pixels: (N, N), bool, zero frequency at ``[0, 0]``."""
@@ -82,7 +90,7 @@ class MeasuredFrames:
     def diffraction(self) -> Diffraction:
         """All frames in the order of `seq_nums`."""
         if self._data is None:
-            order = [self._frames[s] for s in self.seq_nums]
+            order = [self._frames[s] for s in sorted(self._frames)]
             corner, shift = self.canvas.place(self.positions_m)
             flux = np.array([frame.monitor for frame, _ in order])
             self._data = Diffraction(

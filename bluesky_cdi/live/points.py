@@ -21,7 +21,8 @@ def points_of(estimate: Estimate) -> list[dict[str, Any]]:
     probe = torch.from_numpy(np.asarray(estimate.probe))[None]
     canvas = Canvas(estimate.origin_m, estimate.object.shape, estimate.pixel_m, probe.shape[-1])
     corner, _ = canvas.place(estimate.positions_m)
-    structure = structure_under_frames(torch.from_numpy(np.asarray(estimate.object))[None], probe, torch.from_numpy(corner))
+    image = torch.from_numpy(np.asarray(estimate.object))[None]
+    structure = structure_under_frames(image, probe, torch.from_numpy(corner))
     return [
         {
             "seq_num": int(estimate.frame_seq_nums[i]),

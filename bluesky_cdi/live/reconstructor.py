@@ -137,8 +137,10 @@ class PtychoReconstructor:
             "probe": self._probe[0].cpu().numpy(),
             "light": self._seen_light[0].cpu().numpy(),
             "generator": self._generator.get_state().numpy(),
+            "mask": None if self._measured.mask is None else self._measured.mask.cpu().numpy(),
             "iterations": self._iterations,
             "new_frames": self._new_frames,
+            "settled": self._settled,
             "frames": self._measured.frames,
         }
 
@@ -152,18 +154,21 @@ class PtychoReconstructor:
         """
         found, wanted = np.shape(state["object"]), self._canvas.shape
         if found != wanted or np.shape(state["probe"]) != tuple(self._probe.shape[1:]):
-            raise WorkerError(f"the checkpoint's object is {found}, this canvas is {wanted}: restore into the same scan window and probe")
+            raise WorkerError(
+                f"the checkpoint's object is {found}, this canvas is {wanted}: "
+                "restore into the same scan window and probe"
+            )
         self._measured = MeasuredFrames(self._canvas, self._device, self._config.background)
         self._measured.add(state["frames"])
-        if len(self._measured):
-            self._update_mask()
+        if state["mask"] is not None:
+            self._measured.use_mask(torch.from_numpy(np.array(state["mask"])).to(self._device))
         self._object = torch.from_numpy(np.array(state["object"]))[None].to(self._device)
         self._probe = torch.from_numpy(np.array(state["probe"]))[None].to(self._device)
         self._seen_light = torch.from_numpy(np.array(state["light"]))[None].to(self._device)
         self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self._iterations = int(state["iterations"])
-        self._new_frames = bool(state["new_frames"])
-        self._scaled = True
+        self._new_frames, self._settled = bool(state["new_frames"]), bool(state["settled"])
+        self._scaled = len(self._measured) > 0
 
     def _update_mask(self) -> None:
         counts = np.stack([f.counts for f in self._measured.frames[:FAULT_FRAMES]])
@@ -195,7 +200,9 @@ class PtychoReconstructor:
         for _ in range(self._config.refine_iterations):
             if time.monotonic() > deadline:
                 break
-            self._object, self._probe, _ = rpie_epoch(self._object, self._probe, data, settings, self._generator, update_probe)
+            self._object, self._probe, _ = rpie_epoch(
+                self._object, self._probe, data, settings, self._generator, update_probe
+            )
             self._iterations += 1
         self._object = averaged_step(self._object, self._probe, data, settings.alpha)
         if update_probe and self._probe.shape[1] > 1:

@@ -19,13 +19,23 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from bluesky_cdi.errors import WorkerError
-from bluesky_cdi.protocols import Agent, Estimate, Frame, Proposal, Reconstructor, RunInfo, ScanArea, ScanTicket
+from bluesky_cdi.protocols import (
+    Agent,
+    Estimate,
+    FloatArray,
+    Frame,
+    Proposal,
+    Reconstructor,
+    RunInfo,
+    ScanArea,
+    ScanTicket,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +80,13 @@ class _Begin:
 
 
 @dataclass(frozen=True, eq=False)
+class _LeftOut:
+    """A frame that the full queue did not take."""
+
+    seq_num: int
+
+
+@dataclass(frozen=True, eq=False)
 class _Request:
     n: int
     after: int
@@ -90,6 +107,22 @@ class _End:
 @dataclass(frozen=True, eq=False)
 class _Fail:
     error: Exception
+
+
+@dataclass(frozen=True, eq=False)
+class _Wait:
+    answer: Future[None]
+
+
+@dataclass(eq=False)
+class _Scan:
+    """What a plan announced, and what is known of its run by now."""
+
+    uid: str
+    agent: Agent | None
+    ingested: int = 0
+    estimate: Estimate | None = None
+    requests: list[_Request] = field(default_factory=list)
 
 
 _CLOSE = object()
@@ -140,17 +173,15 @@ class LiveWorker:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting_frames = 0
-        self._idle = threading.Event()
-        self._idle.set()
         self.error: Exception | None = None
         self.latest: Estimate | None = None
         self.n_dropped = 0
-        self._agent: Agent | None = None
-        self._uid: str | None = None
+        self._scan: _Scan | None = None
+        # Of the open run. Documents lag behind the plan: its scan may not be the one announced last.
+        self._run_scan: _Scan | None = None
         self._reconstructor: Reconstructor | None = None
         self._recorder: Recorder | None = None
-        self._ingested = 0
-        self._requests: list[_Request] = []
+        self._waiters: list[_Wait] = []
         self._thread = threading.Thread(target=self._main, name="bluesky_cdi-worker", daemon=True)
         self._thread.start()
 
@@ -159,13 +190,15 @@ class LiveWorker:
     def begin(self, area: ScanArea) -> Future[ScanTicket]:
         """Prepare for a scan; forget the one before, and its error."""
         message = _Begin(area, str(uuid.uuid4()), Future())
-        with self._lock:
-            self.error, self.n_dropped = None, 0
-        return self._ask(message)
+        self.error = None
+        self._ask(message)
+        return message.answer
 
     def request(self, n: int, after: int) -> Future[Proposal]:
         """Ask for `n` positions, decided once frame number `after` is in the reconstruction."""
-        return self._ask(_Request(n, after, Future()))
+        message = _Request(n, after, Future())
+        self._ask(message)
+        return message.answer
 
     def check(self) -> None:
         """Raise `WorkerError` if the reconstruction failed or the thread is gone."""
@@ -178,7 +211,7 @@ class LiveWorker:
 
     def start_run(self, info: RunInfo) -> None:
         """Make ready for a run's frames."""
-        self._idle.clear()
+        self.n_dropped = 0
         self._inbox.put(_Start(info))
 
     def put(self, frame: Frame) -> None:
@@ -187,10 +220,13 @@ class LiveWorker:
             full = self._waiting_frames >= self._queue_frames
             self._waiting_frames += not full
             self.n_dropped += full
-        if not full:
-            self._inbox.put(frame)
-        elif self.n_dropped == 1:
-            logger.warning("the reconstruction is %d frames behind: frames are left out of the live image (the raw run has them all)", self._queue_frames)
+        self._inbox.put(_LeftOut(frame.seq_num) if full else frame)
+        if full and self.n_dropped == 1:
+            logger.warning(
+                "the reconstruction is %d frames behind: "
+                "frames are left out of the live image (the raw run has them all)",
+                self._queue_frames,
+            )
 
     def end_run(self, exit_status: str, reason: str) -> None:
         """Finish the run's reconstruction."""
@@ -210,61 +246,72 @@ class LiveWorker:
         WorkerError
             If it failed, or has not ended in time.
         """
-        if not self._idle.wait(timeout_s) and self._thread.is_alive():
-            raise WorkerError(f"the reconstruction has not finished within {timeout_s:g} s; wait again, or close the session")
+        message = _Wait(Future())
+        self._ask(message)
+        try:
+            message.answer.result(timeout_s)
+        except TimeoutError as err:
+            raise WorkerError(
+                f"the reconstruction has not finished within {timeout_s:g} s; wait again, or close the session"
+            ) from err
         self.check()
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """End the thread after what it is doing."""
+        """End the thread after what it is doing, the steps after a run's last frame included."""
         self._inbox.put(_CLOSE)
-        self._thread.join(timeout_s)
+        self._thread.join(self._final_budget_s + timeout_s)
 
     # The thread.
 
-    def _ask(self, message: Any) -> Any:
+    def _ask(self, message: _Begin | _Request | _Wait) -> None:
         self._inbox.put(message)
         if not self._thread.is_alive():
             self._refuse_all(WorkerError(NOT_RUNNING))
-        return message.answer
 
     def _main(self) -> None:
         try:
             while self._turn():
                 pass
         finally:
-            # However the thread ends, nobody may wait for it for ever.
+            # However the thread ends, nobody may wait for it for ever, and no run stays open.
             self._refuse_all(WorkerError(NOT_RUNNING))
-            self._idle.set()
+            self._attempt(self._close_recorder, "fail", "the reconstruction worker has ended")
 
     def _turn(self) -> bool:
         """Handle everything in the inbox, then compute; False: close."""
         messages = [self._inbox.get()]
         while not self._inbox.empty():
             messages.append(self._inbox.get())
-        frames: list[Frame] = []
+        frames: list[Frame | _LeftOut] = []
+        for message in messages:
+            if isinstance(message, (Frame, _LeftOut)):
+                frames.append(message)
+                with self._lock:
+                    self._waiting_frames -= isinstance(message, Frame)
+            elif message is _CLOSE:
+                return False
+            else:
+                self._attempt(self._take, frames)
+                frames = []
+                self._attempt(self._handle, message)
+        self._attempt(self._take, frames)
+        self._attempt(self._serve)
+        return True
+
+    def _attempt(self, step: Callable[..., None], *args: Any) -> None:
+        """Do a step; if it fails, give up on the run and go on with the next message."""
         try:
-            for message in messages:
-                if isinstance(message, Frame):
-                    frames.append(message)
-                    with self._lock:
-                        self._waiting_frames -= 1
-                elif message is _CLOSE:
-                    return False
-                else:
-                    self._take(frames)
-                    frames = []
-                    self._handle(message)
-            self._take(frames)
-            self._serve()
+            step(*args)
         except Exception as err:  # noqa: BLE001 (whatever it is, the plan must hear of it)
             self._give_up(err)
-        return True
 
     def _handle(self, message: Any) -> None:
         if isinstance(message, _Begin):
             self._prepare(message)
         elif isinstance(message, _Request):
-            self._requests.append(message)
+            self._queue(message)
+        elif isinstance(message, _Wait):
+            self._waiters.append(message)
         elif isinstance(message, _Start):
             self._open(message.info)
         elif isinstance(message, _End):
@@ -277,110 +324,131 @@ class LiveWorker:
             return
         try:
             self._refuse_requests(WorkerError("a new scan has begun"))
-            self._agent, self._uid, self._ingested = None, message.uid, 0
-            path = np.empty((0, 2))
-            if message.area.adaptive:
-                self._agent = self._parts.make_agent(message.area)
-                path = self._agent.coverage_path()
-        except Exception as err:
+            agent = self._parts.make_agent(message.area) if message.area.adaptive else None
+            path: FloatArray = np.empty((0, 2)) if agent is None else agent.coverage_path()
+            self._scan = _Scan(message.uid, agent)
+        except Exception as err:  # noqa: BLE001 (as in `_attempt`)
+            # Before the answer: whoever gets it may begin again, and that clears the error.
+            self._give_up(err)
             message.answer.set_exception(_stopped(err))
-            raise
+            return
         message.answer.set_result(ScanTicket(message.uid, path))
+
+    def _queue(self, request: _Request) -> None:
+        if self._scan is None or self._scan.agent is None:
+            _refuse(request.answer, WorkerError("no adaptive scan has begun: call `begin` with an adaptive area first"))
+        else:
+            self._scan.requests.append(request)
 
     def _open(self, info: RunInfo) -> None:
         self._close_recorder("fail", "a new run has begun")
-        self.latest = None
-        self._idle.clear()
-        uid = self._uid or str(uuid.uuid4())
+        self.error, self.latest = None, None
+        # A derived run belongs to one raw run: one that was not announced gets a uid of its own.
+        announced = self._scan is not None and info.metadata.get("reconstruction_uid") == self._scan.uid
+        self._run_scan = self._scan if announced else None
+        uid = self._run_scan.uid if self._run_scan else str(uuid.uuid4())
         self._recorder = self._parts.make_recorder(info, uid)
-        # A derived run belongs to one raw run: a plan that did not begin here gets a uid of its own.
-        self._uid = None
         self._reconstructor = self._parts.make_reconstructor(info)
 
-    def _take(self, frames: list[Frame]) -> None:
+    def _take(self, messages: Sequence[Frame | _LeftOut]) -> None:
         """Add frames, reconstruct, tell everybody."""
-        if not frames or self._reconstructor is None or self.error is not None:
+        if not messages or self._reconstructor is None:
             return
-        self._reconstructor.add(frames)
-        self._tell(self._reconstructor.step(self._step_budget_s))
-        self._ingested = max(self._ingested, *(frame.seq_num for frame in frames))
+        frames = [message for message in messages if isinstance(message, Frame)]
+        if frames:
+            self._reconstructor.add(frames)
+            self._tell(self._reconstructor.step(self._step_budget_s))
+        if self._run_scan is not None:
+            # No decision may wait for a frame that was left out.
+            self._run_scan.ingested = max(self._run_scan.ingested, *(message.seq_num for message in messages))
 
     def _tell(self, estimate: Estimate | None) -> None:
         if estimate is None:
             return
         self.latest = estimate
+        if self._run_scan is not None:
+            self._run_scan.estimate = estimate
         if self._recorder is not None:
             self._recorder.publish(estimate)
         for listener in self._parts.listeners:
             listener(estimate)
 
     def _serve(self) -> None:
-        """Answer the questions whose frames are in."""
-        ready = [r for r in self._requests if r.after <= self._ingested]
-        self._requests = [r for r in self._requests if r.after > self._ingested]
+        """Answer the questions whose frames are in, and those who wait for the end of the run."""
+        if self._recorder is None:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                waiter.answer.set_result(None)
+        scan = self._scan
+        if scan is None:
+            return
+        ready = [r for r in scan.requests if r.after <= scan.ingested]
+        scan.requests = [r for r in scan.requests if r.after > scan.ingested]
         for request in ready:
             if self.error is not None:
                 _refuse(request.answer, _stopped(self.error))
-            elif request.answer.set_running_or_notify_cancel():
-                self._decide(request)
+            elif scan.agent is not None and request.answer.set_running_or_notify_cancel():
+                self._decide(request, scan.agent, scan.estimate)
 
-    def _decide(self, request: _Request) -> None:
+    def _decide(self, request: _Request, agent: Agent, estimate: Estimate | None) -> None:
+        """Answer a question with what the agent proposes from the scan's newest estimate."""
         try:
-            if self._agent is None:
-                raise WorkerError("no adaptive scan has begun: call `begin` with an adaptive area first")
             started = time.perf_counter()
-            if self.latest is not None:
-                self._agent.ingest(self._points_of(self.latest))
-            proposal = self._agent.propose(request.n)
-        except Exception as err:
+            if estimate is not None:
+                agent.ingest(self._points_of(estimate))
+            proposal = agent.propose(request.n)
+            known = 0 if estimate is None else estimate.n_frames
+            proposal = replace(proposal, n_ingested=known, decision_s=time.perf_counter() - started)
+        except Exception as err:  # noqa: BLE001 (as in `_attempt`)
+            self._give_up(err)
             request.answer.set_exception(_stopped(err))
-            raise
-        seconds = time.perf_counter() - started
-        known = 0 if self.latest is None else self.latest.n_frames
-        request.answer.set_result(replace(proposal, n_ingested=known, decision_s=seconds))
+            return
+        request.answer.set_result(proposal)
 
     def _finish(self, message: _End) -> None:
-        self._ingested = np.iinfo(np.int64).max
-        self._serve()
+        if self._run_scan is self._scan:
+            self._refuse_requests(WorkerError("the run has ended"))
         deadline = time.monotonic() + self._final_budget_s
-        for _ in range(self._final_steps if self._reconstructor is not None and self.error is None else 0):
-            estimate = self._reconstructor.step(self._step_budget_s) if self._reconstructor and time.monotonic() < deadline else None
+        for _ in range(self._final_steps):
+            if self._reconstructor is None or time.monotonic() >= deadline:
+                break
+            estimate = self._reconstructor.step(self._step_budget_s)
             if estimate is None:
                 break
             self._tell(estimate)
-        if self.error is None:
-            reason = message.reason or ("" if not self.n_dropped else f"{self.n_dropped} frames were left out")
-            self._close_recorder(message.exit_status, reason)
+        reason = message.reason or (f"{self.n_dropped} frames were left out" if self.n_dropped else "")
+        self._close_recorder(message.exit_status, reason)
         self._reconstructor = None
-        self._idle.set()
 
     def _give_up(self, err: Exception) -> None:
         logger.error("the reconstruction stopped: %s (the raw run is not affected)", err, exc_info=err)
         self.error = err
-        self._refuse_requests(err)
+        self._reconstructor = None
+        self._refuse_requests(_stopped(err))
         try:
             self._close_recorder("fail", str(err))
         except Exception as second:
             logger.exception("the derived run could not be closed either: %s", second)
-        self._reconstructor = None
-        self._idle.set()
 
     def _close_recorder(self, exit_status: str, reason: str) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.close(self.latest, exit_status, reason)
 
-    def _refuse_requests(self, err: Exception) -> None:
-        requests, self._requests = self._requests, []
-        for request in requests:
-            _refuse(request.answer, _stopped(err))
+    def _refuse_requests(self, err: WorkerError) -> None:
+        if self._scan is not None:
+            requests, self._scan.requests = self._scan.requests, []
+            for request in requests:
+                _refuse(request.answer, err)
 
-    def _refuse_all(self, err: Exception) -> None:
+    def _refuse_all(self, err: WorkerError) -> None:
         """Refuse the open questions and those still in the inbox."""
         self._refuse_requests(err)
+        while self._waiters:
+            _refuse(self._waiters.pop().answer, err)
         while not self._inbox.empty():
             message = self._inbox.get()
-            if isinstance(message, (_Begin, _Request)):
+            if isinstance(message, (_Begin, _Request, _Wait)):
                 _refuse(message.answer, err)
 
 

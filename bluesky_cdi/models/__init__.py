@@ -1,0 +1,1 @@
+"""The canvas network and its weights."""

@@ -12,6 +12,7 @@ is; its features, pooled under a frame's illumination, are the frame's embedding
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,8 @@ class ResidualBlock(nn.Module):
         # Normalising over channels only keeps the network local: what lies far away on the
         # canvas, or how large the canvas is, changes nothing here.
         y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # norm sees (B, Y, X, C)
-        return x + self.second(F.gelu(self.first(y)))
+        change: Tensor = self.second(F.gelu(self.first(y)))
+        return x + change
 
 
 class UNet(nn.Module):
@@ -85,7 +87,7 @@ class UNet(nn.Module):
         super().__init__()
         self.stem = config.stem
         widths = [config.channels * min(i + 1, 3) for i in range(config.levels)]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.entry = nn.Conv2d(inputs * config.stem**2, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(w, config.blocks) for w in widths)
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
@@ -114,7 +116,8 @@ class CanvasNet(nn.Module):
         super().__init__()
         self.config = config or CanvasConfig()
         inputs = PHYSICS_CHANNELS + self.config.memory
-        self.stages = nn.ModuleList(UNet(inputs, 2 + self.config.memory, self.config) for _ in range(self.config.stages))
+        outputs = 2 + self.config.memory
+        self.stages = nn.ModuleList(UNet(inputs, outputs, self.config) for _ in range(self.config.stages))
         self.step_size = nn.Parameter(torch.ones(self.config.stages))
         self.critic = self.new_critic()
 
@@ -122,7 +125,7 @@ class CanvasNet(nn.Module):
         """An untrained critic."""
         return UNet(PHYSICS_CHANNELS, 2, self.config)
 
-    def forward(self, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> list[Tensor]:
+    def forward(self, probe: Tensor, data: Diffraction) -> list[Tensor]:
         """Reconstruct.
 
         Parameters
@@ -130,8 +133,6 @@ class CanvasNet(nn.Module):
         probe : Tensor, shape (B, M, N, N), complex64
             Its photons set the scale of the counts.
         data : Diffraction
-        start : Tensor, shape (B, Y, X), complex64, optional
-            Object to start from; vacuum if absent.
 
         Returns
         -------
@@ -139,7 +140,7 @@ class CanvasNet(nn.Module):
             The object after each stage; the last is the result.
         """
         shape = data.canvas_shape
-        canvas = torch.ones(shape, dtype=probe.dtype, device=probe.device) if start is None else start
+        canvas = torch.ones(shape, dtype=probe.dtype, device=probe.device)
         memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
         outputs = []
         for net, step_size in zip(self.stages, self.step_size, strict=True):

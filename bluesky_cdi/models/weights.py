@@ -89,7 +89,10 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
 
     path = Path(name_or_path) if str(name_or_path).endswith(".safetensors") else SHIPPED / f"{name_or_path}.safetensors"
     if not path.is_file():
-        raise WeightsError(f"no weights at {path}; shipped names: {', '.join(shipped_weights())}. Or train them: bluesky-cdi train --help")
+        raise WeightsError(
+            f"no weights at {path}; shipped names: {', '.join(shipped_weights())}. "
+            "Or train them: bluesky-cdi train --help"
+        )
     digest, record = _verified(path)
     try:
         with safe_open(str(path), "pt") as file:
@@ -97,9 +100,9 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
         net = CanvasNet(config)
         net.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as err:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as err:
         raise WeightsError(f"{path} holds no weights of this package's network: {err}") from err
-    net = net.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    net = net.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # missing in torch's stubs
     return Trained(net.requires_grad_(False), path.stem, digest, record)
 
 
@@ -112,11 +115,18 @@ def _verified(path: Path) -> tuple[str, Mapping[str, Any]]:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     beside = path.with_suffix(".json")
     try:
-        record = json.loads(beside.read_text())
-    except (OSError, json.JSONDecodeError) as err:
-        raise WeightsError(f"the training record {beside} is missing or damaged: {err}. Weights and record travel together.") from err
+        record = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"a mapping is expected, a {type(record).__name__} came")
+    except (OSError, ValueError) as err:
+        raise WeightsError(
+            f"the training record {beside} is missing or damaged: {err}. Weights and record travel together."
+        ) from err
     if record.get("sha256") != digest:
-        raise WeightsError(f"{path} is damaged or not the trained file: SHA-256 {digest}, its record says {record.get('sha256')}. Install it again.")
+        raise WeightsError(
+            f"{path} is damaged or not the trained file: SHA-256 {digest}, "
+            f"its record says {record.get('sha256')}. Install it again."
+        )
     return digest, record
 
 

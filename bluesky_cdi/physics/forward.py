@@ -25,13 +25,15 @@ STEP_FLOOR = 1e-3
 def fft2c(field: Tensor) -> Tensor:
     """Centred, orthonormal 2-D FFT over the last two axes; zero frequency at ``[H // 2, W // 2]``."""
     centred = torch.fft.ifftshift(field, dim=(-2, -1))
-    return torch.fft.fftshift(torch.fft.fft2(centred, norm="ortho"), dim=(-2, -1))
+    spectrum: Tensor = torch.fft.fftshift(torch.fft.fft2(centred, norm="ortho"), dim=(-2, -1))
+    return spectrum
 
 
 def ifft2c(field: Tensor) -> Tensor:
     """Inverse and adjoint of `fft2c`."""
     centred = torch.fft.ifftshift(field, dim=(-2, -1))
-    return torch.fft.fftshift(torch.fft.ifft2(centred, norm="ortho"), dim=(-2, -1))
+    original: Tensor = torch.fft.fftshift(torch.fft.ifft2(centred, norm="ortho"), dim=(-2, -1))
+    return original
 
 
 def patch_index(corner: Tensor, size: int, canvas_shape: tuple[int, ...], scene: Tensor | None = None) -> Tensor:
@@ -120,9 +122,12 @@ def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:
     size = fields.shape[-1]
     frequency = torch.fft.fftfreq(size, device=fields.device, dtype=fields.real.dtype)
     shift = shift_px.to(fields.real.dtype)
-    angle = -2 * torch.pi * (shift[:, :1, None] * frequency[None, :, None] + shift[:, 1:, None] * frequency[None, None, :])
+    down = shift[:, :1, None] * frequency[None, :, None]  # (n, N, 1)
+    across = shift[:, 1:, None] * frequency[None, None, :]  # (n, 1, N)
+    angle = -2 * torch.pi * (down + across)
     ramp = torch.polar(torch.ones_like(angle), angle)[:, None]  # (n, 1, N, N)
-    return torch.fft.ifft2(torch.fft.fft2(fields) * ramp)
+    shifted: Tensor = torch.fft.ifft2(torch.fft.fft2(fields) * ramp)
+    return shifted
 
 
 def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, scene: Tensor | None = None) -> Tensor:
@@ -162,17 +167,20 @@ def diffract(probes: Tensor, patches: Tensor) -> Tensor:
     -------
     Tensor, shape (n, M, N, N), complex
     """
-    return torch.fft.fft2(probes * patches[:, None], norm="ortho")
+    waves: Tensor = torch.fft.fft2(probes * patches[:, None], norm="ortho")
+    return waves
 
 
 def to_corner(frames: Tensor) -> Tensor:
     """Move the zero frequency of frames or masks from ``[H // 2, W // 2]`` to ``[0, 0]``."""
-    return torch.fft.ifftshift(frames, dim=(-2, -1))
+    moved: Tensor = torch.fft.ifftshift(frames, dim=(-2, -1))
+    return moved
 
 
 def to_centre(frames: Tensor) -> Tensor:
     """Inverse of `to_corner`."""
-    return torch.fft.fftshift(frames, dim=(-2, -1))
+    moved: Tensor = torch.fft.fftshift(frames, dim=(-2, -1))
+    return moved
 
 
 def rate(probes: Tensor, patches: Tensor, background: Tensor | float = 0.0) -> Tensor:

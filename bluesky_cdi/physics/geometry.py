@@ -128,7 +128,9 @@ class Canvas:
     frame_px: int
 
     @classmethod
-    def covering(cls, low_m: FloatArray, high_m: FloatArray, pixel_m: float, frame_px: int, margin_px: int = 2) -> Canvas:
+    def covering(
+        cls, low_m: FloatArray, high_m: FloatArray, pixel_m: float, frame_px: int, margin_px: int = 2
+    ) -> Canvas:
         """Make the smallest canvas that holds every patch of probes centred in a window.
 
         Parameters
@@ -150,11 +152,12 @@ class Canvas:
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (high >= low).all()):
             raise GeometryError(f"a scan window needs finite corners low <= high; they are {low} and {high} metres")
         half = frame_px // 2 + margin_px
-        sides = np.ceil((high - low) / pixel_m).astype(np.int64) + 2 * half + 1
-        if int(sides.prod()) > 2**28:
+        sides = np.ceil((high - low) / pixel_m) + 2 * half + 1
+        # Still floating point: as integers, the product of two absurd sides can wrap to a small one.
+        if sides.prod() > 2**28:
             raise GeometryError(
-                f"the window {high - low} m needs a canvas of {sides[0]} x {sides[1]} pixels of {pixel_m:.3g} m, "
-                "more than 2**28. Are the positions in metres, and is the geometry right?"
+                f"the window {high - low} m needs a canvas of {sides[0]:.6g} x {sides[1]:.6g} pixels "
+                f"of {pixel_m:.3g} m, more than 2**28. Are the positions in metres, and is the geometry right?"
             )
         origin = low - half * pixel_m
         return cls((float(origin[0]), float(origin[1])), (int(sides[0]), int(sides[1])), float(pixel_m), int(frame_px))
@@ -181,16 +184,16 @@ class Canvas:
             If a patch would leave the canvas.
         """
         centre = (np.asarray(positions_m, float) - np.asarray(self.origin_m)) / self.pixel_m
-        nearest = np.rint(centre)
-        corner = nearest.astype(np.int64) - self.frame_px // 2
-        outside = ((corner < 0) | (corner + self.frame_px > np.asarray(self.shape))).any(axis=1) | ~np.isfinite(centre).all(axis=1)
+        outside = ~self.contains(positions_m)
         if outside.any():
             first = np.asarray(positions_m)[outside][0]
             raise GeometryError(
                 f"{int(outside.sum())} position(s) lie outside the canvas, the first at (y, x) = {first} m; "
-                "the canvas is made for the window in the run's metadata (`window_m`): measure inside it, or state the real one."
+                "the canvas is made for the window in the run's metadata (`window_m`): "
+                "measure inside it, or state the real one."
             )
-        return corner, centre - nearest
+        nearest = np.rint(centre)
+        return nearest.astype(np.int64) - self.frame_px // 2, centre - nearest
 
     def contains(self, positions_m: FloatArray) -> np.ndarray[Any, Any]:
         """Tell which positions' patches lie on the canvas, shape (n,), bool."""

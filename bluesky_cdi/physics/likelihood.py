@@ -25,7 +25,8 @@ def poisson_deviance(rate: Tensor, counts: Tensor) -> Tensor:
     Tensor, same shape
     """
     expected = rate.clamp_min(RATE_FLOOR)
-    return 2 * (torch.special.xlogy(counts, counts) - torch.special.xlogy(counts, expected) - counts + expected)
+    half: Tensor = torch.special.xlogy(counts, counts) - torch.special.xlogy(counts, expected) - counts + expected
+    return 2 * half
 
 
 def amplitude_loss(rate: Tensor, counts: Tensor) -> Tensor:

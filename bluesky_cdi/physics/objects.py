@@ -39,7 +39,7 @@ def make_sample(kind: str, shape: tuple[int, int], seed: int = 0) -> ComplexImag
     thickness = SAMPLES[kind](shape, np.random.default_rng(seed))
     # Phase and absorption grow with thickness in the ratio of a light material at some keV:
     # a full-thickness feature shifts by 0.9 rad and absorbs 8 % of the amplitude.
-    return np.exp(thickness * (-0.08 - 0.9j)).astype(np.complex64)
+    return np.asarray(np.exp(thickness * (-0.08 - 0.9j)), dtype=np.complex64)
 
 
 def siemens_star(shape: tuple[int, int], radius_px: float, spokes: int = 16, hub: float = 0.12) -> FloatImage:
@@ -56,7 +56,9 @@ def siemens_star(shape: tuple[int, int], radius_px: float, spokes: int = 16, hub
     return np.asarray(star * np.clip(radius_px - r + 0.5, 0, 1) * ~gap)
 
 
-def particles(shape: tuple[int, int], rng: np.random.Generator, number: int, radius_px: tuple[float, float]) -> FloatImage:
+def particles(
+    shape: tuple[int, int], rng: np.random.Generator, number: int, radius_px: tuple[float, float]
+) -> FloatImage:
     """Thickness 0..1 of spheres at random places, shape (Y, X)."""
     rows, columns = np.indices(shape)
     out = np.zeros(shape)
@@ -84,7 +86,7 @@ def _polar_grid(shape: tuple[int, int]) -> tuple[FloatImage, FloatImage, FloatIm
 
 
 def _star(shape: tuple[int, int], rng: np.random.Generator) -> FloatImage:
-    star = siemens_star(shape, radius_px=0.27 * min(shape))
+    star = siemens_star(shape, radius_px=0.2 * min(shape), spokes=12)
     around = particles(shape, rng, 14, (0.012 * min(shape), 0.03 * min(shape)))
     return np.maximum(star, around)
 

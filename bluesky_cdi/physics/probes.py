@@ -64,16 +64,20 @@ def focused_probe(
     edge = geometry.detector_pixel_m / geometry.distance_m
     # A one-pixel soft edge stands for the share of a pixel that the aperture covers.
     aperture = ((numerical_aperture - radius) / edge + 0.5).clamp(0, 1)
-    aperture = aperture * ((radius - central_stop * numerical_aperture) / edge + 0.5).clamp(0, 1) if central_stop else aperture
+    if central_stop:
+        aperture = aperture * ((radius - central_stop * numerical_aperture) / edge + 0.5).clamp(0, 1)
     if float(aperture.sum()) == 0:
-        raise GeometryError(f"the aperture between stop and edge covers no detector pixel (numerical aperture {numerical_aperture:.3g})")
+        raise GeometryError(
+            "the aperture between stop and edge covers no detector pixel "
+            f"(numerical aperture {numerical_aperture:.3g})"
+        )
     phase = -math.pi * defocus_m * squared / geometry.wavelength_m
     first = ifft2c(torch.polar(aperture, phase))
     return scale_modes(orthogonal_modes(first, modes), coherent_share, photons).to(torch.complex64)
 
 
 def orthogonal_modes(first: Tensor, modes: int) -> Tensor:
-    """Derive orthonormal modes from one: it, times y, times x, times y x, ... made orthogonal.
+    """Derive orthonormal modes from one: it, times y, times x, times y², y x, x², ... made orthogonal.
 
     For a Gaussian beam these are the Gauss-Hermite modes, the coherent modes of a Gaussian
     Schell-model source (Starikov and Wolf, J. Opt. Soc. Am. 72, 923 (1982)).
@@ -96,8 +100,8 @@ def orthogonal_modes(first: Tensor, modes: int) -> Tensor:
     basis, triangle = torch.linalg.qr(columns)
     # QR leaves each column's phase free: turn it back to the input's.
     diagonal = torch.diagonal(triangle)
-    basis = basis * (diagonal / diagonal.abs().clamp_min(1e-30))
-    return basis.T.reshape(modes, size, size)
+    modes_in_columns: Tensor = basis * (diagonal / diagonal.abs().clamp_min(1e-30))
+    return modes_in_columns.T.reshape(modes, size, size)
 
 
 def scale_modes(basis: Tensor, coherent_share: float, photons: float) -> Tensor:
@@ -117,7 +121,8 @@ def scale_modes(basis: Tensor, coherent_share: float, photons: float) -> Tensor:
     if modes == 1:
         return basis * math.sqrt(photons)
     rest = 0.5 ** torch.arange(modes - 1, dtype=torch.float64, device=basis.device)
-    share = torch.cat([torch.tensor([coherent_share], dtype=torch.float64, device=basis.device), (1 - coherent_share) * rest / rest.sum()])
+    first = torch.tensor([coherent_share], dtype=torch.float64, device=basis.device)
+    share = torch.cat([first, (1 - coherent_share) * rest / rest.sum()])
     return basis * (share * photons).sqrt().to(basis.real.dtype)[:, None, None]
 
 

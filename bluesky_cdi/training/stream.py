@@ -156,12 +156,15 @@ class SceneStream:
         """Draw unit-energy probes of aberrated lenses, shape (number, modes, size, size), complex64."""
         grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
         y, x = torch.meshgrid(grid, grid, indexing="ij")
-        draw = lambda low, high: self.uniform(number, 1, 1, low=low, high=high)  # noqa: E731
+
+        def draw(low: float, high: float) -> Tensor:
+            return self.uniform(number, 1, 1, low=low, high=high)
+
         aperture = draw(0.07, 0.38) * size
         radius = torch.hypot(y, x).expand(number, size, size)
         stop = draw(-0.3, 0.6).clamp_min(0) * aperture
         round_lens = (aperture - radius + 0.5).clamp(0, 1) * (radius - stop + 0.5).clamp(0, 1)
-        square_lens = ((aperture - y.abs() + 0.5).clamp(0, 1)) * ((aperture * draw(0.6, 1.2) - x.abs() + 0.5).clamp(0, 1))
+        square_lens = (aperture - y.abs() + 0.5).clamp(0, 1) * (aperture * draw(0.6, 1.2) - x.abs() + 0.5).clamp(0, 1)
         amplitude = torch.where(self.uniform(number, 1, 1) < 0.7, round_lens, square_lens)
         spot = draw(0.03, 0.27) * torch.where(self.uniform(number, 1, 1) < 0.5, -1.0, 1.0)
         u, v = y / aperture, x / aperture
@@ -239,12 +242,13 @@ class SceneStream:
         number, size = probe.shape[0], probe.shape[-1]
         grid = torch.fft.fftfreq(size, device=self.device)
         weight = torch.fft.fft2(probe).abs().square().sum(dim=1)  # (B, N, N)
-        extent = ((weight * (grid[:, None] ** 2 + grid[None, :] ** 2)).sum(dim=(-2, -1)) / weight.sum(dim=(-2, -1))).sqrt()
+        squared = grid[:, None] ** 2 + grid[None, :] ** 2  # (N, N)
+        extent = ((weight * squared).sum(dim=(-2, -1)) / weight.sum(dim=(-2, -1))).sqrt()
         u, v = grid[:, None] / extent[:, None, None], grid[None, :] / extent[:, None, None]
         terms = (u**2 + v**2 - 1, u**2 - v**2, 2 * u * v, u * (u**2 + v**2 - 2), v * (u**2 + v**2 - 2))
         phase = sum(0.4 * strength * self.normal(number, 1, 1) * t.clamp(-6, 6) for t in terms)
         scale = 1 + 0.05 * strength * self.normal(number, 1, 1, 1)
-        bent = torch.fft.ifft2(torch.fft.fft2(probe) * torch.polar(torch.ones_like(phase), phase)[:, None])
+        bent: Tensor = torch.fft.ifft2(torch.fft.fft2(probe) * torch.polar(torch.ones_like(phase), phase)[:, None])
         return bent * scale
 
     def _texture(self, number: int, size: int) -> Tensor:

@@ -10,8 +10,8 @@ from bluesky_cdi.protocols import Estimate, RunInfo
 
 @pytest.fixture(scope="session")
 def empty_catalog(tmp_path_factory):
-    """An initialised, empty catalogue; initialising takes seconds, so it is copied."""
-    directory = tmp_path_factory.mktemp("empty catalogue")
+    """An initialised, empty catalog; initialising takes seconds, so it is copied."""
+    directory = tmp_path_factory.mktemp("empty catalog")
     with serve(directory):
         pass
     return directory
@@ -19,7 +19,7 @@ def empty_catalog(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def session():
-    """Serve a catalogue's folder and connect to it."""
+    """Serve a catalog's folder and connect to it."""
 
     @contextlib.contextmanager
     def opened(directory, **options):

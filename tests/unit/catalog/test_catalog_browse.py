@@ -32,7 +32,7 @@ def estimates(make_estimate):
 @pytest.fixture(scope="module")
 def catalog(session, empty_catalog, tmp_path_factory, info, estimates):
     """Scan 1 with a complete and an empty result, scans 2 and 3 without; of another run a failed and an open one."""
-    directory = shutil.copytree(empty_catalog, tmp_path_factory.mktemp("browse") / "catalogue")
+    directory = shutil.copytree(empty_catalog, tmp_path_factory.mktemp("browse") / "catalog")
     with session(directory) as opened:
         raw = run_writer(opened.raw, directory / "backup")
         processed = run_writer(opened.processed, directory / "backup", batch_size=1)

@@ -174,7 +174,7 @@ def test_no_frames_yet(info, tmp_path, documents, make_estimate):
 
 
 def test_bit_exact_through_two_sessions(session, directory, info, tmp_path, make_estimate, assert_equal):
-    """Written in one session, read in it and in the next one; the folder lies outside the catalogue's."""
+    """Written in one session, read in it and in the next one; the folder lies outside the catalog's."""
     outside = tmp_path / "outside"
     estimates = [make_estimate(seed) for seed in range(2)]
     with session(directory, readable=[outside]) as catalog:

@@ -47,7 +47,7 @@ class Failing:
         self.got.append((name, doc))
 
 
-def test_run_engine_through_to_the_catalogue(catalog, tmp_path):
+def test_run_engine_through_to_the_catalog(catalog, tmp_path):
     from bluesky import RunEngine
     from bluesky.plans import scan
     from ophyd.sim import SynAxis, SynGauss

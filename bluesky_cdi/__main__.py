@@ -1,0 +1,7 @@
+"""``python -m bluesky_cdi``."""
+
+import sys
+
+from bluesky_cdi.cli import main
+
+sys.exit(main())

@@ -1,0 +1,24 @@
+"""RunEngine, catalog and live reconstruction."""
+
+import atexit
+import os
+from pathlib import Path
+
+import matplotlib
+
+from bluesky_cdi.callbacks import LiveReconstruction
+from bluesky_cdi.config import load_config
+from bluesky_cdi.log import configure_logging
+from bluesky_cdi.session import Session
+
+configure_logging()
+_more = [path for path in os.environ.get("BLUESKY_CDI_CONFIG", "").split(os.pathsep) if path]
+config = load_config([Path(__file__).parents[1] / "config.yaml", *_more])
+
+# Without a window, drawing each image would only cost the worker time: `show()` draws the newest.
+live_view = LiveReconstruction()
+_has_window = matplotlib.get_backend().lower() not in ("agg", "pdf", "svg", "ps", "cairo", "template")
+
+session = Session(config, monitor_key="i0", listeners=[live_view] if _has_window else [])
+atexit.register(session.close)
+RE, live, catalog = session.RE, session.live, session.catalog

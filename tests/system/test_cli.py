@@ -1,0 +1,106 @@
+"""The command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bluesky_cdi.cli import main
+
+pytestmark = pytest.mark.timeout(240)
+SMALL = """
+scan: {extent_um: [1.2, 1.2], step_um: 0.2, budget: 24, batch: 8, exposure_s: 0.0, decision_timeout_s: 60}
+reconstructor: {final_steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A small demonstration: its folder, the output's, and the exit code."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "small.yaml").write_text(SMALL)
+    out = folder / "out"
+    code = main(["demo", "--quiet", "--json", "-c", str(folder / "small.yaml"), "--out", str(out)])
+    return folder, out, code
+
+
+def test_demo_succeeds_and_leaves_figure_and_catalog(demo):
+    _, out, code = demo
+    assert code == 0
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "catalog.db").is_file()
+
+
+def test_browse_lists_and_shows_after_the_server_was_stopped(demo, capsys, tmp_path):
+    _, out, _ = demo
+    assert main(["browse", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["plan_name"] for row in rows] == ["adaptive_ptycho"]
+    assert rows[0]["complete"] and rows[0]["n_frames"] == 24
+    figure = tmp_path / "again.png"
+    assert main(["browse", str(out), "--show", "-1", "--figure", str(figure), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["frames"] == 24 and shown["source"]["network"] == "canvas-small"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_browse_without_a_catalog_says_so(tmp_path, capsys):
+    assert main(["browse", str(tmp_path / "none")]) == 1
+    assert "holds no catalog yet" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_show_of_an_unknown_result_fails(demo, capsys):
+    _, out, _ = demo
+    assert main(["browse", str(out), "--show", "99"]) == 1
+    assert "99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("scan: {budgett: 3}", "budgett"), ("scan: {budget: 4, batch: 8}", "exceeds scan.budget"), ("[1, 2]", "mapping")],
+)
+def test_a_wrong_configuration_is_named(tmp_path, capsys, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert main(["demo", "-c", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_scan_is_named(tmp_path, capsys):
+    path = tmp_path / "scan.npz"
+    path.write_bytes(b"PK\x03\x04 and then nothing")
+    assert main(["demo", "--replay", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "scan.npz" in capsys.readouterr().err
+
+
+def test_a_missing_argument_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train"])
+    assert stopped.value.code == 2
+    assert "out" in capsys.readouterr().err
+
+
+def test_train_refuses_another_ending(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "weights.bin")]) == 1
+    assert ".safetensors" in capsys.readouterr().err
+
+
+def test_replay_of_the_real_siemens_star_shows_the_star(tmp_path, capsys):
+    data = os.environ.get("BLUESKY_CDI_DATA")
+    scan = Path(data or "", "siemens_velociprobe", "canonical.npz")
+    if not data or not scan.is_file():
+        pytest.skip("BLUESKY_CDI_DATA names no folder with siemens_velociprobe/canonical.npz")
+    config = tmp_path / "short.yaml"
+    config.write_text("scan: {budget: 80}\nreconstructor: {final_steps: 2, refine_iterations: 2}\n")
+    code = main(["demo", "-q", "--json", "-c", str(config), "--replay", str(scan), "--out", str(tmp_path / "out")])
+    numbers = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert numbers["frames"] == 80 and numbers["full_scan_frames"] == 516
+    # Vacuum is 1; 80 frames, 15 % of the scan, are far from converged but show the star.
+    assert numbers["complex_nrmse"] < 0.8
+    assert numbers["phase_mae_rad"] < 0.25

@@ -1,0 +1,67 @@
+"""A scripted IPython session with the simulated profile, started both ways."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.profiles import profile_directory
+
+SCRIPT = """
+(uid,) = RE(adaptive(budget=16, batch=8, extent_um=[1.0, 1.0], decision_timeout_s=60))[:1]
+session.wait()
+raw = catalog.raw[uid]
+print("frames", raw["primary"].read().sizes["time"], "devices", diff.name, stage.name, i0.name, shutter.name)
+print("linked", raw.start["reconstruction_uid"] == list_results(catalog)[-1].uid)
+figure = show()
+print("panels", len(figure.axes) >= 4)
+session.close()
+"""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("command", ["profile-dir", "shell"])
+def test_scripted_session(tmp_path, command):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "here.yaml").write_text(
+        f"catalog: {{directory: '{tmp_path / 'data'}'}}\nscan: {{exposure_s: 0.0}}\nreconstructor: {{final_steps: 1}}\n"
+    )
+    environment = {
+        **os.environ,
+        "BLUESKY_CDI_CONFIG": str(tmp_path / "here.yaml"),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "MPLBACKEND": "Agg",
+    }
+    if command == "shell":
+        line = [sys.executable, "-m", "bluesky_cdi", "shell", "--script", str(script)]
+    else:
+        profile = str(profile_directory("sim"))
+        line = [sys.executable, "-m", "IPython", "--profile-dir", profile, "-c", f"%run -i {script}"]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=220, check=False)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    for wanted in ("frames 16 devices diff stage i0 shutter", "linked True", "panels True"):
+        assert wanted in printed, printed
+
+
+@pytest.mark.timeout(120)
+def test_a_failing_script_gives_an_exit_code(tmp_path):
+    (tmp_path / "profile" / "startup").mkdir(parents=True)
+    script = tmp_path / "script.py"
+    script.write_text("print('begun')\nraise ValueError('on purpose')\n")
+    profile = str(tmp_path / "profile")
+    line = [sys.executable, "-m", "bluesky_cdi", "shell", "--profile", profile, "--script", str(script)]
+    environment = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "begun" in done.stdout and "on purpose" in done.stdout + done.stderr
+
+
+def test_an_unknown_profile_is_named():
+    with pytest.raises(ConfigError, match=r"no profile 'nowhere'.*sim"):
+        profile_directory("nowhere")

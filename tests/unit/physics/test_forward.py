@@ -1,0 +1,282 @@
+"""The forward model against plain numpy, its adjoints, and its invariants."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi.physics import forward
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.likelihood import amplitude_loss
+
+SIZE, MODES, CANVAS = 8, 2, (1, 17, 19)
+
+
+def complex_(rng, *shape):
+    return torch.from_numpy(rng.normal(size=shape) + 1j * rng.normal(size=shape))
+
+
+def inner(a, b):
+    return complex((a.conj() * b).sum())
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+@pytest.fixture
+def scan(rng):
+    """Five frames of two modes on one canvas, each with its own sub-pixel shift and flux; double precision."""
+    n = 5
+    probe, canvas = complex_(rng, 1, MODES, SIZE, SIZE), complex_(rng, *CANVAS)
+    corner = torch.from_numpy(np.stack([rng.integers(0, 10, n), rng.integers(0, 12, n)], axis=1))
+    shift = torch.from_numpy(rng.uniform(-0.5, 0.5, (n, 2)))
+    gain = torch.from_numpy(rng.uniform(0.5, 1.5, n))
+    counts = torch.from_numpy(rng.poisson(3.0, (n, SIZE, SIZE)).astype(float))
+    return probe, canvas, Diffraction(counts, corner, shift, CANVAS, gain, background=0.25)
+
+
+def numpy_frame(probe, canvas, corner, shift, gain):
+    """One frame's exit waves and centred far fields, by an explicit Fourier sum over the pixels."""
+    (y, x), size = corner, probe.shape[-1]
+    k = np.fft.fftfreq(size)
+    ramp = np.exp(-2j * np.pi * (shift[0] * k[:, None] + shift[1] * k[None, :]))
+    patch = canvas[y : y + size, x : x + size]
+    index = np.arange(size) - size // 2
+    kernel = np.exp(-2j * np.pi * np.outer(index, index) / size) / np.sqrt(size)
+    exits = [np.sqrt(gain) * np.fft.ifft2(np.fft.fft2(mode) * ramp) * patch for mode in probe]
+    return exits, [kernel @ wave @ kernel.T for wave in exits]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 9), (6, 5)])
+def test_fft2c_is_the_centred_orthonormal_transform(rng, shape):
+    field = complex_(rng, 3, *shape)
+    expected = np.fft.fftshift(
+        np.fft.fft2(np.fft.ifftshift(field.numpy(), axes=(-2, -1)), norm="ortho"), axes=(-2, -1)
+    )
+    np.testing.assert_allclose(forward.fft2c(field), expected, atol=1e-12)
+    np.testing.assert_allclose(forward.ifft2c(forward.fft2c(field)), field, atol=1e-12)
+    assert forward.fft2c(field).abs().square().sum() == pytest.approx(float(field.abs().square().sum()))
+
+
+def test_fft2c_of_a_constant_is_one_bright_pixel_at_half_the_size():
+    spectrum = forward.fft2c(torch.ones(6, 7, dtype=torch.complex128))
+    expected = np.zeros((6, 7))
+    expected[3, 3] = np.sqrt(42)
+    np.testing.assert_allclose(spectrum, expected, atol=1e-12)
+
+
+def test_ifft2c_is_the_adjoint(rng):
+    a, b = complex_(rng, 7, 8), complex_(rng, 7, 8)
+    assert inner(forward.fft2c(a), b) == pytest.approx(inner(a, forward.ifft2c(b)))
+
+
+def test_extract_cuts_known_patches():
+    canvas = torch.arange(2 * 5 * 6).reshape(2, 5, 6)
+    corner, scene = torch.tensor([[0, 0], [2, 3], [1, 2]]), torch.tensor([0, 0, 1])
+    found = forward.extract(canvas, corner, 3, scene)
+    assert found.shape == (3, 3, 3)
+    assert torch.equal(found[0], canvas[0, :3, :3])
+    assert torch.equal(found[1], canvas[0, 2:5, 3:6])
+    assert torch.equal(found[2], canvas[1, 1:4, 2:5])
+    assert torch.equal(forward.extract(canvas, corner[:2], 3), found[:2])
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_accumulate_is_the_adjoint_of_extract(rng, real):
+    corner, scene = torch.tensor([[0, 0], [2, 3], [1, 2], [1, 2]]), torch.tensor([0, 0, 1, 1])
+    canvas, patches = complex_(rng, 2, 5, 6), complex_(rng, 4, 3, 3)
+    if real:
+        canvas, patches = canvas.real, patches.real
+    stitched = forward.accumulate(patches, corner, (2, 5, 6), scene)
+    assert stitched.dtype == patches.dtype
+    assert inner(forward.extract(canvas, corner, 3, scene), patches) == pytest.approx(inner(canvas, stitched))
+
+
+def test_accumulate_counts_the_overlap():
+    covered = forward.accumulate(torch.ones(2, 3, 3), torch.tensor([[0, 0], [1, 1]]), (1, 4, 4))[0]
+    assert covered.tolist() == [[1, 1, 1, 0], [1, 2, 2, 1], [1, 2, 2, 1], [0, 1, 1, 1]]
+
+
+def test_shift_by_whole_pixels_is_a_roll(rng):
+    fields = complex_(rng, 1, MODES, SIZE, SIZE)
+    found = forward.shift_fields(fields, torch.tensor([[2.0, -3.0], [0.0, 1.0]]))
+    np.testing.assert_allclose(found[0], fields[0].roll((2, -3), (-2, -1)), atol=1e-12)
+    np.testing.assert_allclose(found[1], fields[0].roll(1, -1), atol=1e-12)
+
+
+def test_shift_moves_a_gaussian_to_higher_indices():
+    index = torch.arange(32, dtype=torch.float64)
+    at = lambda y, x: torch.exp(-((index[:, None] - y) ** 2 + (index - x) ** 2) / 8).to(torch.complex128)  # noqa: E731
+    found = forward.shift_fields(at(16, 16)[None, None], torch.tensor([[0.3, -0.45]]))[0, 0]
+    np.testing.assert_allclose(found, at(16.3, 15.55), atol=1e-7)
+
+
+def test_shift_keeps_energy_and_composes(rng):
+    fields = complex_(rng, 3, MODES, SIZE, SIZE)
+    first, second = (torch.from_numpy(rng.uniform(-1, 1, (3, 2))) for _ in range(2))
+    once = forward.shift_fields(fields, first)
+    assert float(once.abs().square().sum()) == pytest.approx(float(fields.abs().square().sum()))
+    np.testing.assert_allclose(
+        forward.shift_fields(once, second), forward.shift_fields(fields, first + second), atol=1e-12
+    )
+    np.testing.assert_allclose(forward.shift_fields(once, -first), fields, atol=1e-12)
+
+
+def test_rate_agrees_with_a_plain_loop(scan):
+    probe, canvas, data = scan
+    found = forward.rate(data.probes(probe), data.patches(canvas), data.background)
+    for i in range(len(data)):
+        _, far = numpy_frame(
+            probe[0].numpy(), canvas[0].numpy(), data.corner[i].tolist(), data.shift_px[i].tolist(), data.gain[i].item()
+        )
+        np.testing.assert_allclose(found[i], sum(np.abs(w) ** 2 for w in far) + 0.25, rtol=1e-10)
+
+
+def test_rate_through_vacuum_holds_the_photons_of_the_probe(scan):
+    probe, canvas, data = scan
+    found = forward.rate(data.probes(probe), data.patches(torch.ones_like(canvas)))
+    np.testing.assert_allclose(found.sum(dim=(1, 2)), data.gain * probe.abs().square().sum(), rtol=1e-10)
+
+
+def test_rate_moves_with_a_phase_ramp_of_the_object(scan):
+    probe, canvas, data = scan
+    rows = torch.arange(canvas.shape[1], dtype=torch.float64)
+    ramp = torch.polar(torch.ones_like(rows), 2 * torch.pi * rows / SIZE)[:, None]
+    probes = data.probes(probe)
+    plain, tilted = (forward.rate(probes, data.patches(c)) for c in (canvas, canvas * ramp))
+    np.testing.assert_allclose(tilted, plain.roll(1, -2), rtol=1e-9, atol=1e-9)
+
+
+def test_to_corner_and_back():
+    frame = torch.zeros(1, 5, 6)
+    frame[0, 2, 3] = 1
+    assert forward.to_corner(frame)[0, 0, 0] == 1
+    assert torch.equal(forward.to_centre(forward.to_corner(frame)), frame)
+
+
+def test_exit_wave_step_projects_on_the_measured_modulus(scan):
+    probe, canvas, data = scan
+    probes, patches = data.probes(probe), data.patches(canvas)
+    step, rate = forward.exit_wave_step(probes, patches, data.counts)
+    np.testing.assert_allclose(forward.to_centre(rate), forward.rate(probes, patches), rtol=1e-12)
+    after = forward.intensity(torch.fft.fft2(probes * patches[:, None] + step, norm="ortho"))
+    np.testing.assert_allclose(after, data.counts * rate / (rate + forward.STEP_FLOOR), rtol=1e-9, atol=1e-12)
+    bright = rate > 1
+    np.testing.assert_allclose(after[bright], data.counts[bright], rtol=1.01 * forward.STEP_FLOOR, atol=1e-12)
+
+
+def test_exit_wave_step_is_the_gradient_of_the_amplitude_loss(scan):
+    probe, canvas, data = scan
+    probes, patches, background = 30 * data.probes(probe), data.patches(canvas), 1e4
+    exits = (probes * patches[:, None]).requires_grad_()
+    rate = forward.intensity(torch.fft.fft2(exits, norm="ortho")) + background
+    counts = data.counts * 5e3
+    (gradient,) = torch.autograd.grad(amplitude_loss(rate, counts).sum(), exits)
+    step, _ = forward.exit_wave_step(probes, patches, counts, background)
+    # PyTorch's gradient of a real loss is twice the Wirtinger derivative.
+    np.testing.assert_allclose(-gradient / 2, step, rtol=1e-5, atol=1e-6 * float(step.abs().max()))
+
+
+def test_steps_and_rates_have_the_gradients_of_finite_differences(scan):
+    probe, canvas, data = scan
+    data = data[:2]
+
+    def loss(canvas, probe):
+        numerator, light = forward.canvas_step(canvas, probe, data)
+        rate = forward.rate(data.probes(probe), data.patches(canvas), data.background)
+        return torch.view_as_real(numerator).sum() + light.sum() + rate.sqrt().sum()
+
+    inputs = canvas.clone().requires_grad_(), probe.clone().requires_grad_()
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+def test_object_step_agrees_with_a_plain_loop(scan, rng):
+    probe, _, data = scan
+    probes, step = data.probes(probe), complex_(rng, len(data), MODES, SIZE, SIZE)
+    numerator, light = forward.object_step(probes, step, data.corner, data.canvas_shape)
+    expected, illumination = np.zeros(CANVAS[1:], complex), np.zeros(CANVAS[1:])
+    for frame, mode, i, j in itertools.product(range(len(data)), range(MODES), range(SIZE), range(SIZE)):
+        y, x = int(data.corner[frame, 0]) + i, int(data.corner[frame, 1]) + j
+        value = complex(probes[frame, mode, i, j])
+        expected[y, x] += value.conjugate() * complex(step[frame, mode, i, j])
+        illumination[y, x] += abs(value) ** 2
+    np.testing.assert_allclose(numerator[0], expected, atol=1e-10)
+    np.testing.assert_allclose(light[0], illumination, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 256])
+def test_canvas_step_is_the_same_in_chunks(scan, chunk):
+    probe, canvas, data = scan
+    for found, whole in zip(
+        forward.canvas_step(canvas, probe, data, chunk), forward.canvas_step(canvas, probe, data), strict=True
+    ):
+        np.testing.assert_allclose(found, whole, atol=1e-10)
+
+
+def test_canvas_step_vanishes_where_the_model_explains_the_counts(scan):
+    probe, canvas, data = scan
+    probe = 1e3 * probe
+    counts = forward.intensity(forward.diffract(data.probes(probe), data.patches(canvas)))
+    perfect = Diffraction(counts, data.corner, data.shift_px, data.canvas_shape, data.gain)
+    numerator, light = forward.canvas_step(canvas, probe, perfect)
+    assert float(numerator.abs().max() / light.max()) < 1e-6
+
+
+def test_scenes_of_a_batch_are_scenes_one_at_a_time(rng):
+    scenes = 3
+    probe, canvas = complex_(rng, scenes, MODES, SIZE, SIZE), complex_(rng, scenes, 17, 19)
+    scene = torch.tensor([0, 2, 1, 2, 0, 2])
+    corner, shift = torch.from_numpy(rng.integers(0, 9, (6, 2))), torch.from_numpy(rng.uniform(-0.5, 0.5, (6, 2)))
+    counts = torch.from_numpy(rng.poisson(2.0, (6, SIZE, SIZE)).astype(float))
+    batch = Diffraction(counts, corner, shift, (scenes, 17, 19), scene=scene)
+    together = forward.canvas_step(canvas, probe, batch)
+    rates = forward.rate(batch.probes(probe), batch.patches(canvas))
+    peaks = forward.peak_intensity(probe)
+    assert peaks.shape == (scenes, 1, 1)
+    for b in range(scenes):
+        own = scene == b
+        single = Diffraction(counts[own], corner[own], shift[own], (1, 17, 19))
+        alone = forward.canvas_step(canvas[b : b + 1], probe[b : b + 1], single)
+        for whole, part in zip(together, alone, strict=True):
+            np.testing.assert_allclose(whole[b], part[0], atol=1e-10)
+        lone = forward.rate(single.probes(probe[b : b + 1]), single.patches(canvas[b : b + 1]))
+        np.testing.assert_allclose(rates[own], lone, atol=1e-10)
+        assert float(peaks[b]) == pytest.approx(float((probe[b].abs() ** 2).sum(dim=0).max()))
+
+
+def test_masked_pixels_ask_for_nothing(scan, rng):
+    probe, canvas, data = scan
+    probes, patches = data.probes(probe), data.patches(canvas)
+    mask = torch.from_numpy(rng.random((SIZE, SIZE)) > 0.4)
+    step, _ = forward.exit_wave_step(probes, patches, data.counts, 0.0, mask)
+    change = torch.fft.fft2(step, norm="ortho")
+    assert float(change[..., ~mask].abs().max()) < 1e-12
+    assert float(change[..., mask].abs().max()) > 0.1
+    wild = torch.where(mask, data.counts, 1e9)
+    again, _ = forward.exit_wave_step(probes, patches, wild, 0.0, mask)
+    np.testing.assert_allclose(again, step, atol=1e-12)
+    nothing, _ = forward.exit_wave_step(probes, patches, data.counts, 0.0, torch.zeros_like(mask))
+    assert not nothing.any()
+
+
+def test_dark_pixels_ask_for_finite_changes(scan):
+    probe, canvas, data = scan
+    zero = torch.zeros_like(data.patches(canvas))
+    step, rate = forward.exit_wave_step(data.probes(probe), zero, data.counts)
+    assert torch.isfinite(torch.view_as_real(step)).all()
+    assert not rate.any()
+
+
+def test_selecting_frames_selects_everything_of_them(scan):
+    _, _, data = scan
+    pick = torch.tensor([3, 0])
+    part = data[pick]
+    assert len(part) == 2
+    for name in ("counts", "corner", "shift_px", "gain"):
+        assert torch.equal(getattr(part, name), getattr(data, name)[pick])
+    assert (part.canvas_shape, part.background) == (data.canvas_shape, data.background)
+    assert [len(c) for c in data.chunks(2)] == [2, 2, 1]
+    assert torch.equal(torch.cat([c.corner for c in data.chunks(2)]), data.corner)

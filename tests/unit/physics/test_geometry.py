@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.physics.geometry import HC_EV_M, Canvas, Geometry
+
+GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 64)
+PIXEL = GEOMETRY.pixel_m
+
+
+def canvas(low=(-1e-6, -2e-6), high=(1e-6, 2e-6), size=64, margin=2):
+    return Canvas.covering(np.array(low), np.array(high), PIXEL, size, margin)
+
+
+def test_wavelength():
+    from scipy import constants
+
+    assert pytest.approx(constants.h * constants.c / constants.e, rel=1e-10) == HC_EV_M
+    assert GEOMETRY.wavelength_m == pytest.approx(1.5498e-10, rel=1e-4)
+
+
+def test_pixel_is_the_wavelength_over_the_detectors_angle():
+    assert pytest.approx(GEOMETRY.wavelength_m / (64 * 172e-6 / 2.0)) == PIXEL
+    assert Geometry(8000.0, 2.0, 172e-6, 128).pixel_m == pytest.approx(PIXEL / 2)
+    assert Geometry(16000.0, 2.0, 172e-6, 64).pixel_m == pytest.approx(PIXEL / 2)
+
+
+@pytest.mark.parametrize("name", ["energy_ev", "distance_m", "detector_pixel_m", "frame_px"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), None, "8000"])
+def test_impossible_geometry_is_refused(name, value):
+    values = {"energy_ev": 8000.0, "distance_m": 2.0, "detector_pixel_m": 172e-6, "frame_px": 64}
+    with pytest.raises(GeometryError, match=rf"geometry\.{name} must be a finite positive number"):
+        Geometry(**{**values, name: value})
+
+
+def test_metadata_round_trip():
+    assert Geometry.from_metadata({"geometry": GEOMETRY.as_metadata()}, (64, 64)) == GEOMETRY
+
+
+@pytest.mark.parametrize("found", [None, {}, "8 keV", {"energy_ev": 8000.0}])
+def test_absent_geometry_is_named(found):
+    with pytest.raises(GeometryError, match=r"missing: .*distance_m.*RE.md"):
+        Geometry.from_metadata({"geometry": found}, (64, 64))
+    with pytest.raises(GeometryError, match="missing: energy_ev, distance_m, detector_pixel_m"):
+        Geometry.from_metadata({}, (64, 64))
+
+
+def test_frames_that_are_not_square_are_refused():
+    with pytest.raises(GeometryError, match="must be square; they are 64 x 60"):
+        Geometry.from_metadata({"geometry": GEOMETRY.as_metadata()}, (64, 60))
+
+
+@pytest.mark.parametrize("value", ["eight", None, [8000.0]])
+def test_geometry_of_words_is_refused(value):
+    with pytest.raises(GeometryError, match="must hold numbers"):
+        Geometry.from_metadata({"geometry": {**GEOMETRY.as_metadata(), "energy_ev": value}}, (64, 64))
+
+
+def test_nan_in_the_metadata_is_refused():
+    with pytest.raises(GeometryError, match="finite positive"):
+        Geometry.from_metadata({"geometry": {**GEOMETRY.as_metadata(), "energy_ev": math.nan}}, (64, 64))
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+@pytest.mark.parametrize("margin", [0, 2])
+def test_the_canvas_holds_every_patch_of_its_window_and_little_more(size, margin):
+    rng = np.random.default_rng(6)
+    for _ in range(30):
+        low = rng.uniform(-5e-6, 5e-6, 2)
+        high = low + rng.uniform(0, 3e-6, 2)
+        made = canvas(low, high, size, margin)
+        edge = [low, high, (low[0], high[1]), (high[0], low[1])]
+        positions = np.concatenate([edge, rng.uniform(low, high, (20, 2))])
+        corner, shift = made.place(positions)
+        assert corner.dtype == np.int64 and (corner >= 0).all()
+        assert (corner + size <= np.array(made.shape)).all()
+        assert (np.abs(shift) <= 0.5).all()
+        assert (np.array(made.shape) <= (high - low) / PIXEL + size + 2 * margin + 2).all()
+        assert made.contains(positions).all()
+
+
+def test_place_round_trip():
+    made = canvas()
+    positions = np.random.default_rng(7).uniform((-1e-6, -2e-6), (1e-6, 2e-6), (50, 2))
+    corner, shift = made.place(positions)
+    back = np.array(made.origin_m) + (corner + 32 + shift) * PIXEL
+    np.testing.assert_allclose(back, positions, atol=1e-15)
+
+
+def test_a_pixel_of_travel_is_a_pixel_of_the_canvas():
+    made = canvas()
+    corner, shift = made.place(np.array([[0.0, 0.0], [PIXEL, -3 * PIXEL], [0.25 * PIXEL, 0]]))
+    assert (corner[1] - corner[0]).tolist() == [1, -3]
+    np.testing.assert_allclose(shift[1], shift[0], atol=1e-6)
+    np.testing.assert_allclose(((corner + shift)[2] - (corner + shift)[0]), [0.25, 0], atol=1e-6)
+
+
+def test_no_positions_are_placed_nowhere():
+    corner, shift = canvas().place(np.zeros((0, 2)))
+    assert corner.shape == shift.shape == (0, 2)
+
+
+@pytest.mark.parametrize("outside", [(3e-6, 0.0), (0.0, -5e-6), (0.0, 1.0), (-1e9, 0.0)])
+def test_positions_outside_are_refused(outside):
+    made = canvas()
+    with pytest.raises(GeometryError, match=r"1 position\(s\) lie outside the canvas, the first at"):
+        made.place(np.array([[0.0, 0.0], outside]))
+    assert made.contains(np.array([[0.0, 0.0], outside])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_positions_that_are_no_number_are_refused(bad):
+    made = canvas()
+    with pytest.raises(GeometryError, match="outside the canvas"):
+        made.place(np.array([[0.0, bad]]))
+    assert not made.contains(np.array([[0.0, bad]])).any()
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 2e8, 1e9, 3.7e9, 1e12, 5e15])
+def test_a_window_in_the_wrong_unit_is_refused(scale):
+    with pytest.raises(GeometryError, match=r"more than 2\*\*28. Are the positions in metres"):
+        canvas((0.0, 0.0), (3e-6 * scale, 2e-6 * scale))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((0.0, 0.0), (math.nan, 1e-6)), ((0.0, -math.inf), (1e-6, 1e-6)), ((1e-6, 0.0), (0.0, 1e-6))]
+)
+def test_a_window_without_corners_is_refused(low, high):
+    with pytest.raises(GeometryError, match="finite corners low <= high"):
+        canvas(low, high)
+
+
+def test_a_window_of_one_point_is_a_canvas_of_one_patch():
+    made = canvas((1e-6, 1e-6), (1e-6, 1e-6), 64, 0)
+    assert made.shape == (65, 65)
+    assert made.place(np.array([[1e-6, 1e-6]]))[0].tolist() == [[0, 0]]

@@ -1,0 +1,232 @@
+"""Losses against what they should measure, and a training run of a few steps."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi.metrics import complex_nrmse
+from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.physics.forward import intensity
+from bluesky_cdi.training import pretrain as module
+from bluesky_cdi.training import stream as stream_module
+from bluesky_cdi.training.pretrain import (
+    PretrainConfig,
+    gauge_fixed,
+    gaussian_nll,
+    pretrain,
+    relative_deviance,
+    relative_error,
+    scene_losses,
+    validate,
+)
+from bluesky_cdi.training.stream import SceneShape, SceneStream
+
+CPU = torch.device("cpu")
+SHAPE = SceneShape(16, 32, (6, 9), 4, 1.0)
+TINY = PretrainConfig(seconds=0.5, learning_rate=3e-3, model=CanvasConfig(stages=2, channels=8, levels=2))
+
+
+@pytest.fixture
+def stream():
+    return SceneStream(CPU, 21, (1e4, 1e5), pool=8, object_px=48)
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(22)
+    truth = np.exp(1j * rng.normal(0, 0.5, (3, 20, 24))) * rng.uniform(0.6, 1, (3, 20, 24))
+    canvas = truth + 0.1 * (rng.normal(size=truth.shape) + 1j * rng.normal(size=truth.shape))
+    weight = rng.uniform(0, 1, truth.shape)
+    return tuple(torch.from_numpy(a) for a in (canvas, truth, weight))
+
+
+def test_a_global_complex_scale_changes_no_error(images):
+    canvas, truth, weight = images
+    error = relative_error(canvas, truth, weight)
+    assert error.shape == (3,)
+    for scale in (1j, -2.5, 0.1 * np.exp(0.4j)):
+        torch.testing.assert_close(relative_error(scale * canvas, truth, weight), error, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gauge_fixed(scale * canvas, truth, weight), gauge_fixed(canvas, truth, weight))
+    assert float(relative_error(3j * truth, truth, weight).max()) < 1e-12
+
+
+def test_relative_error_is_the_squared_nrmse_but_for_its_floor(images):
+    canvas, truth, weight = images
+    errors = relative_error(canvas, truth, weight)
+    for found, c, t, w in zip(errors, canvas.numpy(), truth.numpy(), weight.numpy(), strict=True):
+        variance = np.average(np.abs(t - np.average(t, weights=w)) ** 2, weights=w)
+        nrmse = complex_nrmse(c, t, w)
+        assert float(found) == pytest.approx(nrmse**2 * variance / (variance + 0.02), rel=1e-6)
+
+
+def test_the_gauge_is_the_best_scale(images):
+    canvas, truth, weight = images
+
+    def squared(image):
+        return (weight * (image - truth).abs().square()).sum(dim=(1, 2))
+
+    fixed = gauge_fixed(canvas, truth, weight)
+    for nudge in (1.001, 0.999, np.exp(0.001j), np.exp(-0.001j)):
+        assert (squared(fixed) < squared(fixed * nudge)).all()
+
+
+def test_pixels_without_weight_do_not_count(images):
+    canvas, truth, weight = images
+    weight = weight * (weight > 0.5)
+    wild = torch.where(weight > 0, canvas, 1e3)
+    torch.testing.assert_close(relative_error(wild, truth, weight), relative_error(canvas, truth, weight))
+    blank = relative_error(canvas, truth, torch.zeros_like(weight))
+    assert torch.isfinite(blank).all()
+
+
+def test_gaussian_nll_is_least_at_the_true_deviations():
+    rng = np.random.default_rng(23)
+    amplitude_std, phase_std = 0.02, 0.15
+    truth = np.exp(1j * rng.normal(0, 1, (1, 200, 200)))
+    wrong_amplitude = 1 + rng.normal(0, amplitude_std, truth.shape)
+    canvas = truth * wrong_amplitude * np.exp(1j * rng.normal(0, phase_std, truth.shape))
+    canvas, truth = torch.from_numpy(canvas), torch.from_numpy(truth)
+    weight = torch.ones(1, 200, 200, dtype=torch.float64)
+    fixed = gauge_fixed(canvas, truth, weight)
+    errors = torch.stack([fixed.abs() - truth.abs(), torch.angle(fixed * truth.conj())])
+    actual = errors.square().mean(dim=(1, 2, 3)).sqrt()
+    assert float(actual[1]) == pytest.approx(phase_std, rel=0.03)
+
+    def loss(log_std):
+        return gaussian_nll(canvas, truth, log_std[None, :, None, None].expand(1, 2, 200, 200), weight)
+
+    best = actual.log().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(best), best)
+    assert float(gradient.abs().max()) < 1e-9
+    # The least value is the mean of log(std) + 1/2.
+    least = loss(best.detach())
+    assert float(least) == pytest.approx(float(actual.log().mean() + 0.5), abs=1e-6)
+    for change in torch.tensor([[0.05, 0], [-0.05, 0], [0, 0.05], [0, -0.05]], dtype=torch.float64):
+        assert loss(best.detach() + change) > least
+
+
+def test_the_deviance_of_the_truth_is_that_of_the_noise(stream):
+    batch = stream.draw(SHAPE, exact=True)
+    at_truth = relative_deviance(batch.truth, batch)
+    at_vacuum = relative_deviance(torch.ones_like(batch.truth), batch)
+    assert at_truth.shape == (len(batch.data),)
+    assert float(at_truth.mean()) < float(at_vacuum.mean())
+    # At most about one a pixel, over the photons.
+    assert float((at_truth * (batch.data.counts.sum(dim=(1, 2)) + 1)).mean()) < 1.2 * 16 * 16
+
+
+def test_masked_pixels_have_no_deviance(stream):
+    batch = stream.draw(SHAPE, exact=True)
+    hidden = replace(batch, data=replace(batch.data, mask=torch.zeros(16, 16, dtype=torch.bool)))
+    assert not relative_deviance(batch.truth, hidden).any()
+
+
+def test_losses_are_finite_and_reach_every_parameter(stream):
+    torch.manual_seed(1)
+    net = CanvasNet(TINY.model)
+    losses = scene_losses(net, stream.draw(SHAPE), TINY, stream)
+    assert losses.keys() == {"truth", "physics", "critic"}
+    assert all(math.isfinite(v.item()) for v in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert float(net.step_size.grad.abs().min()) > 0
+
+
+@pytest.mark.parametrize(("supervised", "physics"), [(0.0, 1.0), (1.0, 0.0)])
+def test_a_loss_that_is_not_asked_for_is_zero(stream, supervised, physics):
+    torch.manual_seed(1)
+    config = replace(TINY, supervised=supervised, physics=physics)
+    losses = scene_losses(CanvasNet(config.model), stream.draw(SHAPE), config, stream)
+    assert (losses["truth"].item() > 0) == (supervised > 0)
+    assert (losses["physics"].item() > 0) == (physics > 0)
+
+
+def test_the_critic_teaches_the_stages_nothing(stream):
+    torch.manual_seed(1)
+    net = CanvasNet(TINY.model)
+    scene_losses(net, stream.draw(SHAPE), TINY, stream)["critic"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in net.stages.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in net.critic.parameters())
+
+
+def fit(weights, steps=25):
+    """Train a tiny network on one batch; first and last value of the loss."""
+    torch.manual_seed(2)
+    stream = SceneStream(CPU, 24, (1e5, 1e6), pool=8, object_px=48)
+    batch = stream.draw(SHAPE, exact=True)
+    config = replace(TINY, **weights)
+    net = CanvasNet(config.model)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate)
+    values = []
+    for _ in range(steps):
+        losses = scene_losses(net, batch, config, stream)
+        values.append(sum(losses[k].item() for k in ("truth", "physics")))
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        optimiser.step()
+    return values[0], values[-1]
+
+
+@pytest.mark.parametrize("weights", [{}, {"supervised": 0.0}, {"physics": 0.0}])
+def test_some_steps_of_training_lower_the_loss(weights):
+    first, last = fit(weights)
+    assert last < 0.8 * first
+
+
+@pytest.fixture
+def tiny_shapes(monkeypatch):
+    monkeypatch.setattr(stream_module, "SHAPES", (SHAPE,))
+    monkeypatch.setattr(module, "VALIDATION_SHAPE", SceneShape(16, 32, (9, 9), 2, 1.0))
+    monkeypatch.setattr(
+        module, "SceneStream", lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
+    )
+
+
+def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
+    out = tmp_path / "tiny.safetensors"
+    record = pretrain(TINY, CPU, out)
+    trained = load_weights(out)
+    assert trained.net.config == TINY.model
+    assert record["steps"] >= 1 and record["frames_seen"] >= 24
+    assert record["config"]["model"]["channels"] == 8
+    assert {k: trained.record[k] for k in ("steps", "frames_seen", "torch")} == {
+        k: record[k] for k in ("steps", "frames_seen", "torch")
+    }
+    assert set(record["validation"]) == {"1e+04", "1e+05", "1e+06"}
+    assert json.loads(out.with_suffix(".json").read_text())["sha256"] == trained.sha256
+
+
+def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    brief = replace(TINY, seconds=0.01)
+    pretrain(brief, CPU, first)
+    record = pretrain(replace(brief, learning_rate=1e-9), CPU, second, start=first)
+    assert record["earlier"]["sha256"] == load_weights(first).sha256
+    earlier, later = load_weights(first).net, load_weights(second).net
+    for a, b in zip(earlier.stages.parameters(), later.stages.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    pairs = zip(earlier.critic.parameters(), later.critic.parameters(), strict=True)
+    assert any(not torch.allclose(a, b, atol=1e-3) for a, b in pairs)  # the critic begins anew
+
+
+def test_validation_compares_with_rpie(tiny_shapes):
+    torch.manual_seed(3)
+    net = CanvasNet(TINY.model).eval()
+    table = validate(net, CPU, photons=(1e5,))
+    row = table["1e+05"]
+    assert set(row) == {"network", "network, then 5 rPIE", "5 rPIE from vacuum", "50 rPIE from vacuum"}
+    assert all(0 < v < 3 for v in row.values())
+    assert row["50 rPIE from vacuum"] < row["5 rPIE from vacuum"]
+    assert validate(net, CPU, photons=(1e5,)) == table
+
+
+def test_validation_scenes_keep_their_photons(tiny_shapes):
+    batch = module.SceneStream(CPU, seed=10_007, photons=(1e4, 1.001e4)).draw(module.VALIDATION_SHAPE, exact=True)
+    assert float(intensity(batch.probe).sum(dim=(1, 2)).mean()) == pytest.approx(1e4, rel=2e-3)
