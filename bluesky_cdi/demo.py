@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluesky_cdi.config import Config
-from bluesky_cdi.errors import BlueskyCDIError, CatalogError
+from bluesky_cdi.errors import BlueskyCDIError, CatalogError, ScanFileError
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 
 if TYPE_CHECKING:
-    from bluesky_cdi.io import Scan
+    from bluesky_cdi.io import Reference, Scan
     from bluesky_cdi.session import Session
     from bluesky_cdi.sim_devices import Beamline
 
@@ -136,9 +136,9 @@ def replayed(config: Config, path: Path, reference: Path | None = None) -> Setti
     from bluesky_cdi.sim_devices import replayed_beamline
 
     scan = read_scan(path)
-    beside = path.with_name("reference.npz")
-    chosen = reference or (beside if beside.is_file() else None)
-    found = read_reference(chosen, scan) if chosen else None
+    if scan.source.get("propagation") != "far field":
+        logger.warning("%s does not say that it is a far-field scan; it is reconstructed as one", path.name)
+    found = read_reference(reference, scan) if reference else _reference_beside(path, scan)
     space = SearchSpace.from_positions(scan.positions_m)
     options: dict[str, Any] = {"space": space, "mask": scan.mask}
     if scan.probe is not None:
@@ -152,6 +152,20 @@ def replayed(config: Config, path: Path, reference: Path | None = None) -> Setti
         full_scan_frames=len(scan),
         session_options=options,
     )
+
+
+def _reference_beside(path: Path, scan: Scan) -> Reference | None:
+    """A fitting ``reference.npz`` in the scan's folder; one of another form is no reason to fail."""
+    from bluesky_cdi.io import read_reference
+
+    beside = path.with_name("reference.npz")
+    if not beside.is_file():
+        return None
+    try:
+        return read_reference(beside, scan)
+    except ScanFileError as err:
+        logger.warning("no comparison: %s", err)
+        return None
 
 
 def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
@@ -266,7 +280,7 @@ def _scan_numbers(setting: Setting, estimate: Estimate, decisions: Mapping[str, 
         "full_scan_share": estimate.n_frames / setting.full_scan_frames,
         "photons": delivered.photons,
         "photons_per_m2": delivered.photons_per_m2,
-        "decisions": len(decisions["agent_reason"]),
+        "decisions": int(np.count_nonzero(decisions["agent_n_proposed"])),
         "late_decisions": int(sum(r == "decision late" for r in decisions["agent_reason"])),
         "decision_s_median": float(np.median(seconds)),
         "decision_s_max": float(seconds.max()),

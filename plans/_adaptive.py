@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Points of the coverage path taken when a decision is late, before it is looked for again.
 FALLBACK_POINTS = 4
+BUDGET_SPENT = "budget"
 # Positions closer than this share of the step are one place: rounding in the units of the stage.
 SAME_PLACE = 1e-3
 
@@ -144,7 +145,9 @@ class _AdaptiveScan:
                 yield from self._instrument.measure(point)
                 self._measured.append(point)
             if left <= 0:
-                return "budget"
+                # The run tells why it ended, as it does where the agent stops it.
+                yield from self._save(Proposal(np.empty((0, 2)), np.empty(0), "plan", BUDGET_SPENT))
+                return BUDGET_SPENT
 
     def _ask(self, left: int) -> Future[Proposal]:
         self._overtaken = False

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+_SERVING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def serve(
     key = api_key or secrets.token_hex(16)
     if not (key.isascii() and key.isalnum()):
         raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
-    with _claimed(root), _bound(port) as listener:
+    with _claimed(root), _alone(), _bound(port) as listener:
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         server = _Server(_build_app(root, readable, key), listener)
         server.start(address)
@@ -98,6 +99,20 @@ def _claimed(root: Path) -> Iterator[None]:
                 "set catalog.uri to that one's address; otherwise check the folder's permissions."
             ) from err
         yield
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep a second server out of this process: Tiled's settings are global, so the first would lose its key."""
+    if not _SERVING.acquire(blocking=False):
+        raise CatalogError(
+            "this process already serves a catalog, and Tiled can serve only one: "
+            "close that session first, or start the other one in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _SERVING.release()
 
 
 @contextlib.contextmanager

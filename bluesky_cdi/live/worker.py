@@ -12,6 +12,7 @@ RunEngine closes the raw run; frames that arrive after that are ignored.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -182,6 +183,7 @@ class LiveWorker:
         self._reconstructor: Reconstructor | None = None
         self._recorder: Recorder | None = None
         self._waiters: list[_Wait] = []
+        self._ended = False
         self._thread = threading.Thread(target=self._main, name="bluesky_cdi-worker", daemon=True)
         self._thread.start()
 
@@ -204,7 +206,7 @@ class LiveWorker:
         """Raise `WorkerError` if the reconstruction failed or the thread is gone."""
         if self.error is not None:
             raise _stopped(self.error) from self.error
-        if not self._thread.is_alive():
+        if self._ended:
             raise WorkerError(NOT_RUNNING)
 
     # What a frame assembler calls.
@@ -265,7 +267,8 @@ class LiveWorker:
 
     def _ask(self, message: _Begin | _Request | _Wait) -> None:
         self._inbox.put(message)
-        if not self._thread.is_alive():
+        # What came before the end is refused by the thread, what came after it here.
+        if self._ended:
             self._refuse_all(WorkerError(NOT_RUNNING))
 
     def _main(self) -> None:
@@ -273,9 +276,10 @@ class LiveWorker:
             while self._turn():
                 pass
         finally:
-            # However the thread ends, nobody may wait for it for ever, and no run stays open.
-            self._refuse_all(WorkerError(NOT_RUNNING))
+            # However the thread ends, no run stays open, and nobody may wait for it for ever.
             self._attempt(self._close_recorder, "fail", "the reconstruction worker has ended")
+            self._ended = True
+            self._refuse_all(WorkerError(NOT_RUNNING))
 
     def _turn(self) -> bool:
         """Handle everything in the inbox, then compute; False: close."""
@@ -444,19 +448,22 @@ class LiveWorker:
     def _refuse_all(self, err: WorkerError) -> None:
         """Refuse the open questions and those still in the inbox."""
         self._refuse_requests(err)
-        while self._waiters:
-            _refuse(self._waiters.pop().answer, err)
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if isinstance(message, (_Begin, _Request, _Wait)):
-                _refuse(message.answer, err)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            _refuse(waiter.answer, err)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._inbox.get_nowait()
+                if isinstance(message, (_Begin, _Request, _Wait)):
+                    _refuse(message.answer, err)
 
 
 def _stopped(err: Exception) -> WorkerError:
     """The error that a plan sees, made from the worker's."""
     if isinstance(err, WorkerError):
         return err
-    return WorkerError(f"the reconstruction worker stopped: {type(err).__name__}: {err}. The raw run is intact.")
+    what = f"{type(err).__name__}: {err}".rstrip(".")
+    return WorkerError(f"the reconstruction worker stopped: {what}. The raw run is intact.")
 
 
 def _refuse(answer: Future[Any], err: Exception) -> None:

@@ -15,6 +15,8 @@ from bluesky_cdi.config import Config
 from bluesky_cdi.errors import WorkerError
 
 WINDOW = {"extent_um": (1.2, 1.2), "step_um": 0.2}
+# Least time between updates: writing one to the catalog costs a slow machine more than making it here.
+PACE_S = 0.25
 
 
 class Documents(list):
@@ -80,6 +82,7 @@ class Lab:
 
     def _listen(self, estimate):
         self.history.append(estimate)
+        time.sleep(PACE_S)
         if self.listener_error is not None:
             raise self.listener_error
 

@@ -13,10 +13,10 @@ RASTER = {"extent_um": (0.4, 0.6), "step_um": 0.2}
 
 def check_that_a_new_scan_works(lab):
     lab.clear()
-    assert lab.run(lab.adaptive()) == "budget"
+    assert lab.run(lab.adaptive(budget=6)) == "budget"
     lab.session.wait(60)
-    lab.check_raw_run("success", 16)
-    assert lab.check_derived_run("success").n_frames == 16
+    lab.check_raw_run("success", 6)
+    assert lab.check_derived_run("success").n_frames == 6
 
 
 def test_reconstructor_raises(lab, fail_after):
@@ -76,7 +76,7 @@ def test_window_is_wrong(lab, window, message):
 def test_frames_are_not_square(lab):
     detector = Signal(name="narrow", value=np.ones((32, 24)))
     stage = lab.beamline.stage
-    assert lab.run(ptycho_raster([detector], stage.y, stage.x, **RASTER)) == "complete"
+    assert lab.run(ptycho_raster([detector, lab.beamline.monitor], stage.y, stage.x, **RASTER)) == "complete"
     with pytest.raises(WorkerError, match="frames must be square; they are 32 x 24"):
         lab.session.wait(60)
     run = lab.session.catalog.raw[lab.docs.of("start")[0]["uid"]]
@@ -104,4 +104,3 @@ def test_impossible_window(lab):
     with pytest.raises(GeometryError, match="a scan needs centre_um and extent_um"):
         lab.run(lab.adaptive(extent_um=(1.0, -1.0)))
     assert lab.docs == []
-    check_that_a_new_scan_works(lab)

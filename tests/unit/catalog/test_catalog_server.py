@@ -71,6 +71,13 @@ def test_two_sessions_on_one_directory(directory):
         pass
 
 
+def test_a_second_server_in_one_process_is_refused(tmp_path):
+    with serve(tmp_path / "one"), pytest.raises(CatalogError, match="already serves"), serve(tmp_path / "two"):
+        pass
+    with serve(tmp_path / "two"):
+        pass
+
+
 def test_containers_are_made_once(session, directory):
     for _ in range(2):
         with session(directory) as catalog:
