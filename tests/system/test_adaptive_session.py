@@ -60,7 +60,9 @@ def test_proposals_are_what_was_measured(scan):
 
 def test_decisions_rest_on_what_was_measured_before(scan):
     known, measured = 0, 0
-    for event in scan.docs.of("event", "agent"):
+    *decisions, end = scan.docs.of("event", "agent")
+    assert end["data"]["agent_reason"] == "budget" and end["data"]["agent_n_proposed"] == 0
+    for event in decisions:
         data = event["data"]
         assert known <= data["agent_n_ingested"] <= measured
         assert data["agent_decision_s"] > 0

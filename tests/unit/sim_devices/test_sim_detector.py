@@ -21,7 +21,7 @@ from bluesky_cdi.sim_devices import (
     simulated_beamline,
 )
 
-POINTS_UM = [(-1.2, -1.1), (0.0, 0.3), (0.9, -0.4), (1.3, 1.2), (-0.7, 1.0)]
+POINTS_UM = [(-0.8, -0.7), (0.0, 0.3), (0.6, -0.3), (0.8, 0.7), (-0.4, 0.6)]
 
 
 @pytest.fixture
