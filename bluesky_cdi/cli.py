@@ -167,8 +167,10 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     import torch
 
+    from bluesky_cdi.log import configure_logging
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
 
+    configure_logging(logging.INFO + 10 * args.quiet)
     if args.out.suffix != ".safetensors":
         raise BlueskyCDIError(f"the weights file must end in .safetensors; got {args.out}")
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)

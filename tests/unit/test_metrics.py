@@ -78,7 +78,7 @@ def test_align_leaves_what_it_is_told_to_leave(truth, mask):
 def test_align_looks_no_further_than_told(truth, mask):
     found = metrics.align(displaced(truth, (9.0, 0.0)), truth, mask, max_shift_px=1, ramp=False)
     # Each pass goes at most one pixel and the upsampled neighbourhood further.
-    assert abs(found.shift_px[0]) <= 1.75 * metrics.PASSES
+    assert abs(found.shift_px[0]) <= 1.75 * metrics.alignment.PASSES
 
 
 def test_a_blank_truth_fixes_no_shift(mask):
