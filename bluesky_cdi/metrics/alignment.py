@@ -173,6 +173,7 @@ def _pair(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 def best_scale(
     image: npt.NDArray[np.complex128], target: npt.NDArray[np.complex128], weight: npt.NDArray[np.float64]
 ) -> complex:
+    """The factor that brings `image` closest to `target` in the weighted least-squares sense."""
     energy = weighted_energy(image, weight)
     return complex(np.sum(weight * image.conj() * target) / energy) if energy else 1 + 0j
 
