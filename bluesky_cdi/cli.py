@@ -21,6 +21,7 @@ from bluesky_cdi.errors import BlueskyCDIError
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import ResultSummary
     from bluesky_cdi.config import Config
+    from bluesky_cdi.protocols import Estimate
 
 DEMO_OUTPUT = Path("demo_output")
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-q", "--quiet", action="count", default=0, help="say less, no progress bar")
     add("--json", action="store_true", help="print the result as JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_command in (_add_demo, _add_browse, _add_shell, _add_train):
+    for add_command in (_add_demo, _add_reconstruct, _add_browse, _add_shell, _add_train):
         add_command(commands, common)
     return parser
 
@@ -74,6 +75,53 @@ def _demo(args: argparse.Namespace) -> int:
     setting = demo.replayed(config, args.replay, args.reference) if args.replay else demo.simulated(config)
     outcome = demo.run(setting, args.out, show_progress=not args.quiet)
     _say_result(args, dict(outcome.numbers), [*outcome.table.items(), ("figure", str(outcome.figure))])
+    return 0
+
+
+def _add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded scan from its file")
+    add = command.add_argument
+    add("scan", type=Path, help="CXI, canonical NPZ or PtychoPINN NPZ")
+    add("--engine", choices=("pinn", "rpie"), default="pinn", help="network with refinement, or rPIE alone")
+    add("--iterations", type=int, default=30, help="most rPIE iterations (default: %(default)s)")
+    add("--modes", type=int, default=3, help="incoherent probe modes (default: %(default)s)")
+    add("--out", type=Path, default=Path("reconstruction.h5"), metavar="FILE", help="product (default: %(default)s)")
+    command.set_defaults(run=_reconstruct)
+
+
+def _reconstruct(args: argparse.Namespace) -> int:
+    import numpy as np
+    from tqdm import tqdm
+
+    from bluesky_cdi import viz
+    from bluesky_cdi.io import read_scan, write_product
+    from bluesky_cdi.offline import reconstruct
+
+    config = _config(args)
+    settings = config.reconstructor.model_copy(update={"name": args.engine, "background": 0.0, "threads": 0})
+    lens = config.probe.model_copy(update={"modes": args.modes})
+    config = config.model_copy(update={"reconstructor": settings, "probe": lens})
+    scan = read_scan(args.scan)
+    _make_folder(args.out.parent)
+    with tqdm(total=args.iterations, unit="iteration", disable=bool(args.quiet)) as bar:
+
+        def told(done: int, estimate: Estimate) -> None:
+            bar.update(min(done, args.iterations) - bar.n)
+            bar.set_postfix_str(f"deviance {np.mean(estimate.residual):.3f} a pixel")
+
+        estimate = reconstruct(scan, config, args.iterations, told)
+    write_product(args.out, estimate, scan.geometry, scan.name or args.scan.stem)
+    figure = args.out.with_suffix(".png")
+    viz.save_figure(viz.show_estimate(estimate), figure)
+    numbers = {
+        "frames": estimate.n_frames,
+        "iterations": estimate.source["iterations"],
+        "deviance_per_pixel": float(np.mean(estimate.residual)),
+        "pixel_m": estimate.pixel_m,
+        "product": str(args.out),
+        "figure": str(figure),
+    }
+    _say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in numbers.items()])
     return 0
 
 
@@ -197,6 +245,14 @@ def _set_threads(config: Config) -> None:
 
     if config.reconstructor.threads:
         torch.set_num_threads(config.reconstructor.threads)
+
+
+def _make_folder(folder: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise BlueskyCDIError(f"can't write into {folder}: {err}. Give --out another place.") from err
 
 
 def _is_integer(text: str) -> bool:

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bluesky_cdi.agent.patterns import raster
 from bluesky_cdi.cli import main
+from bluesky_cdi.config import load_config
+from bluesky_cdi.io import read_product
+from bluesky_cdi.metrics import compare, crop_to
+from bluesky_cdi.sim_devices import SimulatedSource
 
 pytestmark = pytest.mark.timeout(240)
 SMALL = """
 scan: {extent_um: [1.2, 1.2], step_um: 0.2, budget: 24, batch: 8, exposure_s: 0.0, decision_timeout_s: 60}
 reconstructor: {final_steps: 1}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def logging_as_before():
+    """The command line configures the package's logger, which other tests look at."""
+    logger = logging.getLogger("bluesky_cdi")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +105,28 @@ def test_a_missing_argument_is_a_usage_error(capsys):
 def test_train_refuses_another_ending(tmp_path, capsys):
     assert main(["train", str(tmp_path / "weights.bin")]) == 1
     assert ".safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["pinn", "rpie"])
+def test_reconstruct_a_file(tmp_path, capsys, engine):
+    source = SimulatedSource(load_config(overrides={"simulation": {"dead_pixels": 0, "hot_pixels": 0}}))
+    pixel_m = source.truth.pixel_m
+    positions_m = raster((-0.5e-6, -0.5e-6), (0.5e-6, 0.5e-6), 0.2e-6)
+    frames = [source.expose((float(y), float(x)), 0.02, 1.0) for y, x in positions_m]
+    scan, out = tmp_path / "scan.npz", tmp_path / "new" / "product.h5"
+    np.savez(scan, frames=frames, positions_px=positions_m / pixel_m, probe_guess=source.truth.probe)
+    line = ["reconstruct", str(scan), "--engine", engine, "--iterations", "12", "--modes", "2", "--out", str(out)]
+    assert main([*line, "-q", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["frames"] == len(frames) and 3 <= numbers["iterations"] <= 12
+    assert Path(numbers["figure"]).read_bytes().startswith(b"\x89PNG")
+    product = read_product(out)
+    # The file states no pixel; the reader's nominal one scales everything alike.
+    origin_m = tuple(np.array(product.origin_m) / numbers["pixel_m"] * pixel_m)
+    truth = crop_to(source.truth.object, source.truth.origin_m, origin_m, product.object.shape, pixel_m)
+    inner = np.zeros(product.object.shape)
+    inner[40:-40, 40:-40] = 1
+    assert compare(product.object, truth, inner, pixel_m)["complex_nrmse"] < 0.35
 
 
 def test_replay_of_the_real_siemens_star_shows_the_star(tmp_path, capsys):
