@@ -81,6 +81,8 @@ class AgentConfig(Section):
 
     name: Literal["bayesian", "raster", "spiral", "random"] = "bayesian"
     """Which agent."""
+    seed: int = 0
+    """Seed of what it draws at random."""
     alpha: float = Field(default=0.6, ge=0, le=1)
     """Weight of what will be learned of the field against what the image gains in coverage."""
     coverage_share: float = Field(default=0.1, ge=0, le=1)

@@ -93,7 +93,7 @@ def build_agent(
         space,
         probe_width_m=probe_width_m,
         budget=area.budget,
-        seed=config.simulation.seed,
+        seed=config.agent.seed,
         step_m=area.step_m,
     )
 
