@@ -1,5 +1,6 @@
 """The package list in pyproject.toml, the version, and what an import loads."""
 
+import os
 import re
 import subprocess
 import sys
@@ -76,3 +77,10 @@ def test_every_package_says_what_it_is(name):
     parts = name.split(".")
     folder = ROOT / parts[1] if len(parts) > 1 and parts[1] in BESIDE else ROOT.joinpath(*parts)
     assert (folder / "__init__.py").read_text(encoding="utf-8").startswith('"""')
+
+
+def test_the_installed_wheel_is_what_is_tested():
+    site = os.environ.get("BLUESKY_CDI_WHEEL")
+    if site is None:
+        pytest.skip("only where the tests run against a wheel: make wheel")
+    assert Path(bluesky_cdi.__file__).resolve().is_relative_to(Path(site).resolve())
