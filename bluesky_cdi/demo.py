@@ -136,8 +136,6 @@ def replayed(config: Config, path: Path, reference: Path | None = None) -> Setti
     from bluesky_cdi.sim_devices import replayed_beamline
 
     scan = read_scan(path)
-    if scan.source.get("propagation") != "far field":
-        logger.warning("%s does not say that it is a far-field scan; it is reconstructed as one", path.name)
     found = read_reference(reference, scan) if reference else _reference_beside(path, scan)
     space = SearchSpace.from_positions(scan.positions_m)
     options: dict[str, Any] = {"space": space, "mask": scan.mask}

@@ -36,10 +36,6 @@ class WorkerError(BlueskyCDIError, RuntimeError):
     """The reconstruction worker stopped; the raw run is not affected."""
 
 
-class DecisionTimeout(BlueskyCDIError, TimeoutError):
-    """No decision came within the stated time and no fallback position was left."""
-
-
 class SearchSpaceError(BlueskyCDIError, ValueError):
     """The positions among which an agent may choose are empty or not usable."""
 

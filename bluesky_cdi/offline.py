@@ -28,7 +28,7 @@ def reconstruct(
         Its sections `reconstructor` (which engine) and `probe` (number of modes, and the lens
         where the scan has no probe).
     iterations : int
-        Most rPIE iterations; fewer where they stop explaining the frames better.
+        Most rPIE iterations; fewer where they stop explaining the frames better. 0: the network alone.
     told : callable, optional
         Called after each step with the iterations so far and the estimate.
 
@@ -45,6 +45,9 @@ def reconstruct(
     """
     from bluesky_cdi.live.build import build_reconstructor
 
+    each = min(config.reconstructor.refine_iterations, iterations)
+    settings = config.reconstructor.model_copy(update={"refine_iterations": each})
+    config = config.model_copy(update={"reconstructor": settings})
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
     side = scan.geometry.frame_px
@@ -52,15 +55,14 @@ def reconstruct(
         RunInfo(scan.name, 0, metadata, (side, side)), config, probe=scan.probe, mask=scan.mask
     )
     reconstructor.add([Frame(i + 1, scan.positions_m[i], np.asarray(scan.counts[i])) for i in range(len(scan))])
-    each = max(1, config.reconstructor.refine_iterations)
     estimate: Estimate | None = None
-    for done in range(each, max(iterations, each) + each, each):
+    for step in range(1, (iterations // each if each else 1) + 1):
         newer = reconstructor.step(np.inf)
         if newer is None:
             break
         estimate = newer
         if told is not None:
-            told(done, estimate)
+            told(step * each, estimate)
     if estimate is None:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
     return estimate

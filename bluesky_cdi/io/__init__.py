@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,8 @@ __all__ = [
     "write_product",
 ]
 
+logger = logging.getLogger(__name__)
+
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -52,12 +55,16 @@ def read_scan(path: Path | str) -> Scan:
     with reading(path, "a scan"), path.open("rb") as file:
         signature = file.read(8)
     if signature == _HDF5_SIGNATURE:
-        return _hdf5_reader(path)(path)
-    if signature.startswith(_ZIP_SIGNATURE):
-        return _npz_reader(path)(path)
-    raise ScanFileError(
-        f"{path} must be a CXI (HDF5) or NPZ file; it begins with {signature!r}. Convert it to one of these."
-    )
+        scan = _hdf5_reader(path)(path)
+    elif signature.startswith(_ZIP_SIGNATURE):
+        scan = _npz_reader(path)(path)
+    else:
+        raise ScanFileError(
+            f"{path} must be a CXI (HDF5) or NPZ file; it begins with {signature!r}. Convert it to one of these."
+        )
+    if scan.source["propagation"] != "far field":
+        logger.warning("%s does not say that it is a far-field scan; it is taken for one", path.name)
+    return scan
 
 
 def _hdf5_reader(path: Path) -> Callable[[Path], Scan]:

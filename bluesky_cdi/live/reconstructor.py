@@ -194,6 +194,8 @@ class PtychoReconstructor:
 
     def _refine(self, data: Diffraction, deviance: float, deadline: float) -> bool:
         """Refine object and probe, and keep the result if it is better than `deviance`; whether it was kept."""
+        if not self._config.refine_iterations:
+            return False
         settings = RpieSettings()
         update_probe = self._config.refine_probe and len(data) >= settings.batch
         before = self._object, self._probe

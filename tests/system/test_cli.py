@@ -129,6 +129,31 @@ def test_reconstruct_a_file(tmp_path, capsys, engine):
     assert compare(product.object, truth, inner, pixel_m)["complex_nrmse"] < 0.35
 
 
+def small_scan(path, number):
+    source = SimulatedSource(load_config(overrides={"simulation": {"dead_pixels": 0, "hot_pixels": 0}}))
+    positions_m = raster((-0.2e-6, -0.2e-6), (0.2e-6, 0.2e-6), 0.2e-6)[:number]
+    frames = [source.expose((float(y), float(x)), 0.02, 1.0) for y, x in positions_m]
+    np.savez(path, frames=frames, positions_px=positions_m / source.truth.pixel_m, probe_guess=source.truth.probe)
+    return path
+
+
+@pytest.mark.parametrize(("frames", "iterations"), [(1, 3), (4, 0), (4, 2), (9, 7)])
+def test_no_more_iterations_than_asked_for(tmp_path, capsys, frames, iterations):
+    scan = small_scan(tmp_path / "scan.npz", frames)
+    line = ["reconstruct", str(scan), "--iterations", str(iterations), "--out", str(tmp_path / "product.h5")]
+    assert main([*line, "-q", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["frames"] == frames and numbers["iterations"] <= iterations
+    assert np.isfinite(numbers["deviance_per_pixel"])
+
+
+def test_iterations_below_zero_are_a_usage_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["reconstruct", str(tmp_path / "scan.npz"), "--iterations", "-1"])
+    assert stopped.value.code == 2
+    assert "positive whole number" in capsys.readouterr().err
+
+
 def test_replay_of_the_real_siemens_star_shows_the_star(tmp_path, capsys):
     data = os.environ.get("BLUESKY_CDI_DATA")
     scan = Path(data or "", "siemens_velociprobe", "canonical.npz")
