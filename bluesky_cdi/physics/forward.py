@@ -4,7 +4,7 @@ One formulation serves one scan and a batch of scans: canvases are ``(B, Y, X)``
 all of them form one axis of length n, and ``scene`` tells which canvas a frame belongs to.
 Sub-pixel positions are in the model: each frame has the probe shifted by its own fraction of a
 pixel. Shifting the probe instead of the object moves the whole exit wave, which no intensity
-in the far field can see.
+in the far field can see; the other propagators are told of it and put the wave back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator, shift_ramp
 
 # Below this the logarithm of a rate is not taken: far under one photon in any frame.
 RATE_FLOOR = 1e-8
@@ -119,13 +121,7 @@ def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:
     -------
     Tensor, shape (n, M, N, N), complex
     """
-    size = fields.shape[-1]
-    frequency = torch.fft.fftfreq(size, device=fields.device, dtype=fields.real.dtype)
-    shift = shift_px.to(fields.real.dtype)
-    down = shift[:, :1, None] * frequency[None, :, None]  # (n, N, 1)
-    across = shift[:, 1:, None] * frequency[None, None, :]  # (n, 1, N)
-    angle = -2 * torch.pi * (down + across)
-    ramp = torch.polar(torch.ones_like(angle), angle)[:, None]  # (n, 1, N, N)
+    ramp = shift_ramp(shift_px.to(fields.real.dtype), fields.shape[-1])[:, None]  # (n, 1, N, N)
     shifted: Tensor = torch.fft.ifft2(torch.fft.fft2(fields) * ramp)
     return shifted
 
@@ -154,10 +150,6 @@ def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, sc
 def diffract(probes: Tensor, patches: Tensor) -> Tensor:
     """Far-field waves of each mode, zero frequency at ``[0, 0]``.
 
-    The exit wave is not centred before the transform: that changes the sign of every other
-    pixel of the far field, which neither an intensity nor a step back to the sample sees, and
-    saves two copies of the largest arrays.
-
     Parameters
     ----------
     probes : Tensor, shape (n, M, N, N), complex
@@ -167,24 +159,21 @@ def diffract(probes: Tensor, patches: Tensor) -> Tensor:
     -------
     Tensor, shape (n, M, N, N), complex
     """
-    waves: Tensor = torch.fft.fft2(probes * patches[:, None], norm="ortho")
-    return waves
+    return FAR_FIELD.forward(probes * patches[:, None])
 
 
 def to_corner(frames: Tensor) -> Tensor:
     """Move the zero frequency of frames or masks from ``[H // 2, W // 2]`` to ``[0, 0]``."""
-    moved: Tensor = torch.fft.ifftshift(frames, dim=(-2, -1))
-    return moved
+    return FAR_FIELD.to_working(frames)
 
 
 def to_centre(frames: Tensor) -> Tensor:
     """Inverse of `to_corner`."""
-    moved: Tensor = torch.fft.fftshift(frames, dim=(-2, -1))
-    return moved
+    return FAR_FIELD.to_detector(frames)
 
 
 def rate(probes: Tensor, patches: Tensor, background: Tensor | float = 0.0) -> Tensor:
-    """Expected counts, ``sum_m |F psi_m|^2 + background``, shape (n, N, N), zero frequency at the centre."""
+    """Expected counts in the far field, ``sum_m |F psi_m|^2 + background``, (n, N, N), zero frequency at the centre."""
     return to_centre(intensity(diffract(probes, patches))) + background
 
 
@@ -193,8 +182,13 @@ def intensity(waves: Tensor) -> Tensor:
     return (waves.real.square() + waves.imag.square()).sum(dim=1)
 
 
-def exit_wave_step(
-    probes: Tensor, patches: Tensor, counts: Tensor, background: Tensor | float = 0.0, mask: Tensor | None = None
+def modulus_step(
+    waves: Tensor,
+    counts: Tensor,
+    background: Tensor | float = 0.0,
+    mask: Tensor | None = None,
+    propagator: Propagator = FAR_FIELD,
+    shift_px: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Change of the exit waves that the measured counts ask for, and the rate before it.
 
@@ -203,27 +197,37 @@ def exit_wave_step(
 
     Parameters
     ----------
-    probes : Tensor, shape (n, M, N, N), complex
-    patches : Tensor, shape (n, N, N), complex
+    waves : Tensor, shape (n, M, N, N), complex
+        Exit waves.
     counts : Tensor, shape (n, N, N)
-        Zero frequency at ``[0, 0]`` (`to_corner`).
+        In the propagator's working order.
     background : Tensor or float
         Photons per pixel.
-    mask : Tensor, shape (N, N), bool, optional
-        True where a pixel is valid; zero frequency at ``[0, 0]``.
+    mask : Tensor, shape (N, N) or (n, N, N), bool, optional
+        True where a pixel is valid; in the propagator's working order.
+    propagator : Propagator
+    shift_px : Tensor, shape (n, 2), optional
+        By how much the exit waves are displaced.
 
     Returns
     -------
     step : Tensor, shape (n, M, N, N), complex
     rate : Tensor, shape (n, N, N)
-        Zero frequency at ``[0, 0]``.
+        In the propagator's working order.
     """
-    waves = diffract(probes, patches)
-    expected = intensity(waves) + background
+    at_detector = propagator.forward(waves, shift_px)
+    expected = intensity(at_detector) + background
     factor = counts.sqrt() * (expected + STEP_FLOOR).rsqrt() - 1
     if mask is not None:
         factor = factor * mask
-    return torch.fft.ifft2(waves * factor[:, None], norm="ortho"), expected
+    return propagator.adjoint(at_detector * factor[:, None], shift_px), expected
+
+
+def exit_wave_step(
+    probes: Tensor, patches: Tensor, counts: Tensor, background: Tensor | float = 0.0, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`modulus_step` in the far field of probes (n, M, N, N) on patches (n, N, N)."""
+    return modulus_step(probes * patches[:, None], counts, background, mask)
 
 
 def object_step(
@@ -257,7 +261,7 @@ class Diffraction:
     Attributes
     ----------
     counts : Tensor, shape (n, N, N), float32
-        Photons, zero frequency at ``[0, 0]`` (`to_corner`).
+        Photons, in the propagator's working order: zero frequency at ``[0, 0]`` in the far field.
     corner : Tensor, shape (n, 2), int64
         First row and column of each patch on its canvas.
     shift_px : Tensor, shape (n, 2)
@@ -269,9 +273,13 @@ class Diffraction:
     scene : Tensor, shape (n,), int64, optional
         Canvas of each frame; all 0 if absent.
     mask : Tensor, shape (N, N), bool, optional
-        True where a pixel is valid; zero frequency at ``[0, 0]``.
+        True where a pixel is valid; in the propagator's working order.
     background : float
         Expected background, photons per pixel.
+    saturation : float, optional
+        Counts from which on a pixel is saturated, and so not valid in its frame.
+    propagator : Propagator
+        From the sample to the detector.
     """
 
     counts: Tensor
@@ -282,6 +290,8 @@ class Diffraction:
     scene: Tensor | None = None
     mask: Tensor | None = None
     background: float = 0.0
+    saturation: float | None = None
+    propagator: Propagator = FAR_FIELD
 
     def __len__(self) -> int:
         return self.counts.shape[0]
@@ -301,6 +311,26 @@ class Diffraction:
         """Go through the frames `size` at a time."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Valid pixels: (N, N), or (n, N, N) where pixels saturate; None: all."""
+        if self.saturation is None:
+            return self.mask
+        below = self.counts < self.saturation
+        return below if self.mask is None else below & self.mask
+
+    def rate(self, probes: Tensor, patches: Tensor) -> Tensor:
+        """Expected counts, ``sum_m |F psi_m|^2 + background``, (n, N, N), in the propagator's working order."""
+        return intensity(self.propagator.forward(probes * patches[:, None], self.shift_px)) + self.background
+
+    def modulus_step(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+        """`modulus_step` of exit waves of these frames."""
+        return modulus_step(waves, self.counts, self.background, self.valid, self.propagator, self.shift_px)
+
+    def wave_step(self, probes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """`modulus_step` of probes (n, M, N, N) on patches (n, N, N)."""
+        return self.modulus_step(probes * patches[:, None])
 
     def probes(self, probe: Tensor) -> Tensor:
         """Each frame's own probe: (B, M, N, N) to (n, M, N, N)."""
@@ -332,7 +362,7 @@ def canvas_step(canvas: Tensor, probe: Tensor, data: Diffraction, chunk: int = 2
     illumination = torch.zeros(data.canvas_shape, dtype=canvas.real.dtype, device=canvas.device)
     for part in data.chunks(chunk):
         probes = part.probes(probe)
-        wave_step, _ = exit_wave_step(probes, part.patches(canvas), part.counts, part.background, part.mask)
+        wave_step, _ = part.wave_step(probes, part.patches(canvas))
         change, light = object_step(probes, wave_step, part.corner, part.canvas_shape, part.scene)
         numerator, illumination = numerator + change, illumination + light
     return numerator, illumination

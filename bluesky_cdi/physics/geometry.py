@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,35 +21,55 @@ HC_EV_M = 1.239841984332e-6
 
 @dataclass(frozen=True)
 class Geometry:
-    """Far-field geometry of a scanning diffraction experiment.
+    """Geometry of a scanning diffraction experiment.
+
+    In the far field a frame is the squared Fourier transform of the exit wave. In the near field
+    it is the sample's shadow with interference: the sample stands in a parallel beam, or behind a
+    focus, which magnifies the shadow. A magnified near field is computed as the parallel beam that
+    is equivalent to it: magnification ``M = (z1 + z2) / z1``, pixel ``p / M`` and distance
+    ``z2 / M`` (the Fresnel scaling theorem; Paganin, Coherent X-Ray Optics, 2006, appendix B).
 
     Parameters
     ----------
     energy_ev : float
         Photon energy, eV.
     distance_m : float
-        Sample to detector, metres.
+        Sample to detector, ``z2``, metres.
     detector_pixel_m : float
-        Detector pixel, metres.
+        Detector pixel, ``p``, metres.
     frame_px : int
         Pixels along one side of the (square) frame, N.
+    propagation : {'far', 'near'}
+        From sample to detector.
+    focus_to_sample_m : float, optional
+        Near field only: focus to sample, ``z1``, metres; a parallel beam if absent.
 
     Raises
     ------
     GeometryError
-        If a value is not finite and positive.
+        If a value is not finite and positive, `propagation` is neither, or a far field has a focus distance.
     """
 
     energy_ev: float
     distance_m: float
     detector_pixel_m: float
     frame_px: int
+    propagation: Literal["far", "near"] = "far"
+    focus_to_sample_m: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("energy_ev", "distance_m", "detector_pixel_m", "frame_px"):
-            value = getattr(self, name)
+        positive = {name: getattr(self, name) for name in ("energy_ev", "distance_m", "detector_pixel_m", "frame_px")}
+        if self.focus_to_sample_m is not None:
+            positive["focus_to_sample_m"] = self.focus_to_sample_m
+        for name, value in positive.items():
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
                 raise GeometryError(f"geometry.{name} must be a finite positive number; it is {value!r}")
+        if self.propagation not in ("far", "near"):
+            raise GeometryError(f"geometry.propagation must be 'far' or 'near'; it is {self.propagation!r}")
+        if self.propagation == "far" and self.focus_to_sample_m is not None:
+            raise GeometryError(
+                "geometry.focus_to_sample_m belongs to the near field; state propagation = 'near', or leave it out"
+            )
 
     @property
     def wavelength_m(self) -> float:
@@ -57,17 +77,36 @@ class Geometry:
         return HC_EV_M / self.energy_ev
 
     @property
+    def magnification(self) -> float:
+        """Size of the shadow over that of the sample; 1 in a parallel beam and in the far field."""
+        if self.focus_to_sample_m is None:
+            return 1.0
+        return (self.focus_to_sample_m + self.distance_m) / self.focus_to_sample_m
+
+    @property
+    def effective_distance_m(self) -> float:
+        """Distance of the equivalent parallel beam, metres."""
+        return self.distance_m / self.magnification
+
+    @property
     def pixel_m(self) -> float:
-        """Sample pixel of the far field, ``wavelength * distance / (N * detector_pixel)``, metres."""
+        """Sample pixel, metres: ``p / M`` in the near field, ``wavelength * distance / (N p)`` in the far."""
+        if self.propagation == "near":
+            return self.detector_pixel_m / self.magnification
         return self.wavelength_m * self.distance_m / (self.frame_px * self.detector_pixel_m)
 
-    def as_metadata(self) -> dict[str, float]:
+    def as_metadata(self) -> dict[str, Any]:
         """The geometry as a start document carries it, under the key ``geometry``."""
-        return {
+        stated: dict[str, Any] = {
             "energy_ev": self.energy_ev,
             "distance_m": self.distance_m,
             "detector_pixel_m": self.detector_pixel_m,
         }
+        if self.propagation == "near":
+            stated["propagation"] = self.propagation
+            if self.focus_to_sample_m is not None:
+                stated["focus_to_sample_m"] = self.focus_to_sample_m
+        return stated
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], frame_shape: tuple[int, int]) -> Geometry:
@@ -76,7 +115,8 @@ class Geometry:
         Parameters
         ----------
         metadata : Mapping
-            Start document; its key ``geometry`` holds `energy_ev`, `distance_m`, `detector_pixel_m`.
+            Start document; its key ``geometry`` holds `energy_ev`, `distance_m`, `detector_pixel_m`, and in the
+            near field `propagation` and `focus_to_sample_m`.
         frame_shape : tuple of int
             (H, W) of the frames.
 
@@ -101,9 +141,11 @@ class Geometry:
             )
         try:
             energy, distance, pixel = (float(values[k]) for k in wanted)
+            focus = values.get("focus_to_sample_m")
+            focus = None if focus is None else float(focus)
         except (TypeError, ValueError) as err:
             raise GeometryError(f"geometry must hold numbers; it holds {dict(values)!r}") from err
-        return cls(energy, distance, pixel, int(frame_shape[0]))
+        return cls(energy, distance, pixel, int(frame_shape[0]), values.get("propagation", "far"), focus)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def amplitude_loss(rate: Tensor, counts: Tensor) -> Tensor:
 
 
 def mean_over_valid(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Average each frame's valid pixels: (n, N, N) to (n,)."""
+    """Average each frame's valid pixels: (n, N, N) to (n,); `mask` is (N, N) or (n, N, N)."""
     if mask is None:
         return values.mean(dim=(-2, -1))
-    return (values * mask).sum(dim=(-2, -1)) / mask.sum().clamp_min(1)
+    return (values * mask).sum(dim=(-2, -1)) / mask.sum(dim=(-2, -1)).clamp_min(1)

@@ -2,24 +2,80 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.physics.geometry import HC_EV_M
+from bluesky_cdi.physics.materials import transmission
+from bluesky_cdi.physics.patterns import (
+    FloatImage,
+    Shape,
+    dead_leaves,
+    facets,
+    gratings,
+    labyrinth,
+    natural_scene,
+    particles,
+    power_law_texture,
+    siemens_star,
+    wiring,
+)
+
 ComplexImage = npt.NDArray[np.complex64]
-FloatImage = npt.NDArray[np.float64]
+
+# What a full thickness adds to the logarithm of the transmission. A light material at some keV shifts by 0.9 rad and
+# absorbs 8 % of the amplitude; the others are n - 1 at 8 keV times i k times a thickness.
+LIGHT = -0.08 - 0.9j
+COPPER = 2 * (-0.021832 - 1.003119j)
+"""2 µm of copper at 8 keV."""
+SILICON = 20 * (-0.0072767 - 0.3107537j)
+"""20 µm of silicon at 8 keV: one turn of the phase."""
+GOLD = 4 * (-0.187224 - 1.917175j)
+"""4 µm of gold at 8 keV: absorbs 78 % of the photons and turns the phase more than once around."""
+PHASE_ONLY = -1.5j
 
 
-def make_sample(kind: str, shape: tuple[int, int], seed: int = 0) -> ComplexImage:
+@dataclass(frozen=True)
+class SampleKind:
+    """What a kind of sample is made of.
+
+    Parameters
+    ----------
+    thickness : Callable
+        Draws a map 0..1 of shape (Y, X) with a random generator.
+    exponent : complex
+        Logarithm of the transmission at thickness 1.
+    substrate : complex
+        Logarithm of the transmission of a uniform substrate.
+    """
+
+    thickness: Callable[[Shape, np.random.Generator], FloatImage]
+    exponent: complex = LIGHT
+    substrate: complex = 0
+
+
+def make_sample(kind: str, shape: Shape, seed: int = 0) -> ComplexImage:
     """Make a sample.
 
     Parameters
     ----------
-    kind : {'star', 'particles', 'cells', 'blank'}
-        A Siemens star with isolated particles around it; sparse particles on vacuum;
-        dense smooth texture; vacuum.
+    kind : str
+        A key of `SAMPLES`:
+
+        - 'star': a Siemens star with isolated particles around it;
+        - 'particles': sparse spheres on vacuum;
+        - 'cells': dense smooth texture;
+        - 'blank': vacuum;
+        - 'natural': power falling as ``k ** -2``, with edges;
+        - 'leaves': discs of all sizes that hide each other;
+        - 'lines': gratings of several pitches and directions;
+        - 'circuit': layers of copper wires with vias, on silicon;
+        - 'phase': winding bands that absorb nothing;
+        - 'gold': gold crystals, absorbing strongly, with phases beyond one turn.
     shape : tuple of int
         (Y, X) pixels.
     seed : int
@@ -34,75 +90,111 @@ def make_sample(kind: str, shape: tuple[int, int], seed: int = 0) -> ComplexImag
     ValueError
         If the kind is not known.
     """
+    made = _kind(kind)
+    thickness = made.thickness(shape, np.random.default_rng(seed))
+    return np.asarray(np.exp(thickness * made.exponent + made.substrate), dtype=np.complex64)
+
+
+def material_sample(
+    kind: str,
+    shape: Shape,
+    *,
+    pixel_m: float,
+    energy_ev: float,
+    material: str,
+    thickness_m: float,
+    density_g_cm3: float | None = None,
+    seed: int = 0,
+) -> ComplexImage:
+    """Make a sample of a stated material: the structure of a kind, with tabulated refraction and absorption.
+
+    A substrate or a window is one more factor: multiply by `materials.transmission`.
+
+    Parameters
+    ----------
+    kind : str
+        As `make_sample`.
+    shape : tuple of int
+        (Y, X) pixels.
+    pixel_m : float
+        Sample pixel, metres: decides how thick a thin sample may be.
+    energy_ev : float
+    material : str
+        Chemical formula, or a name that xraydb knows.
+    thickness_m : float
+        Largest thickness.
+    density_g_cm3 : float, optional
+        Density, g/cm^3; the tables' own for elements and named materials.
+    seed : int
+
+    Returns
+    -------
+    ndarray, shape (Y, X), complex64
+        ``exp(-i k delta t) exp(-k beta t)``; vacuum is 1.
+
+    Raises
+    ------
+    ValueError
+        If the kind is not known.
+    ConfigError
+        If the material, its density or the energy is not usable.
+    GeometryError
+        If the sample is negative or too thick to be described by one transmission function: thicker than the depth
+        of field ``5.2 pixel^2 / wavelength`` (Tsai et al., Opt. Express 24, 29089 (2016)).
+    """
+    made = _kind(kind)
+    depth = 5.2 * pixel_m**2 * energy_ev / HC_EV_M
+    if thickness_m > depth:
+        raise GeometryError(
+            f"a sample of {thickness_m:.3g} m is thicker than the depth of field at this pixel and energy "
+            f"({depth:.3g} m), so one transmission function can't describe it: make it thinner"
+        )
+    thickness = made.thickness(shape, np.random.default_rng(seed)) * thickness_m
+    return transmission(thickness, energy_ev=energy_ev, material=material, density_g_cm3=density_g_cm3)
+
+
+def _kind(kind: str) -> SampleKind:
     if kind not in SAMPLES:
         raise ValueError(f"a sample is one of {', '.join(SAMPLES)}; got {kind!r}")
-    thickness = SAMPLES[kind](shape, np.random.default_rng(seed))
-    # Phase and absorption grow with thickness in the ratio of a light material at some keV:
-    # a full-thickness feature shifts by 0.9 rad and absorbs 8 % of the amplitude.
-    return np.asarray(np.exp(thickness * (-0.08 - 0.9j)), dtype=np.complex64)
+    return SAMPLES[kind]
 
 
-def siemens_star(shape: tuple[int, int], radius_px: float, spokes: int = 16, hub: float = 0.12) -> FloatImage:
-    """Thickness 0..1 of a Siemens star with a solid hub and one ring gap, centred, shape (Y, X)."""
-    y, x, r = _polar_grid(shape)
-    angle = np.arctan2(y, x)
-    # Edges one pixel soft: distance to the spoke's edge along the circle.
-    along = np.sin(spokes * angle) * r / spokes
-    spoke = np.clip(along + 0.5, 0, 1)
-    ring = np.clip(np.abs(r - 0.55 * radius_px) - 0.035 * radius_px + 0.5, 0, 1)
-    star = np.maximum(spoke * ring, np.clip(hub * radius_px - r + 0.5, 0, 1))
-    # One spoke is missing over its outer half, so that no flip or rotation maps the star on itself.
-    gap = (np.abs(angle - math.pi / (2 * spokes)) < math.pi / spokes) & (r > 0.6 * radius_px)
-    return np.asarray(star * np.clip(radius_px - r + 0.5, 0, 1) * ~gap)
-
-
-def particles(
-    shape: tuple[int, int], rng: np.random.Generator, number: int, radius_px: tuple[float, float]
-) -> FloatImage:
-    """Thickness 0..1 of spheres at random places, shape (Y, X)."""
-    rows, columns = np.indices(shape)
-    out = np.zeros(shape)
-    for _ in range(number):
-        radius = rng.uniform(*radius_px)
-        cy, cx = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
-        squared = 1 - ((rows - cy) ** 2 + (columns - cx) ** 2) / radius**2
-        out = np.maximum(out, rng.uniform(0.5, 1) * np.sqrt(np.clip(squared, 0, None)))
-    return out
-
-
-def power_law_texture(shape: tuple[int, int], rng: np.random.Generator, exponent: float = 1.4) -> FloatImage:
-    """Random field 0..1 whose amplitude spectrum falls as ``k ** -exponent``, shape (Y, X)."""
-    ky, kx = np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
-    k = np.hypot(ky, kx)
-    k[0, 0] = 1
-    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * k**-exponent).real
-    return np.asarray(1 / (1 + np.exp(-2 * (noise - noise.mean()) / noise.std())))
-
-
-def _polar_grid(shape: tuple[int, int]) -> tuple[FloatImage, FloatImage, FloatImage]:
-    y = np.arange(shape[0])[:, None] - (shape[0] - 1) / 2 + np.zeros(shape)
-    x = np.arange(shape[1])[None, :] - (shape[1] - 1) / 2 + np.zeros(shape)
-    return y, x, np.hypot(y, x)
-
-
-def _star(shape: tuple[int, int], rng: np.random.Generator) -> FloatImage:
+def _star(shape: Shape, rng: np.random.Generator) -> FloatImage:
     star = siemens_star(shape, radius_px=0.2 * min(shape), spokes=12)
     around = particles(shape, rng, 14, (0.012 * min(shape), 0.03 * min(shape)))
     return np.maximum(star, around)
 
 
-def _particles(shape: tuple[int, int], rng: np.random.Generator) -> FloatImage:
+def _particles(shape: Shape, rng: np.random.Generator) -> FloatImage:
     return particles(shape, rng, 14, (0.015 * min(shape), 0.04 * min(shape)))
 
 
-def _blank(shape: tuple[int, int], rng: np.random.Generator) -> FloatImage:
+def _blank(shape: Shape, rng: np.random.Generator) -> FloatImage:
     del rng
     return np.zeros(shape)
 
 
-SAMPLES: dict[str, Callable[[tuple[int, int], np.random.Generator], FloatImage]] = {
-    "star": _star,
-    "particles": _particles,
-    "cells": power_law_texture,
-    "blank": _blank,
+def _leaves(shape: Shape, rng: np.random.Generator) -> FloatImage:
+    return dead_leaves(shape, rng, (max(1.5, 0.012 * min(shape)), 0.2 * min(shape)))
+
+
+def _bands(shape: Shape, rng: np.random.Generator) -> FloatImage:
+    return labyrinth(shape, rng, period_px=max(8.0, 0.07 * min(shape)))
+
+
+def _crystals(shape: Shape, rng: np.random.Generator) -> FloatImage:
+    return facets(shape, rng, 40, (0.03 * min(shape), 0.12 * min(shape)))
+
+
+SAMPLES: dict[str, SampleKind] = {
+    "star": SampleKind(_star),
+    "particles": SampleKind(_particles),
+    "cells": SampleKind(power_law_texture),
+    "blank": SampleKind(_blank),
+    "natural": SampleKind(natural_scene),
+    "leaves": SampleKind(_leaves),
+    "lines": SampleKind(gratings),
+    "circuit": SampleKind(wiring, COPPER, SILICON),
+    "phase": SampleKind(_bands, PHASE_ONLY),
+    "gold": SampleKind(_crystals, GOLD),
 }

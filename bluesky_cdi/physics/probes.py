@@ -1,15 +1,16 @@
-"""Probes from physical parameters."""
+"""Probes from physical parameters: a coherent field of `optics`, its modes, its photons."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from bluesky_cdi.errors import GeometryError
-from bluesky_cdi.physics.forward import ifft2c
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.physics.optics import lens_field, mirror_pair_field
+from bluesky_cdi.physics.zone_plate import ZonePlate, zone_plate_field
 
 
 def focused_probe(
@@ -18,15 +19,12 @@ def focused_probe(
     numerical_aperture: float,
     central_stop: float = 0.0,
     defocus_m: float = 0.0,
+    aberrations: Mapping[int, float] | None = None,
     modes: int = 1,
     coherent_share: float = 1.0,
     photons: float = 1.0,
 ) -> Tensor:
     """Probe of a round lens with a central stop, some distance from its focus.
-
-    The aperture is seen on the detector at the angle ``theta = k * detector_pixel / distance``;
-    propagating from the focus by `defocus_m` multiplies it by ``exp(-i pi defocus theta^2 / wavelength)``
-    (Fresnel propagation; Goodman, Introduction to Fourier Optics, 3rd ed., eq. 4-21).
 
     Parameters
     ----------
@@ -36,6 +34,9 @@ def focused_probe(
     central_stop : float
         Radius of the stop as a share of the aperture's.
     defocus_m : float
+        Distance from the focus to the sample, positive downstream.
+    aberrations : Mapping of int to float, optional
+        Noll index of a Zernike polynomial to its coefficient, radians; see `optics.aberration_phase`.
     modes : int
         Number of incoherent modes, M.
     coherent_share : float
@@ -50,30 +51,82 @@ def focused_probe(
     Raises
     ------
     GeometryError
-        If the aperture has no detector pixel, or is larger than the detector.
+        If the aperture has no detector pixel, or is larger than the detector, or the defocused beam
+        is wider than the frame's window on the sample.
     """
-    size = geometry.frame_px
-    angle = (torch.arange(size, dtype=torch.float64) - size // 2) * geometry.detector_pixel_m / geometry.distance_m
-    squared = angle[:, None] ** 2 + angle[None, :] ** 2
-    if numerical_aperture > float(-angle[0]):
-        raise GeometryError(
-            f"the aperture (numerical aperture {numerical_aperture:.3g}) is larger than the detector "
-            f"({float(-angle[0]):.3g} rad): use a larger detector or a shorter distance"
-        )
-    radius = squared.sqrt()
-    edge = geometry.detector_pixel_m / geometry.distance_m
-    # A one-pixel soft edge stands for the share of a pixel that the aperture covers.
-    aperture = ((numerical_aperture - radius) / edge + 0.5).clamp(0, 1)
-    if central_stop:
-        aperture = aperture * ((radius - central_stop * numerical_aperture) / edge + 0.5).clamp(0, 1)
-    if float(aperture.sum()) == 0:
-        raise GeometryError(
-            "the aperture between stop and edge covers no detector pixel "
-            f"(numerical aperture {numerical_aperture:.3g})"
-        )
-    phase = -math.pi * defocus_m * squared / geometry.wavelength_m
-    first = ifft2c(torch.polar(aperture, phase))
-    return scale_modes(orthogonal_modes(first, modes), coherent_share, photons).to(torch.complex64)
+    field = lens_field(
+        geometry,
+        numerical_aperture=numerical_aperture,
+        central_stop=central_stop,
+        defocus_m=defocus_m,
+        aberrations=aberrations,
+    )
+    return partially_coherent(field, modes, coherent_share, photons)
+
+
+def mirror_pair_probe(
+    geometry: Geometry,
+    *,
+    numerical_aperture: tuple[float, float],
+    defocus_m: tuple[float, float] = (0.0, 0.0),
+    modes: int = 1,
+    coherent_share: float = 1.0,
+    photons: float = 1.0,
+) -> Tensor:
+    """Probe of a Kirkpatrick-Baez pair of mirrors; see `optics.mirror_pair_field`.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    numerical_aperture : tuple of float
+        Half opening angles of the mirrors that focus along (y, x), radians.
+    defocus_m : tuple of float
+        Distances (y, x) from each mirror's line focus to the sample, positive downstream.
+    modes, coherent_share, photons
+        As `focused_probe`.
+
+    Returns
+    -------
+    Tensor, shape (M, N, N), complex64
+    """
+    field = mirror_pair_field(geometry, numerical_aperture=numerical_aperture, defocus_m=defocus_m)
+    return partially_coherent(field, modes, coherent_share, photons)
+
+
+def zone_plate_probe(
+    geometry: Geometry,
+    zone_plate: ZonePlate,
+    *,
+    defocus_m: float = 0.0,
+    aberrations: Mapping[int, float] | None = None,
+    modes: int = 1,
+    coherent_share: float = 1.0,
+    photons: float = 1.0,
+) -> Tensor:
+    """Probe of a zone plate with central stop and order-sorting aperture; see `zone_plate.zone_plate_field`.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    zone_plate : ZonePlate
+    defocus_m : float
+        Distance from the first order's focus to the sample, positive downstream.
+    aberrations : Mapping of int to float, optional
+        Noll index of a Zernike polynomial to its coefficient, radians.
+    modes, coherent_share, photons
+        As `focused_probe`.
+
+    Returns
+    -------
+    Tensor, shape (M, N, N), complex64
+    """
+    field = zone_plate_field(geometry, zone_plate, defocus_m=defocus_m, aberrations=aberrations)
+    return partially_coherent(field, modes, coherent_share, photons)
+
+
+def partially_coherent(field: Tensor, modes: int, coherent_share: float, photons: float) -> Tensor:
+    """Turn a coherent field (N, N) into a probe (M, N, N), complex64: `orthogonal_modes`, then `scale_modes`."""
+    return scale_modes(orthogonal_modes(field, modes), coherent_share, photons).to(torch.complex64)
 
 
 def orthogonal_modes(first: Tensor, modes: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The forward model against plain numpy, its adjoints, and its invariants."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from bluesky_cdi.physics import forward
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.likelihood import amplitude_loss
+from bluesky_cdi.physics.propagators import AngularSpectrum
 
 SIZE, MODES, CANVAS = 8, 2, (1, 17, 19)
 
@@ -280,3 +282,83 @@ def test_selecting_frames_selects_everything_of_them(scan):
     assert (part.canvas_shape, part.background) == (data.canvas_shape, data.background)
     assert [len(c) for c in data.chunks(2)] == [2, 2, 1]
     assert torch.equal(torch.cat([c.corner for c in data.chunks(2)]), data.corner)
+
+
+def test_all_pixels_count_unless_told_otherwise(scan, rng):
+    data = scan[2]
+    assert data.valid is None
+    mask = torch.from_numpy(rng.random((SIZE, SIZE)) > 0.4)
+    assert replace(data, mask=mask).valid is mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_saturated_pixels_ask_for_nothing_in_their_own_frame(scan, rng, masked):
+    probe, canvas, data = scan
+    mask = torch.from_numpy(rng.random((SIZE, SIZE)) > 0.4) if masked else None
+    data = replace(data, saturation=5.0, mask=mask)
+    below = data.counts < 5
+    expected = below if mask is None else below & mask
+    assert torch.equal(data.valid, expected)
+    assert 0 < int((~below).sum()) < below.numel() and not torch.equal(below[0], below[1])
+    assert torch.equal(data[1:3].valid, expected[1:3])
+    step, rate = data.wave_step(data.probes(probe), data.patches(canvas))
+    change = torch.fft.fft2(step, norm="ortho")
+    off = ~data.valid[:, None].expand_as(change)
+    assert float(change[off].abs().max()) < 1e-12
+    assert float(change[~off].abs().max()) > 0.1
+    # A saturated value says only that it was reached: any other above it gives the same step.
+    brighter = replace(data, counts=torch.where(below, data.counts, 1e7))
+    torch.testing.assert_close(brighter.wave_step(brighter.probes(probe), brighter.patches(canvas))[0], step)
+    torch.testing.assert_close(rate, data.rate(data.probes(probe), data.patches(canvas)))
+
+
+def test_a_pixel_at_the_saturation_is_not_valid(scan):
+    data = scan[2]
+    counts = torch.tensor([4.0, 5.0, 6.0]).repeat(1, 3, 1)
+    assert replace(data, counts=counts, saturation=5.0).valid[0, 0].tolist() == [True, False, False]
+
+
+def test_rate_in_the_near_field_is_that_of_a_sample_moved_in_the_laboratory(rng):
+    """The beam stands still and the sample moves by a fraction of a pixel: explicit numpy.
+
+    Band-limited to a quarter, beam and sample make an exit wave below the Nyquist frequency, and a
+    shift of the one against the other is the same shift whichever moves.
+    """
+    size, pixel, wavelength, distance = 16, 0.5e-6, 1.24e-10, 0.025
+    k = np.fft.fftfreq(size)
+    low = (np.abs(k) < 0.24)[:, None] & (np.abs(k) < 0.24)
+    beam, sample = (np.fft.ifft2(np.fft.fft2(complex_(rng, size, size).numpy()) * low) for _ in range(2))
+    canvas = np.tile(sample, (2, 2))
+    corner, shift = np.array([[0, 0], [3, 7], [11, 2]]), np.array([[0.3, -0.45], [-0.2, 0.1], [0.5, 0.25]])
+    data = Diffraction(
+        counts=torch.zeros(3, size, size, dtype=torch.float64),
+        corner=torch.from_numpy(corner),
+        shift_px=torch.from_numpy(shift),
+        canvas_shape=(1, 2 * size, 2 * size),
+        gain=torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64),
+        background=0.25,
+        propagator=AngularSpectrum(size, pixel, wavelength, distance),
+    )
+    found = data.rate(data.probes(torch.from_numpy(beam)[None, None]), data.patches(torch.from_numpy(canvas)[None]))
+    q2 = (2 * np.pi * k[:, None] / pixel) ** 2 + (2 * np.pi * k / pixel) ** 2
+    wave_number = 2 * np.pi / wavelength
+    transfer = np.exp(1j * distance * (np.sqrt(wave_number**2 - q2) - wave_number))
+    for frame, (y, x), s, gain in zip(found, corner, shift, data.gain, strict=True):
+        moved = np.roll(sample, (-y, -x), (0, 1))
+        moved = np.fft.ifft2(np.fft.fft2(moved) * np.exp(2j * np.pi * (k[:, None] * s[0] + k * s[1])))
+        wave = np.fft.ifft2(np.fft.fft2(beam * moved) * transfer)
+        np.testing.assert_allclose(frame, float(gain) * np.abs(wave) ** 2 + 0.25, rtol=1e-5, atol=1e-9)
+
+
+def test_steps_in_the_near_field_go_down_the_amplitude_loss(scan, rng):
+    probe, canvas, data = scan
+    data = replace(data, propagator=AngularSpectrum(SIZE, 0.5e-6, 1.24e-10, 0.012), background=0.0)
+    probes = data.probes(probe)
+    patches = data.patches(canvas).requires_grad_()
+    loss = amplitude_loss(data.rate(probes, patches), data.counts).sum()
+    (gradient,) = torch.autograd.grad(loss, patches)
+    step, _ = data.wave_step(probes, patches.detach())
+    a, b = torch.view_as_real((probes.conj() * step).sum(dim=1)).flatten(), -torch.view_as_real(gradient).flatten()
+    # Of the loss's gradient, twice the Wirtinger one; and dark pixels are damped by the step's floor.
+    assert float(2 * a @ b / (b @ b)) == pytest.approx(1, abs=0.01)
+    assert float(a @ b / (a.norm() * b.norm())) > 0.999

@@ -136,3 +136,57 @@ def test_a_window_of_one_point_is_a_canvas_of_one_patch():
     made = canvas((1e-6, 1e-6), (1e-6, 1e-6), 64, 0)
     assert made.shape == (65, 65)
     assert made.place(np.array([[1e-6, 1e-6]]))[0].tolist() == [[0, 0]]
+
+
+def test_a_parallel_beam_does_not_magnify():
+    near = Geometry(8000.0, 0.3, 1e-6, 64, "near")
+    assert (near.magnification, near.pixel_m, near.effective_distance_m) == (1.0, 1e-6, 0.3)
+
+
+@pytest.mark.parametrize(("focus", "distance"), [(0.01, 0.99), (0.5, 0.5), (2.0, 1.0)])
+def test_a_focus_magnifies_by_similar_triangles(focus, distance):
+    near = Geometry(8000.0, distance, 1e-6, 64, "near", focus)
+    assert near.magnification == pytest.approx((focus + distance) / focus)
+    assert near.pixel_m == pytest.approx(1e-6 * focus / (focus + distance))
+    # The curvatures of both waves add: 1 / z1 + 1 / z2 is one over the effective distance.
+    assert 1 / near.effective_distance_m == pytest.approx(1 / focus + 1 / distance)
+
+
+def test_a_far_focus_is_a_parallel_beam():
+    far_away = Geometry(8000.0, 0.3, 1e-6, 64, "near", 1e9)
+    assert far_away.pixel_m == pytest.approx(1e-6, rel=1e-9)
+    assert far_away.effective_distance_m == pytest.approx(0.3, rel=1e-9)
+
+
+@pytest.mark.parametrize("focus", [None, 0.02])
+def test_metadata_round_trip_in_the_near_field(focus):
+    near = Geometry(8000.0, 1.0, 1e-6, 64, "near", focus)
+    assert Geometry.from_metadata({"geometry": near.as_metadata()}, (64, 64)) == near
+
+
+def test_the_far_field_states_nothing_new_in_its_metadata():
+    assert set(GEOMETRY.as_metadata()) == {"energy_ev", "distance_m", "detector_pixel_m"}
+
+
+@pytest.mark.parametrize("focus", [0, -0.01, math.nan, math.inf, "0.01"])
+def test_an_impossible_focus_is_refused(focus):
+    with pytest.raises(GeometryError, match=r"geometry\.focus_to_sample_m must be a finite positive number"):
+        Geometry(8000.0, 1.0, 1e-6, 64, "near", focus)
+
+
+def test_a_focus_in_the_far_field_is_refused():
+    with pytest.raises(GeometryError, match=r"focus_to_sample_m belongs to the near field"):
+        Geometry(8000.0, 1.0, 1e-6, 64, "far", 0.01)
+
+
+def test_an_unknown_propagation_is_refused():
+    with pytest.raises(GeometryError, match="must be 'far' or 'near'; it is 'middle'"):
+        Geometry(8000.0, 1.0, 1e-6, 64, "middle")
+    with pytest.raises(GeometryError, match="must be 'far' or 'near'"):
+        Geometry.from_metadata({"geometry": {**GEOMETRY.as_metadata(), "propagation": "middle"}}, (64, 64))
+
+
+def test_a_focus_of_words_in_the_metadata_is_refused():
+    stated = Geometry(8000.0, 1.0, 1e-6, 64, "near", 0.02).as_metadata()
+    with pytest.raises(GeometryError, match="must hold numbers"):
+        Geometry.from_metadata({"geometry": {**stated, "focus_to_sample_m": "close"}}, (64, 64))

@@ -3,10 +3,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bluesky_cdi.physics.objects import SAMPLES, make_sample, particles, power_law_texture, siemens_star
+from bluesky_cdi.physics.objects import make_sample
+from bluesky_cdi.physics.patterns import particles, power_law_texture, siemens_star
 
 
-@pytest.mark.parametrize("kind", sorted(SAMPLES))
+@pytest.mark.parametrize("kind", ["star", "particles", "cells", "blank", "natural", "leaves", "lines"])
 @pytest.mark.parametrize("shape", [(96, 128), (65, 64)])
 def test_samples_absorb_and_retard(kind, shape):
     sample = make_sample(kind, shape, seed=5)
@@ -31,7 +32,7 @@ def test_a_blank_sample_is_vacuum():
 
 
 def test_an_unknown_sample_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"one of star, particles, cells, blank; got 'moon'"):
+    with pytest.raises(ValueError, match=r"one of star, particles, .*, gold; got 'moon'"):
         make_sample("moon", (8, 8))
 
 
