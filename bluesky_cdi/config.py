@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 class GeometryConfig(Section):
-    """Far-field geometry; goes into the metadata of every run."""
+    """Geometry of the experiment; goes into the metadata of every run."""
 
     energy_ev: float = Field(default=8000.0, gt=0)
     """Photon energy, eV."""
@@ -31,6 +31,16 @@ class GeometryConfig(Section):
     """Detector pixel, metres."""
     frame_px: int = Field(default=64, ge=16, le=1024, multiple_of=2)
     """Pixels along one side of the square frame."""
+    propagation: Literal["far", "near"] = "far"
+    """From the sample to the detector: far field, or near field (a shadow with interference)."""
+    focus_to_sample_m: float | None = Field(default=None, gt=0)
+    """Near field behind a focus, which magnifies: focus to sample, metres. None: a parallel beam."""
+
+    @model_validator(mode="after")
+    def _focus_in_the_near_field(self) -> GeometryConfig:
+        if self.propagation == "far" and self.focus_to_sample_m is not None:
+            raise ValueError("focus_to_sample_m belongs to the near field: set propagation to near, or leave it out")
+        return self
 
 
 class ProbeConfig(Section):
@@ -96,8 +106,8 @@ class AgentConfig(Section):
 class ReconstructorConfig(Section):
     """How frames become an image."""
 
-    name: Literal["pinn", "rpie"] = "pinn"
-    """The unrolled network with refinement, or iterative rPIE alone."""
+    name: Literal["pinn", "epie", "rpie", "dm", "raar", "lsqml"] = "pinn"
+    """The unrolled network with refinement by rPIE, or an iterative engine alone."""
     device: str = "auto"
     """PyTorch device; ``auto`` takes a GPU where there is one."""
     threads: int = Field(default=1, ge=0)
@@ -105,7 +115,11 @@ class ReconstructorConfig(Section):
     weights: str = "canvas-small"
     """Name of shipped weights, or path of a ``.safetensors`` file with its record beside it."""
     refine_iterations: int = Field(default=3, ge=0)
-    """rPIE iterations after the network in each step."""
+    """Iterations of the engine in each step, after the network if there is one."""
+    tolerance: float = Field(default=0.0, ge=0, lt=1)
+    """A step ends early when five iterations lower the deviance by less than this share; 0: never."""
+    batch: int | None = Field(default=None, ge=1)
+    """Frames a mini-batch of rpie or lsqml; None: the engine's own choice."""
     final_steps: int = Field(default=10, ge=0)
     """Further steps of such iterations after the last frame."""
     step_budget_s: float = Field(default=5.0, gt=0)
@@ -116,8 +130,20 @@ class ReconstructorConfig(Section):
     """Background that the detector is known to have, photons per pixel and frame."""
     refine_probe: bool = True
     """Refine the probe together with the object."""
+    refine_positions: bool = False
+    """Refine the positions too (lsqml only)."""
+    refine_flux: bool = False
+    """Refine each frame's flux too (lsqml only)."""
+    saturation: float | None = Field(default=None, gt=0)
+    """Counts from which on a pixel is saturated and left out of its frame; None: none is."""
     queue_frames: int = Field(default=2048, ge=1)
     """Frames that may wait for the worker; more are left out of the live image (never of the raw run)."""
+
+    @model_validator(mode="after")
+    def _only_lsqml_refines_frames(self) -> ReconstructorConfig:
+        if self.name != "lsqml" and (self.refine_positions or self.refine_flux):
+            raise ValueError(f"only lsqml refines positions and fluxes; the reconstructor is {self.name}")
+        return self
 
 
 class CatalogConfig(Section):
@@ -134,8 +160,10 @@ class CatalogConfig(Section):
 class SimulationConfig(Section):
     """The simulated beamline: the truth, and the faults of its devices."""
 
-    sample: Literal["star", "particles", "cells", "blank"] = "star"
-    """What is under the beam."""
+    sample: Literal[
+        "star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold"
+    ] = "star"
+    """What is under the beam; `physics.objects.make_sample` describes each kind."""
     seed: int = 0
     """Seed of sample, noise and faults."""
     photons: float = Field(default=1e5, gt=0)

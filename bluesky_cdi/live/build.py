@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,12 @@ BoolImage = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def build_reconstructor(
-    info: RunInfo, config: Config, *, probe: ComplexArray | None = None, mask: BoolImage | None = None
+    info: RunInfo,
+    config: Config,
+    *,
+    probe: ComplexArray | None = None,
+    mask: BoolImage | None = None,
+    told: Callable[[int, float], None] | None = None,
 ) -> Reconstructor:
     """Make the reconstructor of a run.
 
@@ -31,16 +37,19 @@ def build_reconstructor(
         First guess; by default the lens of ``config.probe``.
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels.
+    told : callable, optional
+        Called after each iteration with the iterations so far and the mean deviance.
 
     Raises
     ------
     GeometryError
-        If the metadata, the given probe or the given mask do not fit.
+        If the metadata, the given probe or the given mask do not fit, or the network is to read a near field.
     """
     import torch
 
     from bluesky_cdi.live.reconstructor import PtychoReconstructor
     from bluesky_cdi.models.weights import load_weights
+    from bluesky_cdi.physics.propagators import propagator_of
 
     geometry = Geometry.from_metadata(info.metadata, info.frame_shape)
     if mask is not None and np.shape(mask) != info.frame_shape:
@@ -48,6 +57,11 @@ def build_reconstructor(
     low, high = scan_window(info)
     canvas = Canvas.covering(low, high, geometry.pixel_m, geometry.frame_px)
     settings = config.reconstructor
+    if geometry.propagation == "near" and settings.name == "pinn":
+        raise GeometryError(
+            "the network reads far-field frames; these are of the near field: choose an iterative engine "
+            "(reconstructor.name = lsqml, or --engine lsqml)"
+        )
     device_name = settings.device
     if device_name == "auto":
         device_name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +74,9 @@ def build_reconstructor(
         settings,
         trained=load_weights(settings.weights, device) if settings.name == "pinn" else None,
         mask=mask,
+        propagator=propagator_of(geometry, device),
         device=device,
+        told=told,
     )
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from bluesky_cdi.errors import FrameError
-from bluesky_cdi.physics.forward import Diffraction, to_corner
+from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import Canvas
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import FloatArray, Frame
 
 
@@ -22,13 +23,28 @@ class MeasuredFrames:
     device : torch.device
     background : float
         Photons per pixel and frame that the detector counts without the sample.
+    saturation : float, optional
+        Counts from which on a pixel is saturated.
+    propagator : Propagator
+        From the sample to the detector.
     """
 
-    def __init__(self, canvas: Canvas, device: torch.device, background: float = 0.0) -> None:
+    def __init__(
+        self,
+        canvas: Canvas,
+        device: torch.device,
+        background: float = 0.0,
+        saturation: float | None = None,
+        propagator: Propagator = FAR_FIELD,
+    ) -> None:
         self.canvas = canvas
         self.device = device
         self._mask: torch.Tensor | None = None
         self._background = background
+        self._saturation = saturation
+        self._propagator = propagator
+        self._moves_px: dict[int, FloatArray] = {}
+        self._flux: dict[int, float] = {}
         self._frames: dict[int, tuple[Frame, torch.Tensor]] = {}
         self._data: Diffraction | None = None
 
@@ -41,9 +57,25 @@ class MeasuredFrames:
         return np.array(sorted(self._frames), dtype=np.int64)
 
     @property
-    def positions_m(self) -> FloatArray:
-        """(y, x) of the frames, in the order of `seq_nums`, shape (n, 2)."""
+    def measured_positions_m(self) -> FloatArray:
+        """(y, x) of the frames as they came, in the order of `seq_nums`, shape (n, 2)."""
         return np.array([frame.position_m for frame in self.frames], dtype=np.float64).reshape(-1, 2)
+
+    @property
+    def positions_m(self) -> FloatArray:
+        """(y, x) of the frames, refined where they have been, in the order of `seq_nums`, shape (n, 2)."""
+        return self.measured_positions_m + self.moves_px * self.canvas.pixel_m
+
+    @property
+    def moves_px(self) -> FloatArray:
+        """By how much refining has moved the frames (y, x), pixels, in the order of `seq_nums`, shape (n, 2)."""
+        still = np.zeros(2)
+        return np.array([self._moves_px.get(s, still) for s in sorted(self._frames)]).reshape(-1, 2)
+
+    @property
+    def flux(self) -> FloatArray:
+        """Factor of each frame's flux on its monitor's, in the order of `seq_nums`, shape (n,)."""
+        return np.array([self._flux.get(s, 1.0) for s in sorted(self._frames)])
 
     @property
     def frames(self) -> list[Frame]:
@@ -69,16 +101,29 @@ class MeasuredFrames:
                 )
             self.canvas.place(np.asarray(frame.position_m)[None])
             counts = torch.from_numpy(np.ascontiguousarray(frame.counts, dtype=np.float32)).to(self.device)
-            self._frames[frame.seq_num] = (frame, to_corner(counts))
+            self._frames[frame.seq_num] = (frame, self._propagator.to_working(counts))
             self._data = None
+
+    def use_refined(self, moves_px: FloatArray, flux: FloatArray) -> None:
+        """State what refining found, in the order of `seq_nums`: as `moves_px` and `flux` give it."""
+        self._moves_px = dict(zip(sorted(self._frames), np.asarray(moves_px, np.float64), strict=True))
+        self._flux = dict(zip(sorted(self._frames), np.asarray(flux, np.float64).tolist(), strict=True))
+        self._data = None
+
+    def take_refined(self, data: Diffraction) -> None:
+        """Keep the positions and fluxes of `data`, refined from those of `diffraction`."""
+        centre = (self.measured_positions_m - np.asarray(self.canvas.origin_m)) / self.canvas.pixel_m
+        found = data.corner.cpu().numpy() + self.canvas.frame_px // 2 + data.shift_px.cpu().numpy()
+        gain = np.ones(len(data)) if data.gain is None else data.gain.cpu().numpy().astype(np.float64)
+        self.use_refined(found - centre, gain / self._monitored())
 
     @property
     def mask(self) -> torch.Tensor | None:
-        """The valid pixels, (N, N), bool, zero frequency at ``[0, 0]``; None: all."""
+        """The valid pixels, (N, N), bool, in the propagator's working order; None: all."""
         return self._mask
 
     def use_mask(self, mask: torch.Tensor) -> None:
-        """State the valid pixels: (N, N), bool, zero frequency at ``[0, 0]``."""
+        """State the valid pixels: (N, N), bool, in the propagator's working order."""
         self._mask = mask
         self._data = None
 
@@ -91,15 +136,27 @@ class MeasuredFrames:
         """All frames in the order of `seq_nums`."""
         if self._data is None:
             order = [self._frames[s] for s in sorted(self._frames)]
-            corner, shift = self.canvas.place(self.positions_m)
-            flux = np.array([frame.monitor for frame, _ in order])
+            # Refining may push a frame at the border off the canvas: its corner stays, its shift grows.
+            corner, shift = self.canvas.place(self.measured_positions_m)
+            shift = shift + self.moves_px
+            room = np.asarray(self.canvas.shape) - self.canvas.frame_px
+            nearest = np.clip(corner + np.rint(shift).astype(np.int64), 0, room)
+            shift, corner = shift - (nearest - corner), nearest
+            gain = self._monitored() * self.flux
             self._data = Diffraction(
                 counts=torch.stack([counts for _, counts in order]),
                 corner=torch.from_numpy(corner).to(self.device),
                 shift_px=torch.from_numpy(shift).to(self.device, torch.float32),
                 canvas_shape=(1, *self.canvas.shape),
-                gain=torch.from_numpy(flux / flux.mean()).to(self.device, torch.float32),
+                gain=torch.from_numpy(gain / gain.mean()).to(self.device, torch.float32),
                 mask=self._mask,
                 background=self._background,
+                saturation=self._saturation,
+                propagator=self._propagator,
             )
         return self._data
+
+    def _monitored(self) -> FloatArray:
+        """Flux of each frame by its monitor relative to the mean, (n,)."""
+        flux = np.array([self._frames[s][0].monitor for s in sorted(self._frames)])
+        return np.asarray(flux / flux.mean())

@@ -2,15 +2,15 @@
 
 Each step starts from the better of two objects: the network's fresh reading of all frames with
 the probe as it is known now, or the object of the last step continued into newly lit places. A
-few rPIE iterations then refine object and probe together, and count only if they explain the
+few iterations of an engine then refine object and probe together, and count only if they explain the
 frames clearly better: in few photons they soon fit the noise instead. The judge is always the Poisson
-deviance of the frames. Without a network the fresh reading is vacuum, and what remains is plain rPIE.
+deviance of the frames. Without a network the fresh reading is vacuum, and what remains is the engine alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.engines.rpie import RpieSettings, averaged_step, orthogonalise, rpie_epoch
+from bluesky_cdi.engines import make_engine
+from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.appraisal import Appraiser, CriticAppraiser, PhotonNoiseAppraiser, novelty, under_frames
 from bluesky_cdi.live.detector_faults import valid_pixels
 from bluesky_cdi.live.measured import MeasuredFrames
 from bluesky_cdi.models.weights import Trained
-from bluesky_cdi.physics.forward import Diffraction, accumulate, diffract, intensity, peak_intensity, to_corner
+from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
 from bluesky_cdi.physics.geometry import Canvas
-from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 from bluesky_cdi.physics.probes import scaled_to
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 
 # A pixel counts as lit, and keeps its object from step to step, above this share of the probe's peak.
@@ -37,6 +38,10 @@ FAULT_FRAMES = 32
 CHUNK = 64
 # Refining counts if it lowers the deviance by this share; less is fitting the noise.
 LEAST_GAIN = 0.005
+# What refines after the network.
+NETWORK_ENGINE = "rpie"
+# Frames from which on the probe is refined: fewer can't tell it from the object.
+PROBE_FRAMES = 8
 
 
 class PtychoReconstructor:
@@ -50,12 +55,16 @@ class PtychoReconstructor:
         First guess; its photons are set from the first frames.
     config : ReconstructorConfig
     trained : Trained, optional
-        The network; plain rPIE without it.
+        The network; the engine alone without it.
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels known beforehand; hot and dead pixels that the frames show are added.
+    propagator : Propagator
+        From the sample to the detector.
     device : torch.device
     seed : int
         Seed of the order of frames.
+    told : callable, optional
+        Called after each iteration with the iterations so far and the mean deviance.
     """
 
     def __init__(
@@ -66,8 +75,10 @@ class PtychoReconstructor:
         *,
         trained: Trained | None = None,
         mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+        propagator: Propagator = FAR_FIELD,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        told: Callable[[int, float], None] | None = None,
     ) -> None:
         self._canvas = canvas
         self._config = config
@@ -75,11 +86,15 @@ class PtychoReconstructor:
         self._net = trained.net if trained else None
         self._appraise: Appraiser = CriticAppraiser(trained.net) if trained else PhotonNoiseAppraiser()
         self._known_mask = np.ones((canvas.frame_px,) * 2, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-        self._measured = MeasuredFrames(canvas, self._device, config.background)
+        self._propagator = propagator
+        self._measured = self._no_frames()
         self._probe = torch.from_numpy(np.asarray(probe, dtype=np.complex64)).to(self._device)[None]
         self._object = torch.ones((1, *canvas.shape), dtype=torch.complex64, device=self._device)
         self._seen_light = torch.zeros((1, *canvas.shape), device=self._device)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._told = told
+        self._engine: Engine | None = None
+        self._ended = ""
         self._scaled = False
         self._new_frames = False
         self._settled = False
@@ -98,7 +113,9 @@ class PtychoReconstructor:
         """Take frames in; see `MeasuredFrames.add` for the errors."""
         known = len(self._measured)
         self._measured.add(frames)
-        self._new_frames = self._new_frames or bool(frames)
+        if frames:
+            # What an engine remembers belongs to the frames that it has seen.
+            self._new_frames, self._engine = True, None
         if known < FAULT_FRAMES and len(self._measured):
             self._update_mask()
         if not self._scaled and len(self._measured):
@@ -127,6 +144,7 @@ class PtychoReconstructor:
         deviance = self._start(data) if self._new_frames else self._mean_deviance(self._object, data)
         self._new_frames = False
         self._settled = not self._refine(data, deviance, started + budget_s)
+        data = self._measured.diffraction()
         self._seen_light = self._light(data)
         return self._estimate(data, started)
 
@@ -136,16 +154,17 @@ class PtychoReconstructor:
             "object": self._object[0].cpu().numpy(),
             "probe": self._probe[0].cpu().numpy(),
             "light": self._seen_light[0].cpu().numpy(),
-            "generator": self._generator.get_state().numpy(),
             "mask": None if self._measured.mask is None else self._measured.mask.cpu().numpy(),
             "iterations": self._iterations,
             "new_frames": self._new_frames,
             "settled": self._settled,
             "frames": self._measured.frames,
+            "moves_px": self._measured.moves_px,
+            "flux": self._measured.flux,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of a reconstructor with the same canvas.
+        """Go on from a checkpoint of a reconstructor with the same canvas; an engine with a memory begins anew.
 
         Raises
         ------
@@ -158,23 +177,28 @@ class PtychoReconstructor:
                 f"the checkpoint's object is {found}, this canvas is {wanted}: "
                 "restore into the same scan window and probe"
             )
-        self._measured = MeasuredFrames(self._canvas, self._device, self._config.background)
+        self._measured = self._no_frames()
         self._measured.add(state["frames"])
+        self._measured.use_refined(state["moves_px"], state["flux"])
+        self._engine = None
         if state["mask"] is not None:
             self._measured.use_mask(torch.from_numpy(np.array(state["mask"])).to(self._device))
         self._object = torch.from_numpy(np.array(state["object"]))[None].to(self._device)
         self._probe = torch.from_numpy(np.array(state["probe"]))[None].to(self._device)
         self._seen_light = torch.from_numpy(np.array(state["light"]))[None].to(self._device)
-        self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self._iterations = int(state["iterations"])
         self._new_frames, self._settled = bool(state["new_frames"]), bool(state["settled"])
         self._scaled = len(self._measured) > 0
+
+    def _no_frames(self) -> MeasuredFrames:
+        background, saturation = self._config.background, self._config.saturation
+        return MeasuredFrames(self._canvas, self._device, background, saturation, self._propagator)
 
     def _update_mask(self) -> None:
         counts = np.stack([f.counts for f in self._measured.frames[:FAULT_FRAMES]])
         # One frame may have a bright speckle that a second one moves.
         mask = self._known_mask & valid_pixels(counts) if len(counts) > 1 else self._known_mask
-        self._measured.use_mask(to_corner(torch.from_numpy(mask)).to(self._device))
+        self._measured.use_mask(self._propagator.to_working(torch.from_numpy(mask)).to(self._device))
 
     def _scale_probe(self) -> None:
         self._probe = scaled_to(self._probe, max(self._measured.mean_photons(), 1.0))
@@ -196,34 +220,41 @@ class PtychoReconstructor:
         """Refine object and probe, and keep the result if it is better than `deviance`; whether it was kept."""
         if not self._config.refine_iterations:
             return False
-        settings = RpieSettings()
-        update_probe = self._config.refine_probe and len(data) >= settings.batch
-        before = self._object, self._probe
-        for _ in range(self._config.refine_iterations):
-            if time.monotonic() > deadline:
-                break
-            self._object, self._probe, _ = rpie_epoch(
-                self._object, self._probe, data, settings, self._generator, update_probe
-            )
-            self._iterations += 1
-        self._object = averaged_step(self._object, self._probe, data, settings.alpha)
-        if update_probe and self._probe.shape[1] > 1:
-            self._probe = orthogonalise(self._probe)
-        if self._mean_deviance(self._object, data) < (1 - LEAST_GAIN) * deviance:
-            return True
-        self._object, self._probe = before
-        return False
+        if self._engine is None:
+            name = self._config.name if self._net is None else NETWORK_ENGINE
+            self._engine = make_engine(name, self._seed, self._config.batch)
+
+        def in_time(epochs: int, solution: Solution) -> bool:
+            if self._told is not None:
+                self._told(solution.epochs, solution.mean_deviance)
+            return time.monotonic() < deadline
+
+        start = Solution.start(self._object, self._probe, data, self._iterations)
+        outcome = iterate(self._engine, start, self._schedule(len(data)), in_time)
+        self._iterations += len(outcome.history)
+        self._ended = outcome.ended
+        found = outcome.solution
+        if not float(deviance_of(found.canvas, found.probe, found.data).mean()) < (1 - LEAST_GAIN) * deviance:
+            return False
+        self._object, self._probe = found.canvas, found.probe
+        if self._config.refine_positions or self._config.refine_flux:
+            self._measured.take_refined(found.data)
+        return True
+
+    def _schedule(self, frames: int) -> Schedule:
+        config = self._config
+        # Positions and fluxes once the image can tell them.
+        later = config.refine_iterations // 4
+        return Schedule(
+            config.refine_iterations,
+            probe_from=0 if config.refine_probe and frames >= PROBE_FRAMES else -1,
+            positions_from=later if config.refine_positions else -1,
+            flux_from=later if config.refine_flux else -1,
+            tolerance=config.tolerance,
+        )
 
     def _mean_deviance(self, canvas: Tensor, data: Diffraction) -> float:
-        return float(self._deviance(canvas, data).mean())
-
-    def _deviance(self, canvas: Tensor, data: Diffraction) -> Tensor:
-        """Poisson deviance per valid pixel of each frame, shape (n,)."""
-        parts = []
-        for part in data.chunks(CHUNK):
-            rate = intensity(diffract(part.probes(self._probe), part.patches(canvas))) + part.background
-            parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.mask))
-        return torch.cat(parts)
+        return float(deviance_of(canvas, self._probe, data).mean())
 
     def _light(self, data: Diffraction) -> Tensor:
         """Summed illumination, photons per pixel, shape (1, Y, X)."""
@@ -233,7 +264,7 @@ class PtychoReconstructor:
         return total
 
     def _estimate(self, data: Diffraction, started: float) -> Estimate:
-        deviance = self._deviance(self._object, data)
+        deviance = deviance_of(self._object, self._probe, data)
         judged = self._appraise(self._object, self._probe, data, self._seen_light, deviance)
         embedding = judged.embedding.cpu().numpy().astype(np.float32)
         frame_variance = under_frames(judged.std_phase_rad[None].square(), self._probe, data.corner)
@@ -253,5 +284,5 @@ class PtychoReconstructor:
             residual=deviance.cpu().numpy().astype(np.float32),
             novelty=novelty(embedding),
             seconds=time.monotonic() - started,
-            source={**self._source, "iterations": self._iterations},
+            source={**self._source, "iterations": self._iterations, "ended": self._ended},
         )

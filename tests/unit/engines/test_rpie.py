@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_cdi.engines.rpie import RpieSettings, averaged_step, orthogonalise, rpie, rpie_epoch
+from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
+from bluesky_cdi.engines.rpie import Rpie, RpieSettings
+from bluesky_cdi.engines.steps import averaged_step, orthogonalise
 from bluesky_cdi.metrics import compare, complex_nrmse
 from bluesky_cdi.physics.forward import Diffraction, accumulate, canvas_step, fft2c, intensity, rate, to_corner
 from bluesky_cdi.physics.geometry import Canvas, Geometry
@@ -16,7 +18,16 @@ from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 
 GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 32)
-FIXED_PROBE = RpieSettings(probe_from=-1)
+
+
+def rpie(canvas, probe, data, epochs, settings=None, seed=0, probe_from=0):
+    """Epochs without the averaged step at the end: object, probe, deviance."""
+    engine, schedule = Rpie(settings, seed), Schedule(epochs, probe_from)
+    solution = Solution.start(canvas, probe, data)
+    for epoch in range(epochs):
+        solution = engine.epoch(solution, schedule.refine(epoch))
+    return solution.canvas, solution.probe, solution.deviance
+
 
 
 def make_probe(defocus_m=0.45e-3, modes=1, photons=1e6):
@@ -68,7 +79,7 @@ def noisy():
 @pytest.mark.parametrize("modes", [1, 2])
 def test_the_object_converges_to_the_truth(modes):
     scan = Scan(make_probe(modes=modes))
-    canvas, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 40, FIXED_PROBE)
+    canvas, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 40, probe_from=-1)
     assert scan.error(scan.vacuum) > 0.8
     assert scan.error(canvas) < 0.03
     assert torch.equal(probe, scan.probe)
@@ -76,25 +87,21 @@ def test_the_object_converges_to_the_truth(modes):
 
 
 def test_the_deviance_falls(scan):
-    generator = torch.Generator().manual_seed(1)
-    canvas, means = scan.vacuum, []
-    for _ in range(8):
-        canvas, _, deviance = rpie_epoch(canvas, scan.probe, scan.data, FIXED_PROBE, generator, False)
-        means.append(float(deviance.mean()))
+    start = Solution.start(scan.vacuum, scan.probe, scan.data)
+    means = iterate(Rpie(), start, Schedule(8, probe_from=-1)).history
     assert all(after < before for before, after in pairwise(means))
     assert means[-1] < 0.1 * means[0]
 
 
 def test_the_reported_deviance_is_that_of_the_model_before_its_update(scan):
-    one_batch = RpieSettings(batch=1000, probe_from=-1)
-    _, _, deviance = rpie(scan.vacuum, scan.probe, scan.data, 1, one_batch)
+    _, _, deviance = rpie(scan.vacuum, scan.probe, scan.data, 1, RpieSettings(batch=1000), probe_from=-1)
     assert float(deviance.mean()) == pytest.approx(scan.deviance(scan.vacuum, scan.probe), rel=1e-4)
 
 
 def test_refinement_improves_a_wrong_probe(scan):
     wrong = make_probe(defocus_m=0.38e-3)
     canvas, probe, _ = rpie(scan.vacuum, wrong, scan.data, 60)
-    fixed, same, _ = rpie(scan.vacuum, wrong, scan.data, 60, FIXED_PROBE)
+    fixed, same, _ = rpie(scan.vacuum, wrong, scan.data, 60, probe_from=-1)
     assert torch.equal(same, wrong)
 
     def likeness(a):
@@ -111,9 +118,8 @@ def test_refinement_improves_a_wrong_probe(scan):
 
 
 def test_the_probe_waits_for_its_epoch(scan):
-    late = RpieSettings(probe_from=3)
-    assert torch.equal(rpie(scan.vacuum, scan.probe, scan.data, 3, late)[1], scan.probe)
-    assert not torch.equal(rpie(scan.vacuum, scan.probe, scan.data, 4, late)[1], scan.probe)
+    assert torch.equal(rpie(scan.vacuum, scan.probe, scan.data, 3, probe_from=3)[1], scan.probe)
+    assert not torch.equal(rpie(scan.vacuum, scan.probe, scan.data, 4, probe_from=3)[1], scan.probe)
 
 
 def test_inputs_are_not_changed(scan):
@@ -162,7 +168,7 @@ def test_masked_pixels_may_hold_anything(scan):
     )
     for a, b in zip(*(rpie(scan.vacuum, scan.probe, d, 2) for d in (shown, hidden)), strict=True):
         torch.testing.assert_close(a, b)
-    assert scan.error(rpie(scan.vacuum, scan.probe, hidden, 40, FIXED_PROBE)[0]) < 0.06
+    assert scan.error(rpie(scan.vacuum, scan.probe, hidden, 40, probe_from=-1)[0]) < 0.06
 
 
 def test_a_step_is_the_published_one_for_a_single_frame(scan):
@@ -190,7 +196,7 @@ def test_a_step_is_the_published_one_for_a_single_frame(scan):
 
 @pytest.mark.parametrize("start_iterations", [0, 5])
 def test_averaged_step_lowers_the_deviance(noisy, start_iterations):
-    start = rpie(noisy.vacuum, noisy.probe, noisy.data, start_iterations, FIXED_PROBE)[0]
+    start = rpie(noisy.vacuum, noisy.probe, noisy.data, start_iterations, probe_from=-1)[0]
     after = averaged_step(start, noisy.probe, noisy.data)
     assert noisy.deviance(after, noisy.probe) < noisy.deviance(start, noisy.probe)
     assert noisy.error(after) < noisy.error(start)
@@ -198,8 +204,8 @@ def test_averaged_step_lowers_the_deviance(noisy, start_iterations):
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
 def test_averaged_step_is_an_epoch_of_one_batch(noisy, alpha):
-    together = RpieSettings(alpha=alpha, batch=1000, probe_from=-1)
-    epoch = rpie(noisy.vacuum, noisy.probe, noisy.data, 1, together)[0]
+    together = RpieSettings(alpha=alpha, batch=1000)
+    epoch = rpie(noisy.vacuum, noisy.probe, noisy.data, 1, together, probe_from=-1)[0]
     torch.testing.assert_close(averaged_step(noisy.vacuum, noisy.probe, noisy.data, alpha), epoch)
 
 

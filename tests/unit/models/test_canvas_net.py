@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bluesky_cdi.engines.rpie import RpieSettings, rpie
+from bluesky_cdi.engines.ptychography import Refine, Solution
+from bluesky_cdi.engines.rpie import Rpie
 from bluesky_cdi.metrics import complex_nrmse, rank_correlation
 from bluesky_cdi.models.canvas import (
     LOG_STD_HALF_RANGE,
@@ -66,7 +67,10 @@ def test_one_pass_is_better_than_five_iterations(net, seed, photons):
     batch = draw(seed, photons, frames=49, scenes=5, pool=64)
     start = torch.ones_like(batch.truth)
     network = net(batch.probe, batch.data)[-1]
-    iterated = rpie(start, batch.probe, batch.data, 5, RpieSettings(probe_from=-1))[0]
+    solution = Solution.start(start, batch.probe, batch.data)
+    for _ in range(5):
+        solution = Rpie().epoch(solution, Refine(probe=False))
+    iterated = solution.canvas
     mask = lit(batch).numpy()
     errors = [
         np.nanmedian(

@@ -1,0 +1,41 @@
+"""Difference map for ptychography.
+
+Thibault, Dierolf, Menzel, Bunk, David and Pfeiffer, Science 321, 379 (2008), and Ultramicroscopy
+109, 338 (2009): ``psi <- psi + P_F(2 P_O psi - psi) - P_O psi`` with the projections on the measured
+moduli, P_F, and on one object under one probe, P_O. It holds the exit waves of all frames.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bluesky_cdi.engines.overlap import exit_waves, overlap, parts_of
+from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size, deviance_of
+from bluesky_cdi.engines.steps import ordered
+
+
+class DifferenceMap:
+    """Difference map: an `Engine` for one scene; positions and fluxes stay."""
+
+    name = "dm"
+
+    def __init__(self) -> None:
+        self._waves: Tensor | None = None
+
+    def epoch(self, solution: Solution, refine: Refine) -> Solution:
+        """Project all exit waves once."""
+        data = solution.data
+        waves = exit_waves(solution.canvas, solution.probe, data) if self._waves is None else self._waves
+        canvas, probe = overlap(solution, lambda part, which: waves[which], refine)
+        for part, which in parts_of(data, chunk_size(canvas)):
+            model = part.probes(probe) * part.patches(canvas)[:, None]
+            reflected = 2 * model - waves[which]
+            step, _ = part.modulus_step(reflected)
+            # psi + (2 model - psi) + step - model
+            waves[which] = model + step
+        self._waves = waves
+        return Solution(canvas, probe, data, deviance_of(canvas, probe, data), solution.epochs + 1)
+
+    def finish(self, solution: Solution, refine: Refine) -> Solution:
+        """Order the modes."""
+        return ordered(solution, refine)

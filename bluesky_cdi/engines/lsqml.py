@@ -1,0 +1,261 @@
+"""Least-squares maximum-likelihood ptychography (LSQ-ML) with incoherent modes, positions and flux.
+
+Odstrcil, Menzel and Guizar-Sicairos, Opt. Express 26, 3108 (2018). The likelihood asks each exit
+wave for a change; preconditioned steps of object and probe share it, and their lengths solve a 2 x 2
+least-squares problem. Here that problem is one for a mini-batch, not one for a frame: summed over
+the frames, its inner products can be taken on canvas and probe, where they cost next to nothing.
+
+The first epochs step after every mini-batch, which gets near the answer soon and then wanders in the
+noise. The later ones step once for all frames, accelerated (Nesterov's momentum, begun anew where
+the deviance rises: O'Donoghue and Candes, Found. Comput. Math. 15, 715 (2015)), and converge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size
+from bluesky_cdi.engines.steps import ordered, probe_spectrum, random_order, transmission
+from bluesky_cdi.physics.forward import Diffraction, accumulate, extract, intensity, peak_intensity
+from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+
+
+@dataclass(frozen=True)
+class LsqmlSettings:
+    """Settings of the engine.
+
+    Parameters
+    ----------
+    batch : int
+        Frames a mini-batch.
+    together_from : int
+        First epoch (from 0) that steps once for all frames; negative: never.
+    object_floor, probe_floor : float
+        Share of the brightest pixel's illumination (transmission) added to each pixel's before a
+        step divides by it: dim pixels move less.
+    step : float
+        Factor on the lengths that the least-squares problem finds, for mini-batches.
+    largest_move_px : float
+        Most that a position moves in an epoch, pixels.
+    """
+
+    batch: int = 32
+    together_from: int = 10
+    object_floor: float = 0.05
+    probe_floor: float = 0.1
+    step: float = 0.9
+    largest_move_px: float = 0.3
+
+
+class Lsqml:
+    """LSQ-ML: an `Engine` for one scene.
+
+    Parameters
+    ----------
+    settings : LsqmlSettings
+    seed : int
+        Seed of the order of frames.
+    """
+
+    name = "lsqml"
+
+    def __init__(self, settings: LsqmlSettings | None = None, seed: int = 0) -> None:
+        self.settings = settings or LsqmlSettings()
+        self._seed = seed
+        self._epochs = 0
+        self._last: Solution | None = None
+        self._speeding = 0
+
+    def epoch(self, solution: Solution, refine: Refine) -> Solution:
+        """Use every frame once."""
+        together = 0 <= self.settings.together_from <= self._epochs
+        self._epochs += 1
+        count, device = len(solution.data), solution.canvas.device
+        if together:
+            solution = self._carried_on(solution, refine)
+            batches: tuple[Tensor, ...] = (torch.arange(count, device=device),)
+        else:
+            batches = torch.split(random_order(count, self._seed, solution.epochs, device), self.settings.batch)
+        step = 1.0 if together else self.settings.step
+        canvas, probe, data = solution.canvas, solution.probe, solution.data
+        unmoved, same = torch.zeros(count, 2, device=device), torch.ones(count, device=device)
+        seen = _Seen(torch.zeros_like(solution.deviance), unmoved, same)
+        for picked in batches:
+            canvas, probe = self._improved(canvas, probe, data[picked], picked, seen, refine, step)
+        if refine.positions:
+            data = moved(data, seen.moves, self.settings.largest_move_px)
+        if refine.flux:
+            data = with_flux(data, seen.flux)
+        return Solution(canvas, probe, data, seen.deviance, solution.epochs + 1)
+
+    def finish(self, solution: Solution, refine: Refine) -> Solution:
+        """Order the modes."""
+        return ordered(solution, refine)
+
+    def _carried_on(self, solution: Solution, refine: Refine) -> Solution:
+        """The solution, gone on in the direction of the last epoch."""
+        last, self._last = self._last, solution
+        # Written so that NaN, an unknown deviance, begins anew.
+        falls = last is not None and solution.mean_deviance <= last.mean_deviance
+        self._speeding = self._speeding + 1 if falls else 0
+        if last is None or not self._speeding:
+            return solution
+        momentum = self._speeding / (self._speeding + 3)
+        canvas = solution.canvas + momentum * (solution.canvas - last.canvas)
+        probe = solution.probe + momentum * (solution.probe - last.probe) if refine.probe else solution.probe
+        return replace(solution, canvas=canvas, probe=probe)
+
+    def _improved(
+        self, canvas: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine, step: float
+    ) -> tuple[Tensor, Tensor]:
+        """Object and probe after the step of the frames `data`, number `picked` of all; fills in `seen`."""
+        asked = _asked(canvas, probe, data, picked, seen, refine)
+        to_object = asked.canvas / (asked.light + self.settings.object_floor * peak_intensity(probe))
+        # Squared lengths of the exit waves' changes, and what they share with the changes asked for.
+        cost, gain = (asked.light * _square(to_object)).sum(), _inner(to_object, asked.canvas)
+        if not refine.probe:
+            return canvas + step * gain / cost.clamp_min(1e-30) * to_object, probe
+        to_probe = asked.probe / (asked.transmission + self.settings.probe_floor * asked.transmission.max())
+        probe_cost, probe_gain = (asked.transmission * _square(to_probe)).sum(), _inner(to_probe, asked.probe)
+        mixed = _mixed(canvas, probe, data, to_object, to_probe)
+        lengths = _lengths(cost, mixed, probe_cost, gain, probe_gain)
+        return canvas + step * lengths[0] * to_object, probe + step * lengths[1] * to_probe
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What an epoch learns of each frame: deviance (n,), move of its position (n, 2), factor on its flux (n,)."""
+
+    deviance: Tensor
+    moves: Tensor
+    flux: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What frames together ask for.
+
+    ``canvas`` is ``sum conj(P) step``, (1, Y, X), and `light` the illumination behind it; `probe` is
+    ``sum conj(O) step`` at whole pixels, (1, M, N, N), and `transmission` the ``sum |O|^2`` behind it, (N, N).
+    """
+
+    canvas: Tensor
+    light: Tensor
+    probe: Tensor
+    transmission: Tensor
+
+
+def _asked(canvas: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine) -> _Asked:
+    """Go through the frames a few at a time, which bounds memory and stays in a CPU's caches."""
+    total, light = torch.zeros_like(canvas), torch.zeros_like(canvas.real)
+    spectrum, power = torch.zeros_like(probe), torch.zeros_like(probe[0, 0].real)
+    slopes = _slopes(canvas) if refine.positions else None
+    size = chunk_size(canvas)
+    for part, index in zip(data.chunks(size), torch.split(picked, size), strict=True):
+        probes, patches = part.probes(probe), part.patches(canvas)
+        step, rate = part.wave_step(probes, patches)
+        change, bright = (probes.conj() * step).sum(dim=1), intensity(probes)  # (n, N, N)
+        total += accumulate(change, part.corner, part.canvas_shape)
+        light += accumulate(bright, part.corner, part.canvas_shape)
+        if refine.probe:
+            spectrum += probe_spectrum(patches, step, part)
+            power += transmission(patches, part)
+        seen.deviance[index] = mean_over_valid(poisson_deviance(rate, part.counts), part.valid)
+        if slopes is not None:
+            seen.moves[index] = _moves(slopes, change, bright, part)
+        if refine.flux:
+            seen.flux[index] = _flux(rate, part)
+    return _Asked(total, light, torch.fft.ifft2(spectrum), power)
+
+
+def _mixed(canvas: Tensor, probe: Tensor, data: Diffraction, to_object: Tensor, to_probe: Tensor) -> Tensor:
+    """Inner product of the exit waves' changes by object and by probe, both at whole pixels."""
+    overlap = (probe.conj() * to_probe).sum(dim=1)  # (1, N, N)
+    size = probe.shape[-1]
+    total = torch.zeros((), device=canvas.device)
+    for part in data.chunks(chunk_size(canvas)):
+        turned = extract(to_object, part.corner, size).conj() * part.patches(canvas)  # (n, N, N)
+        total = total + (turned.sum(dim=0) * overlap[0]).real.sum()
+    return total
+
+
+def _lengths(
+    cost: Tensor, mixed: Tensor, probe_cost: Tensor, gain: Tensor, probe_gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solve [[cost, mixed], [mixed, probe_cost]] x = (gain, probe_gain).
+
+    A mixed term as large as the others' would make the system singular: object and probe then ask
+    for the same, and share it.
+    """
+    a, c = cost.clamp_min(1e-30), probe_cost.clamp_min(1e-30)
+    limit = 0.9 * (a * c).sqrt()
+    b = mixed.maximum(-limit).minimum(limit)
+    determinant = a * c - b * b
+    return (c * gain - b * probe_gain) / determinant, (a * probe_gain - b * gain) / determinant
+
+
+def _slopes(canvas: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences of the object along rows and columns, (1, Y, X) each."""
+    down, across = ((torch.roll(canvas, -1, dims=d) - torch.roll(canvas, 1, dims=d)) / 2 for d in (-2, -1))
+    return down, across
+
+
+def _moves(slopes: tuple[Tensor, Tensor], wanted: Tensor, light: Tensor, part: Diffraction) -> Tensor:
+    """By how much each frame's position should move, pixels, (n, 2).
+
+    Least squares of the change that the frame asks for over the changes ``P dO/dy``, ``P dO/dx`` that a
+    move makes (the paper's eq. 25). `wanted` is ``sum conj(P) step`` and `light` ``sum |P|^2``, (n, N, N).
+    """
+    down, across = (extract(slope, part.corner, wanted.shape[-1]) for slope in slopes)
+    pairs = ((down, down), (down, across), (across, across))
+    yy, yx, xx = ((light * (a.conj() * b).real).sum(dim=(-2, -1)) for a, b in pairs)
+    right = torch.stack([(g.conj() * wanted).real.sum(dim=(-2, -1)) for g in (down, across)], dim=-1)
+    # A frame on vacuum can't tell where it is: the ridge, a small share of the scan's mean, keeps it there.
+    ridge = 0.01 * (yy + xx).mean().clamp_min(1e-12)
+    matrix = torch.stack([yy + ridge, yx, yx, xx + ridge], dim=-1).reshape(-1, 2, 2)
+    moves: Tensor = torch.linalg.solve(matrix, right)
+    return moves
+
+
+def moved(data: Diffraction, moves: Tensor, largest_px: float) -> Diffraction:
+    """Frames at their new places; their mean place stays, for the object could follow it.
+
+    Parameters
+    ----------
+    data : Diffraction
+    moves : Tensor, shape (n, 2)
+        Pixels.
+    largest_px : float
+        Most that a position moves along an axis.
+    """
+    moves = moves.clamp(-largest_px, largest_px)
+    shift = data.shift_px + (moves - moves.mean(dim=0)).to(data.shift_px.dtype)
+    room = torch.tensor(data.canvas_shape[1:], device=shift.device) - data.counts.shape[-1]
+    corner = (data.corner + shift.round().long()).clamp_min(0).minimum(room)
+    return replace(data, corner=corner, shift_px=shift - (corner - data.corner))
+
+
+def with_flux(data: Diffraction, factor: Tensor) -> Diffraction:
+    """Frames whose flux relative to the mean is `factor` (n,) times what it was; their mean stays 1."""
+    gain = factor if data.gain is None else data.gain * factor
+    return replace(data, gain=gain / gain.mean())
+
+
+def _flux(rate: Tensor, part: Diffraction) -> Tensor:
+    """Half of the way to the flux that fits each frame's counts best, (n,), as a factor."""
+    valid = torch.ones_like(rate) if part.valid is None else part.valid
+    counted = ((part.counts - part.background) * valid).sum(dim=(-2, -1))
+    expected = ((rate - part.background) * valid).sum(dim=(-2, -1))
+    factor: Tensor = (counted / expected.clamp_min(1e-6)).clamp(0.25, 4).sqrt()
+    return factor
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a.real * b.real + a.imag * b.imag).sum()
+
+
+def _square(a: Tensor) -> Tensor:
+    return a.real.square() + a.imag.square()

@@ -1,0 +1,203 @@
+"""What iterative ptychography engines share: the solution they improve, and the loop that runs them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+
+logger = logging.getLogger(__name__)
+
+# An engine has diverged when its deviance is this many times the lowest that it reached.
+DIVERGED = 10.0
+# Frames computed at a time where nothing depends on it: waves of 16 frames stay near a CPU's caches,
+# and a GPU needs many to be busy.
+CPU_CHUNK, GPU_CHUNK = 16, 512
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Object and probe that explain frames, and how well.
+
+    Attributes
+    ----------
+    canvas : Tensor, shape (B, Y, X), complex
+    probe : Tensor, shape (B, M, N, N), complex
+    data : Diffraction
+        The frames, with positions and fluxes as refined so far.
+    deviance : Tensor, shape (n,)
+        Poisson deviance per valid pixel of each frame; NaN where not known yet.
+    epochs : int
+        Epochs made so far.
+    """
+
+    canvas: Tensor
+    probe: Tensor
+    data: Diffraction
+    deviance: Tensor
+    epochs: int = 0
+
+    @classmethod
+    def start(cls, canvas: Tensor, probe: Tensor, data: Diffraction, epochs: int = 0) -> Solution:
+        """A first guess, not judged yet."""
+        return cls(canvas, probe, data, torch.full((len(data),), float("nan"), device=canvas.device), epochs)
+
+    @property
+    def mean_deviance(self) -> float:
+        """Mean over the frames."""
+        return float(self.deviance.mean())
+
+    def judged(self) -> Solution:
+        """The same with the deviance of its frames."""
+        return replace(self, deviance=deviance_of(self.canvas, self.probe, self.data))
+
+    @property
+    def finite(self) -> bool:
+        """Whether object and probe are numbers."""
+        return bool(torch.isfinite(self.canvas).all() and torch.isfinite(self.probe).all())
+
+
+@dataclass(frozen=True)
+class Refine:
+    """What an epoch may change besides the object."""
+
+    probe: bool = True
+    positions: bool = False
+    flux: bool = False
+
+
+class Engine(Protocol):
+    """An iterative algorithm. It may keep a state from epoch to epoch of one solution."""
+
+    name: str
+
+    def epoch(self, solution: Solution, refine: Refine) -> Solution:
+        """Use every frame once.
+
+        The deviance that comes back may be that which was met on the way, before the frames' last updates.
+        """
+
+    def finish(self, solution: Solution, refine: Refine) -> Solution:
+        """Turn the solution of the last epoch, which refined `refine`, into the result."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long an engine runs, and when it refines what.
+
+    Parameters
+    ----------
+    epochs : int
+        Most epochs.
+    probe_from, positions_from, flux_from : int
+        First epoch (from 0) that refines the probe, the positions, each frame's flux; negative: never.
+    tolerance, patience : float, int
+        Stop when the lowest mean deviance of the last `patience` epochs is not below that of the
+        epochs before by this share. 0: never stop early.
+    """
+
+    epochs: int
+    probe_from: int = 0
+    positions_from: int = -1
+    flux_from: int = -1
+    tolerance: float = 0.0
+    patience: int = 5
+
+    def refine(self, epoch: int) -> Refine:
+        """What epoch number `epoch` refines."""
+        probe, positions, flux = (
+            0 <= first <= epoch for first in (self.probe_from, self.positions_from, self.flux_from)
+        )
+        return Refine(probe, positions, flux)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run of an engine came to.
+
+    Attributes
+    ----------
+    solution : Solution
+        The last one; where the engine diverged, that with the lowest deviance.
+    history : tuple of float
+        Mean deviance of each epoch.
+    ended : {'epochs', 'converged', 'diverged'}
+        All epochs were made, the stopping criterion was met, or the deviance grew without bound.
+    """
+
+    solution: Solution
+    history: tuple[float, ...]
+    ended: Literal["epochs", "converged", "diverged"]
+
+
+def iterate(
+    engine: Engine, start: Solution, schedule: Schedule, told: Callable[[int, Solution], bool] | None = None
+) -> Outcome:
+    """Run an engine.
+
+    Parameters
+    ----------
+    engine : Engine
+    start : Solution
+    schedule : Schedule
+    told : callable, optional
+        Called after each epoch with the epochs made and the solution; False ends the run.
+
+    Returns
+    -------
+    Outcome
+    """
+    best = solution = start
+    refined = schedule.refine(0)
+    history: list[float] = []
+    ended: Literal["epochs", "converged"] = "epochs"
+    for epoch in range(schedule.epochs):
+        refined = schedule.refine(epoch)
+        solution = engine.epoch(solution, refined)
+        history.append(solution.mean_deviance)
+        lowest = min(history)
+        # Written so that NaN counts as diverged.
+        if not (solution.finite and history[-1] <= DIVERGED * lowest):
+            logger.warning(
+                "%s diverged in epoch %d: deviance %.3g a pixel, lowest %.3g; the epoch with the lowest is kept",
+                engine.name, epoch + 1, history[-1], lowest,
+            )  # fmt: skip
+            return Outcome(best, tuple(history), "diverged")
+        if history[-1] <= lowest:
+            best = solution
+        if told is not None and told(epoch + 1, solution) is False:
+            break
+        if _stagnates(history, schedule):
+            ended = "converged"
+            break
+    if history:
+        solution = engine.finish(solution, refined)
+    return Outcome(solution, tuple(history), ended)
+
+
+def chunk_size(tensor: Tensor) -> int:
+    """Frames to compute at a time on the tensor's device."""
+    return GPU_CHUNK if tensor.is_cuda else CPU_CHUNK
+
+
+def deviance_of(canvas: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
+    """Poisson deviance per valid pixel of each frame, shape (n,)."""
+    parts = []
+    for part in data.chunks(chunk_size(canvas)):
+        rate = part.rate(part.probes(probe), part.patches(canvas))
+        parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.valid))
+    return torch.cat(parts)
+
+
+def _stagnates(history: list[float], schedule: Schedule) -> bool:
+    if not schedule.tolerance or len(history) <= schedule.patience:
+        return False
+    before, lately = min(history[: -schedule.patience]), min(history[-schedule.patience :])
+    return lately > (1 - schedule.tolerance) * before
