@@ -197,7 +197,9 @@ def _prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
 
 def _colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float) -> None:
     # An inset is as high as the image, which a bar beside axes of fixed aspect is not.
-    ax.figure.colorbar(drawn, cax=ax.inset_axes((place, 0, 0.05, 1)), label=label)
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((place, 0, 0.05, 1)), label=label)
+    # Many photons as 1.5 with a power of ten above the bar: long numbers would run into what is beside it.
+    bar.ax.ticklabel_format(axis="y", scilimits=(-3, 4))
 
 
 def _limits(image: np.ma.MaskedArray[Any, Any]) -> tuple[float, float]:

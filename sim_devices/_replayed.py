@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from scipy.spatial import KDTree
 
+from bluesky_cdi.io import Frames
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import FloatArray
 from bluesky_cdi.sim_devices._errors import OutOfRangeError
@@ -21,7 +21,7 @@ class RecordedScan(Protocol):
     """What a replay needs of a scan; the package's `Scan` has it."""
 
     @property
-    def counts(self) -> npt.NDArray[Any]:
+    def counts(self) -> Frames:
         """Frames, shape (n, H, W), photons."""
 
     @property
@@ -49,7 +49,7 @@ class ReplayedSource:
     """
 
     def __init__(self, scan: RecordedScan) -> None:
-        self._counts: npt.NDArray[Any] = scan.counts
+        self._counts: Frames = scan.counts
         self._positions_m = np.asarray(scan.positions_m, np.float64)
         self.tolerance_m = TOLERANCE_SPACINGS * _median_spacing(self._positions_m) or scan.geometry.pixel_m
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bluesky_cdi.io._files import open_npz
-from bluesky_cdi.io.scan import Scan, in_photons, nominal_geometry
+from bluesky_cdi.errors import ScanFileError
+from bluesky_cdi.io._files import open_npz, real, text
+from bluesky_cdi.io._writing import write_npz
+from bluesky_cdi.io.frames import Frames
+from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
+from bluesky_cdi.physics.geometry import Geometry
 
 NOMINAL_PIXEL_M = 10e-9
+FORM = "a canonical NPZ file"
 
 
 def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
@@ -17,13 +26,14 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
 
     Its keys: `frames` (n, H, W), counts; `positions_px` (n, 2), (row, column); optionally
     `probe_guess` (modes, N, N) and `mask` (H, W), True where valid. Rows and columns stay as they are.
+    `write_canonical` adds `positions_m` and, as JSON, `geometry` and `source`.
 
     Parameters
     ----------
     path : path
     pixel_m : float
-        Sample pixel, metres. The file doesn't state it: the geometry is nominal, and the scan's
-        `source` says so.
+        Sample pixel, metres, for a file without `geometry`: then the geometry is nominal, and
+        the scan's `source` says so.
 
     Raises
     ------
@@ -31,23 +41,66 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
         If the file can't be read, or holds no usable scan.
     """
     path = Path(path)
-    with open_npz(path, "a canonical NPZ file") as file:
+    with open_npz(path, FORM) as file:
         counts = file["frames"]
-        positions_px = np.asarray(file["positions_px"], np.float64)
-        mask = file["mask"].astype(bool) if "mask" in file else None
-        probe, scale = in_photons(file["probe_guess"], counts, mask) if "probe_guess" in file else (None, None)
-        return Scan(
+        frame_px = counts.shape[-1] if counts.ndim else 0
+        stated = json.loads(text(file["geometry"])) if "geometry" in file else None
+        geometry = (
+            nominal_geometry(pixel_m, frame_px)
+            if stated is None
+            else Geometry.from_metadata({"geometry": stated}, (frame_px, frame_px))
+        )
+        scan = Scan(
             counts=counts,
-            positions_m=positions_px * pixel_m,
-            geometry=nominal_geometry(pixel_m, counts.shape[-1]),
-            probe=probe,
-            mask=mask,
-            name=path.parent.name,
+            positions_m=_positions_m(file, geometry),
+            geometry=geometry,
+            mask=file["mask"].astype(bool) if "mask" in file else None,
+            name=text(file["name"]) if "name" in file else path.parent.name,
             source={
+                "propagation": "far field",
+                **_source(file, nominal=stated is None),
+                **({"propagation": "near field"} if geometry.propagation == "near" else {}),
                 "file": path.name,
                 "format": "canonical",
-                "propagation": "far field",
-                "nominal_geometry": True,
-                "probe_scale": scale,
             },
         )
+        return recorded(scan, file.get("probe_guess"))
+
+
+def write_canonical(path: Path | str, scan: Scan) -> None:
+    """Write a scan as ``canonical.npz``: all of it, bit by bit, or nothing.
+
+    Raises
+    ------
+    ScanFileError
+        If the file can't be written.
+    """
+    positions = np.asarray(scan.positions_m, np.float64)
+    arrays: dict[str, Frames | npt.NDArray[Any]] = {
+        "frames": scan.counts,
+        "positions_px": positions / scan.geometry.pixel_m,
+        "positions_m": positions,
+        "geometry": np.array(json.dumps(scan.geometry.as_metadata())),
+        "source": np.array(json.dumps(dict(scan.source), default=str)),
+        "name": np.array(scan.name),
+    }
+    if scan.probe is not None:
+        arrays["probe_guess"] = scan.probe
+    if scan.mask is not None:
+        arrays["mask"] = scan.mask
+    write_npz(Path(path), arrays)
+
+
+def _positions_m(file: Mapping[str, Any], geometry: Geometry) -> npt.NDArray[np.float64]:
+    if "positions_m" in file:
+        return real(file["positions_m"], "positions_m")
+    return real(file["positions_px"], "positions_px") * geometry.pixel_m
+
+
+def _source(file: Mapping[str, Any], nominal: bool) -> dict[str, Any]:
+    if nominal:
+        return {"nominal_geometry": True}
+    source = json.loads(text(file["source"])) if "source" in file else {}
+    if not isinstance(source, dict):
+        raise ScanFileError(f"`source` must be a JSON object; it is {source!r}")
+    return source

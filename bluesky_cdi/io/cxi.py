@@ -1,63 +1,88 @@
 """Ptychography scans in the Coherent X-ray Imaging format (CXI 1.6, Maia 2012, Nat. Methods 9, 854).
 
+What is written is at once CXI and NeXus' application definition NXcxi_ptycho (`cxi_nexus`); either is read.
+
 Orientation. CXI states translations of the *sample* in the laboratory, and the laboratory
 directions of a detector's rows and columns (`basis_vectors`; without them rows run along -y and
 columns along -x, as in cdtools). A probe's position on the sample is minus the translation, seen
 along those two directions. For the default directions both signs cancel: (y, x) is (translation
 y, translation x), which is also what Ptychodus takes.
+
+Energy. CXI's ``source_1/energy`` is that of the photons, and every program reads it so; in
+NXcxi_ptycho it is the storage ring's, and the photons' stands in ``beam_1``. So ``beam_1`` comes
+first when reading, and both places get the photons' energy when writing.
+
+Near field. CXI has no place for how frames arose. `write_cxi` puts it into attributes of
+``entry_1`` (``bluesky_cdi_propagation``, ``bluesky_cdi_focus_to_sample_m``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import GeometryError, ScanFileError
-from bluesky_cdi.io._files import open_hdf5, written_whole
-from bluesky_cdi.io.scan import Scan, in_photons
-from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.io._files import array, number, open_hdf5, real, stated, written_whole
+from bluesky_cdi.io._writing import fixed_text, write_frames
+from bluesky_cdi.io.cxi_nexus import add_nexus, declare_beam
+from bluesky_cdi.io.frames import LazyFrames
+from bluesky_cdi.io.scan import Scan, recorded
+from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import FloatArray
 
 # Elementary charge, coulombs, exact since the 2019 SI: joules in one electronvolt.
 JOULES_PER_EV = 1.602176634e-19
 # CXI's only mask bit that doesn't make a pixel invalid: the pixel holds signal above the background.
 HAS_SIGNAL = 0x1000
+# Photons of more energy diffract from nothing: such a value is the storage ring's (GeV).
+MOST_PHOTON_EV = 1e6
 
-DETECTOR = "entry_1/instrument_1/detector_1"
-SOURCE = "entry_1/instrument_1/source_1"
+INSTRUMENT = "entry_1/instrument_1"
+DETECTOR = f"{INSTRUMENT}/detector_1"
+SOURCE = f"{INSTRUMENT}/source_1"
+BEAM = f"{INSTRUMENT}/beam_1"
 DATA = ("entry_1/data_1/data", f"{DETECTOR}/data")
 TRANSLATION = (
     "entry_1/data_1/translation",
     "entry_1/sample_1/geometry_1/translation",
     f"{DETECTOR}/translation",
 )
+MOTORS = ("entry_1/sample_1/transformations/x", "entry_1/sample_1/transformations/y")
 ILLUMINATION = (f"{SOURCE}/illumination", f"{DETECTOR}/illumination")
-DEFAULT_BASIS = np.array([[0.0, -1.0], [-1.0, 0.0], [0.0, 0.0]])
+ENERGY = (
+    f"{BEAM}/incident_energy",
+    f"{BEAM}/incident_beam_energy",
+    f"{BEAM}/energy",
+    f"{SOURCE}/energy",
+)
+WAVELENGTH = (f"{BEAM}/incident_wavelength", f"{SOURCE}/wavelength")
+# Laboratory directions (x, y, z) of a detector's rows and columns where the file states none.
+DEFAULT_BASIS = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0]])
+# CXI is in SI units; NeXus states them in an attribute, which need not be SI.
+SI = {
+    "m": 1.0, "metre": 1.0, "meter": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "nm": 1e-9,
+    "pm": 1e-12, "angstrom": 1e-10, "j": 1.0, "joule": 1.0, "ev": JOULES_PER_EV, "kev": 1e3 * JOULES_PER_EV,
+}  # fmt: skip
 
 
 def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Scan:
-    """Read a CXI file.
+    """Read a CXI or NXcxi_ptycho file.
 
-    A CXI file doesn't tell how its frames arose. The geometry is that of the far field, and
-    `source["propagation"]` says ``far field (assumed)``.
-
-    A near-field scan (the sample behind a focus, the detector in the magnified shadow) needs
-    `focus_to_sample_m`, which the format has no place for. Then `source["propagation"]` is
-    ``near field``, and `source` holds the parameters of the equivalent parallel beam: magnification,
-    effective pixel and effective distance. The scan's `geometry` still states energy, distance
-    and pixel as recorded, and its sample pixel doesn't hold in the near field.
+    Such a file doesn't tell how its frames arose, unless this package wrote it: the geometry is
+    then that of the far field, and `source["propagation"]` says ``far field (assumed)``. The
+    frames stay in the file (`LazyFrames`).
 
     Parameters
     ----------
     path : path
     focus_to_sample_m : float, optional
-        Distance from the focus to the sample, metres, for a near-field scan.
+        Distance from the focus to the sample, metres: declares a near-field scan (the sample
+        behind a focus, the detector in its magnified shadow).
 
     Raises
     ------
@@ -66,32 +91,22 @@ def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sca
     """
     path = Path(path)
     with open_hdf5(path, "a CXI file") as file:
-        counts = _first(file, DATA)
-        counts = counts.reshape(-1, *counts.shape[-2:])  # (n, 1, H, W) -> (n, H, W)
-        mask = _mask(file)
-        geometry = _geometry(file, counts.shape[-1])
-        illumination = next((file[p][()] for p in ILLUMINATION if p in file), None)
-        probe, scale = (None, None) if illumination is None else in_photons(illumination, counts, mask)
-        return Scan(
+        counts = LazyFrames(path, _present(file, DATA))
+        geometry = read_geometry(file, counts.shape[-1], focus_to_sample_m)
+        scan = Scan(
             counts=counts,
-            positions_m=_positions_m(file),
+            positions_m=read_positions_m(file, len(counts)),
             geometry=geometry,
-            probe=probe,
-            mask=mask,
+            mask=_mask(file),
             name=path.stem,
-            source={
-                "propagation": "far field (assumed)",
-                **json.loads(file["entry_1"].attrs.get("bluesky_cdi_source", "{}")),
-                **near_field(geometry, focus_to_sample_m),
-                "file": path.name,
-                "format": "cxi",
-                "probe_scale": scale,
-            },
+            source={**_source(file, geometry), "file": path.name, "format": "cxi"},
         )
+        place = next((place for place in ILLUMINATION if file.get(place) is not None), None)
+        return recorded(scan, None if place is None else array(file, place))
 
 
 def write_cxi(path: Path | str, scan: Scan) -> None:
-    """Write a scan as a CXI file: all of it, or nothing.
+    """Write a scan as a CXI file that is NXcxi_ptycho as well: all of it, or nothing.
 
     What `scan.source` says goes along as an attribute of ``entry_1``, so that a nominal geometry
     is not taken for a measured one.
@@ -104,13 +119,11 @@ def write_cxi(path: Path | str, scan: Scan) -> None:
     path = Path(path)
     with written_whole(path) as partial, h5py.File(partial, "w") as file:
         file["cxi_version"], file["number_of_entries"] = 160, 1
-        data = file.create_dataset(
-            f"{DETECTOR}/data", data=scan.counts, chunks=(1, *scan.counts.shape[1:]), compression="gzip", shuffle=True
-        )
-        data.attrs["axes"] = "translation:y:x"
-        file["entry_1"].attrs["bluesky_cdi_source"] = json.dumps(dict(scan.source), default=str)
-        _write_geometry(file, scan.geometry)
-        file[TRANSLATION[1]] = np.column_stack([scan.positions_m[:, ::-1], np.zeros(len(scan))])
+        data = write_frames(file, f"{DETECTOR}/data", scan.counts, compression="gzip", shuffle=True)
+        data.attrs["axes"] = fixed_text("translation:y:x")
+        file["entry_1"].attrs["bluesky_cdi_source"] = fixed_text(json.dumps(dict(scan.source), default=str))
+        write_geometry(file, scan.geometry)
+        write_translation(file, scan.positions_m)
         if scan.mask is not None:
             file[f"{DETECTOR}/mask"] = np.where(scan.mask, 0, 1).astype(np.uint32)
         if scan.probe is not None:
@@ -118,92 +131,149 @@ def write_cxi(path: Path | str, scan: Scan) -> None:
         file[DATA[0]] = h5py.SoftLink(f"/{DATA[1]}")
         for place in (TRANSLATION[0], TRANSLATION[2]):
             file[place] = h5py.SoftLink(f"/{TRANSLATION[1]}")
+        add_nexus(file, scan)
 
 
-def near_field(geometry: Geometry, focus_to_sample_m: float | None) -> Mapping[str, Any]:
-    """Parameters of the parallel beam that is equivalent to a magnifying near-field geometry.
-
-    Magnification ``M = (z1 + z2) / z1``, effective pixel ``p / M`` and effective distance
-    ``z2 / M`` by the Fresnel scaling theorem (Paganin 2006, Coherent X-Ray Optics, appendix B).
-
-    Parameters
-    ----------
-    geometry : Geometry
-        As recorded: ``z2`` is its distance, ``p`` its detector pixel.
-    focus_to_sample_m : float or None
-        ``z1``, metres; None: no near field, and an empty mapping.
+def read_geometry(file: h5py.File, frame_px: int, focus_to_sample_m: float | None = None) -> Geometry:
+    """The geometry that a CXI file states, for frames of `frame_px` pixels.
 
     Raises
     ------
-    GeometryError
-        If the distance is not positive.
+    ScanFileError, GeometryError
+        If a part is missing, or the parts are none of a scan.
     """
-    if focus_to_sample_m is None:
-        return {}
-    if not focus_to_sample_m > 0:
-        raise GeometryError(
-            f"focus_to_sample_m must be positive, for a sample behind the focus; it is {focus_to_sample_m}"
-        )
-    magnification = (focus_to_sample_m + geometry.distance_m) / focus_to_sample_m
-    return {
-        "propagation": "near field",
-        "focus_to_sample_m": focus_to_sample_m,
-        "magnification": magnification,
-        "effective_pixel_m": geometry.detector_pixel_m / magnification,
-        "effective_distance_m": geometry.distance_m / magnification,
-    }
-
-
-def _first(file: h5py.File, places: tuple[str, ...]) -> npt.NDArray[Any]:
-    for place in places:
-        # `get`, for a link may lead nowhere.
-        if (dataset := file.get(place)) is not None:
-            return np.asarray(dataset[()])
-    raise ScanFileError(f"{file.filename} must hold one of {', '.join(places)}; it holds none of them")
-
-
-def _number(file: h5py.File, place: str) -> float:
-    return float(_first(file, (place,)).reshape(-1)[0])
-
-
-def _geometry(file: h5py.File, frame_px: int) -> Geometry:
     pixel_x, pixel_y = _number(file, f"{DETECTOR}/x_pixel_size"), _number(file, f"{DETECTOR}/y_pixel_size")
-    if abs(pixel_x - pixel_y) > 1e-3 * abs(pixel_x):
+    if not abs(pixel_x - pixel_y) <= 1e-3 * abs(pixel_x):
         raise GeometryError(f"detector pixels must be square; they are {pixel_y} x {pixel_x} m. Rebin the frames.")
+    attributes = file["entry_1"].attrs
+    told = stated(attributes, "bluesky_cdi_propagation", "far")
+    if focus_to_sample_m is None and (name := "bluesky_cdi_focus_to_sample_m") in attributes:
+        focus_to_sample_m = number(attributes, name, Path(file.filename))
+    propagation: Literal["far", "near"] = "near" if told == "near" or focus_to_sample_m is not None else "far"
     return Geometry(
-        energy_ev=_number(file, f"{SOURCE}/energy") / JOULES_PER_EV,
+        energy_ev=_energy_ev(file),
         distance_m=_number(file, f"{DETECTOR}/distance"),
         detector_pixel_m=pixel_x,
         frame_px=frame_px,
+        propagation=propagation,
+        focus_to_sample_m=focus_to_sample_m,
     )
 
 
-def _positions_m(file: h5py.File) -> FloatArray:
-    translation = _first(file, TRANSLATION).astype(np.float64)  # (n, 3): x, y, z of the sample
+def write_geometry(file: h5py.File, geometry: Geometry) -> None:
+    """State a geometry in a CXI file, in SI units, the detector in the default orientation."""
+    pixel, half = geometry.detector_pixel_m, geometry.frame_px // 2
+    detector = file.require_group(DETECTOR)
+    for name, value in (("distance", geometry.distance_m), ("x_pixel_size", pixel), ("y_pixel_size", pixel)):
+        detector[name] = value
+        detector[name].attrs["units"] = fixed_text("m")
+    detector["basis_vectors"] = DEFAULT_BASIS * pixel
+    # The outer corner of pixel [0, 0], with the beam on the centre of pixel [N // 2, N // 2].
+    detector["corner_position"] = np.array([(half + 0.5) * pixel, (half + 0.5) * pixel, geometry.distance_m])
+    source = file.require_group(SOURCE)
+    source["energy"] = geometry.energy_ev * JOULES_PER_EV
+    source["energy"].attrs["units"] = fixed_text("J")
+    source["energy"].attrs["note"] = fixed_text("energy of the photons, as CXI has it")
+    source["wavelength"] = geometry.wavelength_m
+    declare_beam(file.require_group(BEAM), geometry.energy_ev * JOULES_PER_EV, geometry.wavelength_m)
+    attributes = file["entry_1"].attrs
+    attributes["bluesky_cdi_propagation"] = fixed_text(geometry.propagation)
+    if geometry.focus_to_sample_m is not None:
+        attributes["bluesky_cdi_focus_to_sample_m"] = geometry.focus_to_sample_m
+
+
+def read_positions_m(file: h5py.File, n: int) -> FloatArray:
+    """Positions (y, x) of `n` frames, metres, shape (n, 2)."""
+    translation = _translation(file)
+    if translation.shape == (3, n) and n != 3:  # PyNX writes x, y and z as rows
+        translation = translation.T
     place = f"{DETECTOR}/basis_vectors"
-    basis = np.asarray(file[place][()], np.float64) if place in file else DEFAULT_BASIS
-    if basis.shape == (2, 3):
+    basis = real(array(file, place), place) if place in file else DEFAULT_BASIS
+    if basis.shape == (3, 2):  # cdtools writes the vectors as columns
         basis = basis.T
-    if translation.ndim != 2 or translation.shape[1] != 3 or basis.shape != (3, 2):
+    if translation.ndim != 2 or translation.shape[1] != 3 or basis.shape != (2, 3):
         raise ScanFileError(
-            "translation must have the shape (n, 3) and basis_vectors (3, 2); "
+            f"{file.filename}: translation must have the shape (n, 3) and basis_vectors (2, 3); "
             f"they have {translation.shape} and {basis.shape}"
         )
-    return np.asarray(-translation @ (basis / np.linalg.norm(basis, axis=0)))
+    if not np.isfinite(translation).all():
+        raise GeometryError(f"{file.filename}: positions must be finite; some translations are not. Leave them out.")
+    # `hypot` of one length and zeros is that length exactly, so that a written scan comes back bit by bit.
+    length = np.hypot(np.hypot(basis[:, 0], basis[:, 1]), basis[:, 2])
+    if not (np.isfinite(basis).all() and (length > 0).all()):
+        raise GeometryError(f"{file.filename}: basis_vectors must be finite and not 0; they are {basis.tolist()}")
+    return np.asarray(-translation @ (basis / length[:, np.newaxis]).T)
+
+
+def write_translation(file: h5py.File, positions_m: FloatArray) -> None:
+    """State positions (y, x), metres, as translations (x, y, z) of the sample."""
+    x, y = np.asarray(positions_m, np.float64).T[::-1]
+    file[TRANSLATION[1]] = np.column_stack([x, y, np.zeros(len(x))])
+
+
+def _source(file: h5py.File, geometry: Geometry) -> dict[str, Any]:
+    source = json.loads(stated(file["entry_1"].attrs, "bluesky_cdi_source", "{}"))
+    if not isinstance(source, dict):
+        raise ScanFileError(f"{file.filename}: bluesky_cdi_source must be a JSON object; it is {source!r}")
+    told = str(source.get("propagation", "far field (assumed)"))
+    far = told if told.startswith("far field") else "far field (assumed)"
+    return {**source, "propagation": "near field" if geometry.propagation == "near" else far}
+
+
+def _present(file: h5py.File, places: tuple[str, ...]) -> str:
+    for place in places:
+        # `get`, for a link may lead nowhere.
+        if isinstance(file.get(place), h5py.Dataset):
+            return place
+    raise ScanFileError(f"{file.filename} must hold one of {', '.join(places)}; it holds none of them")
+
+
+def _si(file: h5py.File, place: str) -> npt.NDArray[np.float64]:
+    """A quantity in SI units."""
+    values = real(array(file, place), place)
+    unit = stated(file[place].attrs, "units", "").strip()
+    if not unit:
+        return values
+    if unit.lower() not in SI:
+        raise ScanFileError(f"{file.filename}: {place} is in {unit!r}; known are {', '.join(SI)}")
+    return values * SI[unit.lower()]
+
+
+def _number(file: h5py.File, *places: str) -> float:
+    values = _si(file, _present(file, places)).reshape(-1)
+    if not values.size:
+        raise ScanFileError(f"{file.filename}: {' or '.join(places)} must hold a number; it is empty")
+    return float(values[0])
+
+
+def _energy_ev(file: h5py.File) -> float:
+    if not any(file.get(place) is not None for place in ENERGY) and any(file.get(w) is not None for w in WAVELENGTH):
+        wavelength = _number(file, *WAVELENGTH)
+        return HC_EV_M / wavelength if wavelength > 0 else 0.0
+    energy = _number(file, *ENERGY) / JOULES_PER_EV
+    if energy > MOST_PHOTON_EV:
+        raise GeometryError(
+            f"{file.filename}: the photon energy would be {energy:.3g} eV. It looks like the storage ring's, or is not "
+            f"in joules; state the photons' in {BEAM}/incident_energy."
+        )
+    return energy
+
+
+def _translation(file: h5py.File) -> npt.NDArray[np.float64]:
+    if not any(file.get(place) is not None for place in TRANSLATION) and all(
+        file.get(motor) is not None for motor in MOTORS
+    ):
+        x, y = (_si(file, motor).reshape(-1) for motor in MOTORS)
+        return np.column_stack([x, y, np.zeros(len(x))])
+    return _si(file, _present(file, TRANSLATION))
 
 
 def _mask(file: h5py.File) -> npt.NDArray[np.bool_] | None:
     place = f"{DETECTOR}/mask"
     if place not in file:
         return None
-    flags = np.asarray(file[place][()]).astype(np.uint32)
+    flags = array(file, place)
+    if flags.dtype.kind not in "biu":
+        raise ScanFileError(f"{file.filename}: a mask must hold bits, integers; it holds {flags.dtype}")
+    flags = flags.astype(np.uint32)
     return np.asarray((flags == 0) | (flags == HAS_SIGNAL))
-
-
-def _write_geometry(file: h5py.File, geometry: Geometry) -> None:
-    file[f"{DETECTOR}/distance"] = geometry.distance_m
-    file[f"{DETECTOR}/x_pixel_size"] = geometry.detector_pixel_m
-    file[f"{DETECTOR}/y_pixel_size"] = geometry.detector_pixel_m
-    file[f"{DETECTOR}/basis_vectors"] = DEFAULT_BASIS * geometry.detector_pixel_m
-    file[f"{SOURCE}/energy"] = geometry.energy_ev * JOULES_PER_EV
-    file[f"{SOURCE}/wavelength"] = geometry.wavelength_m

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.io._files import open_npz
+from bluesky_cdi.io._files import open_npz, real
 from bluesky_cdi.io.scan import Scan
 from bluesky_cdi.protocols import ComplexArray
 
@@ -46,10 +46,12 @@ def read_reference(path: Path | str, scan: Scan) -> Reference:
     """
     path = Path(path)
     with open_npz(path, "a reference NPZ file") as file:
-        sample, relative_px = file["obj"], np.asarray(file["pos_in"], np.float64)
+        sample, relative_px = file["obj"], real(file["pos_in"], "pos_in")
+    if sample.dtype.kind not in "fc" or not np.isfinite(sample).all():
+        raise ScanFileError(f"{path} must hold finite complex numbers in obj; it holds {sample.dtype}")
     same_shape = relative_px.shape == scan.positions_m.shape
     offset_px = scan.positions_m / scan.geometry.pixel_m - relative_px if same_shape else None
-    if sample.ndim != 2 or offset_px is None or np.ptp(offset_px, axis=0).max() > 0.5:
+    if sample.ndim != 2 or offset_px is None or not np.ptp(offset_px, axis=0).max() <= 0.5:
         raise ScanFileError(
             f"{path} must hold obj (Y, X) and pos_in for the {len(scan)} positions of {scan.name or 'the scan'}; "
             f"it holds obj {sample.shape} and pos_in {relative_px.shape}, or positions of another scan"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
+from bluesky_cdi.io.frames import Frames, mean_photons, taken
+from bluesky_cdi.io.positions import check_unit
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 
@@ -17,17 +20,19 @@ from bluesky_cdi.protocols import ComplexArray, FloatArray
 NOMINAL_ENERGY_EV = 8000.0
 NOMINAL_DISTANCE_M = 1.0
 
-_REMOVED = "Remove such frames, or mark the pixels in the mask."
+# A square detector of more pixels a side doesn't exist; a damaged file may state one.
+_MOST_PIXELS = 2**15
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A scan in the far field: frames, where they were taken, and what is known of the optics.
+    """A scan: frames, where they were taken, and what is known of the optics.
 
     Attributes
     ----------
-    counts : ndarray, shape (n, H, W)
-        Photons per pixel, zero frequency at ``[H // 2, W // 2]``.
+    counts : Frames, shape (n, H, W)
+        Photons per pixel; in the far field zero frequency at ``[H // 2, W // 2]``. An array, or
+        `LazyFrames` that stay in their HDF5 file: index them, or make them an array with ``numpy.asarray``.
     positions_m : ndarray, shape (n, 2), float64
         (y, x) of the probe on the sample, metres; y grows with the rows, x with the columns.
     geometry : Geometry
@@ -38,7 +43,8 @@ class Scan:
     name : str
     source : Mapping
         Where it came from and what the reader changed or assumed: ``nominal_geometry`` is True
-        where only a nominal sample pixel is known, ``propagation`` says how the frames arose.
+        where only a nominal sample pixel is known; ``propagation`` says how the frames arose:
+        ``far field``, ``near field``, or ``far field (assumed)`` where the file doesn't tell.
 
     Raises
     ------
@@ -50,7 +56,7 @@ class Scan:
         If frames aren't squares of the geometry's size, or a position is not finite.
     """
 
-    counts: npt.NDArray[Any]
+    counts: Frames
     positions_m: FloatArray
     geometry: Geometry
     probe: ComplexArray | None = None
@@ -71,9 +77,12 @@ class Scan:
         return mean_photons(self.counts, self.mask)
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Scan:
-        """The scan with only some of its frames, in the order of `indices` (or where a bool array is True)."""
+        """The scan with only some of its frames, in the order of `indices` (or where a bool array is True).
+
+        Frames of a file stay there.
+        """
         chosen = np.asarray(indices)
-        return replace(self, counts=self.counts[chosen], positions_m=self.positions_m[chosen])
+        return replace(self, counts=taken(self.counts, chosen), positions_m=self.positions_m[chosen])
 
     def _check_shapes(self) -> None:
         size = self.geometry.frame_px
@@ -84,6 +93,8 @@ class Scan:
                 f"frames must be squares of the geometry's {size} pixels; they are "
                 f"{self.counts.shape[1]} x {self.counts.shape[2]}. Crop them around the direct beam."
             )
+        if size > _MOST_PIXELS:
+            raise GeometryError(f"frames of {size} pixels a side are beyond any detector; at most {_MOST_PIXELS}")
         if self.positions_m.shape != (len(self.counts), 2):
             raise ScanFileError(
                 f"{len(self.counts)} frames need positions of shape ({len(self.counts)}, 2); "
@@ -101,62 +112,61 @@ class Scan:
             raise FrameError(f"frames must hold counts, real numbers; their type is {self.counts.dtype}")
         if self.mask is not None and not self.mask.any():
             raise FrameError("the mask leaves no valid pixel: True means valid. Is it inverted?")
-        valid = self.counts if self.mask is None else self.counts[:, self.mask]
-        if valid.dtype.kind == "f" and not np.isfinite(valid).all():
-            raise FrameError(f"frames must be finite; {_where(~np.isfinite(valid))} are not. {_REMOVED}")
-        if valid.dtype.kind in "if" and valid.min() < 0:
-            raise FrameError(f"frames must hold counts, which are not negative; {_where(valid < 0)} are. {_REMOVED}")
-        if not valid.any():
-            raise FrameError("frames must hold photons; every valid pixel of every frame is 0")
-        if not np.isfinite(self.positions_m).all():
-            raise GeometryError(f"positions must be finite; {_where(~np.isfinite(self.positions_m))} are not")
+        if self.positions_m.dtype.kind not in "iuf" or not np.isfinite(self.positions_m).all():
+            raise GeometryError("positions must be finite real numbers, metres; some are not. Leave out such frames.")
         if self.probe is not None and not (np.isfinite(self.probe).all() and self.probe.any()):
             raise ScanFileError("a probe must be finite and not 0 everywhere; leave it out where none is known")
+        mean_photons(self.counts, self.mask)  # Last, for it reads every frame.
 
 
-def mean_photons(counts: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> float:
-    """Mean photons of a frame on the valid pixels of `counts`, shape (n, H, W)."""
-    # Summed in float64: sums of small integers would overflow their own type.
-    return float(counts.mean(axis=0, dtype=np.float64)[... if mask is None else mask].sum())
-
-
-def in_photons(
-    probe: npt.NDArray[Any], counts: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None
-) -> tuple[ComplexArray, float]:
-    """Bring a file's probe to (modes, N, N) and to the gauge of the project.
+def recorded(scan: Scan, probe: npt.NDArray[Any] | None = None) -> Scan:
+    """Finish what a reader has read: check the positions' unit, and give the probe the project's shape and gauge.
 
     Parameters
     ----------
-    probe : ndarray, shape (N, N) or (..., modes, N, N) with leading axes of length 1
-    counts : ndarray, shape (n, H, W)
-    mask : ndarray, shape (H, W), bool, or None
+    scan : Scan
+        Without its probe.
+    probe : ndarray, shape (N, N) or (..., modes, N, N) with leading axes of length 1, optional
+        In any gauge.
 
     Returns
     -------
-    probe : ndarray, shape (modes, N, N), complex64
-        The sum of ``abs(probe)**2`` is the mean photons of a frame.
-    scale : float
-        What it was multiplied by; 1 where it was in this gauge.
+    Scan
+        Its probe has the shape (modes, N, N), and the sum of its ``abs(probe)**2`` is the mean photons of a
+        frame; ``source["probe_scale"]`` is what it was multiplied by: 1 where it was in this gauge, None without one.
+
+    Raises
+    ------
+    GeometryError, ScanFileError
+        If the positions can't be in metres, or the probe can't belong to the frames.
     """
+    check_unit(scan.positions_m, scan.geometry)
+    if probe is None:
+        return replace(scan, source={**scan.source, "probe_scale": None})
+    modes, scale = _in_photons(probe, scan.mean_photons)
+    return replace(scan, probe=modes, source={**scan.source, "probe_scale": scale})
+
+
+def _in_photons(probe: npt.NDArray[Any], photons: float) -> tuple[ComplexArray, float]:
+    if probe.ndim < 2 or probe.dtype.kind not in "biufc" or not np.isfinite(probe).all():
+        raise ScanFileError(f"a probe must hold finite numbers (modes, N, N); it holds {probe.dtype} {probe.shape}")
     modes = probe.reshape(-1, *probe.shape[-2:])
     power = float((np.abs(modes.astype(np.complex128)) ** 2).sum())
-    scale = float(np.sqrt(mean_photons(counts, mask) / power)) if power > 0 else 1.0
+    scale = float(np.sqrt(photons / power)) if power > 0 else 1.0
     # A probe already in the gauge, up to the rounding of float32, stays as it is, bit by bit.
     if abs(scale - 1) < 1e-6:
         scale = 1.0
     return (modes * scale).astype(np.complex64), scale
 
 
-def nominal_geometry(pixel_m: float, frame_px: int) -> Geometry:
-    """A geometry whose sample pixel is `pixel_m`, metres, where nothing else is known.
+def nominal_geometry(pixel_m: float, frame_px: int, energy_ev: float = NOMINAL_ENERGY_EV) -> Geometry:
+    """A geometry whose sample pixel is `pixel_m`, metres, where nothing else (or only the energy) is known.
 
-    Energy and distance are chosen (8 keV, 1 m) and the detector pixel follows; a scan that uses
+    Energy (8 keV) and distance (1 m) are chosen and the detector pixel follows; a scan that uses
     it says ``nominal_geometry: True`` in its `source`.
     """
-    detector_pixel_m = HC_EV_M / NOMINAL_ENERGY_EV * NOMINAL_DISTANCE_M / (frame_px * pixel_m)
-    return Geometry(NOMINAL_ENERGY_EV, NOMINAL_DISTANCE_M, detector_pixel_m, frame_px)
-
-
-def _where(bad: npt.NDArray[np.bool_]) -> str:
-    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
-    return f"{int(bad.sum())} values, the first in number {rows[0]} (from 0),"
+    for name, value in (("pixel", pixel_m), ("energy", energy_ev)):
+        if not (math.isfinite(value) and value > 0):
+            raise GeometryError(f"the {name} must be a finite positive number; it is {value!r}")
+    detector_pixel_m = HC_EV_M / energy_ev * NOMINAL_DISTANCE_M / (frame_px * pixel_m)
+    return Geometry(energy_ev, NOMINAL_DISTANCE_M, detector_pixel_m, frame_px)

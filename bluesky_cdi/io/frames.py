@@ -1,0 +1,246 @@
+"""Frames that stay in their HDF5 file until they are asked for, and work on frames block by block."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.errors import FrameError, ScanFileError
+from bluesky_cdi.io._files import open_dataset
+
+# Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
+BLOCK_BYTES = 2**24
+
+_REMOVED = "Remove such frames, or mark the pixels in the mask."
+
+
+class Frames(Protocol):
+    """A stack of frames (n, H, W): a numpy array, or `LazyFrames`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, H, W)."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel."""
+
+    def __len__(self) -> int:
+        """Number of frames."""
+
+    def __getitem__(self, key: Any, /) -> npt.NDArray[Any]:
+        """Frames as an array in memory."""
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All frames as an array in memory."""
+
+
+class LazyFrames:
+    """Frames of an HDF5 file, read each time they are asked for.
+
+    The file is opened for each access (0.3 ms) and never stays open: it is not locked, and the
+    object can be copied to another process. Indexing works as on an array of shape (n, H, W), with
+    integers, slices, integer or bool arrays on the first axis and anything that numpy takes on the
+    others; what it gives is an array in memory. ``numpy.asarray`` reads all.
+
+    Parameters
+    ----------
+    path : Path
+    place : str
+        The dataset in the file, of shape (..., H, W): leading axes (a raster's rows and columns) are taken as one.
+    rows : ndarray, shape (n,), int, optional
+        Which of its frames, in which order; absent, all.
+
+    Raises
+    ------
+    ScanFileError
+        If the file can't be read or has no such dataset; on access, also if it has changed since.
+    """
+
+    def __init__(self, path: Path, place: str, rows: npt.NDArray[np.int64] | None = None) -> None:
+        self._path = path.absolute()
+        self._place = place
+        self._signature = self._sign()
+        with self._open() as dataset:
+            self._leading: tuple[int, ...] = tuple(dataset.shape[:-2])
+            self._frame_shape: tuple[int, ...] = tuple(dataset.shape[-2:])
+            self._dtype: np.dtype[Any] = np.dtype(dataset.dtype)
+        if len(self._frame_shape) != 2:
+            raise ScanFileError(f"{path} must hold frames (n, H, W) in {place}; they have {self._frame_shape}")
+        # Absent for all of them: a damaged file may state more frames than there is memory to number.
+        self._rows = rows
+        self._mean_photons: dict[bytes | None, float] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, H, W)."""
+        return (len(self), *self._frame_shape)
+
+    @property
+    def ndim(self) -> int:
+        """3."""
+        return 3
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel, as in the file."""
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size that the frames would have in memory, bytes."""
+        return math.prod(self.shape) * self._dtype.itemsize
+
+    def __len__(self) -> int:
+        return math.prod(self._leading) if self._rows is None else len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"LazyFrames({self._path.name}:{self._place}, shape={self.shape}, dtype={self._dtype})"
+
+    def __getitem__(self, key: Any, /) -> npt.NDArray[Any]:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if first is Ellipsis:
+            return np.asarray(np.asarray(self)[key])
+        if isinstance(first, (int, np.integer)) and not isinstance(first, (bool, np.bool_)):
+            return np.asarray(self._read(self._chosen([operator.index(first)]))[(0, *rest)])
+        frames = self._read(self._chosen(first))
+        if not rest:
+            return frames
+        # Index arrays on several axes go together in numpy; here the frames are at hand, so numpy may do it.
+        along = slice(None) if isinstance(first, slice) else np.arange(len(frames))
+        return np.asarray(frames[(along, *rest)])
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("frames in a file can't become an array without a copy; leave out copy=False")
+        frames = self._read(self._chosen(slice(None)))
+        return frames if dtype is None else frames.astype(dtype, copy=False)
+
+    def select(self, indices: Any) -> LazyFrames:
+        """The frames at `indices` (slice, integers, or a bool array), still in the file."""
+        with self._open():  # which finds out whether the file has changed
+            return LazyFrames(self._path, self._place, self._chosen(indices))
+
+    def mean_photons(self, mask: npt.NDArray[np.bool_] | None) -> float:
+        """Mean photons of a frame on valid pixels, checked; reads every frame at the first call."""
+        key = None if mask is None else mask.tobytes()
+        if key not in self._mean_photons:
+            self._mean_photons[key] = _sum_checked(self, mask) / len(self)
+        return self._mean_photons[key]
+
+    def _chosen(self, first: Any) -> npt.NDArray[np.int64]:
+        """Rows of the dataset that an index on the first axis means."""
+        n = len(self)
+        if isinstance(first, slice):
+            picks = np.arange(*first.indices(n))
+        else:
+            picks = np.asarray(first)
+            if picks.ndim != 1 or (picks.dtype.kind not in "biu" and picks.size):
+                raise IndexError(f"frames are chosen by integers, a slice or a one-dimensional array; not by {first!r}")
+            if picks.dtype.kind == "b":
+                if len(picks) != n:
+                    raise IndexError(f"a bool array must have an element for each of {n} frames; it has {len(picks)}")
+                picks = np.flatnonzero(picks)
+            picks = picks.astype(np.int64)
+            if ((picks < -n) | (picks >= n)).any():
+                raise IndexError(f"there are {n} frames; not all of {first!r} are among them")
+            picks = np.where(picks < 0, picks + n, picks)
+        return picks if self._rows is None else np.asarray(self._rows[picks])
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        frames = np.empty((len(rows), *self._frame_shape), self._dtype)
+        with self._open() as dataset:
+            # A run of neighbours is one read; HDF5's own selection of scattered rows is far slower.
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+                if len(run):
+                    self._read_run(dataset, frames[run[0] : run[-1] + 1], int(rows[run[0]]))
+        return frames
+
+    def _read_run(self, dataset: Any, out: npt.NDArray[Any], start: int) -> None:
+        if len(self._leading) == 1:
+            out[:] = dataset[start : start + len(out)]
+            return
+        for i, frame in enumerate(out, start):
+            place = tuple(int(k) for k in np.unravel_index(i, self._leading)) if self._leading else ()
+            frame[:] = dataset[place]
+
+    def _sign(self) -> tuple[int, int] | None:
+        if not self._path.is_file():
+            return None
+        status = self._path.stat()
+        return status.st_size, status.st_mtime_ns
+
+    def _open(self) -> Any:
+        if self._sign() != self._signature:
+            raise ScanFileError(f"{self._path} has changed since it was opened. Read the scan again.")
+        return open_dataset(self._path, self._place)
+
+
+def blocks(frames: Frames) -> Iterator[npt.NDArray[Any]]:
+    """Frames in order, in arrays of at most `BLOCK_BYTES` (but at least one frame)."""
+    bytes_a_frame = math.prod(frames.shape[1:]) * frames.dtype.itemsize
+    step = max(1, BLOCK_BYTES // max(1, bytes_a_frame))
+    for start in range(0, len(frames), step):
+        yield frames[start : start + step]
+
+
+def taken(frames: Frames, indices: Any) -> Frames:
+    """The frames at `indices`; those of a file stay there."""
+    return frames.select(indices) if isinstance(frames, LazyFrames) else frames[np.asarray(indices)]
+
+
+def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> float:
+    """Mean photons of a frame on its valid pixels.
+
+    Parameters
+    ----------
+    frames : Frames, shape (n, H, W)
+    mask : ndarray, shape (H, W), bool, or None
+        True where valid.
+
+    Raises
+    ------
+    FrameError
+        If a valid pixel is no number, not finite or negative, or all are dark.
+    """
+    if isinstance(frames, LazyFrames):
+        return frames.mean_photons(mask)
+    return _sum_checked(frames, mask) / len(frames)
+
+
+def _sum_checked(frames: Frames, mask: npt.NDArray[np.bool_] | None) -> float:
+    """Sum of all valid pixels of all frames, which must be counts; in blocks of bounded size."""
+    if frames.dtype.kind not in "biuf":
+        raise FrameError(f"frames must hold counts, real numbers; their type is {frames.dtype}")
+    total, start = 0.0, 0
+    for block in blocks(frames):
+        valid = block if mask is None else block[:, mask]
+        if valid.dtype.kind == "f" and not np.isfinite(valid).all():
+            raise FrameError(f"frames must be finite; {_where(~np.isfinite(valid), start)} are not. {_REMOVED}")
+        if valid.dtype.kind in "if" and valid.min(initial=0) < 0:
+            raise FrameError(
+                f"frames must hold counts, which are not negative; {_where(valid < 0, start)} are. {_REMOVED}"
+            )
+        # In float64: sums of small integers would overflow their own type.
+        total += float(valid.sum(dtype=np.float64))
+        start += len(block)
+    if not total > 0:
+        raise FrameError("frames must hold photons; every valid pixel of every frame is 0")
+    if not np.isfinite(total):
+        raise FrameError(f"frames must hold counts; their sum, {total}, is beyond any number of photons. {_REMOVED}")
+    return total
+
+
+def _where(bad: npt.NDArray[np.bool_], start: int) -> str:
+    first = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
+    return f"{int(bad[first].sum())} values of frame {start + first} (from 0)"
