@@ -29,8 +29,8 @@ class LsqmlSettings:
 
     Parameters
     ----------
-    batch : int
-        Frames a mini-batch.
+    batch : int, optional
+        Frames a mini-batch; if absent a sixteenth of the frames, which then overlap little, but at least 32.
     together_from : int
         First epoch (from 0) that steps once for all frames; negative: never.
     object_floor, probe_floor : float
@@ -42,7 +42,7 @@ class LsqmlSettings:
         Most that a position moves in an epoch, pixels.
     """
 
-    batch: int = 32
+    batch: int | None = None
     together_from: int = 10
     object_floor: float = 0.05
     probe_floor: float = 0.1
@@ -78,7 +78,8 @@ class Lsqml:
             solution = self._carried_on(solution, refine)
             batches: tuple[Tensor, ...] = (torch.arange(count, device=device),)
         else:
-            batches = torch.split(random_order(count, self._seed, solution.epochs, device), self.settings.batch)
+            size = self.settings.batch or max(32, count // 16)
+            batches = torch.split(random_order(count, self._seed, solution.epochs, device), size)
         step = 1.0 if together else self.settings.step
         canvas, probe, data = solution.canvas, solution.probe, solution.data
         unmoved, same = torch.zeros(count, 2, device=device), torch.ones(count, device=device)

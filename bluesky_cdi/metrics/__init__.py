@@ -34,6 +34,13 @@ from bluesky_cdi.metrics.image import (
     psnr,
     ssim,
 )
+from bluesky_cdi.metrics.single_shot import (
+    Resolved,
+    conjugate_twin,
+    phase_retrieval_transfer,
+    resolve_ambiguities,
+    translate,
+)
 
 __all__ = [
     "FRC",
@@ -42,10 +49,12 @@ __all__ = [
     "SNR_ONE_BIT",
     "Aligned",
     "Dose",
+    "Resolved",
     "align",
     "ause",
     "compare",
     "complex_nrmse",
+    "conjugate_twin",
     "crop_to",
     "dose",
     "expected_calibration_error",
@@ -54,8 +63,11 @@ __all__ = [
     "illuminated",
     "interval_coverage",
     "phase_mae_rad",
+    "phase_retrieval_transfer",
     "psnr",
     "rank_correlation",
+    "resolve_ambiguities",
     "ssim",
+    "translate",
     "wrap_rad",
 ]
