@@ -7,8 +7,9 @@ Every row has the same frames, the same first guess of the probe and the same nu
 with an object of ones, and runs in a process of its own, one after the other. pty-chi is asked through
 `with_ptychi.py`, which says what of it is default. Deviance is that of our forward model on the object and
 probe of the row (and the positions, where they are refined); for pty-chi the lower of that with positions as
-recorded and rounded to whole pixels. The error and the ring correlation of recorded scans are against the reference,
-which pty-chi itself (Siemens star) or cdtools (P25) made; those of simulated scans against the truth.
+recorded and rounded to whole pixels. Error and ring correlation (the mean of all rings) of recorded scans are against
+the reference, which pty-chi itself (Siemens star) or cdtools (P25) made; those of simulated scans against the truth.
+``halves`` is the mean ring correlation of two independent halves of the frames, which no reference favours.
 """
 
 from __future__ import annotations
@@ -188,13 +189,13 @@ def deviance(case: Case, row: Row, result: dict[str, Any], device: str) -> float
 def quality(case: Case, result: dict[str, Any]) -> dict[str, float]:
     """Error and ring correlation against the case's reference."""
     if not np.isfinite(result["object"]).all():
-        return dict.fromkeys(("nrmse", "frc_mean", "frc_px"), float("nan"))
+        return dict.fromkeys(("nrmse", "frc"), float("nan"))
     light = _light(torch.from_numpy(result["probe"])[None], diffraction(case.problem, "cpu"))
     return _against(case.reference, result["object"], light)
 
 
 def halves(case: Case, row: Row, common: dict[str, Any], interpreter: str, folder: Path) -> float:
-    """Half-bit resolution of two independent halves of the frames, in pixels."""
+    """Mean ring correlation of two independent halves of the frames."""
     found, light = [], []
     for first in (0, 1):
         part = {**case.problem, **{k: case.problem[k][first::2] for k in ("counts", "positions_px")}}
@@ -204,7 +205,7 @@ def halves(case: Case, row: Row, common: dict[str, Any], interpreter: str, folde
         light.append(_light(torch.from_numpy(result["probe"])[None], diffraction(part, "cpu")))
     if not all(np.isfinite(image).all() for image in found):
         return float("nan")
-    return float(_against(found[0], found[1], np.minimum(*light))["frc_px"])
+    return float(_against(found[0], found[1], np.minimum(*light))["frc"])
 
 
 def _against(reference: np.ndarray, image: np.ndarray, light: np.ndarray) -> dict[str, float]:
@@ -212,11 +213,9 @@ def _against(reference: np.ndarray, image: np.ndarray, light: np.ndarray) -> dic
     aligned = metrics.align(image, reference, mask)
     square = _inner_square(mask)
     curve = metrics.fourier_ring_correlation(aligned.object[square], aligned.truth[square], 1.0)
-    resolution = curve.resolution_half_bit_m
     return {
         "nrmse": metrics.complex_nrmse(aligned.object, aligned.truth, mask),
-        "frc_mean": float(curve.correlation.mean()),
-        "frc_px": 2.0 if resolution is None else float(resolution),
+        "frc": float(curve.correlation.mean()),
     }
 
 
@@ -283,18 +282,18 @@ def _cases(names: list[str], folder: Path) -> Iterator[Case]:
 def compare(args: argparse.Namespace, common: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Quality and cost on every scan."""
     table: dict[str, Any] = {}
-    print(f"{'':48}{'deviance':>9} {'NRMSE':>7} {'FRC':>6} {'FRC px':>7} {'halves px':>9} {'s/epoch':>8} {'MiB':>6}")
+    print(f"{'':48}{'deviance':>9} {'NRMSE':>7} {'FRC':>6} {'halves':>6} {'s/epoch':>8} {'MiB':>6}")
     for case in _cases(args.cases, args.data):
         recorded = not case.name.startswith("simulated")
         for row in ROWS:
             result = solve(case, row, common, args.ptychi, folder)
             numbers = {"deviance": deviance(case, row, result, args.device), **quality(case, result), **cost(result)}
             if recorded and "LSQ-ML" in row.label:
-                numbers["halves_px"] = halves(case, row, common, args.ptychi, folder)
+                numbers["halves"] = halves(case, row, common, args.ptychi, folder)
             table.setdefault(case.name, {})[row.label] = numbers
             print(
                 f"{case.name + ', ' + row.label:48}{numbers['deviance']:9.4f} {numbers['nrmse']:7.4f} "
-                f"{numbers['frc_mean']:6.3f} {numbers['frc_px']:7.2f} {numbers.get('halves_px', float('nan')):9.2f} "
+                f"{numbers['frc']:6.3f} {numbers.get('halves', float('nan')):6.3f} "
                 f"{numbers['seconds_per_epoch']:8.3f} {numbers['peak_memory_mib']:6.0f}",
                 flush=True,
             )

@@ -9,14 +9,14 @@ import numpy as np
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import FrameError
-from bluesky_cdi.protocols import Estimate, Frame, RunInfo
+from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
 
 if TYPE_CHECKING:
     from bluesky_cdi.io import Scan
 
 
 def reconstruct(
-    scan: Scan, config: Config, iterations: int, told: Callable[[int, Estimate], None] | None = None
+    scan: Scan, config: Config, iterations: int, told: Callable[[int, float], None] | None = None
 ) -> Estimate:
     """Reconstruct all frames of a scan.
 
@@ -25,44 +25,59 @@ def reconstruct(
     scan : Scan
         Its geometry, mask and probe (if it has one) are used.
     config : Config
-        Its sections `reconstructor` (which engine) and `probe` (number of modes, and the lens
-        where the scan has no probe).
+        Its sections `reconstructor` (which engine, what it refines, when it stops) and `probe` (number
+        of modes, and the lens where a far-field scan has no probe).
     iterations : int
-        Most rPIE iterations; fewer where they stop explaining the frames better. 0: the network alone.
+        Most iterations of the engine, after the network if that is chosen; fewer where
+        ``reconstructor.tolerance`` ends them. 0: the network alone.
     told : callable, optional
-        Called after each step with the iterations so far and the estimate.
+        Called after each iteration with the iterations so far and the mean deviance of the frames.
 
     Returns
     -------
     Estimate
+        Its `source` says how the iterations ended. They are kept only if they explain the frames better.
 
     Raises
     ------
     FrameError
         If the scan has no frames.
     GeometryError
-        If probe or mask do not fit.
+        If probe or mask do not fit, or the network is to read a near field.
     """
     from bluesky_cdi.live.build import build_reconstructor
 
-    each = min(config.reconstructor.refine_iterations, iterations)
-    settings = config.reconstructor.model_copy(update={"refine_iterations": each})
+    settings = config.reconstructor.model_copy(update={"refine_iterations": iterations})
     config = config.model_copy(update={"reconstructor": settings})
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
     side = scan.geometry.frame_px
-    reconstructor = build_reconstructor(
-        RunInfo(scan.name, 0, metadata, (side, side)), config, probe=scan.probe, mask=scan.mask
-    )
-    reconstructor.add([Frame(i + 1, scan.positions_m[i], np.asarray(scan.counts[i])) for i in range(len(scan))])
-    estimate: Estimate | None = None
-    for step in range(1, (iterations // each if each else 1) + 1):
-        newer = reconstructor.step(np.inf)
-        if newer is None:
-            break
-        estimate = newer
-        if told is not None:
-            told(step * each, estimate)
+    info = RunInfo(scan.name, 0, metadata, (side, side))
+    reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), mask=scan.mask, told=told)
+    counts = np.asarray(scan.counts)
+    reconstructor.add([Frame(i + 1, scan.positions_m[i], counts[i]) for i in range(len(scan))])
+    estimate = reconstructor.step(np.inf)
     if estimate is None:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
     return estimate
+
+
+def first_guess(scan: Scan, config: Config) -> ComplexArray:
+    """The probe to begin with, shape (modes, N, N): the scan's own; else its mean frame taken back to the
+    sample in the near field, and the configured lens in the far field.
+    """
+    from bluesky_cdi.live.build import first_probe
+
+    if scan.probe is not None:
+        return scan.probe
+    if scan.geometry.propagation == "far":
+        return first_probe(scan.geometry, config)
+    import torch
+
+    from bluesky_cdi.physics.propagators import propagator_of
+
+    mean = np.mean([np.asarray(scan.counts[i], np.float64) for i in range(len(scan))], axis=0)
+    if scan.mask is not None:
+        mean = np.where(scan.mask, mean, np.median(mean[scan.mask]))
+    flat = torch.from_numpy(np.sqrt(mean)).to(torch.complex64)[None, None]
+    return np.asarray(propagator_of(scan.geometry).adjoint(flat)[0].numpy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,11 +32,10 @@ def make_engine(name: str, seed: int = 0, batch: int | None = None) -> Engine:
     from bluesky_cdi.engines.rpie import EPIE, Rpie, RpieSettings
     from bluesky_cdi.errors import ConfigError
 
-    own = {} if batch is None else {"batch": batch}
     if name == "rpie":
-        return Rpie(replace(RpieSettings(), **own), seed)
+        return Rpie(RpieSettings() if batch is None else RpieSettings(batch=batch), seed)
     if name == "lsqml":
-        return Lsqml(replace(LsqmlSettings(), **own), seed)
+        return Lsqml(LsqmlSettings(batch=batch), seed)
     if name == "epie":
         return Rpie(EPIE, seed)
     if name == "dm":

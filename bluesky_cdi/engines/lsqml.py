@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size
 from bluesky_cdi.engines.steps import ordered, probe_spectrum, random_order, transmission
-from bluesky_cdi.physics.forward import Diffraction, accumulate, extract, intensity, peak_intensity
+from bluesky_cdi.physics.forward import Diffraction, Likelihood, accumulate, extract, intensity, peak_intensity
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 
 
@@ -33,6 +33,8 @@ class LsqmlSettings:
         Frames a mini-batch; if absent a sixteenth of the frames, which then overlap little, but at least 32.
     together_from : int
         First epoch (from 0) that steps once for all frames; negative: never.
+    likelihood : {'poisson', 'amplitude'}
+        What is maximised.
     object_floor, probe_floor : float
         Share of the brightest pixel's illumination (transmission) added to each pixel's before a
         step divides by it: dim pixels move less.
@@ -44,6 +46,7 @@ class LsqmlSettings:
 
     batch: int | None = None
     together_from: int = 10
+    likelihood: Likelihood = "poisson"
     object_floor: float = 0.05
     probe_floor: float = 0.1
     step: float = 0.9
@@ -113,7 +116,7 @@ class Lsqml:
         self, canvas: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine, step: float
     ) -> tuple[Tensor, Tensor]:
         """Object and probe after the step of the frames `data`, number `picked` of all; fills in `seen`."""
-        asked = _asked(canvas, probe, data, picked, seen, refine)
+        asked = _asked(canvas, probe, data, picked, seen, refine, self.settings.likelihood)
         to_object = asked.canvas / (asked.light + self.settings.object_floor * peak_intensity(probe))
         # Squared lengths of the exit waves' changes, and what they share with the changes asked for.
         cost, gain = (asked.light * _square(to_object)).sum(), _inner(to_object, asked.canvas)
@@ -149,7 +152,15 @@ class _Asked:
     transmission: Tensor
 
 
-def _asked(canvas: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine) -> _Asked:
+def _asked(
+    canvas: Tensor,
+    probe: Tensor,
+    data: Diffraction,
+    picked: Tensor,
+    seen: _Seen,
+    refine: Refine,
+    likelihood: Likelihood,
+) -> _Asked:
     """Go through the frames a few at a time, which bounds memory and stays in a CPU's caches."""
     total, light = torch.zeros_like(canvas), torch.zeros_like(canvas.real)
     spectrum, power = torch.zeros_like(probe), torch.zeros_like(probe[0, 0].real)
@@ -157,7 +168,7 @@ def _asked(canvas: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, see
     size = chunk_size(canvas)
     for part, index in zip(data.chunks(size), torch.split(picked, size), strict=True):
         probes, patches = part.probes(probe), part.patches(canvas)
-        step, rate = part.wave_step(probes, patches)
+        step, rate = part.wave_step(probes, patches, likelihood)
         change, bright = (probes.conj() * step).sum(dim=1), intensity(probes)  # (n, N, N)
         total += accumulate(change, part.corner, part.canvas_shape)
         light += accumulate(bright, part.corner, part.canvas_shape)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator, shift_ramp
 
+# How noise is counted where a step asks for a change: of equal weight in every pixel's amplitude, or as counts have it.
+Likelihood = Literal["amplitude", "poisson"]
 # Below this the logarithm of a rate is not taken: far under one photon in any frame.
 RATE_FLOOR = 1e-8
 # Added to the rate where a step divides by it: dark pixels then ask for finite changes, and
@@ -189,11 +192,15 @@ def modulus_step(
     mask: Tensor | None = None,
     propagator: Propagator = FAR_FIELD,
     shift_px: Tensor | None = None,
+    likelihood: Likelihood = "amplitude",
 ) -> tuple[Tensor, Tensor]:
     """Change of the exit waves that the measured counts ask for, and the rate before it.
 
-    The step is the gradient of the amplitude likelihood ``sum (sqrt(rate) - sqrt(counts))^2``,
-    which for zero background is the projection on the measured modulus. Masked pixels ask for nothing.
+    For the likelihood of the amplitudes, ``sum (sqrt(rate) - sqrt(counts))^2``, the step is its gradient,
+    which for zero background is the projection on the measured modulus. For Poisson's it is the
+    proximal step: the new modulus ``a`` minimises ``a^2 - counts log(a^2) + (a - sqrt(rate))^2``, so
+    ``a = (sqrt(rate) + sqrt(rate + 8 counts)) / 4``, which goes half of the way to darkness where nothing
+    was counted and is nowhere unbounded (Yan, New J. Phys. 22, 023035 (2020)). Masked pixels ask for nothing.
 
     Parameters
     ----------
@@ -208,6 +215,7 @@ def modulus_step(
     propagator : Propagator
     shift_px : Tensor, shape (n, 2), optional
         By how much the exit waves are displaced.
+    likelihood : {'amplitude', 'poisson'}
 
     Returns
     -------
@@ -217,7 +225,10 @@ def modulus_step(
     """
     at_detector = propagator.forward(waves, shift_px)
     expected = intensity(at_detector) + background
-    factor = counts.sqrt() * (expected + STEP_FLOOR).rsqrt() - 1
+    if likelihood == "poisson":
+        factor = (1 + (1 + 8 * counts / (expected + STEP_FLOOR)).sqrt()) / 4 - 1
+    else:
+        factor = counts.sqrt() * (expected + STEP_FLOOR).rsqrt() - 1
     if mask is not None:
         factor = factor * mask
     return propagator.adjoint(at_detector * factor[:, None], shift_px), expected
@@ -324,13 +335,17 @@ class Diffraction:
         """Expected counts, ``sum_m |F psi_m|^2 + background``, (n, N, N), in the propagator's working order."""
         return intensity(self.propagator.forward(probes * patches[:, None], self.shift_px)) + self.background
 
-    def modulus_step(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+    def modulus_step(self, waves: Tensor, likelihood: Likelihood = "amplitude") -> tuple[Tensor, Tensor]:
         """`modulus_step` of exit waves of these frames."""
-        return modulus_step(waves, self.counts, self.background, self.valid, self.propagator, self.shift_px)
+        return modulus_step(
+            waves, self.counts, self.background, self.valid, self.propagator, self.shift_px, likelihood
+        )
 
-    def wave_step(self, probes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def wave_step(
+        self, probes: Tensor, patches: Tensor, likelihood: Likelihood = "amplitude"
+    ) -> tuple[Tensor, Tensor]:
         """`modulus_step` of probes (n, M, N, N) on patches (n, N, N)."""
-        return self.modulus_step(probes * patches[:, None])
+        return self.modulus_step(probes * patches[:, None], likelihood)
 
     def probes(self, probe: Tensor) -> Tensor:
         """Each frame's own probe: (B, M, N, N) to (n, M, N, N)."""

@@ -174,7 +174,7 @@ def test_lsqml_takes_the_best_lengths_of_its_two_steps():
     start = whole.start(probe=lens())
     found = Lsqml(LsqmlSettings(batch=1000, together_from=-1, step=1.0)).epoch(start, Refine())
     data, patches = whole.data, whole.data.patches(whole.vacuum)
-    asked, _ = data.wave_step(data.probes(start.probe), patches)
+    asked, _ = data.wave_step(data.probes(start.probe), patches, "poisson")
     by_object = data.probes(start.probe) * data.patches(found.canvas - start.canvas)[:, None]
     by_probe = (found.probe - start.probe) * patches[:, None]
     left = asked - by_object - by_probe
@@ -184,6 +184,16 @@ def test_lsqml_takes_the_best_lengths_of_its_two_steps():
 
     assert cosine(asked, by_object) > 0.1 and cosine(asked, by_probe) > 0.1
     assert cosine(left, by_object) < 1e-4 and cosine(left, by_probe) < 1e-4
+
+
+def test_poisson_is_nearer_to_the_truth_than_amplitudes_where_photons_are_few():
+    dim = Scan(lens(photons=3e3), noise_seed=4)
+    poisson, amplitude = (
+        iterate(Lsqml(LsqmlSettings(likelihood=k)), dim.start(), FIXED).solution.judged()
+        for k in ("poisson", "amplitude")
+    )
+    assert poisson.mean_deviance < 0.98 * amplitude.mean_deviance
+    assert dim.error(poisson.canvas) < 0.98 * dim.error(amplitude.canvas)
 
 
 def test_lsqml_does_not_depend_on_how_many_frames_are_computed_at_a_time(scan, monkeypatch):

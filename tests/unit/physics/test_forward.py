@@ -1,6 +1,7 @@
 """The forward model against plain numpy, its adjoints, and its invariants."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from bluesky_cdi.physics import forward
 from bluesky_cdi.physics.forward import Diffraction
-from bluesky_cdi.physics.likelihood import amplitude_loss
+from bluesky_cdi.physics.likelihood import amplitude_loss, poisson_deviance
 from bluesky_cdi.physics.propagators import AngularSpectrum
 
 SIZE, MODES, CANVAS = 8, 2, (1, 17, 19)
@@ -362,3 +363,33 @@ def test_steps_in_the_near_field_go_down_the_amplitude_loss(scan, rng):
     # Of the loss's gradient, twice the Wirtinger one; and dark pixels are damped by the step's floor.
     assert float(2 * a @ b / (b @ b)) == pytest.approx(1, abs=0.01)
     assert float(a @ b / (a.norm() * b.norm())) > 0.999
+
+
+def test_poisson_step_is_proximal():
+    """Beside a numerical minimiser, pixel by pixel, from no count to many."""
+    from scipy.optimize import minimize_scalar
+
+    values = torch.tensor([0.3, 1.0, 40.0]), torch.tensor([0.0, 1.0, 60.0])
+    rate, counts = (a.flatten() for a in torch.meshgrid(*values, indexing="ij"))
+    waves = torch.fft.ifft2(rate.double().sqrt().reshape(1, 1, 3, 3).to(torch.complex128), norm="ortho")
+    step, _ = forward.modulus_step(waves, counts.double().reshape(1, 3, 3), likelihood="poisson")
+    found = torch.fft.fft2(waves + step, norm="ortho").abs().flatten()
+    for r, k, a in zip(rate.tolist(), counts.tolist(), found.tolist(), strict=True):
+
+        def cost(x, r=r, k=k):
+            return x * x - k * math.log(x * x) + (x - math.sqrt(r)) ** 2
+
+        best = minimize_scalar(cost, bounds=(1e-6, 20.0), method="bounded", options={"xatol": 1e-9}).x
+        # The floor under the rate is a thousandth of a photon.
+        assert a == pytest.approx(best, rel=2e-3)
+
+
+@pytest.mark.parametrize("likelihood", ["amplitude", "poisson"])
+def test_steps_go_down_their_likelihood(scan, likelihood):
+    probe, canvas, data = scan
+    probes, patches = data.probes(probe), data.patches(torch.ones_like(canvas))
+    step, rate = data.wave_step(probes, patches, likelihood)
+    moved = data.propagator.forward(probes * patches[:, None] + step, data.shift_px)
+    after = forward.intensity(moved) + data.background
+    measure = {"amplitude": amplitude_loss, "poisson": poisson_deviance}[likelihood]
+    assert float(measure(after, data.counts).sum()) < float(measure(rate, data.counts).sum())
