@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,14 @@ from bluesky_cdi import __version__
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from bluesky_cdi.catalog import ResultSummary
+    from bluesky_cdi.comparison import Comparison
     from bluesky_cdi.config import Config
-    from bluesky_cdi.protocols import Estimate
+    from bluesky_cdi.io import Scan
+
+logger = logging.getLogger(__name__)
 
 DEMO_OUTPUT = Path("demo_output")
 
@@ -51,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-q", "--quiet", action="count", default=0, help="say less, no progress bar")
     add("--json", action="store_true", help="print the result as JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_command in (_add_demo, _add_reconstruct, _add_browse, _add_shell, _add_train):
+    for add_command in (_add_demo, _add_reconstruct, _add_convert, _add_compare, _add_browse, _add_shell, _add_train):
         add_command(commands, common)
     return parser
 
@@ -79,13 +85,30 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
+    from bluesky_cdi.engines import PTYCHOGRAPHY
+
     command = commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded scan from its file")
     add = command.add_argument
-    add("scan", type=Path, help="CXI, canonical NPZ or PtychoPINN NPZ")
-    add("--engine", choices=("pinn", "rpie"), default="pinn", help="network with refinement, or rPIE alone")
-    add("--iterations", type=_count, default=30, help="most rPIE iterations (default: %(default)s)")
+    add("scan", type=Path, help="CXI, Ptychodus, canonical NPZ or PtychoPINN NPZ")
+    add(
+        "--engine", choices=("pinn", *PTYCHOGRAPHY), default="lsqml",
+        help="an iterative engine, or the network and then rPIE (default: %(default)s)",
+    )  # fmt: skip
+    add("--iterations", type=_count, default=100, help="most iterations (default: %(default)s)")
+    add(
+        "--tolerance", type=float, default=1e-3,
+        help="end when five iterations lower the deviance by less than this share; 0: never (default: %(default)s)",
+    )  # fmt: skip
     add("--modes", type=int, choices=range(1, 9), default=3, help="incoherent probe modes (default: %(default)s)")
-    add("--out", type=Path, default=Path("reconstruction.h5"), metavar="FILE", help="product (default: %(default)s)")
+    add("--batch", type=_positive, help="frames a mini-batch (default: the engine's own)")
+    add("--fixed-positions", action="store_true", help="keep the positions (lsqml refines them)")
+    add("--half", type=int, choices=(1, 2), help="use every other frame only, for two independent halves")
+    add("--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus")
+    add("--trust-orientation", action="store_true", help="don't check which way round the frames lie")
+    add(
+        "--out", type=Path, action="append", metavar="FILE",
+        help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5)",
+    )  # fmt: skip
     command.set_defaults(run=_reconstruct)
 
 
@@ -94,35 +117,341 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bluesky_cdi import viz
-    from bluesky_cdi.io import read_scan, write_product
+    from bluesky_cdi.io import read_scan
     from bluesky_cdi.offline import reconstruct
 
-    config = _config(args)
-    settings = config.reconstructor.model_copy(update={"name": args.engine, "background": 0.0, "threads": 0})
-    lens = config.probe.model_copy(update={"modes": args.modes})
-    config = config.model_copy(update={"reconstructor": settings, "probe": lens})
-    scan = read_scan(args.scan)
-    _make_folder(args.out.parent)
+    outputs = args.out or [Path("reconstruction.h5")]
+    writers = [_result_writer(path) for path in outputs]
+    for path in outputs:
+        _make_folder(path.parent)
+    config = _reconstruct_config(args)
+    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
+    chosen = np.arange(args.half - 1, len(scan), 2) if args.half else np.arange(len(scan))
+    if args.half:
+        scan = scan.subset(chosen)
+    if not args.trust_orientation:
+        _warn_of_orientation(scan, config, quiet=bool(args.quiet))
     with tqdm(total=args.iterations, unit="iteration", disable=bool(args.quiet)) as bar:
 
-        def told(done: int, estimate: Estimate) -> None:
+        def told(done: int, deviance: float) -> None:
             bar.update(done - bar.n)
-            bar.set_postfix_str(f"deviance {np.mean(estimate.residual):.3f} a pixel")
+            bar.set_postfix_str(f"deviance {deviance:.4g} a pixel")
 
-        estimate = reconstruct(scan, config, args.iterations, told)
-    write_product(args.out, estimate, scan.geometry, scan.name or args.scan.stem)
-    figure = args.out.with_suffix(".png")
+        estimate = reconstruct(scan, config, args.iterations, told, numbers=(chosen + 1).tolist())
+    for path, write in zip(outputs, writers, strict=True):
+        write(path, estimate, scan.geometry, scan.name or args.scan.stem)
+    figure = outputs[0].with_suffix(".png")
     viz.save_figure(viz.show_estimate(estimate), figure)
     numbers = {
         "frames": estimate.n_frames,
+        "engine": args.engine,
         "iterations": estimate.source["iterations"],
+        "ended": estimate.source["ended"],
         "deviance_per_pixel": float(np.mean(estimate.residual)),
         "pixel_m": estimate.pixel_m,
-        "product": str(args.out),
+        "seconds": round(estimate.seconds, 1),
+        "result": [str(path) for path in outputs],
         "figure": str(figure),
     }
-    _say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in numbers.items()])
+    rows = {**numbers, "result": ", ".join(numbers["result"])}
+    _say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
     return 0
+
+
+def _reconstruct_config(args: argparse.Namespace) -> Config:
+    from bluesky_cdi.config import load_config
+
+    settings = {
+        "name": args.engine,
+        "tolerance": args.tolerance,
+        "batch": args.batch,
+        "refine_positions": args.engine == "lsqml" and not args.fixed_positions,
+        "background": 0.0,
+        "threads": 0,
+    }
+    return load_config(args.config, {"reconstructor": settings, "probe": {"modes": args.modes}})
+
+
+def _result_writer(path: Path) -> Callable[..., None]:
+    from bluesky_cdi.io import write_cxi_result, write_product
+
+    writers: dict[str, Callable[..., None]] = {".h5": write_product, ".hdf5": write_product, ".cxi": write_cxi_result}
+    if path.suffix not in writers:
+        raise BlueskyCDIError(f"--out must end in {', '.join(writers)}, which tells the format; got {path}")
+    return writers[path.suffix]
+
+
+def _warn_of_orientation(scan: Scan, config: Config, *, quiet: bool) -> None:
+    from tqdm import tqdm
+
+    from bluesky_cdi.offline import first_guess
+    from bluesky_cdi.orientation import ALL, AS_STATED, check_orientation
+
+    with tqdm(total=len(ALL), unit="orientation", desc="orientation", leave=False, disable=quiet) as bar:
+        check = check_orientation(scan, first_guess(scan, config), told=lambda _: bar.update())
+    if check.better is not None:
+        logger.warning(
+            "%s is explained better with its positions %s (deviance %.3g a pixel) than as they are (%.3g): "
+            "look at the axes and signs of the stage and the detector",
+            scan.name, check.better, check.deviance[check.better], check.deviance[AS_STATED],
+        )  # fmt: skip
+
+
+def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser("convert", parents=[common], help="write a recorded scan in another form")
+    add = command.add_argument
+    add("scan", type=Path, metavar="IN", help="CXI, Ptychodus patterns, canonical NPZ or PtychoPINN NPZ")
+    add("out", type=Path, metavar="OUT", help="file to write; in Ptychodus' form a product goes beside it")
+    add(
+        "--format", type=_scan_format, metavar="FORM",
+        help="cxi, canonical, ptychopinn or ptychodus (default: what OUT's suffix stands for)",
+    )  # fmt: skip
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--product", type=Path, metavar="FILE", help="where Ptychodus patterns have their positions")
+    how.add_argument(
+        "--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus"
+    )
+    add("--force", action="store_true", help="replace OUT if it exists")
+    command.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from bluesky_cdi.io import read_ptychodus, read_scan, write_scan
+
+    targets = _scan_files(args.out, args.format)
+    _refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
+    _make_folder(args.out.parent)
+    if args.product:
+        scan = read_ptychodus(args.scan, args.product)
+    else:
+        scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
+    if companion := scan.source.get("product"):
+        _refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
+    read = _scan_numbers(scan)
+    write_scan(args.out, _with_one_mode(scan) if args.format == "ptychopinn" else scan, args.format)
+    back = read_scan(args.out)
+    not_kept = _not_kept(scan, read, back)
+    if not_kept:
+        logger.warning("%s does not keep %s", args.out.name, "; ".join(not_kept))
+    files = [str(path) for path in targets]
+    numbers = {"read": str(args.scan), **read, "written": files, "written_format": back.source["format"]}
+    rows = [
+        ("read", f"{args.scan} ({read['format']})"),
+        ("frames", f"{read['frames']} of {read['frame_px']} x {read['frame_px']} pixels, {read['counts']}"),
+        ("sample pixel", f"{read['pixel_m'] * 1e9:.4g} nm{' (nominal)' if read['nominal_geometry'] else ''}"),
+        ("geometry", f"{read['energy_ev']:.6g} eV, {read['distance_m']:.6g} m, {read['propagation']}"),
+        ("photons per frame", f"{read['photons_per_frame']:.4g}"),
+        ("probe", f"{read['probe_modes'] or 'no'} mode{'' if read['probe_modes'] == 1 else 's'}"),
+        ("masked pixels", str(read["masked_pixels"])),
+        ("written", f"{', '.join(files)} ({back.source['format']})"),
+    ]
+    _say_result(args, {**numbers, "not_kept": not_kept}, rows)
+    return 0
+
+
+def _scan_files(out: Path, form: str | None) -> list[Path]:
+    """What `write_scan` makes: Ptychodus' form is two files."""
+    from bluesky_cdi.io.ptychodus import companion_path
+
+    pair = form == "ptychodus" or (form is None and out.suffix.lower() in (".h5", ".hdf5"))
+    return [out, companion_path(out)] if pair else [out]
+
+
+def _refuse_to_replace(targets: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
+    own = {path.resolve() for path in sources}
+    for path in targets:
+        if path.resolve() in own:
+            raise BlueskyCDIError(f"{path} is what is read; measured data are not replaced. Name another OUT.")
+        if path.exists() and not force:
+            raise BlueskyCDIError(f"{path} exists. Name another OUT, or give --force to replace it.")
+
+
+def _scan_numbers(scan: Scan) -> dict[str, Any]:
+    return {
+        "format": scan.source["format"],
+        "frames": len(scan),
+        "frame_px": scan.geometry.frame_px,
+        "counts": str(scan.counts.dtype),
+        "pixel_m": scan.geometry.pixel_m,
+        "nominal_geometry": bool(scan.source.get("nominal_geometry")),
+        "energy_ev": scan.geometry.energy_ev,
+        "distance_m": scan.geometry.distance_m,
+        "propagation": scan.source["propagation"],
+        "photons_per_frame": scan.mean_photons,
+        "probe_modes": 0 if scan.probe is None else len(scan.probe),
+        "masked_pixels": 0 if scan.mask is None else int((~scan.mask).sum()),
+    }
+
+
+def _with_one_mode(scan: Scan) -> Scan:
+    """The scan with the strongest mode of its probe only, which gets the photons of all."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    if scan.probe is None or len(scan.probe) == 1:
+        return scan
+    power = np.square(np.abs(scan.probe.astype(np.complex128))).sum(axis=(1, 2))
+    strongest = scan.probe[[int(power.argmax())]] * np.sqrt(power.sum() / power.max())
+    return replace(scan, probe=strongest.astype(np.complex64))
+
+
+def _not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
+    """What of a scan (and of its `_scan_numbers`) its file lost, told by reading it back."""
+    after = _scan_numbers(back)
+    lost = [
+        f"{key.replace('_', ' ')} ({before[key]:.7g} reads as {after[key]:.7g})"
+        for key in ("energy_ev", "distance_m", "pixel_m", "photons_per_frame")
+        if not abs(after[key] - before[key]) <= 1e-5 * abs(before[key])
+    ]
+    lost += [
+        f"{key.replace('_', ' ')} ({before[key]} reads as {after[key]})"
+        for key in ("frames", "counts", "propagation", "probe_modes", "masked_pixels")
+        if before[key] != after[key]
+    ]
+    if before["nominal_geometry"] != after["nominal_geometry"]:
+        lost.append(f"that energy and distance are {'nominal' if before['nominal_geometry'] else 'measured'}")
+    if _differ(scan.positions_m, back.positions_m):
+        lost.append("positions")
+    if scan.probe is not None and back.probe is not None and _differ(scan.probe, back.probe):
+        lost.append("the probe")
+    if scan.name != back.name:
+        lost.append(f"the name {scan.name!r}")
+    if notes := sorted(set(scan.source) - set(back.source) - {"product", "nominal_geometry"}):
+        lost.append(f"the notes {', '.join(notes)}")
+    return lost
+
+
+def _differ(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Tell whether arrays of one shape differ by more than the rounding of complex64."""
+    return one.shape == other.shape and bool(abs(one - other).max() > 1e-5 * abs(one).max())
+
+
+def _add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "compare", parents=[common], help="how far two reconstructions agree, and the resolution of two halves"
+    )
+    add = command.add_argument
+    add("a", type=Path, metavar="A", help="Ptychodus product or CXI reconstruction; it is aligned with B")
+    add("b", type=Path, metavar="B", help="the same of another half of the data, or of another program")
+    add("--truth", action="store_true", help="B is the known truth: no resolution is claimed")
+    add("--figure", type=Path, default=Path("comparison.png"), metavar="FILE", help="(default: %(default)s)")
+    command.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from bluesky_cdi import viz
+    from bluesky_cdi.comparison import compare_products
+    from bluesky_cdi.io import read_reconstruction
+
+    _make_folder(args.figure.parent)
+    found = compare_products(read_reconstruction(args.a), read_reconstruction(args.b))
+    square = found.square
+    figure = viz.show_comparison(
+        found.a,
+        found.b,
+        found.mask,
+        found.frc,
+        origin_m=found.origin_m,
+        pixel_m=found.pixel_m,
+        square_px=(square.row, square.column, square.side),
+        names=(f"A: {args.a.name}", f"{'truth' if args.truth else 'B'}: {args.b.name}"),
+        against_truth=bool(args.truth),
+    )
+    try:
+        viz.save_figure(figure, args.figure)
+    except (ValueError, OSError) as err:
+        raise BlueskyCDIError(f"can't draw {args.figure}: {err}. Give --figure another name.") from err
+    claim = (
+        "against a truth, no resolution from independent halves"
+        if args.truth
+        else "a resolution only if A and B come from independent halves of the data"
+    )
+    _warn_of_gaps(found)
+    if not args.truth and found.shared_frames:
+        logger.warning("A and B share %d frames by number: no independent halves", found.shared_frames)
+    numbers = {**_comparison_numbers(found), "frc_claim": claim, "figure": str(args.figure)}
+    _say_result(args, numbers, [*_comparison_rows(found, claim), ("figure", str(args.figure))])
+    return 0
+
+
+def _warn_of_gaps(found: Comparison) -> None:
+    """A resolution is where the correlation *first* falls below: a single weak ring can decide it."""
+    import numpy as np
+
+    for name, threshold in (("half-bit", found.frc.half_bit), ("one-bit", found.frc.one_bit)):
+        above = found.frc.correlation >= threshold
+        first = int(np.argmin(above))
+        if not above[first] and above[first:].sum() > max(first, 2):
+            last_m = 1 / found.frc.frequency_per_m[np.flatnonzero(above)[-1]]
+            logger.warning(
+                "the FRC falls below the %s threshold at ring %d of %d, but is above it in %d later rings, down to "
+                "%s: the first crossing may understate the agreement. Look at the curve for rings without signal.",
+                name, first + 1, len(above), above[first:].sum(), _length(last_m),
+            )  # fmt: skip
+
+
+def _comparison_numbers(found: Comparison) -> dict[str, Any]:
+    """Plain values; JSON has no infinity and no NaN, which become null."""
+    frc, square = found.frc, found.square
+    return {
+        "pixels": int(found.mask.sum()),
+        "pixel_m": found.pixel_m,
+        **{
+            key: _finite(getattr(found, key))
+            for key in (
+                "complex_nrmse", "phase_mae_rad", "ssim_amplitude", "ssim_phase", "psnr_amplitude_db", "psnr_phase_db",
+            )
+        },
+        "shift_m": list(found.shift_m),
+        "ramp_rad_per_px": list(found.ramp_rad_per_px),
+        "scale": [found.scale.real, found.scale.imag],
+        "resolution_half_bit_m": _finite(frc.resolution_half_bit_m),
+        "resolution_one_bit_m": _finite(frc.resolution_one_bit_m),
+        "resolution_half_bit": _resolution(frc.resolution_half_bit_m, found.pixel_m),
+        "resolution_one_bit": _resolution(frc.resolution_one_bit_m, found.pixel_m),
+        "frc_square_px": {"row": square.row, "column": square.column, "side": square.side},
+        "frc": {
+            key: getattr(frc, key).tolist()
+            for key in ("frequency_per_m", "correlation", "n_pixels", "half_bit", "one_bit")
+        },
+    }  # fmt: skip
+
+
+def _comparison_rows(found: Comparison, claim: str) -> list[tuple[str, str]]:
+    import cmath
+
+    side, pixel = found.square.side, found.pixel_m
+    (shift_y, shift_x), (ramp_y, ramp_x) = found.shift_m, found.ramp_rad_per_px
+    factor, phase = cmath.polar(found.scale)
+    return [
+        ("common area", f"{int(found.mask.sum())} pixels of {pixel * 1e9:.4g} nm"),
+        ("shift of A", f"({shift_y * 1e9:.3g}, {shift_x * 1e9:.3g}) nm (y, x), removed"),
+        ("ramp of A", f"({ramp_y:.2g}, {ramp_x:.2g}) rad per pixel (y, x), removed"),
+        ("scale of A to B", f"{factor:.4g}, {phase:.3g} rad, applied"),
+        ("complex NRMSE", f"{found.complex_nrmse:.4g}"),
+        ("phase MAE", f"{found.phase_mae_rad:.4g} rad"),
+        ("SSIM", f"amplitude {found.ssim_amplitude:.4f}, phase {found.ssim_phase:.4f} (range: B's own)"),
+        ("PSNR", f"amplitude {found.psnr_amplitude_db:.2f}, phase {found.psnr_phase_db:.2f} dB (peak: B's own range)"),
+        ("half-bit FRC", _resolution(found.frc.resolution_half_bit_m, pixel)),
+        ("one-bit FRC", _resolution(found.frc.resolution_one_bit_m, pixel)),
+        ("FRC is", f"of a square of {side} pixels, told in full periods; {claim}"),
+    ]
+
+
+def _resolution(period_m: float | None, pixel_m: float) -> str:
+    """A ring correlation that stays above its threshold tells a limit only; one that never is above, nothing."""
+    if period_m is None:
+        return f"better than {_length(2 * pixel_m)} (2 pixels, the finest that they show)"
+    return _length(period_m) if math.isfinite(period_m) else "none"
+
+
+def _length(metres: float) -> str:
+    return f"{metres * 1e9:.3g} nm" if metres < 1e-6 else f"{metres * 1e6:.3g} µm"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -255,12 +584,26 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise BlueskyCDIError(f"can't write into {folder}: {err}. Give --out another place.") from err
+        raise BlueskyCDIError(f"can't write into {folder}: {err}. Name another place.") from err
+
+
+def _scan_format(text: str) -> str:
+    from bluesky_cdi.io import scan_formats
+
+    if text not in scan_formats():
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(scan_formats())}; got {text!r}")
+    return text
 
 
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be 0 or a positive whole number; got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number; got {text!r}")
     return int(text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def reconstruct(
-    scan: Scan, config: Config, iterations: int, told: Callable[[int, float], None] | None = None
+    scan: Scan,
+    config: Config,
+    iterations: int,
+    told: Callable[[int, float], None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Estimate:
     """Reconstruct all frames of a scan.
 
@@ -32,6 +36,8 @@ def reconstruct(
         ``reconstructor.tolerance`` ends them. 0: the network alone.
     told : callable, optional
         Called after each iteration with the iterations so far and the mean deviance of the frames.
+    numbers : sequence of int, optional
+        Numbers of the frames in the result, where `scan` is a part of one; from 1 if absent.
 
     Returns
     -------
@@ -55,7 +61,8 @@ def reconstruct(
     info = RunInfo(scan.name, 0, metadata, (side, side))
     reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), mask=scan.mask, told=told)
     counts = np.asarray(scan.counts)
-    reconstructor.add([Frame(i + 1, scan.positions_m[i], counts[i]) for i in range(len(scan))])
+    names = range(1, len(scan) + 1) if numbers is None else numbers
+    reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
     estimate = reconstructor.step(np.inf)
     if estimate is None:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")

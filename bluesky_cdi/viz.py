@@ -1,4 +1,4 @@
-"""Figures: an estimate at one moment, and the demo's comparison with its reference.
+"""Figures: an estimate at one moment, the demo's comparison with its reference, and two reconstructions.
 
 Nothing here touches pyplot's global state, so a figure may be drawn in any thread; matplotlib is
 loaded by the first figure, not by the import. Images are (Y, X), positions (y, x) in metres.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.metrics import ILLUMINATED_SHARE
+from bluesky_cdi.metrics import FRC, ILLUMINATED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     """
     fig = _prepared(fig, (11.0, 9.0))
     axes = fig.subplots(2, 2)
-    view = _View(estimate)
+    view = _view_of(estimate)
     phase = view.masked(_phase_rad(estimate.object, view.covered))
     view.image(axes[0, 0], view.masked(np.abs(estimate.object)), "Amplitude", "relative to vacuum", "cividis")
     view.image(axes[0, 1], phase, "Phase", "rad", *_phase_scale(phase))
@@ -99,7 +99,7 @@ def figure_demo(
     ValueError
         If `reference` or `aligned` is not on the estimate's canvas.
     """
-    view = _View(estimate)
+    view = _view_of(estimate)
     shown = estimate.object if aligned is None else aligned
     for name, image in (("reference", reference), ("aligned", shown)):
         if image is not None and image.shape != estimate.object.shape:
@@ -123,6 +123,65 @@ def figure_demo(
     path = np.asarray(path_m, np.float64).reshape(-1, 2)
     _draw_path(path_axes, path, _reasons(path, proposals, SAME_POSITION_PX * estimate.pixel_m))
     _draw_table(fig.add_subplot(grid[2, :]), table)
+    fig.suptitle(title, fontsize="x-large")
+    return fig
+
+
+def show_comparison(
+    a: ComplexArray,
+    b: ComplexArray,
+    mask: BoolArray,
+    frc: FRC,
+    *,
+    origin_m: tuple[float, float],
+    pixel_m: float,
+    square_px: tuple[int, int, int],
+    names: tuple[str, str] = ("A", "B"),
+    against_truth: bool = False,
+    title: str = "",
+    fig: Figure | None = None,
+) -> Figure:
+    """Draw the phases of two aligned reconstructions, their difference, and their ring correlation.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (Y, X), complex
+        Registered, without ramp and scale between them.
+    mask : ndarray, shape (Y, X), bool
+        Pixels that count; the others are grey.
+    frc : FRC
+    origin_m : tuple of float
+        Sample position (y, x) of pixel [0, 0], metres.
+    pixel_m : float
+    square_px : tuple of int
+        Row, column and side of the square where `frc` was taken; it is drawn on the difference.
+    names : tuple of str
+        How the panels call `a` and `b`.
+    against_truth : bool
+        `b` is a known truth, and the correlation with it no measure of resolution: its panel says so.
+    title : str
+    fig : Figure, optional
+        Drawn anew, whatever it held; a new one of 11.5 x 9.5 inches otherwise.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If the images and the mask differ in shape.
+    """
+    if not a.shape == b.shape == mask.shape:
+        raise ValueError(f"two images and a mask must be of one shape; they are {a.shape}, {b.shape} and {mask.shape}")
+    fig = _prepared(fig, (11.5, 9.5))
+    axes = fig.subplots(2, 2)
+    _draw_comparison(_View(mask, origin_m, pixel_m), b, a, axes[0, 1], axes[0, 0], axes[1, 0])
+    axes[0, 0].set_title(f"Phase, {names[0]}")
+    axes[0, 1].set_title(f"Phase, {names[1]}")
+    axes[1, 0].set_title("Absolute phase difference")
+    _draw_square(axes[1, 0], origin_m, pixel_m, square_px)
+    _draw_frc(axes[1, 1], frc, "FRC with the truth, in the square" if against_truth else "FRC, in the square")
     fig.suptitle(title, fontsize="x-large")
     return fig
 
@@ -153,14 +212,12 @@ def save_figure(fig: Figure, path: Path | str) -> None:
 
 
 class _View:
-    """The canvas of an estimate as images are drawn on it: axes in micrometres, gaps in grey."""
+    """A canvas as images are drawn on it: axes in micrometres, gaps in grey."""
 
-    def __init__(self, estimate: Estimate) -> None:
-        coverage = estimate.coverage
-        enough = ILLUMINATED_SHARE * np.max(coverage, initial=0.0)
-        self.covered: BoolArray = np.asarray((coverage >= enough) & (coverage > 0))
-        rows, columns = estimate.object.shape
-        (y, x), pixel = estimate.origin_m, estimate.pixel_m
+    def __init__(self, covered: BoolArray, origin_m: tuple[float, float], pixel_m: float) -> None:
+        self.covered = covered
+        rows, columns = covered.shape
+        (y, x), pixel = origin_m, pixel_m
         edges = (x - pixel / 2, x + (columns - 0.5) * pixel, y - pixel / 2, y + (rows - 0.5) * pixel)
         self.extent_um = (1e6 * edges[0], 1e6 * edges[1], 1e6 * edges[2], 1e6 * edges[3])
 
@@ -183,6 +240,12 @@ class _View:
         drawn = ax.imshow(image, cmap=colours, vmin=low, vmax=high, extent=self.extent_um, origin="lower")
         ax.set(title=title, xlabel="x (µm)", ylabel="y (µm)")
         _colour_bar(ax, drawn, unit, 1.03)
+
+
+def _view_of(estimate: Estimate) -> _View:
+    coverage = estimate.coverage
+    enough = ILLUMINATED_SHARE * np.max(coverage, initial=0.0)
+    return _View(np.asarray((coverage >= enough) & (coverage > 0)), estimate.origin_m, estimate.pixel_m)
 
 
 def _prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
@@ -238,6 +301,58 @@ def _draw_comparison(
     view.image(phase_axes, found, "Reconstructed phase", "rad", *scale)
     view.image(error_axes, error, "Absolute phase error", "rad", *error_scale)
     return error_scale
+
+
+def _draw_square(
+    ax: Axes, origin_m: tuple[float, float], pixel_m: float, square_px: tuple[int, int, int]
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    row, column, side = square_px
+    corner = (1e6 * (origin_m[1] + (column - 0.5) * pixel_m), 1e6 * (origin_m[0] + (row - 0.5) * pixel_m))
+    width = 1e6 * side * pixel_m
+    ax.add_patch(Rectangle(corner, width, width, fill=False, edgecolor="white", linestyle="--", linewidth=1.0))
+
+
+def _draw_frc(ax: Axes, frc: FRC, title: str) -> None:
+    """Draw correlation and thresholds over the frequency in 1/µm; the upper axis tells full periods."""
+    frequency = 1e-6 * frc.frequency_per_m
+    ax.plot(frequency, frc.correlation, color="#1f4e9c", label="correlation")
+    thresholds = (
+        ("half-bit", frc.half_bit, frc.resolution_half_bit_m, "--"),
+        ("one-bit", frc.one_bit, frc.resolution_one_bit_m, ":"),
+    )
+    for name, curve, resolution_m, style in thresholds:
+        if resolution_m is None:
+            crossing = "not crossed"
+        elif np.isinf(resolution_m):
+            crossing = "never reached"
+        else:
+            crossing = f"{1e9 * resolution_m:.3g} nm" if resolution_m < 1e-6 else f"{1e6 * resolution_m:.3g} µm"
+            ax.axvline(1e-6 / resolution_m, color="0.35", linestyle=style, linewidth=0.8)
+        ax.plot(frequency, curve, color="0.35", linestyle=style, label=f"{name}: {crossing}")
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.set(xlim=(0, frequency[-1]), ylim=(min(-0.1, float(frc.correlation.min())), 1.05))
+    ax.set(title=title, xlabel="spatial frequency (1/µm)", ylabel="Fourier ring correlation")
+    ax.set_box_aspect(1)
+    ax.legend(loc="lower left", fontsize="small")
+    # A step of the frequency axis is no round period, so the upper ticks stand at round periods.
+    periods_nm = _round_periods_nm(1e3 / frequency[-1])
+    upper = ax.secondary_xaxis("top")
+    upper.set_xticks([1e3 / period for period in periods_nm], [f"{period:g}" for period in periods_nm])
+    upper.set_xlabel("full period (nm)")
+
+
+def _round_periods_nm(shortest_nm: float) -> list[float]:
+    """Periods of 1, 2, 3 or 5 times a power of ten whose frequencies leave room for their labels on the axis."""
+    decade = 10.0 ** np.floor(np.log10(shortest_nm))
+    candidates = [step * scale for scale in (decade, 10 * decade) for step in (1.0, 2.0, 3.0, 5.0)]
+    periods: list[float] = []
+    for period in candidates:
+        place, taken = shortest_nm / period, shortest_nm / periods[-1] if periods else np.inf
+        if 0.07 < place <= 1 and taken - place > 0.09:  # shares of the axis
+            periods.append(period)
+    return periods
 
 
 def _reasons(path_m: FloatArray, proposals: Sequence[Proposal] | None, tolerance_m: float) -> list[str]:

@@ -18,6 +18,7 @@ class DifferenceMap:
     """Difference map: an `Engine` for one scene; positions and fluxes stay."""
 
     name = "dm"
+    warm_up = 0
 
     def __init__(self) -> None:
         self._waves: Tensor | None = None

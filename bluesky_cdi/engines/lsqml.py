@@ -67,6 +67,7 @@ class Lsqml:
 
     def __init__(self, settings: LsqmlSettings | None = None, seed: int = 0) -> None:
         self.settings = settings or LsqmlSettings()
+        self.warm_up = max(0, self.settings.together_from)
         self._seed = seed
         self._epochs = 0
         self._last: Solution | None = None

@@ -74,9 +74,17 @@ class Refine:
 
 
 class Engine(Protocol):
-    """An iterative algorithm. It may keep a state from epoch to epoch of one solution."""
+    """An iterative algorithm. It may keep a state from epoch to epoch of one solution.
+
+    Attributes
+    ----------
+    name : str
+    warm_up : int
+        First epochs, whose deviance doesn't tell yet whether it converges.
+    """
 
     name: str
+    warm_up: int
 
     def epoch(self, solution: Solution, refine: Refine) -> Solution:
         """Use every frame once.
@@ -100,7 +108,8 @@ class Schedule:
         First epoch (from 0) that refines the probe, the positions, each frame's flux; negative: never.
     tolerance, patience : float, int
         Stop when the lowest mean deviance of the last `patience` epochs is not below that of the
-        epochs before by this share. 0: never stop early.
+        epochs before by this share. 0: never stop early. Epochs count once the engine is warm and all
+        that will be refined is being refined.
     """
 
     epochs: int
@@ -116,6 +125,11 @@ class Schedule:
             0 <= first <= epoch for first in (self.probe_from, self.positions_from, self.flux_from)
         )
         return Refine(probe, positions, flux)
+
+    @property
+    def complete_from(self) -> int:
+        """First epoch in which all is refined that will be."""
+        return max(0, self.probe_from, self.positions_from, self.flux_from)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +188,7 @@ def iterate(
             best = solution
         if told is not None and told(epoch + 1, solution) is False:
             break
-        if _stagnates(history, schedule):
+        if _stagnates(history[max(schedule.complete_from, engine.warm_up) :], schedule):
             ended = "converged"
             break
     if history:

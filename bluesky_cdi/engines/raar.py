@@ -31,6 +31,7 @@ class Raar:
     """
 
     name = "raar"
+    warm_up = 0
 
     def __init__(self, beta: float = 0.75) -> None:
         if not 0 < beta <= 1:

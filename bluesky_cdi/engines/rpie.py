@@ -54,6 +54,7 @@ class Rpie:
 
     def __init__(self, settings: RpieSettings | None = None, seed: int = 0) -> None:
         self.settings = settings or RpieSettings()
+        self.warm_up = 0
         self.name = "epie" if self.settings == EPIE else "rpie"
         self._seed = seed
 

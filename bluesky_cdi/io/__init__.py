@@ -3,7 +3,7 @@
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
-from bluesky_cdi.io.formats import read_scan, scan_formats, write_scan
+from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats, write_scan
 from bluesky_cdi.io.frames import Frames, LazyFrames
 from bluesky_cdi.io.product import Product, read_product, write_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
@@ -23,6 +23,7 @@ __all__ = [
     "read_product",
     "read_ptychodus",
     "read_ptychopinn",
+    "read_reconstruction",
     "read_reference",
     "read_scan",
     "scan_formats",

@@ -10,6 +10,8 @@ from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io._files import open_hdf5, open_npz, reading
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.cxi import DATA, read_cxi, write_cxi
+from bluesky_cdi.io.cxi_result import read_cxi_result
+from bluesky_cdi.io.product import Product, read_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn
 from bluesky_cdi.io.scan import Scan
@@ -146,3 +148,17 @@ def _npz_reader(path: Path) -> Callable[[Path], Scan]:
         f"{path} must hold `frames` and `positions_px`, or `diffraction`, `xcoords` and `ycoords`; "
         f"it holds {', '.join(sorted(keys)) or 'nothing'}."
     )
+
+
+def read_reconstruction(path: Path | str) -> Product:
+    """Read a Ptychodus product or a CXI reconstruction; the file's content, not its name, tells which.
+
+    Raises
+    ------
+    ScanFileError, GeometryError
+        If the file can't be read, or holds neither.
+    """
+    path = Path(path).expanduser()
+    with open_hdf5(path, "a reconstruction (Ptychodus product or CXI)") as file:
+        is_cxi = "entry_1" in file
+    return read_cxi_result(path) if is_cxi else read_product(path)

@@ -13,7 +13,7 @@ import pytest
 from bluesky_cdi.agent.patterns import raster
 from bluesky_cdi.cli import main
 from bluesky_cdi.config import load_config
-from bluesky_cdi.io import read_product
+from bluesky_cdi.io import read_cxi_result, read_product
 from bluesky_cdi.metrics import compare, crop_to
 from bluesky_cdi.sim_devices import SimulatedSource
 
@@ -107,26 +107,62 @@ def test_train_refuses_another_ending(tmp_path, capsys):
     assert ".safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("engine", ["pinn", "rpie"])
-def test_reconstruct_a_file(tmp_path, capsys, engine):
-    source = SimulatedSource(load_config(overrides={"simulation": {"dead_pixels": 0, "hot_pixels": 0}}))
-    pixel_m = source.truth.pixel_m
-    positions_m = raster((-0.5e-6, -0.5e-6), (0.5e-6, 0.5e-6), 0.2e-6)
-    frames = [source.expose((float(y), float(x)), 0.02, 1.0) for y, x in positions_m]
-    scan, out = tmp_path / "scan.npz", tmp_path / "new" / "product.h5"
-    np.savez(scan, frames=frames, positions_px=positions_m / pixel_m, probe_guess=source.truth.probe)
-    line = ["reconstruct", str(scan), "--engine", engine, "--iterations", "12", "--modes", "2", "--out", str(out)]
-    assert main([*line, "-q", "--json"]) == 0
+@pytest.mark.parametrize("engine", ["pinn", "rpie", "lsqml"])
+def test_reconstruct_a_file(tmp_path, capsys, caplog, engine):
+    scan, source, number = recorded_file(tmp_path / "scan.npz")
+    out, other = tmp_path / "new" / "product.h5", tmp_path / "again.cxi"
+    line = ["reconstruct", str(scan), "--engine", engine, "--iterations", "12", "--modes", "2"]
+    assert main([*line, "--out", str(out), "--out", str(other), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
-    assert numbers["frames"] == len(frames) and 3 <= numbers["iterations"] <= 12
+    assert "explained better" not in caplog.text
+    assert numbers["frames"] == number and 3 <= numbers["iterations"] <= 12
+    assert numbers["result"] == [str(out), str(other)]
     assert Path(numbers["figure"]).read_bytes().startswith(b"\x89PNG")
-    product = read_product(out)
+    product, same = read_product(out), read_cxi_result(other)
+    np.testing.assert_array_equal(product.object, same.object)
     # The file states no pixel; the reader's nominal one scales everything alike.
+    pixel_m = source.truth.pixel_m
     origin_m = tuple(np.array(product.origin_m) / numbers["pixel_m"] * pixel_m)
     truth = crop_to(source.truth.object, source.truth.origin_m, origin_m, product.object.shape, pixel_m)
     inner = np.zeros(product.object.shape)
     inner[40:-40, 40:-40] = 1
     assert compare(product.object, truth, inner, pixel_m)["complex_nrmse"] < 0.35
+
+
+def recorded_file(path, turned=False):
+    """A canonical file of the simulated beamline, the source of its frames, and how many there are."""
+    source = SimulatedSource(load_config(overrides={"simulation": {"dead_pixels": 0, "hot_pixels": 0}}))
+    positions_m = raster((-0.5e-6, -0.5e-6), (0.5e-6, 0.5e-6), 0.2e-6)
+    frames = [source.expose((float(y), float(x)), 0.02, 1.0) for y, x in positions_m]
+    stated = positions_m * [1.0, -1.0] if turned else positions_m
+    np.savez(path, frames=frames, positions_px=stated / source.truth.pixel_m, probe_guess=source.truth.probe)
+    return path, source, len(frames)
+
+
+def test_reconstruct_warns_of_a_wrong_orientation(tmp_path, caplog):
+    scan, _, _ = recorded_file(tmp_path / "scan.npz", turned=True)
+    line = ["reconstruct", str(scan), "--engine", "lsqml", "--iterations", "1", "--out", str(tmp_path / "a.h5")]
+    assert main(line) == 0
+    assert "explained better with its positions x's sign turned" in caplog.text
+    caplog.clear()
+    assert main([*line, "--trust-orientation"]) == 0
+    assert "explained better" not in caplog.text
+
+
+def test_halves_share_no_frame(tmp_path, capsys):
+    scan, _, number = recorded_file(tmp_path / "scan.npz")
+    found = []
+    for half in ("1", "2"):
+        out = tmp_path / f"half{half}.h5"
+        line = ["reconstruct", str(scan), "--half", half, "--iterations", "1", "--out", str(out), "--trust-orientation"]
+        assert main([*line, "-q", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["frames"])
+    assert sum(found) == number and abs(found[0] - found[1]) <= 1
+
+
+def test_reconstruct_refuses_another_ending_before_the_work(tmp_path, capsys):
+    assert main(["reconstruct", str(tmp_path / "none.npz"), "--out", str(tmp_path / "image.tif")]) == 1
+    assert "must end in .h5, .hdf5, .cxi" in capsys.readouterr().err
 
 
 def small_scan(path, number):

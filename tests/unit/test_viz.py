@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bluesky_cdi import viz
+from bluesky_cdi.metrics import fourier_ring_correlation
 from bluesky_cdi.protocols import Estimate, Proposal
 
 PIXEL_M = 2e-8
@@ -164,3 +165,71 @@ def test_save_writes_all_or_nothing(estimate, tmp_path):
         viz.save_figure(fig, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+
+
+@pytest.fixture
+def pair():
+    """Two images of one sample whose common part ends at a fifth of a cycle per pixel, and their arguments."""
+    rng = np.random.default_rng(1)
+    noise = np.fft.fft2(rng.normal(size=(3, 60, 80)))
+    low = np.hypot(np.fft.fftfreq(60)[:, None], np.fft.fftfreq(80)) < 0.2
+    a, b = (np.exp(0.3j * np.fft.ifft2(np.where(low, noise[0], noise[k])).real) for k in (1, 2))
+    mask = np.zeros((60, 80), bool)
+    mask[10:50, 20:70] = True
+    frc = fourier_ring_correlation(a[10:50, 25:65], b[10:50, 25:65], PIXEL_M)
+    return a, b, mask, frc, {"origin_m": (-6e-7, -8e-7), "pixel_m": PIXEL_M, "square_px": (10, 25, 40)}
+
+
+def test_comparison_shows_both_phases_on_one_scale_and_their_difference(pair):
+    a, b, mask, frc, place = pair
+    found = panels(viz.show_comparison(a, 1.1 * b, mask, frc, names=("first", "second"), **place))
+    assert list(found) == ["Phase, first", "Phase, second", "Absolute phase difference", "FRC, in the square"]
+    first, second, difference = (shown(ax) for ax in list(found.values())[:3])
+    assert first.get_clim() == second.get_clim()
+    for image, phase in ((first, a), (second, b)):
+        gauge = np.conj((b * mask).sum())
+        assert np.array_equal(np.ma.getmaskarray(image.get_array()), ~mask)
+        assert image.get_array().compressed() == pytest.approx(np.angle(phase * gauge)[mask])
+    assert difference.get_array().compressed() == pytest.approx(np.abs(np.angle(a * b.conj()))[mask])
+    (square,) = found["Absolute phase difference"].patches
+    # Pixel [10, 25] begins half a pixel before its centre, at (-6e-7 + 10 * 2e-8, -8e-7 + 25 * 2e-8) m.
+    assert square.get_xy() == pytest.approx((-0.31, -0.41)) and square.get_width() == pytest.approx(0.8)
+
+
+def test_comparison_draws_the_ring_correlation_over_inverse_micrometres(pair):
+    a, b, mask, frc, place = pair
+    ax = panels(viz.show_comparison(a, b, mask, frc, **place))["FRC, in the square"]
+    curve, *_ = ax.lines
+    assert np.allclose(curve.get_xydata(), np.stack([1e-6 * frc.frequency_per_m, frc.correlation], axis=1))
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    half_nm, one_nm = (1e9 * r for r in (frc.resolution_half_bit_m, frc.resolution_one_bit_m))
+    assert labels == ["correlation", f"half-bit: {half_nm:.3g} nm", f"one-bit: {one_nm:.3g} nm"]
+    (upper,) = ax.child_axes
+    for place_um, label in zip(upper.get_xticks(), upper.get_xticklabels(), strict=True):
+        assert place_um == pytest.approx(1e3 / float(label.get_text()))
+    assert 3 <= len(upper.get_xticks()) <= 8
+
+
+@pytest.mark.parametrize(("resolution_m", "said"), [(None, "not crossed"), (np.inf, "never reached")])
+def test_comparison_without_a_crossing_says_so(pair, resolution_m, said):
+    a, b, mask, frc, place = pair
+    frc = replace(frc, resolution_half_bit_m=resolution_m, resolution_one_bit_m=resolution_m)
+    fig = viz.show_comparison(a, b, mask, frc, against_truth=True, **place)
+    fig.draw_without_rendering()
+    legend = panels(fig)["FRC with the truth, in the square"].get_legend()
+    assert [text.get_text() for text in legend.get_texts()][1:] == [f"half-bit: {said}", f"one-bit: {said}"]
+
+
+@pytest.mark.parametrize("pixel_m", [1e-10, 3e-8, 1.79e-7, 2e-5])
+def test_comparison_has_upper_ticks_at_any_pixel(pair, pixel_m):
+    a, b, mask, _, place = pair
+    frc = fourier_ring_correlation(a[10:50, 25:65], b[10:50, 25:65], pixel_m)
+    fig = viz.show_comparison(a, b, mask, frc, **{**place, "pixel_m": pixel_m})
+    (upper,) = panels(fig)["FRC, in the square"].child_axes
+    assert 3 <= len(upper.get_xticks()) <= 8
+
+
+def test_comparison_refuses_images_of_two_shapes(pair):
+    a, b, mask, frc, place = pair
+    with pytest.raises(ValueError, match="must be of one shape"):
+        viz.show_comparison(a, b[1:], mask, frc, **place)

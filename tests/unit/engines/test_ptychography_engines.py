@@ -268,8 +268,8 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, deviances):
-        self.deviances = list(deviances)
+    def __init__(self, deviances, warm_up=0):
+        self.deviances, self.warm_up = list(deviances), warm_up
 
     def epoch(self, solution, refine):
         value = self.deviances[solution.epochs]
@@ -289,6 +289,13 @@ def test_a_run_stops_when_the_deviance_stands_still(scan):
     falling = [10 * 0.9**k for k in range(10)]
     outcome = iterate(Scripted(falling + [falling[-1]] * 50), scan.start(), Schedule(60, tolerance=1e-3, patience=4))
     assert outcome.ended == "converged" and len(outcome.history) == 14
+
+
+@pytest.mark.parametrize(("warm_up", "schedule"), [(12, {}), (0, {"positions_from": 12})])
+def test_standing_still_counts_from_when_all_is_refined(scan, warm_up, schedule):
+    engine = Scripted([5.0] * 60, warm_up)
+    outcome = iterate(engine, scan.start(), Schedule(60, tolerance=1e-3, patience=4, **schedule))
+    assert outcome.ended == "converged" and len(outcome.history) == 12 + 5
 
 
 @pytest.mark.parametrize("bad", [1e3, float("nan"), float("inf")])
