@@ -225,8 +225,10 @@ def fresnel_number(size: int, pixel_m: float, wavelength_m: float, distance_m: f
 def shift_ramp(shift_px: Tensor, size: int) -> Tensor:
     """Fourier phase ramps that shift fields to higher indices by `shift_px` (n, 2): (n, N, N) complex."""
     frequency = torch.fft.fftfreq(size, device=shift_px.device, dtype=shift_px.dtype)
-    angle = -2 * torch.pi * (shift_px[:, :1, None] * frequency[:, None] + shift_px[:, 1:, None] * frequency)
-    return torch.polar(torch.ones_like(angle), angle)
+    angle = -2 * torch.pi * shift_px[:, :, None] * frequency  # (n, 2, N)
+    # A ramp in the plane is one along the rows times one along the columns: 2 N sines instead of N^2.
+    along = torch.polar(torch.ones_like(angle), angle)
+    return along[:, 0, :, None] * along[:, 1, None, :]
 
 
 FAR_FIELD = FarField()
