@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEMO_OUTPUT = Path("demo_output")
+# The names of `models.canvas.PRESETS`, which would load torch.
+MODELS = ("fast", "small", "large")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     add("-q", "--quiet", action="count", default=0, help="say less, no progress bar")
     add("--json", action="store_true", help="print the result as JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_command in (_add_demo, _add_reconstruct, _add_convert, _add_compare, _add_browse, _add_shell, _add_train):
+    for add_command in (
+        _add_demo, _add_reconstruct, _add_convert, _add_compare, _add_browse, _add_shell, _add_train, _add_bench,
+    ):  # fmt: skip
         add_command(commands, common)
     return parser
 
@@ -532,12 +536,18 @@ def _shell(args: argparse.Namespace) -> int:
 
 def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     train = commands.add_parser("train", parents=[common], help="train the network on simulated scans")
-    train.add_argument("out", type=Path, help="file to write, ending in .safetensors; its record goes beside it")
-    train.add_argument("--seconds", type=float, default=525.0, help="time to train (default: %(default)s)")
-    train.add_argument("--seed", type=int, default=1)
-    train.add_argument("--learning-rate", type=float, default=1.5e-3)
-    train.add_argument("--start", type=Path, metavar="FILE", help="weights to go on from")
-    train.add_argument("--device", default="auto")
+    add = train.add_argument
+    add("out", type=Path, help="file to write, ending in .safetensors; its record goes beside it")
+    add("--seconds", type=float, default=525.0, help="time to train (default: %(default)s)")
+    add("--seed", type=int, default=1)
+    add("--learning-rate", type=float, default=1.5e-3)
+    add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
+    add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
+    add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
+    add("--photons", type=float, nargs=2, default=(1e3, 1e7), metavar=("LEAST", "MOST"), help="of a frame")
+    add("--start", type=Path, metavar="FILE", help="weights to go on from")
+    add("--resume", action="store_true", help="go on with an interrupted run of the same options")
+    add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
     train.set_defaults(run=_train)
 
 
@@ -545,17 +555,31 @@ def _train(args: argparse.Namespace) -> int:
     import torch
 
     from bluesky_cdi.log import configure_logging
+    from bluesky_cdi.models.canvas import PRESETS
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
+    from bluesky_cdi.training.team import joined
 
     configure_logging(logging.INFO + 10 * args.quiet)
     if args.out.suffix != ".safetensors":
         raise BlueskyCDIError(f"the weights file must end in .safetensors; got {args.out}")
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    if args.supervised <= 0 and args.physics <= 0:
+        raise BlueskyCDIError("one of --supervised and --physics must be above 0: there is nothing to learn from")
     # Matrix products in TF32 and convolutions tuned to their sizes: speed, at no cost to bf16 training.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    config = PretrainConfig(seconds=args.seconds, seed=args.seed, learning_rate=args.learning_rate)
-    record = pretrain(config, device, args.out, args.start)
+    config = PretrainConfig(
+        seconds=args.seconds,
+        seed=args.seed,
+        learning_rate=args.learning_rate,
+        supervised=args.supervised,
+        physics=args.physics,
+        photons=(args.photons[0], args.photons[1]),
+        model=PRESETS[args.model],
+    )
+    with joined(args.device) as team:
+        record = pretrain(config, team, args.out, args.start, resume=args.resume, quiet=bool(args.quiet))
+    if not team.leads:
+        return 0
     rows = [
         (f"{dose} photons, {method}", f"NRMSE {value}")
         for dose, row in record["validation"].items()
@@ -563,6 +587,61 @@ def _train(args: argparse.Namespace) -> int:
     ]
     _say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out))])
     return 0
+
+
+def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
+    bench = commands.add_parser("bench", help="measure this machine")
+    parts = bench.add_subparsers(dest="part", required=True, metavar="WHAT")
+    command = parts.add_parser(
+        "throughput", parents=[common], help="frames a second, from counts in memory to the stitched object"
+    )
+    add = command.add_argument
+    add(
+        "--sizes", type=_positive, nargs="+", default=[64, 128, 256, 512], metavar="N",
+        help="pixels along a side of the frames (default: 64 128 256 512)",
+    )  # fmt: skip
+    add("--weights", nargs="*", default=["canvas-small"], metavar="NAME", help="shipped, or a .safetensors file")
+    add(
+        "--model", action="append", default=[], metavar="SIZE",
+        help="an untrained network too: fast, small, large, or stages=2,channels=16; repeatable",
+    )  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
+    add("--devices", type=_positive, default=1, metavar="N", help="GPUs at work at the same time, each on its scans")
+    add("--frames", type=_positive, metavar="N", help="frames of a batch (default: what keeps the device busy)")
+    add("--modes", type=int, choices=range(1, 9), default=1, help="incoherent probe modes (default: %(default)s)")
+    add("--seconds", type=float, default=3.0, help="least time for each number (default: %(default)s)")
+    add("--out", type=Path, metavar="FILE", help="write the JSON there as well")
+    command.set_defaults(run=_bench_throughput)
+
+
+def _bench_throughput(args: argparse.Namespace) -> int:
+    from bluesky_cdi import bench
+
+    if args.out:
+        _make_folder(args.out.parent)
+    devices = bench.devices_of(args.device, args.devices)
+    models = bench.models_of(args.weights, args.model)
+    found = bench.throughput(
+        models, args.sizes, devices, args.seconds, args.frames, args.modes, told=lambda case: logger.info("%s", case)
+    )
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    rows = [("machine", f"{', '.join(found['machine']['devices'])}, {found['machine']['threads']} CPU threads")]
+    rows += [(f"{case['model']}, {case['frame_px']}x{case['frame_px']}", _speed(case)) for case in found["cases"]]
+    _say_result(args, found, rows)
+    return 0
+
+
+def _speed(case: dict[str, Any]) -> str:
+    parts = case["us_per_frame"]
+    split = ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
+    low, high = case["frames_per_s_p10"], case["frames_per_s_p90"]
+    memory = case["gpu_memory_bytes"]
+    used = "" if memory is None else f"; {memory / 2**30:.1f} GiB"
+    return (
+        f"{case['frames_per_s']:.0f} frames/s ({low:.0f} to {high:.0f}), one batch of {case['frames']} alone "
+        f"{case['one_batch_frames_per_s']:.0f}; µs a frame: {split}{used}"
+    )
 
 
 def _config(args: argparse.Namespace) -> Config:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import Refine, Solution
-from bluesky_cdi.physics.forward import Diffraction, canvas_step, peak_intensity
+from bluesky_cdi.physics.forward import Diffraction, peak_intensity
+from bluesky_cdi.physics.lit_frames import canvas_step
 from bluesky_cdi.physics.propagators import shift_ramp
 
 

@@ -11,14 +11,17 @@ is; its features, pooled under a frame's illumination, are the frame's embedding
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bluesky_cdi.physics.forward import Diffraction, canvas_step, intensity, peak_intensity
+from bluesky_cdi.physics.forward import Diffraction, intensity, peak_intensity
+from bluesky_cdi.physics.lit_frames import LitFrames, has_triton
 
 # Share of the probe's peak intensity that keeps the physics step finite where little light fell.
 STEP_DAMPING = 0.05
@@ -61,6 +64,15 @@ class CanvasConfig:
         return asdict(self)
 
 
+# Sizes for a choice of speed and quality; weights of 'small' are shipped. On one H200 they took 241,000,
+# 137,000 and 54,000 frames/s of 128x128 with one probe mode, 16 pixels apart, from the host's memory on.
+PRESETS: Mapping[str, CanvasConfig] = {
+    "fast": CanvasConfig(stages=3, channels=48, levels=3, stem=4),
+    "small": CanvasConfig(),
+    "large": CanvasConfig(stages=8, channels=64, blocks=2),
+}
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions around a GELU, on normalised channels, added to the input."""
 
@@ -75,9 +87,16 @@ class ResidualBlock(nn.Module):
         """(B, C, Y, X) to the same shape."""
         # Normalising over channels only keeps the network local: what lies far away on the
         # canvas, or how large the canvas is, changes nothing here.
-        y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # norm sees (B, Y, X, C)
-        change: Tensor = self.second(F.gelu(self.first(y)))
+        change: Tensor = self.second(F.gelu(self.first(self._normalised(x))))
         return x + change
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if x.is_cuda and not torch.is_grad_enabled() and has_triton():
+            from bluesky_cdi.models.channel_norm import channel_norm
+
+            return channel_norm(x, self.norm)
+        normalised: Tensor = self.norm(x.permute(0, 2, 3, 1))  # (B, Y, X, C)
+        return normalised.permute(0, 3, 1, 2)
 
 
 class UNet(nn.Module):
@@ -139,13 +158,14 @@ class CanvasNet(nn.Module):
         list of Tensor, shape (B, Y, X), complex64
             The object after each stage; the last is the result.
         """
+        frames = LitFrames(probe, data)
         shape = data.canvas_shape
         canvas = torch.ones(shape, dtype=probe.dtype, device=probe.device)
         memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
         outputs = []
         for net, step_size in zip(self.stages, self.step_size, strict=True):
-            channels, step, support = self._look(canvas, probe, data)
-            change, _ = self._run(net, torch.cat([channels, memory], dim=1))
+            channels, step, support = look(canvas, probe, frames)
+            change, _ = run_unet(cast(UNet, net), torch.cat([channels, memory], dim=1))
             memory = change[:, 2:]
             canvas = canvas + step_size * step + support * torch.complex(change[:, 0], change[:, 1])
             outputs.append(canvas)
@@ -166,27 +186,43 @@ class CanvasNet(nn.Module):
             Natural logarithm of the standard deviation of amplitude and of phase (radians).
         features : Tensor, shape (B, C, Y / stem, X / stem)
         """
-        channels, _, _ = self._look(canvas, probe, data)
-        log_std, features = self._run(self.critic, channels)
+        channels, _, _ = look(canvas, probe, LitFrames(probe, data, room=0))
+        log_std, features = run_unet(self.critic, channels)
         return LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE), features
 
-    def _look(self, canvas: Tensor, probe: Tensor, data: Diffraction) -> tuple[Tensor, Tensor, Tensor]:
-        """What a U-Net sees of an object (B, 6, Y, X), the physics step and the support (B, Y, X)."""
-        numerator, light = canvas_step(canvas, probe, data)
-        damping = STEP_DAMPING * peak_intensity(probe)
-        step = numerator / (light + damping)
-        support = light / (light + damping)
-        channels = [canvas.real - 1, canvas.imag, step.real, step.imag, support, torch.log10(1 + light) / 3]
-        return torch.stack(channels, dim=1), step, support
 
-    def _run(self, net: nn.Module, channels: Tensor) -> tuple[Tensor, Tensor]:
-        """Run a U-Net on a canvas of any size, in bf16 on a GPU."""
-        height, width = channels.shape[-2:]
-        block = self.config.stem * 2 ** (self.config.levels - 1)
-        padded = F.pad(channels, (0, -width % block, 0, -height % block))
-        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
-            out, features = net(padded.contiguous(memory_format=torch.channels_last))
-        return out.float()[..., :height, :width], features.float()
+def look(canvas: Tensor, probe: Tensor, frames: LitFrames) -> tuple[Tensor, Tensor, Tensor]:
+    """What a U-Net sees of an object (B, 6, Y, X), the physics step and the support (B, Y, X)."""
+    numerator, light = frames.step(canvas)
+    damping = STEP_DAMPING * peak_intensity(probe)
+    step = numerator / (light + damping)
+    support = light / (light + damping)
+    channels = [canvas.real - 1, canvas.imag, step.real, step.imag, support, torch.log10(1 + light) / 3]
+    return torch.stack(channels, dim=1), step, support
+
+
+def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a U-Net on a canvas of any size, in bf16 on a GPU.
+
+    Parameters
+    ----------
+    net : UNet
+    channels : Tensor, shape (B, inputs, Y, X), float32
+
+    Returns
+    -------
+    Tensor, shape (B, outputs, Y, X)
+    Tensor, shape (B, C, Y / stem, X / stem)
+        Features; up to a block more where the canvas is no whole number of blocks.
+    """
+    height, width = channels.shape[-2:]
+    block = net.stem * 2 ** len(net.down)
+    # What the convolutions would do to it anyway, done before the input is copied about.
+    image = channels.to(torch.bfloat16 if channels.is_cuda else channels.dtype)
+    padded = F.pad(image, (0, -width % block, 0, -height % block))
+    with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
+        out, features = net(padded.contiguous(memory_format=torch.channels_last))
+    return out.float()[..., :height, :width], features.float()
 
 
 def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: int, chunk: int = 64) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator, shift_ramp
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 
 # How noise is counted where a step asks for a change: of equal weight in every pixel's amplitude, or as counts have it.
 Likelihood = Literal["amplitude", "poisson"]
@@ -124,9 +124,7 @@ def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:
     -------
     Tensor, shape (n, M, N, N), complex
     """
-    ramp = shift_ramp(shift_px.to(fields.real.dtype), fields.shape[-1])[:, None]  # (n, 1, N, N)
-    shifted: Tensor = torch.fft.ifft2(torch.fft.fft2(fields) * ramp)
-    return shifted
+    return _shifted(torch.fft.fft2(fields, norm="forward"), shift_px)
 
 
 def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, scene: Tensor | None = None) -> Tensor:
@@ -145,9 +143,8 @@ def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, sc
     -------
     Tensor, shape (n, M, N, N), complex
     """
-    own = probe[:1] if scene is None else probe[scene]
-    shifted = shift_fields(own, shift_px)
-    return shifted if gain is None else shifted * gain.sqrt()[:, None, None, None]
+    spectra = torch.fft.fft2(probe, norm="forward")  # (B, M, N, N)
+    return _shifted(spectra[:1] if scene is None else spectra[scene], shift_px, gain)
 
 
 def diffract(probes: Tensor, patches: Tensor) -> Tensor:
@@ -356,33 +353,22 @@ class Diffraction:
         return extract(canvas, self.corner, self.counts.shape[-1], self.scene)
 
 
-def canvas_step(canvas: Tensor, probe: Tensor, data: Diffraction, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """Object change that all frames together ask for, and the illumination behind it.
-
-    Parameters
-    ----------
-    canvas : Tensor, shape (B, Y, X), complex
-    probe : Tensor, shape (B, M, N, N), complex
-    data : Diffraction
-    chunk : int
-        Frames computed at a time, which bounds memory.
-
-    Returns
-    -------
-    numerator : Tensor, shape (B, Y, X), complex
-    illumination : Tensor, shape (B, Y, X)
-        Photons per pixel.
-    """
-    numerator = torch.zeros(data.canvas_shape, dtype=canvas.dtype, device=canvas.device)
-    illumination = torch.zeros(data.canvas_shape, dtype=canvas.real.dtype, device=canvas.device)
-    for part in data.chunks(chunk):
-        probes = part.probes(probe)
-        wave_step, _ = part.wave_step(probes, part.patches(canvas))
-        change, light = object_step(probes, wave_step, part.corner, part.canvas_shape, part.scene)
-        numerator, illumination = numerator + change, illumination + light
-    return numerator, illumination
-
-
 def peak_intensity(probe: Tensor) -> Tensor:
     """Brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1)."""
     return intensity(probe).amax(dim=(-2, -1))[:, None, None]
+
+
+def _shifted(spectra: Tensor, shift_px: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Fields of spectra (n or 1, M, N, N), shifted by `shift_px` (n, 2), with their flux.
+
+    The spectra are already divided by N^2, which spares a pass over the shifted fields.
+    """
+    frequency = torch.fft.fftfreq(spectra.shape[-1], device=spectra.device, dtype=spectra.real.dtype)
+    angle = -2 * torch.pi * shift_px.to(frequency.dtype)[:, :, None] * frequency  # (n, 2, N)
+    strength = torch.ones_like(angle)
+    if gain is not None:
+        strength = torch.stack([gain.to(frequency.dtype).sqrt()[:, None].expand_as(angle[:, 0]), strength[:, 1]], dim=1)
+    along = torch.polar(strength, angle)
+    ramp = along[:, 0, :, None] * along[:, 1, None, :]  # (n, N, N)
+    shifted: Tensor = torch.fft.ifft2(spectra * ramp[:, None], norm="forward")
+    return shifted

@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import pickle
 import platform
+import subprocess
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,16 +24,20 @@ from torch import Tensor, nn
 
 from bluesky_cdi.engines.ptychography import Refine, Solution
 from bluesky_cdi.engines.rpie import Rpie
+from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.canvas import STEP_DAMPING, CanvasConfig, CanvasNet
 from bluesky_cdi.models.weights import load_weights, save_weights
-from bluesky_cdi.physics.forward import Diffraction, accumulate, canvas_step, diffract, intensity, peak_intensity
+from bluesky_cdi.physics.forward import Diffraction, accumulate, diffract, intensity, peak_intensity
 from bluesky_cdi.physics.likelihood import poisson_deviance
+from bluesky_cdi.physics.lit_frames import canvas_step
 from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream
+from bluesky_cdi.training.team import Team
 
 log = logging.getLogger(__name__)
 
 # Light under this share of the probe's peak teaches noise: such pixels are left out of losses and metrics.
 LIT = 0.02
+SAVE_EVERY_S = 60.0
 VALIDATION_SHAPE = SceneShape(64, 146, (121, 121), 8, 1.0)
 
 
@@ -63,23 +70,43 @@ class PretrainConfig:
     model: CanvasConfig = field(default_factory=CanvasConfig)
 
 
-def pretrain(config: PretrainConfig, device: torch.device, out: Path, start: Path | None = None) -> dict[str, Any]:
+def pretrain(
+    config: PretrainConfig,
+    team: Team,
+    out: Path,
+    start: Path | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
     """Train, validate, and write the weights with their record.
+
+    Once a minute the run's state goes to a file beside `out` (ending in ``.resume``), which is removed at the end.
 
     Parameters
     ----------
     config : PretrainConfig
-    device : torch.device
+    team : Team
+        The processes that train; each draws its own scenes.
     out : Path
         Weights file, ends in ``.safetensors``.
     start : Path, optional
         Weights to go on from; their record goes into the new one. The critic is learned anew:
         it learns fast, and what it judges changes.
+    resume : bool
+        Go on with the run that was interrupted, of the same configuration.
+    quiet : bool
+        Show no progress bar.
 
     Returns
     -------
     dict
-        The training record.
+        The training record; empty in processes that don't lead.
+
+    Raises
+    ------
+    WeightsError
+        If there is no run to resume, or it has another configuration.
     """
     torch.manual_seed(config.seed)
     earlier = load_weights(start) if start else None
@@ -87,47 +114,152 @@ def pretrain(config: PretrainConfig, device: torch.device, out: Path, start: Pat
     if earlier is not None:
         net = earlier.net.requires_grad_(True).train()
         net.critic = net.new_critic()
-    net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    stream = SceneStream(device, config.seed, config.photons)
-    curve = _optimise(net, stream, config)
+    net = net.to(device=team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    run = _Run(net, config, team, out.with_suffix(".resume"))
+    if resume:
+        run.resume()
+    curve = run.to_the_end(quiet)
     net.eval()
+    if not team.leads:
+        return {}
     record = {
         "config": asdict(config),
         "steps": curve[-1]["step"],
         "frames_seen": curve[-1]["frames"],
         "curve": curve,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(team.device) if team.device.type == "cuda" else platform.machine(),
+        "processes": team.size,
+        "commit": _commit(),
         "torch": torch.__version__,
-        "validation": validate(net, device),
+        "validation": validate(net, team.device),
         "earlier": None if earlier is None else dict(earlier.record),
     }
     save_weights(net, out, record)
+    run.state_file.unlink(missing_ok=True)
     return record
 
 
-def _optimise(net: CanvasNet, stream: SceneStream, config: PretrainConfig) -> list[dict[str, float]]:
-    fused = stream.device.type == "cuda"
-    optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused)
-    started, step, frames = time.monotonic(), 0, 0
-    curve: list[dict[str, float]] = []
-    while (progress := (time.monotonic() - started) / config.seconds) < 1 or step == 0:
-        rate = config.learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        batch = stream.draw()
-        losses = scene_losses(net, batch, config, stream)
-        optimiser.zero_grad(set_to_none=True)
-        sum(losses.values(), torch.zeros((), device=stream.device)).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        step, frames = step + 1, frames + len(batch.data)
-        if step % 200 == 1:
-            seconds = round(time.monotonic() - started, 1)
-            values = {name: round(loss.item(), 4) for name, loss in losses.items()}
-            curve.append({"step": step, "frames": frames, "seconds": seconds, **values})
-            log.info("%s", json.dumps(curve[-1]))
-    curve.append({"step": step, "frames": frames, "seconds": round(time.monotonic() - started, 1)})
-    return curve
+class SceneLosses(nn.Module):
+    """`scene_losses` as a module, so that processes can share its gradients."""
+
+    def __init__(self, net: CanvasNet, config: PretrainConfig) -> None:
+        super().__init__()
+        self.net = net
+        self._config = config
+
+    def forward(self, batch: Batch, stream: SceneStream) -> dict[str, Tensor]:
+        """Losses of one batch."""
+        return scene_losses(self.net, batch, self._config, stream)
+
+
+class _Run:
+    """A training run underway."""
+
+    def __init__(self, net: CanvasNet, config: PretrainConfig, team: Team, state_file: Path) -> None:
+        self.state_file = state_file
+        self._config, self._team, self._net = config, team, net
+        self._losses = team.shared(SceneLosses(net, config))
+        fused = team.device.type == "cuda"
+        self._optimiser = torch.optim.AdamW(
+            net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused
+        )
+        self._stream = SceneStream(team.device, config.seed + 1_000_003 * team.rank, config.photons)
+        held_out = SceneStream(team.device, seed=10_007, photons=(1e5, 1.001e5), pool=16)
+        self._held_out = held_out.draw(VALIDATION_SHAPE, exact=True)
+        self._step, self._frames, self._seconds = 0, 0, 0.0
+        self._curve: list[dict[str, float]] = []
+
+    def to_the_end(self, quiet: bool) -> list[dict[str, float]]:
+        """Train until the time is over; the learning curve."""
+        from tqdm import tqdm
+
+        before, started, saved = self._seconds, time.monotonic(), time.monotonic()
+        total = round(self._config.seconds)
+        bar = tqdm(total=total, initial=round(before), unit="s", disable=quiet or not self._team.leads)
+        with bar:
+            while (progress := self._team.agreed(self._seconds / self._config.seconds)) < 1 or self._step == 0:
+                losses = self._one_step(min(progress, 1.0))
+                self._seconds = before + time.monotonic() - started
+                bar.update(min(total, round(self._seconds)) - bar.n)
+                if self._step % 200 == 1:
+                    self._note(losses)
+                    last = self._curve[-1]
+                    bar.set_postfix_str(f"{last['frames_per_s']:.0f} frames/s, NRMSE {last['nrmse']:.3f}")
+                if self._team.leads and time.monotonic() - saved > SAVE_EVERY_S:
+                    self._save()
+                    saved = time.monotonic()
+        self._note(losses)
+        return self._curve
+
+    def resume(self) -> None:
+        """Go on where the interrupted run's last saved state was."""
+        try:
+            state = torch.load(self.state_file, map_location=self._team.device, weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as err:
+            raise WeightsError(f"can't resume from {self.state_file}: {err}. Start anew without resuming.") from err
+        if state["config"] != json.dumps(asdict(self._config)):
+            raise WeightsError(
+                f"{self.state_file} is of a run with another configuration ({state['config']}); "
+                "resume it with the same options, or start anew"
+            )
+        self._net.load_state_dict(state["net"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._step, self._frames, self._seconds = state["step"], state["frames"], state["seconds"]
+        self._curve = state["curve"]
+        # New scenes, not those that the first part of the run has seen.
+        self._stream.generator.manual_seed(self._config.seed + 1_000_003 * self._team.rank + 7 * self._step)
+
+    def _one_step(self, progress: float) -> dict[str, Tensor]:
+        warm_up, cosine = min(1.0, (self._step + 1) / 200), 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._config.learning_rate * warm_up * cosine
+        batch = self._stream.draw()
+        losses: dict[str, Tensor] = self._losses(batch, self._stream)
+        self._optimiser.zero_grad(set_to_none=True)
+        sum(losses.values(), torch.zeros((), device=self._team.device)).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
+        self._optimiser.step()
+        self._step += 1
+        self._frames += len(batch.data) * self._team.size
+        return losses
+
+    def _note(self, losses: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            light = _illumination(self._held_out.probe, self._held_out.data)
+            lit = (light > LIT * light.amax(dim=(-2, -1), keepdim=True)).to(light.dtype)
+            error = _nrmse(self._net(self._held_out.probe, self._held_out.data)[-1], self._held_out.truth, lit)
+        seconds = max(self._seconds, 1e-3)
+        values = {name: round(loss.item(), 4) for name, loss in losses.items()}
+        self._curve.append(
+            {
+                "step": self._step, "frames": self._frames, "seconds": round(seconds, 1),
+                "frames_per_s": round(self._frames / seconds), "nrmse": error, **values,
+            }
+        )  # fmt: skip
+        if self._team.leads:
+            log.info("%s", json.dumps(self._curve[-1]))
+
+    def _save(self) -> None:
+        partial = self.state_file.with_name(f".{self.state_file.name}.{os.getpid()}")
+        torch.save(
+            {
+                "config": json.dumps(asdict(self._config)), "net": self._net.state_dict(),
+                "optimiser": self._optimiser.state_dict(), "step": self._step, "frames": self._frames,
+                "seconds": self._seconds, "curve": self._curve,
+            },
+            partial,
+        )  # fmt: skip
+        partial.replace(self.state_file)
+
+
+def _commit() -> str | None:
+    """The commit of the source that trains, where it is a git checkout."""
+    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(line, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
 
 
 def scene_losses(net: CanvasNet, batch: Batch, config: PretrainConfig, stream: SceneStream) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.engines.rpie import Rpie, RpieSettings
 from bluesky_cdi.engines.steps import averaged_step, orthogonalise
 from bluesky_cdi.metrics import compare, complex_nrmse
-from bluesky_cdi.physics.forward import Diffraction, accumulate, canvas_step, fft2c, intensity, rate, to_corner
+from bluesky_cdi.physics.forward import Diffraction, accumulate, fft2c, intensity, rate, to_corner
 from bluesky_cdi.physics.geometry import Canvas, Geometry
 from bluesky_cdi.physics.likelihood import amplitude_loss, poisson_deviance
+from bluesky_cdi.physics.lit_frames import canvas_step
 from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 

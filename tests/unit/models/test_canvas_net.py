@@ -18,7 +18,8 @@ from bluesky_cdi.models.canvas import (
     pool_under_frames,
 )
 from bluesky_cdi.models.weights import load_weights
-from bluesky_cdi.physics.forward import Diffraction, canvas_step
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.lit_frames import canvas_step
 from bluesky_cdi.training.stream import SceneShape, SceneStream
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_cdi.physics import forward
+from bluesky_cdi.physics import forward, lit_frames
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.likelihood import amplitude_loss, poisson_deviance
 from bluesky_cdi.physics.propagators import AngularSpectrum
@@ -188,7 +188,7 @@ def test_steps_and_rates_have_the_gradients_of_finite_differences(scan):
     data = data[:2]
 
     def loss(canvas, probe):
-        numerator, light = forward.canvas_step(canvas, probe, data)
+        numerator, light = lit_frames.canvas_step(canvas, probe, data)
         rate = forward.rate(data.probes(probe), data.patches(canvas), data.background)
         return torch.view_as_real(numerator).sum() + light.sum() + rate.sqrt().sum()
 
@@ -214,7 +214,7 @@ def test_object_step_agrees_with_a_plain_loop(scan, rng):
 def test_canvas_step_is_the_same_in_chunks(scan, chunk):
     probe, canvas, data = scan
     for found, whole in zip(
-        forward.canvas_step(canvas, probe, data, chunk), forward.canvas_step(canvas, probe, data), strict=True
+        lit_frames.canvas_step(canvas, probe, data, chunk), lit_frames.canvas_step(canvas, probe, data), strict=True
     ):
         np.testing.assert_allclose(found, whole, atol=1e-10)
 
@@ -224,7 +224,7 @@ def test_canvas_step_vanishes_where_the_model_explains_the_counts(scan):
     probe = 1e3 * probe
     counts = forward.intensity(forward.diffract(data.probes(probe), data.patches(canvas)))
     perfect = Diffraction(counts, data.corner, data.shift_px, data.canvas_shape, data.gain)
-    numerator, light = forward.canvas_step(canvas, probe, perfect)
+    numerator, light = lit_frames.canvas_step(canvas, probe, perfect)
     assert float(numerator.abs().max() / light.max()) < 1e-6
 
 
@@ -235,14 +235,14 @@ def test_scenes_of_a_batch_are_scenes_one_at_a_time(rng):
     corner, shift = torch.from_numpy(rng.integers(0, 9, (6, 2))), torch.from_numpy(rng.uniform(-0.5, 0.5, (6, 2)))
     counts = torch.from_numpy(rng.poisson(2.0, (6, SIZE, SIZE)).astype(float))
     batch = Diffraction(counts, corner, shift, (scenes, 17, 19), scene=scene)
-    together = forward.canvas_step(canvas, probe, batch)
+    together = lit_frames.canvas_step(canvas, probe, batch)
     rates = forward.rate(batch.probes(probe), batch.patches(canvas))
     peaks = forward.peak_intensity(probe)
     assert peaks.shape == (scenes, 1, 1)
     for b in range(scenes):
         own = scene == b
         single = Diffraction(counts[own], corner[own], shift[own], (1, 17, 19))
-        alone = forward.canvas_step(canvas[b : b + 1], probe[b : b + 1], single)
+        alone = lit_frames.canvas_step(canvas[b : b + 1], probe[b : b + 1], single)
         for whole, part in zip(together, alone, strict=True):
             np.testing.assert_allclose(whole[b], part[0], atol=1e-10)
         lone = forward.rate(single.probes(probe[b : b + 1]), single.patches(canvas[b : b + 1]))

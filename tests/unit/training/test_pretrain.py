@@ -2,14 +2,19 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from bluesky_cdi.cli import MODELS
+from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.metrics import complex_nrmse
-from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+from bluesky_cdi.models.canvas import PRESETS, CanvasConfig, CanvasNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.training import pretrain as module
@@ -25,6 +30,7 @@ from bluesky_cdi.training.pretrain import (
     validate,
 )
 from bluesky_cdi.training.stream import SceneShape, SceneStream
+from bluesky_cdi.training.team import Team, joined
 
 CPU = torch.device("cpu")
 SHAPE = SceneShape(16, 32, (6, 9), 4, 1.0)
@@ -190,7 +196,7 @@ def tiny_shapes(monkeypatch):
 
 def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
     out = tmp_path / "tiny.safetensors"
-    record = pretrain(TINY, CPU, out)
+    record = pretrain(TINY, Team(CPU), out)
     trained = load_weights(out)
     assert trained.net.config == TINY.model
     assert record["steps"] >= 1 and record["frames_seen"] >= 24
@@ -206,14 +212,110 @@ def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "validate", lambda net, device: {})
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     brief = replace(TINY, seconds=0.01)
-    pretrain(brief, CPU, first)
-    record = pretrain(replace(brief, learning_rate=1e-9), CPU, second, start=first)
+    pretrain(brief, Team(CPU), first)
+    record = pretrain(replace(brief, learning_rate=1e-9), Team(CPU), second, start=first)
     assert record["earlier"]["sha256"] == load_weights(first).sha256
     earlier, later = load_weights(first).net, load_weights(second).net
     for a, b in zip(earlier.stages.parameters(), later.stages.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
     pairs = zip(earlier.critic.parameters(), later.critic.parameters(), strict=True)
     assert any(not torch.allclose(a, b, atol=1e-3) for a, b in pairs)  # the critic begins anew
+
+
+def state_of(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    out, long = tmp_path / "run.safetensors", replace(TINY, seconds=60.0)
+    steps = []
+
+    def interrupted(self, progress, real=module._Run._one_step):
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        steps.append(progress)
+        return real(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Run, "_one_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(long, Team(CPU), out)
+    assert not out.exists() and state_of(out.with_suffix(".resume"))["step"] == 5
+    # Nearly all of its time is over: a few steps end it.
+    state = state_of(out.with_suffix(".resume")) | {"seconds": 59.9}
+    torch.save(state, out.with_suffix(".resume"))
+    record = pretrain(long, Team(CPU), out, resume=True)
+    assert record["steps"] > 5 and record["curve"][0]["step"] == 1
+    assert record["frames_seen"] > state["frames"]
+    assert not out.with_suffix(".resume").exists()
+    assert load_weights(out).record["steps"] == record["steps"]
+
+
+def test_only_the_same_run_is_resumed(tiny_shapes, tmp_path):
+    out = tmp_path / "run.safetensors"
+    with pytest.raises(WeightsError, match="can't resume from"):
+        pretrain(TINY, Team(CPU), out, resume=True)
+    torch.save({"config": "another"}, out.with_suffix(".resume"))
+    with pytest.raises(WeightsError, match="another configuration"):
+        pretrain(TINY, Team(CPU), out, resume=True)
+    out.with_suffix(".resume").write_bytes(b"cut short")
+    with pytest.raises(WeightsError, match="can't resume from"):
+        pretrain(TINY, Team(CPU), out, resume=True)
+
+
+TWO = """
+import json, sys, torch
+from dataclasses import replace
+from pathlib import Path
+from bluesky_cdi.models.canvas import CanvasConfig
+from bluesky_cdi.training import pretrain as module, stream
+from bluesky_cdi.training.stream import SceneShape, SceneStream
+from bluesky_cdi.training.team import joined
+torch.set_num_threads(1)
+stream.SHAPES = (SceneShape(16, 32, (6, 9), 4, 1.0),)
+module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
+module.SceneStream = lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
+module.validate = lambda net, device: {}
+config = module.PretrainConfig(seconds=1.0, model=CanvasConfig(stages=2, channels=8, levels=2))
+out = Path(sys.argv[1])
+with joined("cpu") as team:
+    nets = []
+    run = module._Run
+    class Kept(run):
+        def __init__(self, net, *rest):
+            super().__init__(net, *rest)
+            nets.append(net)
+    module._Run = Kept
+    record = module.pretrain(config, team, out)
+    digest = sum(float(p.double().sum()) for p in nets[0].parameters())
+    Path(f"{out}.{team.rank}").write_text(json.dumps({"digest": digest, "record": bool(record), "size": team.size}))
+"""
+
+
+def test_two_processes_train_one_network(tmp_path):
+    script, out = tmp_path / "two.py", tmp_path / "two.safetensors"
+    script.write_text(TWO)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [json.loads((tmp_path / f"two.safetensors.{rank}").read_text()) for rank in (0, 1)]
+    # Each drew its own scenes; the weights stayed the same, since the gradients were shared.
+    assert told[0]["digest"] == told[1]["digest"]
+    assert [t["record"] for t in told] == [True, False] and told[0]["size"] == 2
+    record = load_weights(out).record
+    assert record["processes"] == 2 and record["steps"] > 1
+
+
+def test_alone_without_torchrun(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined("cpu") as team:
+        assert team == Team(CPU) and team.leads and team.agreed(0.3) == 0.3
+
+
+def test_the_command_line_offers_every_model():
+    assert set(MODELS) == set(PRESETS)
 
 
 def test_validation_compares_with_rpie(tiny_shapes):

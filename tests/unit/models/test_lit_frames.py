@@ -1,0 +1,169 @@
+"""What stages share is computed once: the same numbers and gradients as computing it again."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from bluesky_cdi.models.canvas import PRESETS, STEP_DAMPING, CanvasConfig, CanvasNet, run_unet
+from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.physics import lit_frames
+from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
+from bluesky_cdi.physics.lit_frames import (
+    CPU_KEPT_BYTES,
+    CPU_WAVE_BYTES,
+    LitFrames,
+    canvas_step,
+    frames_at_once,
+    room_for_probes,
+)
+from bluesky_cdi.training.stream import SceneShape, SceneStream
+
+SIZE, CANVAS, FRAMES = 16, 40, 7
+PROBES_BYTES = FRAMES * 2 * SIZE * SIZE * 16
+
+
+def complex_(generator, *shape):
+    return torch.randn(*shape, dtype=torch.complex128, generator=generator)
+
+
+@pytest.fixture
+def scan():
+    """Two scenes in double precision: probe (2, 2, N, N), three objects to step from, and the frames."""
+    generator = torch.Generator().manual_seed(4)
+    stream = SceneStream(torch.device("cpu"), 4, (1e3, 1e4), pool=8, object_px=64)
+    data = stream.draw(SceneShape(SIZE, CANVAS, (FRAMES, FRAMES), 2, 1.0)).data
+    probe = 5 * complex_(generator, 2, 2, SIZE, SIZE)
+    return probe, complex_(generator, 3, 2, CANVAS, CANVAS), data
+
+
+@pytest.mark.parametrize("room", [None, 0, PROBES_BYTES // 2, PROBES_BYTES])
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_step_after_step_is_each_step_alone(scan, room, chunk):
+    probe, canvases, data = scan
+    frames = LitFrames(probe, data, chunk, room)
+    for canvas in canvases:
+        for shared, alone in zip(frames.step(canvas), canvas_step(canvas, probe, data), strict=True):
+            torch.testing.assert_close(shared, alone, rtol=1e-11, atol=1e-9)
+
+
+def test_the_step_is_the_sum_over_frames(scan):
+    """Against the formula, frame by frame, from each frame's own probe."""
+    probe, (canvas, *_), data = scan
+    probes, patches = data.probes(probe), data.patches(canvas)
+    for mode in range(2):
+        shifted = torch.fft.fft2(probe[data.scene, mode])
+        frequency = torch.fft.fftfreq(SIZE, dtype=torch.float64)
+        shift = data.shift_px.double()
+        angle = shift[:, 0, None, None] * frequency[:, None] + shift[:, 1, None, None] * frequency
+        expected = torch.fft.ifft2(shifted * torch.exp(-2j * torch.pi * angle)) * data.gain[:, None, None].sqrt()
+        torch.testing.assert_close(probes[:, mode], expected, rtol=1e-5, atol=1e-5)
+    step, _ = data.wave_step(probes, patches)
+    change = (probes.conj() * step).sum(dim=1)
+    numerator, light = LitFrames(probe, data).step(canvas)
+    torch.testing.assert_close(numerator, accumulate(change, data.corner, data.canvas_shape, data.scene))
+    torch.testing.assert_close(light, accumulate(intensity(probes), data.corner, data.canvas_shape, data.scene))
+
+
+@pytest.mark.parametrize("room", [0, PROBES_BYTES])
+def test_probes_are_kept_as_far_as_there_is_room(scan, room, monkeypatch):
+    probe, canvases, data = scan
+    frames = LitFrames(probe, data, chunk=2 * FRAMES, room=2 * room)
+    shifted, original = [], Diffraction.probes
+    monkeypatch.setattr(Diffraction, "probes", lambda self, p: shifted.append(1) or original(self, p))
+    for canvas in canvases:
+        frames.step(canvas)
+    assert len(shifted) == (1 if room else 3)
+
+
+@pytest.mark.parametrize("room", [0, PROBES_BYTES])
+def test_gradients_go_through_what_is_shared(scan, room):
+    probe, (canvas, *_), data = scan
+
+    def gradients(step):
+        inputs = canvas.clone().requires_grad_(), probe.clone().requires_grad_()
+        image = inputs[0]
+        for _ in range(3):
+            numerator, light = step(image, inputs[1])
+            image = image + numerator / (light + 1)
+        return torch.autograd.grad(torch.view_as_real(image).square().sum(), inputs)
+
+    shared = []
+
+    def together(image, p):
+        shared[:] = shared or [LitFrames(p, data, chunk=4, room=room)]
+        return shared[0].step(image)
+
+    alone = gradients(lambda image, p: canvas_step(image, p, data))
+    for found, expected in zip(gradients(together), alone, strict=True):
+        assert float(expected.abs().max()) > 0
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def separate_stages(net, probe, data):
+    """The network's definition, every stage by itself."""
+    canvas = torch.ones(data.canvas_shape, dtype=probe.dtype)
+    memory = torch.zeros(data.canvas_shape[0], net.config.memory, *data.canvas_shape[1:])
+    for unet, size in zip(net.stages, net.step_size, strict=True):
+        numerator, light = canvas_step(canvas, probe, data, chunk=3)
+        damping = STEP_DAMPING * peak_intensity(probe)
+        step, support = numerator / (light + damping), light / (light + damping)
+        seen = [canvas.real - 1, canvas.imag, step.real, step.imag, support, torch.log10(1 + light) / 3]
+        change, _ = run_unet(unet, torch.cat([torch.stack(seen, dim=1), memory], dim=1))
+        memory = change[:, 2:]
+        canvas = canvas + size * step + support * torch.complex(change[:, 0], change[:, 1])
+    return canvas
+
+
+def small_batch(seed=8):
+    stream = SceneStream(torch.device("cpu"), seed, (1e4, 1.001e4), pool=8, object_px=128)
+    return stream.draw(SceneShape(32, 64, (9, 9), 2, 1.0))
+
+
+def test_the_trained_network_gives_the_image_of_separate_stages():
+    batch, net = small_batch(), load_weights().net
+    torch.testing.assert_close(
+        net(batch.probe, batch.data)[-1], separate_stages(net, batch.probe, batch.data), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_training_gets_the_gradients_of_separate_stages():
+    torch.manual_seed(1)
+    batch, net = small_batch(), CanvasNet(CanvasConfig(stages=3, channels=8, levels=2))
+    gradients = [
+        torch.autograd.grad((image - batch.truth).abs().square().mean(), list(net.stages.parameters()))
+        for image in (net(batch.probe, batch.data)[-1], separate_stages(net, batch.probe, batch.data))
+    ]
+    assert sum(float(g.abs().sum()) for g in gradients[1]) > 0
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize(("modes", "size"), [(1, 64), (3, 64), (1, 512), (8, 1024)])
+def test_a_chunk_of_waves_fits_its_bound_or_is_one_frame(modes, size):
+    probe = torch.zeros(1, 1, 1, 1, dtype=torch.complex64).expand(5, modes, size, size)
+    number = frames_at_once(probe)
+    assert number == 1 or number * modes * size**2 * 8 <= CPU_WAVE_BYTES
+    assert (number + 1) * modes * size**2 * 8 > CPU_WAVE_BYTES
+
+
+@pytest.mark.skipif(find_spec("triton") is not None, reason="needs an installation without Triton")
+def test_kernels_that_cannot_run_are_left_alone_with_a_warning(monkeypatch, caplog):
+    assert not lit_frames.has_triton()
+    monkeypatch.setattr(lit_frames, "find_spec", lambda name: name)
+    lit_frames.has_triton.cache_clear()
+    try:
+        assert not lit_frames.has_triton()
+    finally:
+        lit_frames.has_triton.cache_clear()
+    assert "Triton is installed but doesn't run here" in caplog.text and "triton" in caplog.text
+
+
+def test_room_for_probes_is_bounded():
+    assert room_for_probes(torch.device("cpu")) == CPU_KEPT_BYTES
+
+
+def test_presets_are_networks_of_their_size():
+    sizes = {name: sum(p.numel() for p in CanvasNet(config).stages.parameters()) for name, config in PRESETS.items()}
+    assert load_weights().net.config == PRESETS["small"]
+    assert sizes["fast"] < sizes["small"] < sizes["large"]
