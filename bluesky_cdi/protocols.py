@@ -91,7 +91,7 @@ class Estimate:
         Summed illumination, photons per pixel.
     frame_seq_nums : ndarray, shape (n,), int
     positions_m : ndarray, shape (n, 2), float64
-        (y, x) of each frame, metres.
+        (y, x) of each frame as the object rests on it, metres: measured, or refined where the engine refines.
     embedding : ndarray, shape (n, d), float32
         Latent description of each frame's patch.
     frame_uncertainty : ndarray, shape (n,), float32
