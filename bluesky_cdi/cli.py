@@ -1,7 +1,7 @@
 """The command ``bluesky-cdi``.
 
 Results go to standard output, everything else to standard error. Exit codes: 0, 1 (failed), 2
-(usage).
+(usage), 130 (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BlueskyCDIError as err:
         print(f"bluesky-cdi: {err}", file=sys.stderr)  # noqa: T201 (a command line's own output)
         return 1
+    except KeyboardInterrupt:
+        print("bluesky-cdi: interrupted", file=sys.stderr)  # noqa: T201 (a command line's own output)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

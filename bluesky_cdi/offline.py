@@ -81,9 +81,10 @@ def first_guess(scan: Scan, config: Config) -> ComplexArray:
         return first_probe(scan.geometry, config)
     import torch
 
+    from bluesky_cdi.io.frames import blocks
     from bluesky_cdi.physics.propagators import propagator_of
 
-    mean = np.mean([np.asarray(scan.counts[i], np.float64) for i in range(len(scan))], axis=0)
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks(scan.counts)) / len(scan)
     if scan.mask is not None:
         mean = np.where(scan.mask, mean, np.median(mean[scan.mask]))
     flat = torch.from_numpy(np.sqrt(mean)).to(torch.complex64)[None, None]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from bluesky_cdi.engines.overlap import exit_waves, overlap, parts_of
-from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size, deviance_of
+from bluesky_cdi.engines.ptychography import Refine, Solution, deviance_of
 from bluesky_cdi.engines.steps import ordered
+from bluesky_cdi.physics.lit_frames import frames_at_once
 
 
 class DifferenceMap:
@@ -28,7 +29,7 @@ class DifferenceMap:
         data = solution.data
         waves = exit_waves(solution.canvas, solution.probe, data) if self._waves is None else self._waves
         canvas, probe = overlap(solution, lambda part, which: waves[which], refine)
-        for part, which in parts_of(data, chunk_size(canvas)):
+        for part, which in parts_of(data, frames_at_once(probe)):
             model = part.probes(probe) * part.patches(canvas)[:, None]
             reflected = 2 * model - waves[which]
             step, _ = part.modulus_step(reflected)
@@ -38,5 +39,6 @@ class DifferenceMap:
         return Solution(canvas, probe, data, deviance_of(canvas, probe, data), solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes."""
+        """Order the modes; the waves of the old ones are forgotten."""
+        self._waves = None
         return ordered(solution, refine)

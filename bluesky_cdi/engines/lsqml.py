@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size
+from bluesky_cdi.engines.ptychography import Refine, Solution
 from bluesky_cdi.engines.steps import ordered, probe_spectrum, random_order, transmission
 from bluesky_cdi.physics.forward import Diffraction, Likelihood, accumulate, extract, intensity, peak_intensity
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.lit_frames import frames_at_once
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Lsqml:
         return Solution(canvas, probe, data, seen.deviance, solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes."""
+        """Order the modes; the momentum of the old ones is forgotten."""
+        self._last, self._speeding = None, 0
         return ordered(solution, refine)
 
     def _carried_on(self, solution: Solution, refine: Refine) -> Solution:
@@ -166,7 +168,7 @@ def _asked(
     total, light = torch.zeros_like(canvas), torch.zeros_like(canvas.real)
     spectrum, power = torch.zeros_like(probe), torch.zeros_like(probe[0, 0].real)
     slopes = _slopes(canvas) if refine.positions else None
-    size = chunk_size(canvas)
+    size = frames_at_once(probe)
     for part, index in zip(data.chunks(size), torch.split(picked, size), strict=True):
         probes, patches = part.probes(probe), part.patches(canvas)
         step, rate = part.wave_step(probes, patches, likelihood)
@@ -189,7 +191,7 @@ def _mixed(canvas: Tensor, probe: Tensor, data: Diffraction, to_object: Tensor, 
     overlap = (probe.conj() * to_probe).sum(dim=1)  # (1, N, N)
     size = probe.shape[-1]
     total = torch.zeros((), device=canvas.device)
-    for part in data.chunks(chunk_size(canvas)):
+    for part in data.chunks(frames_at_once(probe)):
         turned = extract(to_object, part.corner, size).conj() * part.patches(canvas)  # (n, N, N)
         total = total + (turned.sum(dim=0) * overlap[0]).real.sum()
     return total

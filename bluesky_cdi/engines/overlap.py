@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size
+from bluesky_cdi.engines.ptychography import Refine, Solution
 from bluesky_cdi.engines.steps import probe_spectrum, transmission
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
+from bluesky_cdi.physics.lit_frames import frames_at_once
 
 # Shares of the brightest pixel's light (transmission) below which object (probe) stays as it was.
 OBJECT_FLOOR, PROBE_FLOOR = 1e-3, 1e-2
@@ -25,7 +26,7 @@ def parts_of(data: Diffraction, size: int) -> list[tuple[Diffraction, slice]]:
 
 def exit_waves(canvas: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     """Exit waves of all frames, (n, M, N, N)."""
-    parts = data.chunks(chunk_size(canvas))
+    parts = data.chunks(frames_at_once(probe))
     return torch.cat([part.probes(probe) * part.patches(canvas)[:, None] for part in parts])
 
 
@@ -46,7 +47,7 @@ def overlap(solution: Solution, waves_of: WavesOf, refine: Refine) -> tuple[Tens
 def _object(solution: Solution, waves_of: WavesOf) -> Tensor:
     canvas, data = solution.canvas, solution.data
     total, light = torch.zeros_like(canvas), torch.zeros_like(canvas.real)
-    for part, which in parts_of(data, chunk_size(canvas)):
+    for part, which in parts_of(data, frames_at_once(solution.probe)):
         probes = part.probes(solution.probe)
         total += accumulate((probes.conj() * waves_of(part, which)).sum(dim=1), part.corner, part.canvas_shape)
         light += accumulate(intensity(probes), part.corner, part.canvas_shape)
@@ -58,7 +59,7 @@ def _object(solution: Solution, waves_of: WavesOf) -> Tensor:
 def _probe(canvas: Tensor, solution: Solution, waves_of: WavesOf) -> Tensor:
     probe = solution.probe
     spectrum, power = torch.zeros_like(probe), torch.zeros_like(probe[0, 0].real)
-    for part, which in parts_of(solution.data, chunk_size(canvas)):
+    for part, which in parts_of(solution.data, frames_at_once(probe)):
         patches = part.patches(canvas)
         spectrum += probe_spectrum(patches, waves_of(part, which), part)
         power += transmission(patches, part)

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.lit_frames import frames_at_once
 
 logger = logging.getLogger(__name__)
 
 # An engine has diverged when its deviance is this many times the lowest that it reached.
 DIVERGED = 10.0
-# Frames computed at a time where nothing depends on it: waves of 16 frames stay near a CPU's caches,
-# and a GPU needs many to be busy.
-CPU_CHUNK, GPU_CHUNK = 16, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +91,11 @@ class Engine(Protocol):
         """
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Turn the solution of the last epoch, which refined `refine`, into the result."""
+        """Turn the solution of the last epoch, which refined `refine`, into the result.
+
+        Modes may come out rotated: what the engine remembers of the waves before is forgotten, and a further
+        epoch begins anew from the result.
+        """
 
 
 @dataclass(frozen=True)
@@ -196,15 +198,10 @@ def iterate(
     return Outcome(solution, tuple(history), ended)
 
 
-def chunk_size(tensor: Tensor) -> int:
-    """Frames to compute at a time on the tensor's device."""
-    return GPU_CHUNK if tensor.is_cuda else CPU_CHUNK
-
-
 def deviance_of(canvas: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     """Poisson deviance per valid pixel of each frame, shape (n,)."""
     parts = []
-    for part in data.chunks(chunk_size(canvas)):
+    for part in data.chunks(frames_at_once(probe)):
         rate = part.rate(part.probes(probe), part.patches(canvas))
         parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.valid))
     return torch.cat(parts)

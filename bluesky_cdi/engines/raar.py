@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.engines.overlap import exit_waves, overlap, parts_of
-from bluesky_cdi.engines.ptychography import Refine, Solution, chunk_size, deviance_of
+from bluesky_cdi.engines.ptychography import Refine, Solution, deviance_of
 from bluesky_cdi.engines.steps import ordered
 from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.physics.lit_frames import frames_at_once
 
 
 class Raar:
@@ -43,7 +44,7 @@ class Raar:
         """Reflect all exit waves once."""
         data, beta = solution.data, self._beta
         waves = exit_waves(solution.canvas, solution.probe, data) if self._waves is None else self._waves
-        size = chunk_size(solution.canvas)
+        size = frames_at_once(solution.probe)
         # psi becomes its projection on the moduli; the reflection 2 P_F psi - psi is psi + 2 step.
         reflected = torch.empty_like(waves)
         for part, which in parts_of(data, size):
@@ -59,5 +60,6 @@ class Raar:
         return Solution(canvas, probe, data, deviance_of(canvas, probe, data), solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes."""
+        """Order the modes; the waves of the old ones are forgotten."""
+        self._waves = None
         return ordered(solution, refine)

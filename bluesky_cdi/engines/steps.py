@@ -35,9 +35,8 @@ def probe_spectrum(patches: Tensor, waves: Tensor, data: Diffraction) -> Tensor:
     Tensor, shape (1, M, N, N), complex
     """
     spectra = torch.fft.fft2(patches.conj()[:, None] * waves)
-    ramp = shift_ramp(-data.shift_px.to(patches.real.dtype), spectra.shape[-1])
-    if data.gain is not None:
-        ramp = ramp * data.gain.sqrt()[:, None, None]
+    strength = None if data.gain is None else data.gain.sqrt()
+    ramp = shift_ramp(-data.shift_px.to(patches.real.dtype), spectra.shape[-1], strength)
     # One sum of products, which spares a copy of the largest array.
     return torch.einsum("nmyx,nyx->myx", spectra, ramp)[None]
 

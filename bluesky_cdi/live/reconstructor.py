@@ -27,6 +27,7 @@ from bluesky_cdi.live.measured import MeasuredFrames
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
 from bluesky_cdi.physics.geometry import Canvas
+from bluesky_cdi.physics.lit_frames import frames_at_once
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
@@ -35,7 +36,6 @@ from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 LIT = 0.05
 # Frames after which the bad pixels are looked for again; more frames tell no more.
 FAULT_FRAMES = 32
-CHUNK = 64
 # Refining counts if it lowers the deviance by this share; less is fitting the noise.
 LEAST_GAIN = 0.005
 # What refines after the network.
@@ -233,6 +233,9 @@ class PtychoReconstructor:
         outcome = iterate(self._engine, start, self._schedule(len(data)), in_time)
         self._iterations += len(outcome.history)
         self._ended = outcome.ended
+        if outcome.ended == "diverged":
+            # Its memory is of the epochs that are not kept.
+            self._engine = None
         found = outcome.solution
         if not float(deviance_of(found.canvas, found.probe, found.data).mean()) < (1 - LEAST_GAIN) * deviance:
             return False
@@ -259,7 +262,7 @@ class PtychoReconstructor:
     def _light(self, data: Diffraction) -> Tensor:
         """Summed illumination, photons per pixel, shape (1, Y, X)."""
         total = torch.zeros_like(self._seen_light)
-        for part in data.chunks(CHUNK):
+        for part in data.chunks(frames_at_once(self._probe)):
             total += accumulate(intensity(part.probes(self._probe)), part.corner, part.canvas_shape)
         return total
 

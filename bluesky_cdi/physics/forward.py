@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator, shift_ramp
 
 # How noise is counted where a step asks for a change: of equal weight in every pixel's amplitude, or as counts have it.
 Likelihood = Literal["amplitude", "poisson"]
@@ -231,13 +231,6 @@ def modulus_step(
     return propagator.adjoint(at_detector * factor[:, None], shift_px), expected
 
 
-def exit_wave_step(
-    probes: Tensor, patches: Tensor, counts: Tensor, background: Tensor | float = 0.0, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`modulus_step` in the far field of probes (n, M, N, N) on patches (n, N, N)."""
-    return modulus_step(probes * patches[:, None], counts, background, mask)
-
-
 def object_step(
     probes: Tensor, wave_step: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -363,12 +356,7 @@ def _shifted(spectra: Tensor, shift_px: Tensor, gain: Tensor | None = None) -> T
 
     The spectra are already divided by N^2, which spares a pass over the shifted fields.
     """
-    frequency = torch.fft.fftfreq(spectra.shape[-1], device=spectra.device, dtype=spectra.real.dtype)
-    angle = -2 * torch.pi * shift_px.to(frequency.dtype)[:, :, None] * frequency  # (n, 2, N)
-    strength = torch.ones_like(angle)
-    if gain is not None:
-        strength = torch.stack([gain.to(frequency.dtype).sqrt()[:, None].expand_as(angle[:, 0]), strength[:, 1]], dim=1)
-    along = torch.polar(strength, angle)
-    ramp = along[:, 0, :, None] * along[:, 1, None, :]  # (n, N, N)
+    shift = shift_px.to(spectra.real.dtype)
+    ramp = shift_ramp(shift, spectra.shape[-1], None if gain is None else gain.sqrt())  # (n, N, N)
     shifted: Tensor = torch.fft.ifft2(spectra * ramp[:, None], norm="forward")
     return shifted

@@ -19,9 +19,9 @@ from bluesky_cdi.physics.propagators import FAR_FIELD
 
 logger = logging.getLogger(__name__)
 
-# Waves computed at a time: on a CPU 64 frames of 64x64, which stay near its caches; on a GPU 1024 of
-# 128x128, beyond which an H200 gains nothing.
-CPU_WAVE_BYTES, GPU_WAVE_BYTES = 2**21, 2**27
+# Waves computed at a time: on a CPU 32 frames of 128x128, which stay near its caches; on a GPU 1024,
+# beyond which an H200 gains nothing.
+CPU_WAVE_BYTES, GPU_WAVE_BYTES = 2**22, 2**27
 # Shifted probes kept from step to step: at most 1 GiB beside a CPU, an eighth of a GPU's memory.
 CPU_KEPT_BYTES, GPU_KEPT_SHARE = 2**30, 1 / 8
 

@@ -222,13 +222,27 @@ def fresnel_number(size: int, pixel_m: float, wavelength_m: float, distance_m: f
     return math.inf if distance_m == 0 else size * pixel_m**2 / (wavelength_m * distance_m)
 
 
-def shift_ramp(shift_px: Tensor, size: int) -> Tensor:
-    """Fourier phase ramps that shift fields to higher indices by `shift_px` (n, 2): (n, N, N) complex."""
+def shift_ramp(shift_px: Tensor, size: int, strength: Tensor | None = None) -> Tensor:
+    """Fourier phase ramps that shift fields to higher indices.
+
+    Parameters
+    ----------
+    shift_px : Tensor, shape (n, 2)
+    size : int
+        N.
+    strength : Tensor, shape (n,), optional
+        Factor on each field; 1 if absent.
+
+    Returns
+    -------
+    Tensor, shape (n, N, N), complex
+    """
     frequency = torch.fft.fftfreq(size, device=shift_px.device, dtype=shift_px.dtype)
     angle = -2 * torch.pi * shift_px[:, :, None] * frequency  # (n, 2, N)
     # A ramp in the plane is one along the rows times one along the columns: 2 N sines instead of N^2.
     along = torch.polar(torch.ones_like(angle), angle)
-    return along[:, 0, :, None] * along[:, 1, None, :]
+    down = along[:, 0] if strength is None else along[:, 0] * strength.to(angle.dtype)[:, None]
+    return down[:, :, None] * along[:, 1, None, :]
 
 
 FAR_FIELD = FarField()

@@ -168,6 +168,19 @@ def test_saturated_pixels_are_not_believed(scan, name):
     assert scan.error(masked.canvas) < 0.8 * scan.error(believed.canvas)
 
 
+@pytest.mark.parametrize("name", PTYCHOGRAPHY)
+def test_a_run_goes_on_after_its_modes_were_rotated(name):
+    """The result's modes are not those of the epochs before, and nothing of these may be left."""
+    partly = Scan(lens(modes=2))
+    engine, mixed = make_engine(name), torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.complex64)
+    # Modes that overlap, so that ordering them turns them.
+    start = partly.start(probe=torch.einsum("ij,bjyx->biyx", mixed, partly.probe))
+    first = iterate(engine, start, Schedule(15)).solution.judged()
+    second = iterate(engine, first, Schedule(15))
+    assert second.history[0] < 1.5 * first.mean_deviance
+    assert second.solution.judged().mean_deviance < first.mean_deviance
+
+
 def test_lsqml_takes_the_best_lengths_of_its_two_steps():
     """What is left of the change asked for is orthogonal to both changes made (normal equations)."""
     whole = Scan(lens(defocus_m=0.3e-3), whole=True)
@@ -199,7 +212,7 @@ def test_poisson_is_nearer_to_the_truth_than_amplitudes_where_photons_are_few():
 def test_lsqml_does_not_depend_on_how_many_frames_are_computed_at_a_time(scan, monkeypatch):
     found = []
     for size in (7, 1000):
-        monkeypatch.setattr("bluesky_cdi.engines.ptychography.CPU_CHUNK", size)
+        monkeypatch.setattr("bluesky_cdi.physics.lit_frames.CPU_WAVE_BYTES", size * scan.probe.nbytes)
         refined = Schedule(6, positions_from=2, flux_from=2)
         found.append(iterate(Lsqml(LsqmlSettings(together_from=3)), scan.start(), refined).solution)
     torch.testing.assert_close(found[0].canvas, found[1].canvas, atol=1e-3, rtol=1e-3)
@@ -258,7 +271,7 @@ def test_flux_has_mean_one(scan):
     assert float(found.gain.mean()) == pytest.approx(1, abs=1e-6)
 
 
-def test_raar_without_relaxation_keeps_the_waves_that_fit_both(scan):
+def test_raar_refuses_a_relaxation_out_of_range():
     with pytest.raises(ConfigError, match=r"above 0 and at most 1; it is 1\.5"):
         Raar(1.5)
 

@@ -160,10 +160,10 @@ def test_to_corner_and_back():
     assert torch.equal(forward.to_centre(forward.to_corner(frame)), frame)
 
 
-def test_exit_wave_step_projects_on_the_measured_modulus(scan):
+def test_modulus_step_projects_on_the_measured_modulus(scan):
     probe, canvas, data = scan
     probes, patches = data.probes(probe), data.patches(canvas)
-    step, rate = forward.exit_wave_step(probes, patches, data.counts)
+    step, rate = forward.modulus_step(probes * patches[:, None], data.counts)
     np.testing.assert_allclose(forward.to_centre(rate), forward.rate(probes, patches), rtol=1e-12)
     after = forward.intensity(torch.fft.fft2(probes * patches[:, None] + step, norm="ortho"))
     np.testing.assert_allclose(after, data.counts * rate / (rate + forward.STEP_FLOOR), rtol=1e-9, atol=1e-12)
@@ -171,14 +171,14 @@ def test_exit_wave_step_projects_on_the_measured_modulus(scan):
     np.testing.assert_allclose(after[bright], data.counts[bright], rtol=1.01 * forward.STEP_FLOOR, atol=1e-12)
 
 
-def test_exit_wave_step_is_the_gradient_of_the_amplitude_loss(scan):
+def test_modulus_step_is_the_gradient_of_the_amplitude_loss(scan):
     probe, canvas, data = scan
     probes, patches, background = 30 * data.probes(probe), data.patches(canvas), 1e4
     exits = (probes * patches[:, None]).requires_grad_()
     rate = forward.intensity(torch.fft.fft2(exits, norm="ortho")) + background
     counts = data.counts * 5e3
     (gradient,) = torch.autograd.grad(amplitude_loss(rate, counts).sum(), exits)
-    step, _ = forward.exit_wave_step(probes, patches, counts, background)
+    step, _ = forward.modulus_step(probes * patches[:, None], counts, background)
     # PyTorch's gradient of a real loss is twice the Wirtinger derivative.
     np.testing.assert_allclose(-gradient / 2, step, rtol=1e-5, atol=1e-6 * float(step.abs().max()))
 
@@ -254,21 +254,21 @@ def test_masked_pixels_ask_for_nothing(scan, rng):
     probe, canvas, data = scan
     probes, patches = data.probes(probe), data.patches(canvas)
     mask = torch.from_numpy(rng.random((SIZE, SIZE)) > 0.4)
-    step, _ = forward.exit_wave_step(probes, patches, data.counts, 0.0, mask)
+    step, _ = forward.modulus_step(probes * patches[:, None], data.counts, 0.0, mask)
     change = torch.fft.fft2(step, norm="ortho")
     assert float(change[..., ~mask].abs().max()) < 1e-12
     assert float(change[..., mask].abs().max()) > 0.1
     wild = torch.where(mask, data.counts, 1e9)
-    again, _ = forward.exit_wave_step(probes, patches, wild, 0.0, mask)
+    again, _ = forward.modulus_step(probes * patches[:, None], wild, 0.0, mask)
     np.testing.assert_allclose(again, step, atol=1e-12)
-    nothing, _ = forward.exit_wave_step(probes, patches, data.counts, 0.0, torch.zeros_like(mask))
+    nothing, _ = forward.modulus_step(probes * patches[:, None], data.counts, 0.0, torch.zeros_like(mask))
     assert not nothing.any()
 
 
 def test_dark_pixels_ask_for_finite_changes(scan):
     probe, canvas, data = scan
     zero = torch.zeros_like(data.patches(canvas))
-    step, rate = forward.exit_wave_step(data.probes(probe), zero, data.counts)
+    step, rate = forward.modulus_step(data.probes(probe) * zero[:, None], data.counts)
     assert torch.isfinite(torch.view_as_real(step)).all()
     assert not rate.any()
 
