@@ -236,7 +236,7 @@ def _moves(slopes: tuple[Tensor, Tensor], wanted: Tensor, light: Tensor, part: D
 
 
 def moved(data: Diffraction, moves: Tensor, largest_px: float) -> Diffraction:
-    """Frames at their new places; their mean place stays, for the object could follow it.
+    """Frames at their new places, on the canvas; their mean place stays, for the object could follow it.
 
     Parameters
     ----------
@@ -247,10 +247,12 @@ def moved(data: Diffraction, moves: Tensor, largest_px: float) -> Diffraction:
         Most that a position moves along an axis.
     """
     moves = moves.clamp(-largest_px, largest_px)
-    shift = data.shift_px + (moves - moves.mean(dim=0)).to(data.shift_px.dtype)
-    room = torch.tensor(data.canvas_shape[1:], device=shift.device) - data.counts.shape[-1]
-    corner = (data.corner + shift.round().long()).clamp_min(0).minimum(room)
-    return replace(data, corner=corner, shift_px=shift - (corner - data.corner))
+    place = data.corner + data.shift_px.double() + (moves - moves.mean(dim=0))
+    room = torch.tensor(data.canvas_shape[1:], device=place.device) - data.counts.shape[-1]
+    # Nearly half a pixel beyond the last corner is still nearest to it.
+    place = place.clamp_min(-0.49).minimum(room + 0.49)
+    corner = place.round().long()
+    return replace(data, corner=corner, shift_px=(place - corner).to(data.shift_px.dtype))
 
 
 def with_flux(data: Diffraction, factor: Tensor) -> Diffraction:

@@ -102,6 +102,9 @@ class MeasuredFrames:
             self.canvas.place(np.asarray(frame.position_m)[None])
             counts = torch.from_numpy(np.ascontiguousarray(frame.counts, dtype=np.float32)).to(self.device)
             self._frames[frame.seq_num] = (frame, self._propagator.to_working(counts))
+            # What refining found of a frame that this one replaces is not this one's.
+            self._moves_px.pop(frame.seq_num, None)
+            self._flux.pop(frame.seq_num, None)
             self._data = None
 
     def use_refined(self, moves_px: FloatArray, flux: FloatArray) -> None:
@@ -136,12 +139,7 @@ class MeasuredFrames:
         """All frames in the order of `seq_nums`."""
         if self._data is None:
             order = [self._frames[s] for s in sorted(self._frames)]
-            # Refining may push a frame at the border off the canvas: its corner stays, its shift grows.
-            corner, shift = self.canvas.place(self.measured_positions_m)
-            shift = shift + self.moves_px
-            room = np.asarray(self.canvas.shape) - self.canvas.frame_px
-            nearest = np.clip(corner + np.rint(shift).astype(np.int64), 0, room)
-            shift, corner = shift - (nearest - corner), nearest
+            corner, shift = self.canvas.place(self.positions_m)
             gain = self._monitored() * self.flux
             self._data = Diffraction(
                 counts=torch.stack([counts for _, counts in order]),

@@ -254,6 +254,7 @@ def test_a_move_keeps_the_place_of_the_patch_on_the_canvas(scan):
     room = torch.tensor(scan.data.canvas_shape[1:]) - 32
     far = moved(scan.data, moves * 50, 1000.0)
     assert bool(((far.corner >= 0) & (far.corner <= room)).all())
+    assert float(far.shift_px.abs().max()) <= 0.5
 
 
 def test_lsqml_refines_the_flux():

@@ -10,6 +10,7 @@ import torch
 from bluesky_cdi import metrics
 from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
 from bluesky_cdi.live.appraisal import UNKNOWN_STD_RAD
+from bluesky_cdi.live.points import points_of
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.geometry import Canvas
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor
@@ -272,3 +273,23 @@ def test_position_off_the_canvas_is_refused(scene, frames):
     away = replace(frames[0], position_m=np.array([5e-6, 0.0]))
     with pytest.raises(GeometryError, match="outside the canvas"):
         scene.reconstructor().add([away])
+
+
+def test_refined_positions_stay_on_the_canvas_and_go_with_their_frame(scene, frames):
+    """Positions stated far off for their frames, at the border of the canvas: refining must not leave it."""
+    off = np.random.default_rng(4).normal(0, 1.5 * scene.canvas.pixel_m, (len(frames), 2))
+    low = np.array(scene.canvas.origin_m) + (scene.canvas.frame_px // 2 + 0.1) * scene.canvas.pixel_m
+    high = low + (np.array(scene.canvas.shape) - scene.canvas.frame_px - 1) * scene.canvas.pixel_m
+    wrong = [replace(f, position_m=np.clip(f.position_m + d, low, high)) for f, d in zip(frames, off, strict=True)]
+    reconstructor = scene.reconstructor(name="lsqml", refine_positions=True, refine_flux=True, refine_iterations=20)
+    estimate = run(reconstructor, wrong, 1)[0]
+    moved = estimate.positions_m - [f.position_m for f in wrong]
+    assert np.abs(moved).max() > 0.3 * scene.canvas.pixel_m
+    assert scene.canvas.contains(estimate.positions_m).all()
+    assert len(points_of(estimate)) == len(frames)
+    # A frame taken again is where it says, whatever was found of the one before.
+    reconstructor.add([wrong[0]])
+    np.testing.assert_array_equal(reconstructor._measured.positions_m[0], wrong[0].position_m)
+    again = scene.reconstructor(name="lsqml", refine_positions=True, refine_iterations=20)
+    again.restore(reconstructor.checkpoint())
+    np.testing.assert_array_equal(again._measured.positions_m, reconstructor._measured.positions_m)
