@@ -17,7 +17,7 @@ from bluesky_cdi.protocols import ComplexArray, FloatArray
 if TYPE_CHECKING:
     from bluesky_cdi.io import Scan
 
-# A wrong orientation explains the frames worse than the right one by more than this.
+# Another orientation is better only if its deviance is below this share of the stated one's.
 CLEARLY = 0.9
 
 
