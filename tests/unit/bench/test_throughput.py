@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_cdi import bench
+from bluesky_cdi.bench import throughput as bench
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.metrics import complex_nrmse

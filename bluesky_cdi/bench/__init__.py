@@ -1,0 +1,1 @@
+"""What the command ``bluesky-cdi bench`` measures, one question a module."""

@@ -1,0 +1,86 @@
+"""``bluesky-cdi browse``: what a catalog holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bluesky_cdi.cli.arguments import _config
+from bluesky_cdi.cli.output import _say, _say_result
+from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    from bluesky_cdi.catalog import ResultSummary
+
+
+def _add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
+    browse = commands.add_parser("browse", parents=[common], help="list what a catalog holds, or show one result")
+    add = browse.add_argument
+    add("directory", type=Path, nargs="?", help="folder of an embedded catalog (default: the configured one)")
+    add("--show", metavar="WHICH", help="a result: scan number, beginning of a uid, or -1 for the newest")
+    add("--figure", type=Path, metavar="FILE", help="where to draw the shown result (default: reconstruction.png)")
+    browse.set_defaults(run=_browse)
+
+
+def _browse(args: argparse.Namespace) -> int:
+    import contextlib
+
+    from bluesky_cdi.catalog import list_results, load_result, open_catalog, serve
+
+    settings = _config(args).catalog
+    with contextlib.ExitStack() as stack:
+        local = args.directory or (None if settings.uri else settings.directory)
+        if local is not None and not (local.expanduser() / "catalog.db").is_file():
+            raise BlueskyCDIError(
+                f"{local} holds no catalog yet: give the folder of a session, or run `bluesky-cdi demo` first"
+            )
+        uri = stack.enter_context(serve(local)) if local is not None else str(settings.uri)
+        key = settings.api_key if local is None else None
+        catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
+        if args.show is None:
+            _say_list(args, list_results(catalog))
+            return 0
+        estimate = load_result(catalog, int(args.show) if _is_integer(args.show) else args.show)
+    from bluesky_cdi import viz
+
+    path = args.figure or Path("reconstruction.png")
+    viz.save_figure(viz.show_estimate(estimate), path)
+    numbers = {
+        "frames": estimate.n_frames,
+        "pixels": list(estimate.object.shape),
+        "pixel_m": estimate.pixel_m,
+        "origin_m": list(estimate.origin_m),
+        "source": dict(estimate.source),
+        "figure": str(path),
+    }
+    rows = [
+        ("frames", str(estimate.n_frames)),
+        ("object", "{} x {} pixels of {:.2f} nm".format(*estimate.object.shape, estimate.pixel_m * 1e9)),
+        ("made by", f"{estimate.source.get('reconstructor')} with {estimate.source.get('network') or 'no network'}"),
+        ("figure", str(path)),
+    ]
+    _say_result(args, numbers, rows)
+    return 0
+
+
+def _is_integer(text: str) -> bool:
+    # A uid may consist of digits only; a scan number never has eight of them.
+    return text.lstrip("-").isdigit() and len(text) < 8
+
+
+def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> None:
+    from dataclasses import asdict
+    from datetime import datetime
+
+    if args.json:
+        _say(json.dumps([asdict(r) for r in results], indent=1))
+        return
+    _say(f"{'scan':>5}  {'time':<19}  {'plan':<16} {'frames':>6}  {'status':<8} {'result':<8}")
+    for r in results:
+        when = datetime.fromtimestamp(r.time).strftime("%Y-%m-%d %H:%M:%S")
+        uid = (r.uid or "none")[:8]
+        state = r.exit_status or "running"
+        _say(f"{r.scan_id or '':>5}  {when:<19}  {r.plan_name or '':<16} {r.n_frames or '':>6}  {state:<8} {uid:<8}")

@@ -1,0 +1,158 @@
+"""``bluesky-cdi convert``: a recorded scan in another form."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bluesky_cdi.cli.arguments import _make_folder
+from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from bluesky_cdi.io import Scan
+
+logger = logging.getLogger(__name__)
+
+
+def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
+    command = commands.add_parser("convert", parents=[common], help="write a recorded scan in another form")
+    add = command.add_argument
+    add("scan", type=Path, metavar="IN", help="CXI, Ptychodus patterns, canonical NPZ or PtychoPINN NPZ")
+    add("out", type=Path, metavar="OUT", help="file to write; in Ptychodus' form a product goes beside it")
+    add(
+        "--format", type=_scan_format, metavar="FORM",
+        help="cxi, canonical, ptychopinn or ptychodus (default: what OUT's suffix stands for)",
+    )  # fmt: skip
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--product", type=Path, metavar="FILE", help="where Ptychodus patterns have their positions")
+    how.add_argument(
+        "--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus"
+    )
+    add("--force", action="store_true", help="replace OUT if it exists")
+    command.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from bluesky_cdi.io import read_ptychodus, read_scan, write_scan
+
+    targets = _scan_files(args.out, args.format)
+    _refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
+    _make_folder(args.out.parent)
+    if args.product:
+        scan = read_ptychodus(args.scan, args.product)
+    else:
+        scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
+    if companion := scan.source.get("product"):
+        _refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
+    read = _scan_numbers(scan)
+    write_scan(args.out, _with_one_mode(scan) if args.format == "ptychopinn" else scan, args.format)
+    back = read_scan(args.out)
+    not_kept = _not_kept(scan, read, back)
+    if not_kept:
+        logger.warning("%s does not keep %s", args.out.name, "; ".join(not_kept))
+    files = [str(path) for path in targets]
+    numbers = {"read": str(args.scan), **read, "written": files, "written_format": back.source["format"]}
+    rows = [
+        ("read", f"{args.scan} ({read['format']})"),
+        ("frames", f"{read['frames']} of {read['frame_px']} x {read['frame_px']} pixels, {read['counts']}"),
+        ("sample pixel", f"{read['pixel_m'] * 1e9:.4g} nm{' (nominal)' if read['nominal_geometry'] else ''}"),
+        ("geometry", f"{read['energy_ev']:.6g} eV, {read['distance_m']:.6g} m, {read['propagation']}"),
+        ("photons per frame", f"{read['photons_per_frame']:.4g}"),
+        ("probe", f"{read['probe_modes'] or 'no'} mode{'' if read['probe_modes'] == 1 else 's'}"),
+        ("masked pixels", str(read["masked_pixels"])),
+        ("written", f"{', '.join(files)} ({back.source['format']})"),
+    ]
+    _say_result(args, {**numbers, "not_kept": not_kept}, rows)
+    return 0
+
+
+def _scan_files(out: Path, form: str | None) -> list[Path]:
+    """What `write_scan` makes: Ptychodus' form is two files."""
+    from bluesky_cdi.io.ptychodus import companion_path
+
+    pair = form == "ptychodus" or (form is None and out.suffix.lower() in (".h5", ".hdf5"))
+    return [out, companion_path(out)] if pair else [out]
+
+
+def _refuse_to_replace(targets: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
+    own = {path.resolve() for path in sources}
+    for path in targets:
+        if path.resolve() in own:
+            raise BlueskyCDIError(f"{path} is what is read; measured data are not replaced. Name another OUT.")
+        if path.exists() and not force:
+            raise BlueskyCDIError(f"{path} exists. Name another OUT, or give --force to replace it.")
+
+
+def _scan_numbers(scan: Scan) -> dict[str, Any]:
+    return {
+        "format": scan.source["format"],
+        "frames": len(scan),
+        "frame_px": scan.geometry.frame_px,
+        "counts": str(scan.counts.dtype),
+        "pixel_m": scan.geometry.pixel_m,
+        "nominal_geometry": bool(scan.source.get("nominal_geometry")),
+        "energy_ev": scan.geometry.energy_ev,
+        "distance_m": scan.geometry.distance_m,
+        "propagation": scan.source["propagation"],
+        "photons_per_frame": scan.mean_photons,
+        "probe_modes": 0 if scan.probe is None else len(scan.probe),
+        "masked_pixels": 0 if scan.mask is None else int((~scan.mask).sum()),
+    }
+
+
+def _with_one_mode(scan: Scan) -> Scan:
+    """The scan with the strongest mode of its probe only, which gets the photons of all."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    if scan.probe is None or len(scan.probe) == 1:
+        return scan
+    power = np.square(np.abs(scan.probe.astype(np.complex128))).sum(axis=(1, 2))
+    strongest = scan.probe[[int(power.argmax())]] * np.sqrt(power.sum() / power.max())
+    return replace(scan, probe=strongest.astype(np.complex64))
+
+
+def _not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
+    """What of a scan (and of its `_scan_numbers`) its file lost, told by reading it back."""
+    after = _scan_numbers(back)
+    lost = [
+        f"{key.replace('_', ' ')} ({before[key]:.7g} reads as {after[key]:.7g})"
+        for key in ("energy_ev", "distance_m", "pixel_m", "photons_per_frame")
+        if not abs(after[key] - before[key]) <= 1e-5 * abs(before[key])
+    ]
+    lost += [
+        f"{key.replace('_', ' ')} ({before[key]} reads as {after[key]})"
+        for key in ("frames", "counts", "propagation", "probe_modes", "masked_pixels")
+        if before[key] != after[key]
+    ]
+    if before["nominal_geometry"] != after["nominal_geometry"]:
+        lost.append(f"that energy and distance are {'nominal' if before['nominal_geometry'] else 'measured'}")
+    if _differ(scan.positions_m, back.positions_m):
+        lost.append("positions")
+    if scan.probe is not None and back.probe is not None and _differ(scan.probe, back.probe):
+        lost.append("the probe")
+    if scan.name != back.name:
+        lost.append(f"the name {scan.name!r}")
+    if notes := sorted(set(scan.source) - set(back.source) - {"product", "nominal_geometry"}):
+        lost.append(f"the notes {', '.join(notes)}")
+    return lost
+
+
+def _differ(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Tell whether arrays of one shape differ by more than the rounding of complex64."""
+    return one.shape == other.shape and bool(abs(one - other).max() > 1e-5 * abs(one).max())
+
+
+def _scan_format(text: str) -> str:
+    from bluesky_cdi.io import scan_formats
+
+    if text not in scan_formats():
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(scan_formats())}; got {text!r}")
+    return text

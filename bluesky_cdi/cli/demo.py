@@ -1,0 +1,34 @@
+"""``bluesky-cdi demo``: an adaptive scan, reconstructed live."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bluesky_cdi.cli.arguments import _config, _set_threads
+from bluesky_cdi.cli.output import _say_result
+
+DEMO_OUTPUT = Path("demo_output")
+
+
+def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    demo = commands.add_parser(
+        "demo", parents=[common], help="an adaptive scan, reconstructed live, on a simulated or replayed beamline"
+    )
+    add = demo.add_argument
+    add("--out", type=Path, default=DEMO_OUTPUT, metavar="DIR", help="catalog and figure (default: %(default)s)")
+    add("--replay", type=Path, metavar="FILE", help="a recorded scan instead of the simulated beamline")
+    add("--reference", type=Path, metavar="FILE", help="its reference (default: reference.npz beside it)")
+    demo.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from bluesky_cdi import demo
+
+    config = _config(args)
+    _set_threads(config)
+    setting = demo.replayed(config, args.replay, args.reference) if args.replay else demo.simulated(config)
+    outcome = demo.run(setting, args.out, show_progress=not args.quiet)
+    _say_result(args, dict(outcome.numbers), [*outcome.table.items(), ("figure", str(outcome.figure))])
+    return 0

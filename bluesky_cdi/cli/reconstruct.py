@@ -1,0 +1,132 @@
+"""``bluesky-cdi reconstruct``: a recorded scan from its file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bluesky_cdi.cli.arguments import _count, _make_folder, _positive
+from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    from bluesky_cdi.config import Config
+    from bluesky_cdi.io import Scan
+
+logger = logging.getLogger(__name__)
+
+
+def _add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
+    from bluesky_cdi.engines import PTYCHOGRAPHY
+
+    command = commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded scan from its file")
+    add = command.add_argument
+    add("scan", type=Path, help="CXI, Ptychodus, canonical NPZ or PtychoPINN NPZ")
+    add(
+        "--engine", choices=("pinn", *PTYCHOGRAPHY), default="lsqml",
+        help="an iterative engine, or the network and then rPIE (default: %(default)s)",
+    )  # fmt: skip
+    add("--iterations", type=_count, default=100, help="most iterations (default: %(default)s)")
+    add(
+        "--tolerance", type=float, default=1e-3,
+        help="end when five iterations lower the deviance by less than this share; 0: never (default: %(default)s)",
+    )  # fmt: skip
+    add("--modes", type=int, choices=range(1, 9), default=3, help="incoherent probe modes (default: %(default)s)")
+    add("--batch", type=_positive, help="frames a mini-batch (default: the engine's own)")
+    add("--fixed-positions", action="store_true", help="keep the positions (lsqml refines them)")
+    add("--half", type=int, choices=(1, 2), help="use every other frame only, for two independent halves")
+    add("--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus")
+    add("--trust-orientation", action="store_true", help="don't check which way round the frames lie")
+    add(
+        "--out", type=Path, action="append", metavar="FILE",
+        help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5)",
+    )  # fmt: skip
+    command.set_defaults(run=_reconstruct)
+
+
+def _reconstruct(args: argparse.Namespace) -> int:
+    import numpy as np
+    from tqdm import tqdm
+
+    from bluesky_cdi import viz
+    from bluesky_cdi.io import read_scan
+    from bluesky_cdi.offline import reconstruct
+
+    outputs = args.out or [Path("reconstruction.h5")]
+    writers = [_result_writer(path) for path in outputs]
+    for path in outputs:
+        _make_folder(path.parent)
+    config = _reconstruct_config(args)
+    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
+    chosen = np.arange(args.half - 1, len(scan), 2) if args.half else np.arange(len(scan))
+    if args.half:
+        scan = scan.subset(chosen)
+    if not args.trust_orientation:
+        _warn_of_orientation(scan, config, quiet=bool(args.quiet))
+    with tqdm(total=args.iterations, unit="iteration", disable=bool(args.quiet)) as bar:
+
+        def told(done: int, deviance: float) -> None:
+            bar.update(done - bar.n)
+            bar.set_postfix_str(f"deviance {deviance:.4g} a pixel")
+
+        estimate = reconstruct(scan, config, args.iterations, told, numbers=(chosen + 1).tolist())
+    for path, write in zip(outputs, writers, strict=True):
+        write(path, estimate, scan.geometry, scan.name or args.scan.stem)
+    figure = outputs[0].with_suffix(".png")
+    viz.save_figure(viz.show_estimate(estimate), figure)
+    numbers = {
+        "frames": estimate.n_frames,
+        "engine": args.engine,
+        "iterations": estimate.source["iterations"],
+        "ended": estimate.source["ended"],
+        "deviance_per_pixel": float(np.mean(estimate.residual)),
+        "pixel_m": estimate.pixel_m,
+        "seconds": round(estimate.seconds, 1),
+        "result": [str(path) for path in outputs],
+        "figure": str(figure),
+    }
+    rows = {**numbers, "result": ", ".join(numbers["result"])}
+    _say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
+    return 0
+
+
+def _reconstruct_config(args: argparse.Namespace) -> Config:
+    from bluesky_cdi.config import load_config
+
+    settings = {
+        "name": args.engine,
+        "tolerance": args.tolerance,
+        "batch": args.batch,
+        "refine_positions": args.engine == "lsqml" and not args.fixed_positions,
+        "background": 0.0,
+        "threads": 0,
+    }
+    return load_config(args.config, {"reconstructor": settings, "probe": {"modes": args.modes}})
+
+
+def _result_writer(path: Path) -> Callable[..., None]:
+    from bluesky_cdi.io import write_cxi_result, write_product
+
+    writers: dict[str, Callable[..., None]] = {".h5": write_product, ".hdf5": write_product, ".cxi": write_cxi_result}
+    if path.suffix not in writers:
+        raise BlueskyCDIError(f"--out must end in {', '.join(writers)}, which tells the format; got {path}")
+    return writers[path.suffix]
+
+
+def _warn_of_orientation(scan: Scan, config: Config, *, quiet: bool) -> None:
+    from tqdm import tqdm
+
+    from bluesky_cdi.offline import first_guess
+    from bluesky_cdi.orientation import ALL, AS_STATED, check_orientation
+
+    with tqdm(total=len(ALL), unit="orientation", desc="orientation", leave=False, disable=quiet) as bar:
+        check = check_orientation(scan, first_guess(scan, config), told=lambda _: bar.update())
+    if check.better is not None:
+        logger.warning(
+            "%s is explained better with its positions %s (deviance %.3g a pixel) than as they are (%.3g): "
+            "look at the axes and signs of the stage and the detector",
+            scan.name, check.better, check.deviance[check.better], check.deviance[AS_STATED],
+        )  # fmt: skip

@@ -1,0 +1,69 @@
+"""``bluesky-cdi train``: the network on simulated scans."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.errors import BlueskyCDIError
+
+# The names of `models.canvas.PRESETS`, which would load torch.
+MODELS = ("fast", "small", "large")
+
+
+def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
+    train = commands.add_parser("train", parents=[common], help="train the network on simulated scans")
+    add = train.add_argument
+    add("out", type=Path, help="file to write, ending in .safetensors; its record goes beside it")
+    add("--seconds", type=float, default=525.0, help="time to train (default: %(default)s)")
+    add("--seed", type=int, default=1)
+    add("--learning-rate", type=float, default=1.5e-3)
+    add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
+    add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
+    add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
+    add("--photons", type=float, nargs=2, default=(1e3, 1e7), metavar=("LEAST", "MOST"), help="of a frame")
+    add("--start", type=Path, metavar="FILE", help="weights to go on from")
+    add("--resume", action="store_true", help="go on with an interrupted run of the same options")
+    add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
+    train.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.log import configure_logging
+    from bluesky_cdi.models.canvas import PRESETS
+    from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
+    from bluesky_cdi.training.team import joined
+
+    configure_logging(logging.INFO + 10 * args.quiet)
+    if args.out.suffix != ".safetensors":
+        raise BlueskyCDIError(f"the weights file must end in .safetensors; got {args.out}")
+    if args.supervised <= 0 and args.physics <= 0:
+        raise BlueskyCDIError("one of --supervised and --physics must be above 0: there is nothing to learn from")
+    # Matrix products in TF32 and convolutions tuned to their sizes: speed, at no cost to bf16 training.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    config = PretrainConfig(
+        seconds=args.seconds,
+        seed=args.seed,
+        learning_rate=args.learning_rate,
+        supervised=args.supervised,
+        physics=args.physics,
+        photons=(args.photons[0], args.photons[1]),
+        model=PRESETS[args.model],
+    )
+    with joined(args.device) as team:
+        record = pretrain(config, team, args.out, args.start, resume=args.resume, quiet=bool(args.quiet))
+    if not team.leads:
+        return 0
+    rows = [
+        (f"{dose} photons, {method}", f"NRMSE {value}")
+        for dose, row in record["validation"].items()
+        for method, value in row.items()
+    ]
+    _say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out))])
+    return 0
