@@ -128,8 +128,8 @@ def compare_products(a: Product, b: Product, *, max_shift_px: float = MOST_SHIFT
         mask, aligned = kept, metrics.align(shared.a, shared.b, kept, max_shift_px=max_shift_px)
     shift_m = (np.asarray(aligned.shift_px) + shared.rest_px) * pixel_m
     found, truth = aligned.object, aligned.truth
-    ssim_amplitude, psnr_amplitude = _similarity(np.abs(found), np.abs(truth), mask)
-    ssim_phase, psnr_phase = _similarity(*_phases(found, truth, mask), mask)
+    ssim_amplitude, psnr_amplitude = similarity(np.abs(found), np.abs(truth), mask)
+    ssim_phase, psnr_phase = similarity(*relative_phases(found, truth, mask), mask)
     return Comparison(
         a=found,
         b=truth,
@@ -252,7 +252,7 @@ def _moved(image: npt.NDArray[np.float64], shift_px: tuple[float, float]) -> npt
     return moved
 
 
-def _phases(
+def relative_phases(
     a: npt.NDArray[np.complex128], b: npt.NDArray[np.complex128], mask: BoolArray
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Phases of A and B relative to B's mean, radians; A's within half a turn of B's, so that no wrap lies between."""
@@ -261,7 +261,7 @@ def _phases(
     return np.asarray(phase + np.angle(a * np.conj(b))), np.asarray(phase)
 
 
-def _similarity(
+def similarity(
     image: npt.NDArray[np.float64], truth: npt.NDArray[np.float64], mask: BoolArray
 ) -> tuple[float, float]:
     """SSIM on the windows that lie in the mask, and PSNR on the mask; the truth's own range for both."""

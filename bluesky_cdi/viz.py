@@ -1,4 +1,4 @@
-"""Figures: an estimate at one moment, the demo's comparison with its reference, and two reconstructions.
+"""Figures: an estimate at one moment, the demo's comparison with its reference, and reconstructions side by side.
 
 Nothing here touches pyplot's global state, so a figure may be drawn in any thread; matplotlib is
 loaded by the first figure, not by the import. Images are (Y, X), positions (y, x) in metres.
@@ -186,6 +186,61 @@ def show_comparison(
     return fig
 
 
+def show_images(
+    images: Mapping[str, ComplexArray],
+    mask: BoolArray,
+    *,
+    origin_m: tuple[float, float],
+    pixel_m: float,
+    title: str = "",
+    fig: Figure | None = None,
+) -> Figure:
+    """Draw objects side by side, phases above amplitudes, all on the colour scales of the first.
+
+    Parameters
+    ----------
+    images : Mapping of str to ndarray, shape (Y, X), complex
+        Objects without ramp and scale between them, by their titles; the first is what the others are held against.
+    mask : ndarray, shape (Y, X), bool
+        Pixels that count; the others are grey, and what lies around them is left out.
+    origin_m : tuple of float
+        Sample position (y, x) of pixel [0, 0], metres.
+    pixel_m : float
+    title : str
+    fig : Figure, optional
+        Drawn anew, whatever it held; a new one otherwise.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If an image has not the mask's shape.
+    """
+    shapes = {image.shape for image in images.values()}
+    if shapes != {mask.shape}:
+        raise ValueError(f"images must have the mask's shape {mask.shape}; they have {sorted(shapes)}")
+    (y, x), window = _bounds(mask)
+    view = _View(mask[window], (origin_m[0] + y * pixel_m, origin_m[1] + x * pixel_m), pixel_m)
+    cut = {name: image[window] for name, image in images.items()}
+    first = next(iter(cut.values()))
+    mean = np.sum(first[view.covered], dtype=np.complex128)
+    gauge = np.conj(mean) if mean else 1.0
+    colours, limits = _phase_scale(view.masked(np.angle(first * gauge)))
+    bright = _limits(view.masked(np.abs(first)))
+    fig = _prepared(fig, (3.6 * len(cut), 6.8))
+    axes = fig.subplots(2, len(cut), squeeze=False, sharex=True, sharey=True)
+    for k, (name, image) in enumerate(cut.items()):
+        view.image(axes[0, k], view.masked(np.angle(image * gauge)), name, "phase, rad", colours, limits)
+        view.image(axes[1, k], view.masked(np.abs(image)), "", "amplitude", "cividis", bright)
+    for panel in axes.flat:
+        panel.label_outer()
+    fig.suptitle(title, fontsize="x-large")
+    return fig
+
+
 def save_figure(fig: Figure, path: Path | str) -> None:
     """Write a figure so that `path` holds either all of it or what it held before.
 
@@ -256,6 +311,13 @@ def _prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
     fig.clear()
     fig.set_layout_engine("compressed", w_pad=0.1, h_pad=0.06)
     return fig
+
+
+def _bounds(mask: BoolArray) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """First row and column of the smallest window that holds a mask, and the window."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return (window[0].start, window[1].start), window
 
 
 def _colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float) -> None:

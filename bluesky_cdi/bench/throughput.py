@@ -8,8 +8,6 @@ to the corner, placement on the canvas, every stage of the network. Simulating t
 from __future__ import annotations
 
 import math
-import os
-import platform
 import statistics
 import threading
 import time
@@ -22,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bluesky_cdi import __version__
+from bluesky_cdi.bench.machine import machine, synchronise
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.canvas import PHYSICS_CHANNELS, PRESETS, CanvasConfig, CanvasNet, UNet, run_unet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import Diffraction, to_corner
-from bluesky_cdi.physics.lit_frames import LitFrames, frames_at_once, has_triton
+from bluesky_cdi.physics.lit_frames import LitFrames, frames_at_once
 from bluesky_cdi.physics.patterns import power_law_texture
 from bluesky_cdi.physics.probes import partially_coherent
 from bluesky_cdi.training.stream import place
@@ -261,19 +259,6 @@ def throughput(
     return {"machine": machine(devices), "settings": settings, "cases": cases}
 
 
-def machine(devices: Sequence[torch.device]) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {
-        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else platform.machine() for d in devices],
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fused_kernels": devices[0].type == "cuda" and has_triton(),
-        "bluesky_cdi": __version__,
-    }
-
-
 def model_config(text: str) -> CanvasConfig:
     """A network's size: the name of a preset, or ``stages=2,channels=16``, where the rest is as in ``small``.
 
@@ -313,28 +298,6 @@ def models_of(weights: Sequence[str], configs: Sequence[str]) -> dict[str, Canva
     torch.manual_seed(0)
     untrained = {f"{text} (untrained)": CanvasNet(model_config(text)) for text in configs}
     return trained | untrained
-
-
-def devices_of(name: str, number: int) -> list[torch.device]:
-    """The first `number` devices of a kind; ``auto``: GPUs where there are any, else the CPU (`number` times).
-
-    Raises
-    ------
-    ConfigError
-        If there are not as many, or the name means nothing.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as err:
-        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:0; got {name!r}") from err
-    if device.type != "cuda":
-        return [device] * number
-    there, first = torch.cuda.device_count(), device.index or 0
-    if first + number > there:
-        raise ConfigError(f"{number} GPU(s) from number {first} on are asked for; PyTorch sees {there}")
-    return [torch.device("cuda", first + i) for i in range(number)]
 
 
 def _case(
@@ -416,12 +379,12 @@ def _seconds(run: Callable[[], object], device: torch.device, least_s: float, wa
     """Seconds of each call, to its end on the device; at least three calls."""
     for _ in range(warm_up):
         run()
-    _synchronise(device)
+    synchronise(device)
     times: list[float] = []
     while sum(times) < least_s or len(times) < 3:
         start = time.perf_counter()
         run()
-        _synchronise(device)
+        synchronise(device)
         times.append(time.perf_counter() - start)
     return times
 
@@ -453,8 +416,3 @@ def _parts(
         "all on the device": lambda: pipeline.reconstructed(raw),
     }
     return {name: _seconds(run, device, seconds) for name, run in runs.items()}
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

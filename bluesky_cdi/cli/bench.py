@@ -1,22 +1,38 @@
-"""``bluesky-cdi bench``: measurements."""
+"""``bluesky-cdi bench``: how fast networks are, and how good."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import _make_folder, _positive
-from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.cli.output import _say, _say_result
+
+if TYPE_CHECKING:
+    import torch
+
+    from bluesky_cdi.bench.methods import Network
 
 logger = logging.getLogger(__name__)
 
+# The names of `bench.quality.SUITES`, which would load torch.
+SUITES = ("dose", "overlap", "probe", "rate", "objects", "recorded")
+
 
 def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
-    bench = commands.add_parser("bench", help="measure this machine")
+    bench = commands.add_parser("bench", help="measure speed on this machine, and quality")
     parts = bench.add_subparsers(dest="part", required=True, metavar="WHAT")
+    _add_throughput(parts, common)
+    _add_quality(parts, common)
+
+
+def _add_throughput(parts: Any, common: argparse.ArgumentParser) -> None:
     command = parts.add_parser(
         "throughput", parents=[common], help="frames a second, from counts in memory to the stitched object"
     )
@@ -41,10 +57,11 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _bench_throughput(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench import throughput as bench
+    from bluesky_cdi.bench.machine import devices_of
 
     if args.out:
         _make_folder(args.out.parent)
-    devices = bench.devices_of(args.device, args.devices)
+    devices = devices_of(args.device, args.devices)
     models = bench.models_of(args.weights, args.model)
     found = bench.throughput(
         models, args.sizes, devices, args.seconds, args.frames, args.modes, told=lambda case: logger.info("%s", case)
@@ -55,6 +72,72 @@ def _bench_throughput(args: argparse.Namespace) -> int:
     rows += [(f"{case['model']}, {case['frame_px']}x{case['frame_px']}", _speed(case)) for case in found["cases"]]
     _say_result(args, found, rows)
     return 0
+
+
+def _add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
+    command = parts.add_parser(
+        "quality", parents=[common], help="errors of networks beside iterative engines, on held-out and recorded scans"
+    )
+    add = command.add_argument
+    add("--weights", nargs="*", default=["canvas-small"], metavar="NAME", help="shipped, or a .safetensors file")
+    add("--baseline", type=Path, metavar="FILE", help="weights of another network, whose object nothing refines")
+    add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help=f"of {', '.join(SUITES)}")
+    add("--seeds", type=_positive, default=3, help="scans of each case (default: %(default)s)")
+    add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
+    add(
+        "--field", type=_above_0, default=1.25, metavar="FRAMES",
+        help="side of the simulated scans' field in widths of a frame (default: %(default)s)",
+    )  # fmt: skip
+    add("--data", type=Path, metavar="DIR", help="folder of the recorded scans (default: $BLUESKY_CDI_DATA)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
+    add("--out", type=Path, metavar="FILE", help="write the JSON there as well")
+    add("--figure", type=Path, metavar="DIR", help="draw the default scan at three doses and the recorded ones there")
+    command.set_defaults(run=_bench_quality)
+
+
+def _bench_quality(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.cases import Case
+    from bluesky_cdi.bench.machine import devices_of
+    from bluesky_cdi.bench.quality import Options, quality
+    from bluesky_cdi.bench.quality_report import Figures, tables
+
+    for folder in (args.out.parent if args.out else None, args.figure):
+        if folder is not None:
+            _make_folder(folder)
+    [device] = devices_of(args.device, 1)
+    data = args.data or (Path(os.environ["BLUESKY_CDI_DATA"]) if os.environ.get("BLUESKY_CDI_DATA") else None)
+    networks = _networks(args.weights, args.baseline, device)
+    options = Options(args.suites, args.seeds, Case(frame_px=args.frame_px, field=args.field), data, device)
+    draw = Figures(args.figure, networks) if args.figure else None
+    found = quality(networks, options, lambda scan: logger.info("%s", scan), draw)
+    for name, why in found["skipped"].items():
+        logger.warning("%s is not measured: %s", name, why)
+    text = json.dumps(found, indent=1)
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+    _say(text if args.json else tables(found))
+    return 0
+
+
+def _networks(weights: Sequence[str], baseline: Path | None, device: torch.device) -> list[Network]:
+    from bluesky_cdi.bench.methods import Network
+    from bluesky_cdi.models.weights import load_weights
+
+    trained = [load_weights(name, device) for name in weights]
+    networks = [Network(each.name, each.net) for each in trained]
+    if baseline is not None:
+        networks.append(Network(baseline.stem, load_weights(baseline, device).net, refined=False))
+    return networks
+
+
+def _above_0(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
+    return value
 
 
 def _speed(case: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bluesky_cdi.bench import throughput as bench
+from bluesky_cdi.bench.machine import devices_of
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.metrics import complex_nrmse
@@ -135,13 +136,13 @@ def test_a_size_that_means_nothing_is_refused(text):
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench.devices_of("auto", 2) == [CPU, CPU]
+    assert devices_of("auto", 2) == [CPU, CPU]
     with pytest.raises(ConfigError, match="--device must be auto, cpu, cuda"):
-        bench.devices_of("gpu!", 1)
+        devices_of("gpu!", 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert bench.devices_of("cuda:1", 2) == [torch.device("cuda", 1), torch.device("cuda", 2)]
+    assert devices_of("cuda:1", 2) == [torch.device("cuda", 1), torch.device("cuda", 2)]
     with pytest.raises(ConfigError, match=r"3 GPU\(s\) from number 1 on are asked for; PyTorch sees 3"):
-        bench.devices_of("cuda:1", 3)
+        devices_of("cuda:1", 3)
 
 
 def test_the_command_prints_and_writes_the_numbers(tmp_path, capsys):
