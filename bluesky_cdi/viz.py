@@ -229,7 +229,9 @@ def show_images(
     mean = np.sum(first[view.covered], dtype=np.complex128)
     gauge = np.conj(mean) if mean else 1.0
     colours, limits = _phase_scale(view.masked(np.angle(first * gauge)))
-    bright = _limits(view.masked(np.abs(first)))
+    low, high = _limits(view.masked(np.abs(first)))
+    # Room for what overshoots: a first image without noise would leave the others none.
+    bright = (low - 0.3 * (high - low), high + 0.3 * (high - low))
     fig = _prepared(fig, (3.6 * len(cut), 6.8))
     axes = fig.subplots(2, len(cut), squeeze=False, sharex=True, sharey=True)
     for k, (name, image) in enumerate(cut.items()):

@@ -117,10 +117,12 @@ def simulate(case: Case, seed: int, device: torch.device) -> Problem:
     blank = torch.zeros(()).expand(len(corner), case.frame_px, case.frame_px)
     data = Diffraction(blank, torch.from_numpy(corner), torch.from_numpy(shift).float(), (1, *canvas.shape))
     counts = case.count_scale * _measured(torch.from_numpy(truth)[None], probe[None], data, seed)
-    told = _probe(geometry, case.dose * case.count_scale, _aberrations(case.probe_error_rad, rng))
+    told = probe
+    if case.probe_error_rad:
+        told = _probe(geometry, case.dose, _aberrations(case.probe_error_rad, rng))
     return Problem(
         Diffraction(counts.to(device), data.corner.to(device), data.shift_px.to(device), data.canvas_shape),
-        told[None].to(device),
+        scaled_to(told, case.dose * case.count_scale)[None].to(device),
         case.refine_probe,
         truth,
         illuminated(light_of(probe[None], data)),
@@ -141,11 +143,11 @@ def _probe(geometry: Geometry, photons: float, aberrations: Mapping[int, float] 
     return zone_plate_probe(geometry, ZONE_PLATE, defocus_m=DEFOCUS_M, aberrations=aberrations, photons=photons)
 
 
-def _aberrations(rms_rad: float, rng: np.random.Generator) -> dict[int, float] | None:
+def _aberrations(rms_rad: float, rng: np.random.Generator) -> dict[int, float]:
     """Defocus and both astigmatisms (Noll 4, 5, 6) in a random mixture of a given strength."""
     mixture = rng.standard_normal(3)
     mixture *= rms_rad / np.linalg.norm(mixture)
-    return dict(zip((4, 5, 6), mixture.tolist(), strict=True)) if rms_rad else None
+    return dict(zip((4, 5, 6), mixture.tolist(), strict=True))
 
 
 def _measured(sample: Tensor, probe: Tensor, data: Diffraction, seed: int) -> Tensor:

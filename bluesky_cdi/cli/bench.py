@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import _make_folder, _positive
 from bluesky_cdi.cli.output import _say, _say_result
+from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +128,9 @@ def _networks(weights: Sequence[str], baseline: Path | None, device: torch.devic
     networks = [Network(each.name, each.net) for each in trained]
     if baseline is not None:
         networks.append(Network(baseline.stem, load_weights(baseline, device).net, refined=False))
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):
+        raise BlueskyCDIError(f"networks go by their files' names, which must differ; they are {', '.join(names)}")
     return networks
 
 

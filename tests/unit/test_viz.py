@@ -233,3 +233,22 @@ def test_comparison_refuses_images_of_two_shapes(pair):
     a, b, mask, frc, place = pair
     with pytest.raises(ValueError, match="must be of one shape"):
         viz.show_comparison(a, b[1:], mask, frc, **place)
+
+
+def test_images_side_by_side_share_the_scales_of_the_first(pair):
+    a, b, mask, _, place = pair
+    where = {key: place[key] for key in ("origin_m", "pixel_m")}
+    found = panels(viz.show_images({"truth": a, "found": 0.9 * b}, mask, **where))
+    first, second = shown(found["truth"]), shown(found["found"])
+    assert first.get_clim() == second.get_clim()
+    gauge = np.conj((a * mask).sum())
+    # Cut to the mask, whose first pixel's centre is at (-6e-7 + 10 * 2e-8, -8e-7 + 20 * 2e-8) m.
+    assert second.get_array().shape == (40, 50)
+    assert second.get_array().compressed() == pytest.approx(np.angle(b * gauge)[mask])
+    assert second.get_extent() == pytest.approx((-0.41, 0.59, -0.41, 0.39))
+
+
+def test_images_side_by_side_are_of_the_masks_shape(pair):
+    a, b, mask, _, place = pair
+    with pytest.raises(ValueError, match="must have the mask's shape"):
+        viz.show_images({"truth": a, "found": b[1:]}, mask, origin_m=place["origin_m"], pixel_m=PIXEL_M)

@@ -1,0 +1,274 @@
+"""Scans of the quality benchmark, what its methods come to, and its report, on the CPU."""
+
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi.bench import cases, methods, quality
+from bluesky_cdi.bench.acceptance import acceptance
+from bluesky_cdi.bench.cases import Case, grid_positions, simulate
+from bluesky_cdi.bench.methods import Network
+from bluesky_cdi.bench.problem import judge
+from bluesky_cdi.bench.quality_report import Figures, tables
+from bluesky_cdi.cli import main
+from bluesky_cdi.cli.bench import SUITES
+from bluesky_cdi.engines.ptychography import Schedule
+from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.io import Scan
+from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+from bluesky_cdi.models.weights import load_weights, save_weights
+from bluesky_cdi.physics import forward
+from bluesky_cdi.physics.forward import to_centre
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.physics.probes import width_px
+
+CPU = torch.device("cpu")
+SMALL = Case(field=0.4, frame_px=64)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command line configures the package's logger, which other tests look at."""
+    logger = logging.getLogger("bluesky_cdi")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """An untrained tiny network in a file."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(CanvasNet(CanvasConfig(stages=1, channels=8, levels=2)), path, {})
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Fewer cases and epochs."""
+    monkeypatch.setattr(methods, "MOST_EPOCHS", 6)
+    monkeypatch.setattr(quality, "DOSES", (1e4, 1e5))
+    monkeypatch.setattr(quality, "COUNT_SCALES", (1.0, 40.0))
+    monkeypatch.setattr(quality, "DOSE_FACTORS", ())
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_scan_has_its_photons_and_its_probe(size):
+    case = Case(dose=3e4, sample="phase", field=0.3, frame_px=size)
+    problem = simulate(case, 1, CPU)
+    # 'phase' absorbs nothing; what of the probe's light the window cuts off is not in the probe either.
+    totals = problem.data.counts.sum(dim=(1, 2)).numpy()
+    spread = np.sqrt(case.dose / len(totals))
+    assert abs(totals.mean() - case.dose) < 5 * spread
+    # Poisson: the variance is the mean. A variance of n samples is known to sqrt(2 / n) of itself.
+    assert totals.var(ddof=1) / case.dose == pytest.approx(1, abs=5 * np.sqrt(2 / len(totals)))
+    assert float(problem.probe.abs().square().sum()) == pytest.approx(case.dose, rel=1e-5)
+    assert width_px(problem.probe[0]) / size == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 0.67, 0.8])
+def test_the_scan_has_its_overlap(overlap):
+    problem = simulate(replace(SMALL, overlap=overlap, field=1.0), 2, CPU)
+    centre = (problem.data.corner + problem.data.shift_px.double()).numpy()
+    number = round(len(centre) ** 0.5)
+    assert number**2 == len(centre)
+    rows = centre.reshape(number, number, 2)
+    step = (rows[-1, :, 0].mean() - rows[0, :, 0].mean()) / (number - 1)
+    width = width_px(problem.probe[0])
+    # Each end is off by up to 0.2 steps, averaged over the frames of its row.
+    assert 1 - step / width == pytest.approx(overlap, abs=0.5 * (1 - overlap) / (number - 1))
+
+
+def test_positions_are_off_a_grid_in_the_middle():
+    found = grid_positions(1.0, 0.3, np.random.default_rng(1)).reshape(4, 4, 2)
+    grid = 0.05 + 0.3 * np.arange(4)
+    assert np.abs(found[..., 0] - grid[:, None]).max() <= 0.06
+    assert np.abs(found[..., 1] - grid).max() <= 0.06
+    assert found.std(axis=1)[..., 0].min() > 0
+
+
+def test_the_same_seed_is_the_same_scan():
+    one, same, other = (simulate(SMALL, seed, CPU) for seed in (1, 1, 2))
+    assert torch.equal(one.data.counts, same.data.counts) and np.array_equal(one.truth, same.truth)
+    assert one.data.counts.shape != other.data.counts.shape or not torch.equal(one.data.counts, other.data.counts)
+
+
+def test_the_told_probe_is_wrong_by_what_is_stated():
+    exact, wrong = (simulate(replace(SMALL, probe_error_rad=e), 1, CPU) for e in (0.0, 0.4))
+    assert torch.equal(exact.data.counts, wrong.data.counts)
+    true, told = (to_centre(torch.fft.fft2(p.probe[0, 0])) for p in (exact, wrong))
+    # The pupil is a ring of radius lambda / (2 * 80 nm), in detector pixels, without its hollow middle.
+    bright = true.abs() > 0.5 * true.abs().max()
+    phase = torch.angle((told * true.conj())[bright])
+    # Orthonormal on the full disc; on the ring it is a little less or more.
+    assert float((phase - phase.mean()).square().mean().sqrt()) == pytest.approx(0.4, rel=0.35)
+    assert float(told.abs().square().sum()) == pytest.approx(float(true.abs().square().sum()), rel=1e-4)
+
+
+def test_the_truth_has_no_error_and_vacuum_has_all():
+    problem = simulate(Case(sample="natural"), 1, CPU)
+    perfect = judge(torch.from_numpy(problem.truth)[None] * (0.5 - 0.3j), problem).errors
+    assert perfect["complex_nrmse"] < 1e-6 and perfect["phase_mae_rad"] < 1e-6
+    assert perfect["ssim_phase"] == pytest.approx(1, abs=1e-6)
+    # A ramp that is the truth's own is taken for the gauge's, so a little less than 1.
+    assert 0.85 < judge(problem.vacuum, problem).errors["complex_nrmse"] <= 1 + 1e-6
+
+
+def test_counts_in_other_units_change_nothing_for_an_engine(monkeypatch):
+    """But for the thousandth of a photon that keeps its divisions finite, which is taken out here."""
+    monkeypatch.setattr(forward, "STEP_FLOOR", 0.0)
+    plain, scaled = (simulate(replace(SMALL, count_scale=scale), 1, CPU) for scale in (1.0, 40.0))
+    assert torch.equal(40 * plain.data.counts, scaled.data.counts)
+    assert scaled.probe.abs().square().sum() / plain.probe.abs().square().sum() == pytest.approx(40, rel=1e-5)
+    with torch.no_grad():
+        for name in ("rpie", "lsqml"):
+            found = (methods.engine(name, problem, Schedule(12), 0).canvas for problem in (plain, scaled))
+            one, same = (judge(canvas, plain).errors["complex_nrmse"] for canvas in found)
+            assert same == pytest.approx(one, rel=1e-4)
+
+
+def test_every_method_is_run_and_engines_gain_on_vacuum(weights, monkeypatch):
+    monkeypatch.setattr(methods, "MOST_EPOCHS", 12)
+    problem = simulate(SMALL, 1, CPU)
+    net = load_weights(weights).net
+    found = methods.solve(problem, [Network("tiny", net), Network("other", net, refined=False)], 0)
+    assert list(found) == [
+        "tiny", "tiny, 5 rpie", "other", "5 rPIE", "50 rPIE", "LSQ-ML, as long", "LSQ-ML, converged",
+    ]  # fmt: skip
+    errors = {name: judge(each.canvas, problem).errors["complex_nrmse"] for name, each in found.items()}
+    assert errors["50 rPIE"] < errors["5 rPIE"] < 0.8 * judge(problem.vacuum, problem).errors["complex_nrmse"]
+    assert torch.equal(found["tiny"].canvas, found["other"].canvas)
+    assert found["50 rPIE"].epochs == 50 and found["tiny, 5 rpie"].epochs == 5
+    # The last epoch begins within the time.
+    assert found["LSQ-ML, as long"].epochs in range(1, 13)
+    assert all(each.seconds > 0 for each in found.values())
+    # Nothing but the object is changed where the probe is known.
+    assert all(each.probe is problem.probe for each in found.values())
+
+
+def test_engines_refine_a_probe_that_may_be_wrong(monkeypatch):
+    monkeypatch.setattr(methods, "MOST_EPOCHS", 12)
+    problem = simulate(replace(SMALL, probe_error_rad=0.8, refine_probe=True), 1, CPU)
+    found = methods.solve(problem, [], 0)
+    assert list(found) == ["5 rPIE", "50 rPIE", "LSQ-ML, converged"]
+    assert all(not torch.equal(each.probe, problem.probe) for each in found.values())
+
+
+def test_the_report_has_every_suite(weights, quick, tmp_path):
+    networks = [Network("tiny", load_weights(weights).net)]
+    said = []
+    options = quality.Options(("dose", "rate", "recorded"), 2, replace(SMALL, field=0.3), None, CPU)
+    found = quality.quality(networks, options, said.append, Figures(tmp_path, networks))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert [row["label"] for row in found["suites"]["dose"]] == ["1e4", "1e5"]
+    # The default scan is in both suites and run once for each seed.
+    assert len(said) == 2 * 3
+    assert found["suites"]["dose"][1]["methods"] == found["suites"]["rate"][0]["methods"]
+    number = found["suites"]["dose"][0]["methods"]["tiny"]["complex_nrmse"]
+    assert len(number["each"]) == 2 and number["low"] <= number["median"] <= number["high"]
+    assert set(found["skipped"]) == set(cases.RECORDED) and found["suites"]["recorded"] == []
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["star-1e4.png", "star-1e5.png"]
+    changes = {row["method"]: row["change"] for row in found["acceptance"] if row["goal"] == "no change"}
+    # Nine frames hardly fix the object, so the least difference grows in fifty iterations.
+    assert abs(changes["50 rPIE"]) < 0.1 and set(changes) == {"tiny", "tiny, 5 rpie", "50 rPIE", "LSQ-ML, converged"}
+    text = tables(found)
+    assert "Photons a frame" in text and "no folder of recorded scans" in text and "over 50 rPIE" in text
+
+
+def test_ratios_are_of_the_same_scan():
+    def method(errors):
+        return {"complex_nrmse": {"each": errors}, "seconds": {"each": [1.0] * len(errors)}}
+
+    found = {
+        "net": method([0.1, 0.4, 0.3]), "net, 5 rpie": method([0.2, 0.2, None]),
+        "50 rPIE": method([0.2, 0.2, 0.2]), "LSQ-ML, converged": method([0.1, 0.1, 0.1]),
+    }  # fmt: skip
+    rows = acceptance({"dose": [{"label": "1e4", "methods": found}]}, [Network("net", lambda probe, data: [])])
+    assert {row["method"]: row["error"] for row in rows} == {
+        "net": pytest.approx(1.5), "net, 5 rpie": pytest.approx(1), "LSQ-ML, converged": pytest.approx(0.5),
+    }  # fmt: skip
+
+
+def test_a_recorded_scan_keeps_frames_from_the_methods(tmp_path, quick):
+    """A simulated scan in a file, with its truth as the reference."""
+    made = simulate(replace(SMALL, sample="natural"), 1, CPU)
+    geometry = Geometry(8000.0, 1.0, 1.0, 64)
+    centre = (made.data.corner + 32 + made.data.shift_px.double()).numpy()
+    scan = Scan(
+        to_centre(made.data.counts).numpy().astype(np.uint32), centre * geometry.pixel_m, geometry,
+        made.probe[0].numpy(), name="made",
+    )  # fmt: skip
+    problem = cases.recorded(scan, made.truth, (0.0, 0.0), 1, CPU)
+    assert len(problem.held_out) == len(range(4, len(scan), 8))
+    assert len(problem.data) + len(problem.held_out) == len(scan)
+    assert judge(torch.from_numpy(problem.truth)[None], problem).errors["complex_nrmse"] < 1e-6
+    with torch.no_grad():
+        found = methods.engine("lsqml", problem, Schedule(30), 0)
+    # The reference lies where the object does.
+    assert judge(found.canvas, problem).errors["complex_nrmse"] < 0.6
+    fit, of_vacuum = (
+        quality._fit(each, problem) for each in (found, methods.Found(problem.vacuum, problem.probe, 0.0))
+    )
+    # What was fitted fits better, and what was not fits far better than without an object.
+    assert fit["deviance"] < fit["held_out_deviance"] < 0.5 * of_vacuum["held_out_deviance"]
+
+
+def test_the_command_line_knows_the_suites():
+    assert SUITES == quality.SUITES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dose": 0.0}, "dose must be a finite positive number"),
+        ({"overlap": 1.0}, "overlap must be at least 0 and below 1"),
+        ({"sample": "stones"}, "a sample is one of star"),
+    ],
+)
+def test_a_case_that_is_no_scan_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Case(**change)
+
+
+def test_the_command_prints_and_writes_the_numbers(weights, quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
+    out, other = tmp_path / "new" / "quality.json", tmp_path / "other.safetensors"
+    save_weights(load_weights(weights).net, other, {})
+    line = ["bench", "quality", "--weights", str(weights), "--baseline", str(other), "--suites", "dose", "recorded"]
+    line += ["--seeds", "1", "--field", "0.3", "--device", "cpu", "--out", str(out), "--figure", str(tmp_path / "fig")]
+    assert main([*line, "--json"]) == 0
+    said = capsys.readouterr()
+    printed = json.loads(said.out)
+    assert printed == json.loads(out.read_text(encoding="utf-8"))
+    assert "Siemens star is not measured" in said.err
+    found = printed["suites"]["dose"][0]["methods"]
+    assert "tiny, 5 rpie" in found and "other" in found and "other, 5 rpie" not in found
+    assert (tmp_path / "fig" / "star-1e4.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--suites", "speed"], ["--seeds", "0"], ["--frame-px", "100"], ["--field", "none"], ["--field", "0"]]
+)
+def test_a_wrong_argument_is_a_usage_error(wrong):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "quality", *wrong])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--weights", "nonsense"], "no weights at"),
+        (["--weights", "canvas-small", "canvas-small"], "names, which must differ"),
+        (["--device", "gpu!"], "--device must be auto"),
+    ],
+)
+def test_the_command_says_what_is_wrong(wrong, message, capsys):
+    assert main(["bench", "quality", "--device", "cpu", *wrong]) == 1
+    assert message in capsys.readouterr().err
