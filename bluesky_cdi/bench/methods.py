@@ -121,12 +121,14 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
 
 def read(network: Network, problem: Problem) -> Found:
     """One pass of a network."""
+    network.read(problem.probe, problem.data)
     canvas, seconds = timed(lambda: network.read(problem.probe, problem.data)[-1], problem.probe.device)
     return Found(canvas, problem.probe, seconds)
 
 
 def read_and_refined(network: Network, problem: Problem, seed: int) -> Found:
-    """One pass of a network, and physics from there."""
+    """One pass of a network that was used before, and physics from there."""
+    _warm_up(REFINED_BY, problem, seed)
 
     def run() -> tuple[Solution, int]:
         canvas = network.read(problem.probe, problem.data)[-1]
@@ -138,12 +140,16 @@ def read_and_refined(network: Network, problem: Problem, seed: int) -> Found:
 
 def engine(name: str, problem: Problem, schedule: Schedule, seed: int, budget_s: float | None = None) -> Found:
     """An iterative engine from vacuum; with a budget it makes as many epochs as begin in that time."""
-    # One epoch makes the plans and kernels that the clock should not see.
-    _iterated(name, problem, Schedule(1), seed)
+    _warm_up(name, problem, seed)
     (solution, epochs), seconds = timed(
-        lambda: _iterated(name, problem, schedule, seed, budget_s=budget_s), problem.probe.device, warm_up=False
+        lambda: _iterated(name, problem, schedule, seed, budget_s=budget_s), problem.probe.device
     )
     return Found(solution.canvas, solution.probe, seconds, epochs)
+
+
+def _warm_up(name: str, problem: Problem, seed: int) -> None:
+    """One epoch makes the plans and kernels that the clock should not see."""
+    _iterated(name, problem, Schedule(1), seed)
 
 
 def _iterated(
@@ -166,10 +172,8 @@ def _iterated(
     return outcome.solution, len(outcome.history)
 
 
-def timed(run: Callable[[], Result], device: torch.device, warm_up: bool = True) -> tuple[Result, float]:
+def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
     """The result of a call, and its seconds to the end of the computing: the median of up to `REPEATS` calls."""
-    if warm_up:
-        run()
     synchronise(device)
     times: list[float] = []
     while not times or (len(times) < REPEATS and sum(times) < REPEAT_FOR_S):

@@ -112,7 +112,5 @@ class Figures:
         images: dict[str, ComplexArray] = {first: problem.truth}
         for method in (n for n in self._names if n in judged):
             images[f"{method}\nNRMSE {judged[method].errors['complex_nrmse']:.3f}"] = judged[method].object
-        figure = viz.show_images(
-            images, problem.lit, origin_m=problem.origin_m, pixel_m=problem.pixel_m, title=name
-        )
+        figure = viz.show_images(images, problem.lit, origin_m=problem.origin_m, pixel_m=problem.pixel_m, title=name)
         viz.save_figure(figure, self._folder / f"{name.replace(',', '').replace(' ', '-').lower()}.png")
