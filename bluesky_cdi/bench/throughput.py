@@ -294,7 +294,7 @@ def models_of(weights: Sequence[str], configs: Sequence[str]) -> dict[str, Canva
     """
     if not weights and not configs:
         raise ConfigError("no network is named: give --weights a name, or --model a size")
-    trained = {name: load_weights(name).net for name in weights}
+    trained = {name: load_weights(name).canvas_net for name in weights}
     torch.manual_seed(0)
     untrained = {f"{text} (untrained)": CanvasNet(model_config(text)) for text in configs}
     return trained | untrained

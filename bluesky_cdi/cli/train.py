@@ -10,8 +10,8 @@ from typing import Any
 from bluesky_cdi.cli.output import _say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
-# The names of `models.canvas.PRESETS`, which would load torch.
-MODELS = ("fast", "small", "large")
+# The networks that can be trained: `models.canvas.PRESETS`, which would load torch, and the baseline.
+MODELS = ("fast", "small", "large", "ptychonn")
 
 
 def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
-    add("--photons", type=float, nargs=2, default=(1e3, 1e7), metavar=("LEAST", "MOST"), help="of a frame")
-    add("--start", type=Path, metavar="FILE", help="weights to go on from")
+    add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
+    add("--start", metavar="FILE", help="weights to go on from, shipped or a file, of this size or with fewer stages")
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
     train.set_defaults(run=_train)
@@ -36,6 +36,7 @@ def _train(args: argparse.Namespace) -> int:
 
     from bluesky_cdi.log import configure_logging
     from bluesky_cdi.models.canvas import PRESETS
+    from bluesky_cdi.models.ptychonn import PtychoNNConfig
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
     from bluesky_cdi.training.team import joined
 
@@ -54,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         physics=args.physics,
         photons=(args.photons[0], args.photons[1]),
-        model=PRESETS[args.model],
+        model=PtychoNNConfig() if args.model == "ptychonn" else PRESETS[args.model],
     )
     with joined(args.device) as team:
         record = pretrain(config, team, args.out, args.start, resume=args.resume, quiet=bool(args.quiet))

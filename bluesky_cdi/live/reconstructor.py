@@ -83,8 +83,8 @@ class PtychoReconstructor:
         self._canvas = canvas
         self._config = config
         self._device = torch.device(device)
-        self._net = trained.net if trained else None
-        self._appraise: Appraiser = CriticAppraiser(trained.net) if trained else PhotonNoiseAppraiser()
+        self._net = trained.canvas_net if trained else None
+        self._appraise: Appraiser = CriticAppraiser(self._net) if self._net else PhotonNoiseAppraiser()
         self._known_mask = np.ones((canvas.frame_px,) * 2, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
         self._propagator = propagator
         self._measured = self._no_frames()

@@ -11,8 +11,8 @@ is; its features, pooled under a frame's illumination, are the frame's embedding
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -64,12 +64,11 @@ class CanvasConfig:
         return asdict(self)
 
 
-# Sizes for a choice of speed and quality; weights of 'small' are shipped. On one H200 they took 241,000,
-# 137,000 and 54,000 frames/s of 128x128 with one probe mode, 16 pixels apart, from the host's memory on.
+# Sizes for a choice of speed and quality. 'large' is 'small' with more stages, so that it can go on from it.
 PRESETS: Mapping[str, CanvasConfig] = {
     "fast": CanvasConfig(stages=3, channels=48, levels=3, stem=4),
     "small": CanvasConfig(),
-    "large": CanvasConfig(stages=8, channels=64, blocks=2),
+    "large": CanvasConfig(stages=8),
 }
 
 
@@ -91,7 +90,7 @@ class ResidualBlock(nn.Module):
         return x + change
 
     def _normalised(self, x: Tensor) -> Tensor:
-        if x.is_cuda and not torch.is_grad_enabled() and has_triton():
+        if x.is_cuda and has_triton():
             from bluesky_cdi.models.channel_norm import channel_norm
 
             return channel_norm(x, self.norm)
@@ -113,6 +112,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine * 4, 1) for fine, coarse in pairs)
         self.decoder = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
         self.exit = nn.Conv2d(widths[0], outputs * config.stem**2, 3, padding=1)
+        # What computes batches (B, Y, X) with gradients in its place: see `training.graphs`.
+        self.graphs: dict[tuple[int, int, int], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, inputs, Y, X) to (B, outputs, Y, X) and features (B, C, Y / stem, X / stem)."""
@@ -143,6 +144,25 @@ class CanvasNet(nn.Module):
     def new_critic(self) -> UNet:
         """An untrained critic."""
         return UNet(PHYSICS_CHANNELS, 2, self.config)
+
+    def take_stages(self, earlier: CanvasNet) -> None:
+        """Take the stages of a trained network; further ones make the physics step alone until they learn better.
+
+        Raises
+        ------
+        ValueError
+            If it has more stages than this one, or they have another size.
+        """
+        ours, theirs = self.config, earlier.config
+        if replace(theirs, stages=ours.stages) != ours or theirs.stages > ours.stages:
+            raise ValueError(f"the stages of {theirs} don't fit into {ours}: only the number of stages may grow")
+        for stage, trained in zip(self.stages, earlier.stages, strict=False):
+            stage.load_state_dict(trained.state_dict())
+        with torch.no_grad():
+            self.step_size[: theirs.stages] = earlier.step_size
+            for stage in self.stages[theirs.stages :]:
+                for parameter in cast(UNet, stage).exit.parameters():
+                    parameter.zero_()
 
     def forward(self, probe: Tensor, data: Diffraction) -> list[Tensor]:
         """Reconstruct.
@@ -216,13 +236,23 @@ def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
         Features; up to a block more where the canvas is no whole number of blocks.
     """
     height, width = channels.shape[-2:]
-    block = net.stem * 2 ** len(net.down)
+    below, right = padding(net, height, width)
     # What the convolutions would do to it anyway, done before the input is copied about.
     image = channels.to(torch.bfloat16 if channels.is_cuda else channels.dtype)
-    padded = F.pad(image, (0, -width % block, 0, -height % block))
-    with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
-        out, features = net(padded.contiguous(memory_format=torch.channels_last))
+    padded = F.pad(image, (0, right, 0, below)).contiguous(memory_format=torch.channels_last)
+    graph = net.graphs.get((len(padded), *padded.shape[2:])) if torch.is_grad_enabled() else None
+    if graph is not None:
+        out, features = graph(padded)
+    else:
+        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
+            out, features = net(padded)
     return out.float()[..., :height, :width], features.float()
+
+
+def padding(net: UNet, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that an image lacks to a whole number of the coarsest level's blocks."""
+    block = net.stem * 2 ** len(net.down)
+    return -height % block, -width % block
 
 
 def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: int, chunk: int = 64) -> Tensor:

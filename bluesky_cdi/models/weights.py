@@ -18,7 +18,13 @@ import torch
 
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 
+Network = CanvasNet | PtychoNN
+NetworkConfig = CanvasConfig | PtychoNNConfig
+# By the name of the architecture in a weights file.
+CONFIGS: Mapping[str, type[CanvasConfig] | type[PtychoNNConfig]]
+CONFIGS = {"canvas": CanvasConfig, "ptychonn": PtychoNNConfig}
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT = "canvas-small"
 
@@ -29,7 +35,7 @@ class Trained:
 
     Attributes
     ----------
-    net : CanvasNet
+    net : CanvasNet or PtychoNN
         In evaluation mode.
     name : str
     sha256 : str
@@ -38,18 +44,36 @@ class Trained:
         The training record.
     """
 
-    net: CanvasNet
+    net: Network
     name: str
     sha256: str
     record: Mapping[str, Any]
 
+    @property
+    def canvas_net(self) -> CanvasNet:
+        """The network, where it is one with a critic.
 
-def save_weights(net: CanvasNet, path: Path, record: Mapping[str, Any]) -> str:
+        Raises
+        ------
+        WeightsError
+            If it is the baseline.
+        """
+        if not isinstance(self.net, CanvasNet):
+            raise WeightsError(f"{self.name} holds a {type(self.net).__name__}; give weights of a canvas network")
+        return self.net
+
+
+def build_network(config: NetworkConfig) -> Network:
+    """An untrained network of a size."""
+    return CanvasNet(config) if isinstance(config, CanvasConfig) else PtychoNN(config)
+
+
+def save_weights(net: Network, path: Path, record: Mapping[str, Any]) -> str:
     """Write weights in half precision and their record; both appear whole or not at all.
 
     Parameters
     ----------
-    net : CanvasNet
+    net : CanvasNet or PtychoNN
     path : Path
         Ends in ``.safetensors``; the record goes beside it with ``.json``.
     record : Mapping
@@ -63,7 +87,8 @@ def save_weights(net: CanvasNet, path: Path, record: Mapping[str, Any]) -> str:
     from safetensors.torch import save
 
     tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in net.state_dict().items()}
-    blob = save(tensors, metadata={"config": json.dumps(net.config.as_dict())})
+    architecture = next(name for name, config in CONFIGS.items() if isinstance(net.config, config))
+    blob = save(tensors, metadata={"architecture": architecture, "config": json.dumps(net.config.as_dict())})
     digest = hashlib.sha256(blob).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, blob)
@@ -96,9 +121,11 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     digest, record = _verified(path)
     try:
         with safe_open(str(path), "pt") as file:
-            config = CanvasConfig(**json.loads(file.metadata()["config"]))
+            about = file.metadata() or {}
+            # The first weights that were shipped don't name it.
+            config = CONFIGS[about.get("architecture", "canvas")](**json.loads(about["config"]))
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        net = CanvasNet(config)
+        net = build_network(config)
         net.load_state_dict(state)
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as err:
         raise WeightsError(f"{path} holds no weights of this package's network: {err}") from err

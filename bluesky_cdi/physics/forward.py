@@ -9,9 +9,10 @@ in the far field can see; the other propagators are told of it and put the wave 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,7 +86,8 @@ def extract(canvas: Tensor, corner: Tensor, size: int, scene: Tensor | None = No
     Tensor, shape (n, N, N)
     """
     index = patch_index(corner, size, tuple(canvas.shape), scene)
-    return canvas.reshape(-1)[index]
+    found: Tensor = _Gather.apply(canvas, index)  # type: ignore[no-untyped-call]  # torch's own are untyped
+    return found
 
 
 def accumulate(patches: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None) -> Tensor:
@@ -103,12 +105,35 @@ def accumulate(patches: Tensor, corner: Tensor, shape: tuple[int, int, int], sce
     -------
     Tensor, shape (B, Y, X)
     """
-    index = patch_index(corner, patches.shape[-1], shape, scene).reshape(-1)
-    flat = torch.zeros(shape[0] * shape[1] * shape[2], dtype=patches.dtype, device=patches.device)
+    return _scatter(patches, patch_index(corner, patches.shape[-1], shape, scene), shape)
+
+
+def _scatter(patches: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    flat = torch.zeros(math.prod(shape), dtype=patches.dtype, device=patches.device)
+    index = index.reshape(-1)
     if patches.is_complex():
         pairs = torch.view_as_real(flat).index_add(0, index, torch.view_as_real(patches.reshape(-1)))
         return torch.view_as_complex(pairs).reshape(shape)
     return flat.index_add(0, index, patches.reshape(-1)).reshape(shape)
+
+
+class _Gather(torch.autograd.Function):
+    """``canvas.reshape(-1)[index]``, whose gradient is summed by atomic additions; PyTorch's own sorts the index."""
+
+    @staticmethod
+    def forward(canvas: Tensor, index: Tensor) -> Tensor:
+        return canvas.reshape(-1)[index]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        canvas, index = inputs
+        ctx.save_for_backward(index)
+        ctx.shape = tuple(canvas.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return _scatter(gradients[0].resolve_conj(), index, ctx.shape), None
 
 
 def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:

@@ -26,17 +26,20 @@ from bluesky_cdi.engines.ptychography import Refine, Solution
 from bluesky_cdi.engines.rpie import Rpie
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.canvas import STEP_DAMPING, CanvasConfig, CanvasNet
-from bluesky_cdi.models.weights import load_weights, save_weights
-from bluesky_cdi.physics.forward import Diffraction, accumulate, diffract, intensity, peak_intensity
+from bluesky_cdi.models.weights import Network, NetworkConfig, Trained, build_network, load_weights, save_weights
+from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
 from bluesky_cdi.physics.likelihood import poisson_deviance
 from bluesky_cdi.physics.lit_frames import canvas_step
-from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream
+from bluesky_cdi.training.graphs import record_graphs
+from bluesky_cdi.training.stream import SHAPES, Batch, SceneShape, SceneStream
 from bluesky_cdi.training.team import Team
 
 log = logging.getLogger(__name__)
 
 # Light under this share of the probe's peak teaches noise: such pixels are left out of losses and metrics.
 LIT = 0.02
+# Added to a squared error before its root, whose slope at 0 is infinite.
+SMALL_ERROR = 1e-4
 SAVE_EVERY_S = 60.0
 VALIDATION_SHAPE = SceneShape(64, 146, (121, 121), 8, 1.0)
 
@@ -58,7 +61,7 @@ class PretrainConfig:
         Weight of the Poisson deviance.
     photons : tuple of float
         Least and most photons of a frame.
-    model : CanvasConfig
+    model : CanvasConfig or PtychoNNConfig
     """
 
     seconds: float = 520.0
@@ -66,15 +69,15 @@ class PretrainConfig:
     learning_rate: float = 1.5e-3
     supervised: float = 1.0
     physics: float = 1.0
-    photons: tuple[float, float] = (1e3, 1e7)
-    model: CanvasConfig = field(default_factory=CanvasConfig)
+    photons: tuple[float, float] = (1e3, 1e8)
+    model: NetworkConfig = field(default_factory=CanvasConfig)
 
 
 def pretrain(
     config: PretrainConfig,
     team: Team,
     out: Path,
-    start: Path | None = None,
+    start: Path | str | None = None,
     *,
     resume: bool = False,
     quiet: bool = True,
@@ -90,9 +93,9 @@ def pretrain(
         The processes that train; each draws its own scenes.
     out : Path
         Weights file, ends in ``.safetensors``.
-    start : Path, optional
-        Weights to go on from; their record goes into the new one. The critic is learned anew:
-        it learns fast, and what it judges changes.
+    start : Path or str, optional
+        Weights to go on from, of the same size or with fewer stages; their record goes into the new one. The
+        critic is learned anew: it learns fast, and what it judges changes.
     resume : bool
         Go on with the run that was interrupted, of the same configuration.
     quiet : bool
@@ -106,14 +109,15 @@ def pretrain(
     Raises
     ------
     WeightsError
-        If there is no run to resume, or it has another configuration.
+        If there is no run to resume, it has another configuration, or the weights to go on from don't fit.
     """
     torch.manual_seed(config.seed)
+    # Gradients below 1e-38 made a step five times as long on a CPU.
+    torch.set_flush_denormal(True)
     earlier = load_weights(start) if start else None
-    net = CanvasNet(config.model)
+    net = build_network(config.model)
     if earlier is not None:
-        net = earlier.net.requires_grad_(True).train()
-        net.critic = net.new_critic()
+        _go_on_from(net, earlier)
     net = net.to(device=team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     run = _Run(net, config, team, out.with_suffix(".resume"))
     if resume:
@@ -139,10 +143,20 @@ def pretrain(
     return record
 
 
+def _go_on_from(net: Network, earlier: Trained) -> None:
+    try:
+        if isinstance(net, CanvasNet):
+            net.take_stages(earlier.canvas_net)
+        else:
+            net.load_state_dict(earlier.net.state_dict())
+    except (ValueError, RuntimeError) as err:
+        raise WeightsError(f"a network of {net.config} can't go on from {earlier.name}: {err}") from err
+
+
 class SceneLosses(nn.Module):
     """`scene_losses` as a module, so that processes can share its gradients."""
 
-    def __init__(self, net: CanvasNet, config: PretrainConfig) -> None:
+    def __init__(self, net: Network, config: PretrainConfig) -> None:
         super().__init__()
         self.net = net
         self._config = config
@@ -155,9 +169,11 @@ class SceneLosses(nn.Module):
 class _Run:
     """A training run underway."""
 
-    def __init__(self, net: CanvasNet, config: PretrainConfig, team: Team, state_file: Path) -> None:
+    def __init__(self, net: Network, config: PretrainConfig, team: Team, state_file: Path) -> None:
         self.state_file = state_file
         self._config, self._team, self._net = config, team, net
+        if isinstance(net, CanvasNet) and team.device.type == "cuda":
+            record_graphs(net, SHAPES, team.device)
         self._losses = team.shared(SceneLosses(net, config))
         fused = team.device.type == "cuda"
         self._optimiser = torch.optim.AdamW(
@@ -207,7 +223,7 @@ class _Run:
         self._step, self._frames, self._seconds = state["step"], state["frames"], state["seconds"]
         self._curve = state["curve"]
         # New scenes, not those that the first part of the run has seen.
-        self._stream.generator.manual_seed(self._config.seed + 1_000_003 * self._team.rank + 7 * self._step)
+        self._stream.reseed(self._config.seed + 1_000_003 * self._team.rank + 7 * self._step)
 
     def _one_step(self, progress: float) -> dict[str, Tensor]:
         warm_up, cosine = min(1.0, (self._step + 1) / 200), 0.5 * (1 + math.cos(math.pi * progress))
@@ -262,8 +278,8 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def scene_losses(net: CanvasNet, batch: Batch, config: PretrainConfig, stream: SceneStream) -> dict[str, Tensor]:
-    """Losses of one batch: ``physics``, ``truth``, ``critic``.
+def scene_losses(net: Network, batch: Batch, config: PretrainConfig, stream: SceneStream) -> dict[str, Tensor]:
+    """Losses of one batch: ``physics``, ``truth``, and ``critic`` where the network has one.
 
     Later stages weigh more: stage k of K has (k / K) / 4, the last has 1.
     """
@@ -277,13 +293,17 @@ def scene_losses(net: CanvasNet, batch: Batch, config: PretrainConfig, stream: S
     for k, canvas in enumerate(stages, start=1):
         weight = 1.0 if k == len(stages) else 0.25 * k / len(stages)
         if config.supervised > 0:
-            truth_loss = truth_loss + weight * config.supervised * relative_error(canvas, batch.truth, lit).mean()
+            # The root: of the squares, scenes of few photons, whose errors are large, would be nearly all.
+            error = (relative_error(canvas, batch.truth, lit) + SMALL_ERROR).sqrt().mean()
+            truth_loss = truth_loss + weight * config.supervised * error
         if config.physics > 0 and (k == len(stages) or k == len(stages) // 2):
             physics_loss = physics_loss + weight * config.physics * relative_deviance(canvas, batch).mean()
-    judged = _state_to_judge(stages, batch, stream)
-    log_std, _ = net.judge(judged, batch.probe, batch.data)
-    critic = gaussian_nll(judged, batch.truth, log_std, lit)
-    return {"truth": truth_loss, "physics": physics_loss, "critic": 0.1 * critic}
+    losses = {"truth": truth_loss, "physics": physics_loss}
+    if isinstance(net, CanvasNet):
+        judged = _state_to_judge(stages, batch, stream)
+        log_std, _ = net.judge(judged, batch.probe, batch.data)
+        losses["critic"] = 0.1 * gaussian_nll(judged, batch.truth, log_std, lit)
+    return losses
 
 
 def _illumination(probe: Tensor, data: Diffraction) -> Tensor:
@@ -308,11 +328,11 @@ def relative_error(canvas: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
 def relative_deviance(canvas: Tensor, batch: Batch) -> Tensor:
     """Poisson deviance of each frame over its photons, shape (n,)."""
     data = batch.data
-    expected = intensity(diffract(data.probes(batch.probe), data.patches(canvas)))
+    expected = data.rate(data.probes(batch.probe), data.patches(canvas))
     # A hundredth of a photon of background keeps the gradient finite where the model is dark.
     deviance = poisson_deviance(expected + 1e-2, data.counts)
-    if data.mask is not None:
-        deviance = deviance * data.mask
+    if data.valid is not None:
+        deviance = deviance * data.valid
     return deviance.sum(dim=(-2, -1)) / (data.counts.sum(dim=(-2, -1)) + 1)
 
 
@@ -329,10 +349,10 @@ def gaussian_nll(canvas: Tensor, truth: Tensor, log_std: Tensor, weight: Tensor)
 def _state_to_judge(stages: list[Tensor], batch: Batch, stream: SceneStream) -> Tensor:
     """An object as the critic may meet it: any stage's output, or the last one refined a little by physics."""
     if stream.chance(0.4):
-        return stages[int(stream.uniform(1, high=len(stages) - 0.001))].detach()
+        return stages[stream.whole(0, len(stages) - 1)].detach()
     canvas = stages[-1].detach()
     damping = STEP_DAMPING * peak_intensity(batch.probe)
-    for _ in range(int(stream.uniform(1, high=8))):
+    for _ in range(stream.whole(0, 7)):
         numerator, light = canvas_step(canvas, batch.probe, batch.data)
         canvas = canvas + numerator / (light + damping)
     return canvas
@@ -340,7 +360,7 @@ def _state_to_judge(stages: list[Tensor], batch: Batch, stream: SceneStream) -> 
 
 @torch.no_grad()
 def validate(
-    net: CanvasNet, device: torch.device, photons: tuple[float, ...] = (1e4, 1e5, 1e6)
+    net: Network, device: torch.device, photons: tuple[float, ...] = (1e4, 1e5, 1e6)
 ) -> dict[str, dict[str, float]]:
     """Complex NRMSE on held-out scenes beside rPIE from vacuum.
 

@@ -6,13 +6,14 @@ Everything is drawn from one seeded generator, so a seed and a device name a tra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bluesky_cdi.physics.forward import Diffraction, diffract, extract, frame_probes, intensity, to_centre
+from bluesky_cdi.physics.forward import Diffraction, extract, to_centre
 from bluesky_cdi.physics.probes import orthogonal_modes
+from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum, Propagator
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class SceneShape:
 
 
 SHAPES = (
-    SceneShape(64, 128, (4, 48), 40, 0.45),
-    SceneShape(64, 192, (24, 120), 18, 0.25),
-    SceneShape(128, 224, (6, 40), 14, 0.25),
-    SceneShape(64, 96, (1, 8), 80, 0.05),
+    SceneShape(64, 128, (4, 48), 48, 0.40),
+    SceneShape(64, 192, (24, 120), 22, 0.22),
+    SceneShape(128, 224, (6, 40), 17, 0.25),
+    SceneShape(64, 96, (1, 8), 80, 0.06),
+    SceneShape(256, 416, (4, 16), 5, 0.07),
 )
+# Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
+NEAR_SHARE = 0.12
+FRESNEL_NUMBERS = (2.0, 30.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,36 +83,52 @@ class SceneStream:
     pool : int
         Objects kept and cut from; one in 64 batches renews an eighth of them.
     object_px : int
-        Side of the objects in the pool.
+        Side of the objects in the pool; a canvas can't be larger.
     """
 
     def __init__(
         self,
         device: torch.device,
         seed: int,
-        photons: tuple[float, float] = (1e3, 1e7),
+        photons: tuple[float, float] = (1e3, 1e8),
         pool: int = 256,
-        object_px: int = 320,
+        object_px: int = 448,
     ) -> None:
         self.device = device
-        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self._generator = torch.Generator(device=device)
+        # What decides about a whole batch is drawn beside the GPU, which so is never waited for.
+        self._decisions = torch.Generator()
+        self.reseed(seed)
         self.photons = photons
         self.object_px = object_px
         self._drawn = 0
         eighth = max(1, pool // 8)
         self._pool = [self.objects(eighth, object_px) for _ in range(8)]
 
+    def reseed(self, seed: int) -> None:
+        """Begin another sequence of scenes."""
+        self._generator.manual_seed(seed)
+        self._decisions.manual_seed(seed)
+
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform random numbers of the stream."""
-        return low + (high - low) * torch.rand(*shape, device=self.device, generator=self.generator)
+        return low + (high - low) * torch.rand(*shape, device=self.device, generator=self._generator)
 
     def normal(self, *shape: int) -> Tensor:
         """Normal random numbers of the stream."""
-        return torch.randn(*shape, device=self.device, generator=self.generator)
+        return torch.randn(*shape, device=self.device, generator=self._generator)
+
+    def between(self, low: float, high: float) -> float:
+        """Draw a uniform random number that decides about a whole batch."""
+        return low + (high - low) * float(torch.rand((), generator=self._decisions))
+
+    def whole(self, low: int, high: int) -> int:
+        """Draw a whole number, both ends included."""
+        return int(torch.randint(low, high + 1, (), generator=self._decisions))
 
     def chance(self, probability: float) -> bool:
         """Draw a yes or no."""
-        return float(self.uniform(1)) < probability
+        return self.between(0, 1) < probability
 
     def draw(self, shape: SceneShape | None = None, exact: bool = False) -> Batch:
         """Simulate a batch of scans.
@@ -126,16 +147,21 @@ class SceneStream:
             self._pool[self._drawn // 64 % 8] = self.objects(len(self._pool[0]), self.object_px)
         truth = self._cut(scenes, shape.canvas_px)
         photons = 10 ** self.uniform(scenes, low=math.log10(self.photons[0]), high=math.log10(self.photons[1]))
-        modes = 1 if self.chance(0.5) else int(self.uniform(1, low=2, high=3.999))
+        modes = 1 if self.chance(0.5) else self.whole(2, 3)
         probe = self.probes(scenes, size, modes) * photons.sqrt()[:, None, None, None]
-        per_scene = int(self.uniform(1, low=shape.frames[0], high=shape.frames[1] + 0.999))
+        per_scene = self.whole(*shape.frames)
         centre, scene = self._positions(scenes, per_scene, size, shape.canvas_px)
         gain = (1 + 0.03 * self.normal(len(centre))).clamp(0.5, 1.5)
-        counts = self._measure(truth, probe, centre, scene, gain)
+        propagator = FAR_FIELD if exact or not self.chance(NEAR_SHARE) else self._near_field(size)
+        corner, shift = place(centre, size, shape.canvas_px)
+        canvases = (scenes, shape.canvas_px, shape.canvas_px)
+        blank = torch.zeros((), device=self.device).expand(len(centre), size, size)
+        actual = Diffraction(blank, corner, shift, canvases, gain, scene, propagator=propagator)
+        counts = self._measure(truth, probe, actual)
         told = centre if exact else centre + self._error(0.3) * self.normal(*centre.shape)
         corner, shift = place(told, size, shape.canvas_px)
         mask = self._mask(size) if not exact and self.chance(0.2) else None
-        data = Diffraction(counts, corner, shift, (scenes, shape.canvas_px, shape.canvas_px), gain, scene, mask)
+        data = replace(actual, counts=counts, corner=corner, shift_px=shift, mask=mask)
         return Batch(truth, probe if exact else self._misjudge(probe), data)
 
     def objects(self, number: int, size: int) -> Tensor:
@@ -175,13 +201,13 @@ class SceneStream:
         first = to_centre(torch.fft.ifft2(torch.fft.ifftshift(torch.polar(amplitude, phase), dim=(-2, -1))))
         if modes == 1:
             return first[:, None] / first.abs().square().sum(dim=(-2, -1)).sqrt()[:, None, None, None]
-        basis = torch.stack([orthogonal_modes(f, modes) for f in first])  # (number, M, N, N)
+        basis = orthogonal_modes(first, modes)  # (number, M, N, N)
         share = self.uniform(number, 1, low=0.7, high=1.0)
         shares = torch.cat([share, (1 - share).expand(number, modes - 1) / (modes - 1)], dim=1)
         return basis * shares.sqrt()[:, :, None, None]
 
     def _pick_shape(self) -> SceneShape:
-        pick, total = float(self.uniform(1)), 0.0
+        pick, total = self.between(0, 1), 0.0
         for shape in SHAPES:
             total += shape.share
             if pick < total:
@@ -190,10 +216,10 @@ class SceneStream:
 
     def _error(self, most: float) -> float:
         """Half of the batches have none, the others up to `most`."""
-        return max(0.0, float(self.uniform(1, low=-most, high=most)))
+        return max(0.0, self.between(-most, most))
 
     def _cut(self, scenes: int, size: int) -> Tensor:
-        pool = self._pool[int(self.uniform(1, high=7.999))]
+        pool = self._pool[self.whole(0, 7)]
         which = (self.uniform(scenes, high=len(pool) - 0.001)).long()
         corner = (self.uniform(scenes, 2) * (self.object_px - size)).long()
         cut = extract(pool, corner, size, which)
@@ -219,18 +245,23 @@ class SceneStream:
         scene = torch.arange(scenes, device=self.device).repeat_interleave(per_scene)
         return (centre + size // 2 + 1).reshape(-1, 2), scene
 
-    def _measure(self, truth: Tensor, probe: Tensor, centre: Tensor, scene: Tensor, gain: Tensor) -> Tensor:
-        corner, shift = place(centre, probe.shape[-1], truth.shape[-1])
-        patches = extract(truth, corner, probe.shape[-1], scene)
-        expected = intensity(diffract(frame_probes(probe, shift, gain, scene), patches))
-        background = 10 ** self.uniform(1, low=-5, high=-2)
-        return torch.poisson(expected + background, generator=self.generator)
+    def _near_field(self, size: int) -> Propagator:
+        """A distance in the near field; pixel and wavelength only scale it."""
+        low, high = map(math.log10, FRESNEL_NUMBERS)
+        number, pixel_m, wavelength_m = 10 ** self.between(low, high), 1e-7, 1e-10
+        distance_m = size * pixel_m**2 / (wavelength_m * number)
+        return AngularSpectrum(size, pixel_m, wavelength_m, distance_m, device=self.device)
+
+    def _measure(self, truth: Tensor, probe: Tensor, frames: Diffraction) -> Tensor:
+        """Counts of frames in the working order, with a background that nobody knows of."""
+        expected = frames.rate(frames.probes(probe), frames.patches(truth))
+        return torch.poisson(expected + 10 ** self.between(-5, -2), generator=self._generator)
 
     def _mask(self, size: int) -> Tensor:
-        """Valid pixels, zero frequency at [0, 0]: a few dead pixels and dead rows (module gaps)."""
+        """Valid pixels: a few dead pixels and dead rows (module gaps)."""
         mask = self.uniform(size, size) > 0.002
         if self.chance(0.5):
-            row = int(self.uniform(1, low=size * 0.1, high=size * 0.9))
+            row = self.whole(int(size * 0.1), int(size * 0.9))
             mask[row : row + 2] = False
         return mask
 

@@ -20,6 +20,7 @@ from bluesky_cdi.engines.ptychography import Schedule
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.io import Scan
 from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.physics import forward
 from bluesky_cdi.physics.forward import to_centre
@@ -239,7 +240,7 @@ def test_a_case_that_is_no_scan_is_refused(change, message):
 def test_the_command_prints_and_writes_the_numbers(weights, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
     out, other = tmp_path / "new" / "quality.json", tmp_path / "other.safetensors"
-    save_weights(load_weights(weights).net, other, {})
+    save_weights(PtychoNN(PtychoNNConfig(channels=4)), other, {})
     line = ["bench", "quality", "--weights", str(weights), "--baseline", str(other), "--suites", "dose", "recorded"]
     line += ["--seeds", "1", "--field", "0.3", "--device", "cpu", "--out", str(out), "--figure", str(tmp_path / "fig")]
     assert main([*line, "--json"]) == 0

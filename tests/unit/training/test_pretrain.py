@@ -315,7 +315,7 @@ def test_alone_without_torchrun(monkeypatch):
 
 
 def test_the_command_line_offers_every_model():
-    assert set(MODELS) == set(PRESETS)
+    assert set(MODELS) == {*PRESETS, "ptychonn"}
 
 
 def test_validation_compares_with_rpie(tiny_shapes):
