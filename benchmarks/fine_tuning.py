@@ -33,51 +33,49 @@ from bluesky_cdi.models.weights import DEFAULT, load_weights
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
 from bluesky_cdi.training.finetune import FineTuner
 
-# Epochs after which LSQ-ML gains no more than a percent in another fifty.
-CONVERGED = 200
-
+Clock = Callable[[], float]
 Row = tuple[str, Tensor, Tensor, float]  # label, object (1, Y, X), probe (1, M, N, N), seconds
 
 
-def rows(case: Recorded, given: Diffraction, net: CanvasNet, seconds: float) -> Iterator[Row]:
+def rows(case: Recorded, given: Diffraction, net: CanvasNet, args: argparse.Namespace) -> Iterator[Row]:
     """Everything that is compared."""
-    yield from _network(net, case.probe, given, "network", 0.0)
-    tuned, took = _timed(lambda: FineTuner(net).tune(case.probe, given, seconds, _tell), case.probe)
+    clock = time.process_time if args.cpu_time else time.monotonic
+    yield from _network(net, case.probe, given, "network", 0.0, clock)
+    tuner = FineTuner(net, clock=clock)
+    tuned, took = _timed(lambda: tuner.tune(case.probe, given, args.seconds, _tell), case.probe, clock)
     print(
         f"  {tuned.steps} steps, held-out deviance {tuned.before:.4f} before, {tuned.after:.4f} after, "
         f"{'kept' if tuned.kept else 'not kept'}, ended by {tuned.ended}",
         flush=True,
     )
-    yield from _network(net, tuned.probe, given, "refined probe alone", took)
-    yield from _network(tuned.net, tuned.probe, given, "fine-tuned", took)
-    vacuum = Solution.start(torch.ones_like(given_canvas(given)), case.probe, given)
-    found, took = _timed(lambda: iterate(make_engine("lsqml"), vacuum, Schedule(CONVERGED)).solution, case.probe)
-    yield f"LSQ-ML, {CONVERGED} epochs from vacuum", found.canvas, found.probe, took
+    yield from _network(net, tuned.probe, given, "its probe alone", took, clock)
+    yield from _network(tuned.net, tuned.probe, given, "fine-tuned", took, clock)
+    ones = torch.ones(given.canvas_shape, dtype=torch.complex64, device=case.probe.device)
+    vacuum, schedule = Solution.start(ones, case.probe, given), Schedule(args.epochs)
+    found, took = _timed(lambda: iterate(make_engine("lsqml"), vacuum, schedule).solution, case.probe, clock)
+    yield f"LSQ-ML, {args.epochs} epochs", found.canvas, found.probe, took
 
 
-def given_canvas(data: Diffraction) -> Tensor:
-    """An empty canvas, (1, Y, X)."""
-    return torch.zeros(data.canvas_shape, dtype=torch.complex64, device=data.counts.device)
-
-
-def _network(net: CanvasNet, probe: Tensor, data: Diffraction, label: str, before: float) -> Iterator[Row]:
+def _network(
+    net: CanvasNet, probe: Tensor, data: Diffraction, label: str, before: float, clock: Clock
+) -> Iterator[Row]:
     """The network's one pass, and what a few epochs make of it."""
-    canvas, took = _timed(lambda: net(probe, data)[-1], probe)
+    canvas, took = _timed(lambda: net(probe, data)[-1], probe, clock)
     yield label, canvas, probe, before + took
     engines: dict[str, Engine] = {"rPIE": make_engine("rpie"), "LSQ-ML": Lsqml(LsqmlSettings(together_from=0))}
     for name, engine in engines.items():
         start = Solution.start(canvas, probe, data)
-        found, more = _timed(lambda e=engine, s=start: iterate(e, s, Schedule(5)).solution, probe)
+        found, more = _timed(lambda e=engine, s=start: iterate(e, s, Schedule(5)).solution, probe, clock)
         yield f"{label} + 5 {name}", found.canvas, found.probe, before + took + more
 
 
-def _timed(work: Callable[[], Any], like: Tensor) -> tuple[Any, float]:
-    started = time.perf_counter()
+def _timed(work: Callable[[], Any], like: Tensor, clock: Clock) -> tuple[Any, float]:
+    started = clock()
     with torch.no_grad():
         done = work()
     if like.is_cuda:
         torch.cuda.synchronize(like.device)
-    return done, time.perf_counter() - started
+    return done, clock() - started
 
 
 def _tell(seconds: float, deviance: float) -> None:
@@ -114,7 +112,7 @@ def measure(args: argparse.Namespace, name: str, net: CanvasNet) -> tuple[dict[s
     table: dict[str, Any] = {"reference": {"given": reference[0], "unseen": reference[1]}}
     images = {"reference": case.reference}
     lines = []
-    for row in rows(case, case.data[given.to(args.device)], net, args.seconds):
+    for row in rows(case, case.data[given.to(args.device)], net, args):
         numbers = table[row[0]] = judged(case, row, given, unseen)
         images[row[0]] = row[1][0].cpu().numpy()
         lines.append(
@@ -132,7 +130,7 @@ def draw(images: dict[str, np.ndarray], path: Path) -> None:
     """Phases side by side, each turned to its own mean."""
     from matplotlib.figure import Figure
 
-    shown = {label: image for label, image in images.items() if "LSQ-ML" not in label or "vacuum" in label}
+    shown = {label: image for label, image in images.items() if "LSQ-ML" not in label or "epochs" in label}
     figure = Figure(figsize=(4 * len(shown), 4.2), layout="constrained")
     for ax, (label, image) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown.items(), strict=True):
         rows, columns = image.shape
@@ -153,6 +151,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=200, help="of LSQ-ML, the converged engine")
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's CPU time: on a busy machine")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path, help="the phases side by side; of several scans, one file each")
     args = parser.parse_args()
@@ -166,9 +166,9 @@ def main() -> None:
     if args.json:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         record = {
-            "tables": tables, "seconds": args.seconds, "threads": args.threads, "weights": trained.sha256,
-            "commit": head.stdout.strip(),
-            "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
+            "tables": tables, "seconds": args.seconds, "threads": args.threads, "cpu_time": args.cpu_time,
+            "weights": trained.sha256, "commit": head.stdout.strip(),
+            "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
         }  # fmt: skip
         args.json.write_text(json.dumps(record, indent=1))
 

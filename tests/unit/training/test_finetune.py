@@ -87,7 +87,8 @@ def test_a_step_is_made_in_no_time(net, batch, config):
 def test_judging_takes_its_share(net, batch):
     def judgements(share):
         told = []
-        tuner(net, replace(NET_ALONE, judge_share=share)).tune(batch.probe, batch.data, 120.0, lambda *n: told.append(n))
+        one = tuner(net, replace(NET_ALONE, judge_share=share))
+        one.tune(batch.probe, batch.data, 120.0, lambda *news: told.append(news))
         return len(told)
 
     # First and last are always judged; each takes a second here.
@@ -168,12 +169,14 @@ def test_nothing_gets_worse(net, batch, learning_rate):
     assert all(torch.isfinite(p).all() for p in found.net.parameters())
 
 
-def test_a_wrong_probe_is_refined_and_keeps_its_photons(net, batch):
-    size = torch.fft.fftfreq(16)
-    bent = torch.fft.ifft2(torch.fft.fft2(batch.probe) * torch.exp(20j * (size[:, None] ** 2 + size**2)))
-    found = tuner(net, replace(QUICK, probe_epochs=15, probe_share=0.5)).tune(bent, batch.data, 60.0)
-    torch.testing.assert_close(found.probe.abs().square().sum(), bent.abs().square().sum())
-    assert found.kept and found.after < tuner(net, NET_ALONE).tune(bent, batch.data, 60.0).after
+def test_a_wrong_probe_is_refined_and_keeps_its_photons(net):
+    bright = SceneStream(CPU, 33, (1e5, 1.001e5), pool=8, object_px=80).draw(SHAPE, exact=True)
+    wrong = bright.probe * torch.linspace(0.4, 1.6, 16)
+    # The network stands still, so what is gained is the probe's.
+    config = replace(QUICK, learning_rate=0.0, probe_epochs=15, probe_share=0.5)
+    found = tuner(net, config).tune(wrong, bright.data, 40.0)
+    assert same(found.net, net) and found.kept and found.after < 0.95 * found.before
+    torch.testing.assert_close(found.probe.abs().square().sum(), wrong.abs().square().sum())
 
 
 def test_tuning_works_under_no_grad(net, batch):
