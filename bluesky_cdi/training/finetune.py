@@ -44,6 +44,8 @@ LONGEST_GRADIENT = 3.0
 MEMORY = 0.99
 # Held-out frames of a window: of one in ten, so many lie well inside 32 neighbours.
 JUDGED_FRAMES = 4
+# What is given, the refined probe and the last state are always judged; all three have to fit into the time for it.
+LEAST_JUDGEMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class FineTuneConfig:
     judge_share : float
         Most of the time that is spent on held-out frames.
     judge_windows : int
-        Most windows of held-out frames.
+        Most windows of held-out frames; fewer where the time for them is short, one at least.
     """
 
     learning_rate: float = 5e-4
@@ -282,6 +284,7 @@ class _Call:
         self._clock, self._budget_s, self._config, self._told = clock, budget_s, config, told
         self._started = clock()
         self._judging = windows.judging(config.judge_windows, config.window_frames, JUDGED_FRAMES)
+        self._allowed_s = config.judge_share * budget_s
         self._spent_s, self._last_s = 0.0, 0.0
 
     @property
@@ -306,8 +309,14 @@ class _Call:
 
     def judged(self, net: CanvasNet, probe: Tensor) -> _State:
         """The network and the probe with the deviance of held-out frames, which the network doesn't read."""
-        began = self._clock()
-        deviance = held_out_deviance(net, probe, self._judging)
+        began, values = self._clock(), []
+        for window in self._judging:
+            values.append(held_out_deviance(net, probe, window))
+            if not self._last_s and self._clock() - began > self._allowed_s / LEAST_JUDGEMENTS:
+                break
+        # As many windows as the first judgement had time for: figures of one call must be of the same frames.
+        self._judging = self._judging[: len(values)]
+        deviance = float(torch.cat(values).mean())
         self._last_s = self._clock() - began
         self._spent_s += self._last_s
         if self._told is not None:
@@ -324,10 +333,9 @@ def frame_loss(canvas: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_deviance(net: CanvasNet, probe: Tensor, windows: list[HeldOutWindow]) -> float:
-    """Mean Poisson deviance per valid pixel of held-out frames under what the network makes of their neighbours."""
-    judged = [deviance_of(net(probe, window.read)[-1], probe, window.judged) for window in windows]
-    return float(torch.cat(judged).mean())
+def held_out_deviance(net: CanvasNet, probe: Tensor, window: HeldOutWindow) -> Tensor:
+    """Poisson deviance per valid pixel of held-out frames under what the network makes of their neighbours, (n,)."""
+    return deviance_of(net(probe, window.read)[-1], probe, window.judged)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class ScanWindows:
         return self.around(int(self.training[picked]), count)
 
     def judging(self, windows: int, count: int, judged: int) -> list[HeldOutWindow]:
-        """At most `windows` windows, spread over the held-out frames.
+        """At most `windows` windows, spread over the held-out frames; so are the first of them.
 
         Parameters
         ----------
@@ -67,7 +67,8 @@ class ScanWindows:
             Most held-out frames of a window.
         """
         chosen = torch.linspace(0, len(self.held_out) - 1, min(windows, len(self.held_out))).round().long()
-        return [self._judging(int(frame), count, judged) for frame in self.held_out[chosen]]
+        mixed = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
+        return [self._judging(int(frame), count, judged) for frame in self.held_out[mixed]]
 
     def _judging(self, frame: int, count: int, judged: int) -> HeldOutWindow:
         read = self._nearest(frame, self.training, count)

@@ -91,9 +91,20 @@ def test_judging_takes_its_share(net, batch):
         one.tune(batch.probe, batch.data, 120.0, lambda *news: told.append(news))
         return len(told)
 
-    # First and last are always judged; each takes a second here.
+    # First and last are always judged; each takes six seconds here, or three with one window.
     assert judgements(0.0) == 2
-    assert 2 < judgements(0.05) <= 2 + 0.05 * 132
+    assert 2 < judgements(0.3) <= 2 + 0.3 * 132 / 6
+
+
+def test_little_time_is_judged_with_few_windows(net, batch, monkeypatch):
+    judged = []
+    real = module.held_out_deviance
+    monkeypatch.setattr(module, "held_out_deviance", lambda *args: judged.append(args[2]) or real(*args))
+    tuner(net, NET_ALONE).tune(batch.probe, batch.data, 5.0)
+    assert len(set(judged)) == 1
+    judged.clear()
+    tuner(net, NET_ALONE).tune(batch.probe, batch.data, 150.0)
+    assert len(set(judged)) == 4
 
 
 def test_a_seed_names_a_result(net, batch):
@@ -141,7 +152,7 @@ def test_it_goes_on_after_a_bad_call(net, batch):
     counts[ScanWindows(batch.data).held_out] = 1.0
     one = tuner(net, NET_ALONE)
     one.tune(batch.probe, replace(batch.data, counts=counts), 50.0)
-    assert one.tune(batch.probe, batch.data, 100.0).kept
+    assert one.tune(batch.probe, batch.data, 160.0).kept
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10])
@@ -153,11 +164,11 @@ def test_few_frames_do(net, batch, count):
 
 def test_a_second_call_goes_on_with_new_frames(net, batch):
     one = tuner(net, NET_ALONE)
-    first = one.tune(batch.probe, batch.data[:25], 60.0)
-    second = one.tune(first.probe, batch.data, 60.0)
+    first = one.tune(batch.probe, batch.data[:25], 120.0)
+    second = one.tune(first.probe, batch.data, 120.0)
     assert first.kept and second.kept
     # On the second call's held-out frames, the given network is where it was, and the first call's is left behind.
-    anew = tuner(net, NET_ALONE).tune(batch.probe, batch.data, 60.0)
+    anew = tuner(net, NET_ALONE).tune(batch.probe, batch.data, 120.0)
     assert second.before == pytest.approx(anew.before) and second.after < anew.after
 
 
@@ -189,7 +200,7 @@ def test_near_field_frames(net, batch):
     data = replace(batch.data, propagator=propagator)
     rate = data.rate(data.probes(batch.probe), data.patches(batch.truth))
     data = replace(data, counts=torch.poisson(rate, generator=torch.Generator().manual_seed(3)))
-    found = tuner(net).tune(batch.probe, data, 60.0)
+    found = tuner(net).tune(batch.probe, data, 160.0)
     assert found.kept and found.after < found.before
 
 
