@@ -4,9 +4,9 @@
 
 Nine frames of ten are given to every row but the reference's, which has seen them all; the tenth is unseen, and also
 unseen by what tuning itself holds out. Deviance is that of a frame a pixel, and beside it over that of the reference
-on the same frames. NRMSE and phase error are against the reference's object, which is not the truth. ``its probe alone``
-is the network as it was with the probe of the tuned one; its seconds are those of the whole tuning. The reference of P25
-lacks what its package refined beside object and probe: its deviance is far above that of any engine.
+on the same frames. NRMSE and phase error are against the reference's object, which is not the truth. In the row ``its
+probe alone`` the network as it was has the tuned one's probe; its seconds are those of the whole tuning. The reference
+of P25 lacks what its package refined beside object and probe: its deviance is far above that of any engine.
 """
 
 from __future__ import annotations
