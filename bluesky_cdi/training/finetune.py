@@ -2,7 +2,8 @@
 
 The frames are their own judge. The network reads a random part of the frames of a small window, and the loss
 is the Poisson deviance of all of them under the object that it makes, so it can't fit the noise of frames that it
-doesn't see. Every tenth frame is kept out of all that, and decides which state of network and probe is kept.
+doesn't see. Every tenth frame is kept out of all that, and decides which state of network and probe is kept. Fewer than
+ten frames judge themselves, and can't tell the probe from the object: the probe then stays.
 
 The probe comes first: an engine refines it for a part of the time, because a wrong probe is a fault
 that the network would otherwise learn to undo.
@@ -192,7 +193,7 @@ class FineTuner:
             return self._result(call, first, first, 0, "not finite")
         if self._tuned is not None:
             best = _better(best, call.judged(self._tuned, probe))
-        if self.config.probe_share > 0:
+        if self.config.probe_share > 0 and call.windows.independent:
             best = _better(best, call.judged(best.net, self._refined_probe(call, best)))
         best, steps, ended = self._descend(call, best)
         if ended == "not finite":
@@ -210,9 +211,10 @@ class FineTuner:
     def _descend(self, call: _Call, best: _State) -> tuple[_State, int, Ended]:
         """Take steps until the time is over; the best state met, how many steps, and why they end."""
         probe, begun, steps = best.probe, call.progress, 0
+        share = self.config.probe_step if call.windows.independent else 0.0
         while not steps or not call.over:
             self._set_rate((call.progress - begun) / max(1 - begun, 1e-9))
-            moved = self._step(probe, call.windows.random(self.config.window_frames, self._generator))
+            moved = self._step(probe, share, call.windows.random(self.config.window_frames, self._generator))
             if moved is None:
                 logger.warning("fine-tuning ends after %d steps: the next would not be finite", steps)
                 return best, steps, "not finite"
@@ -222,8 +224,11 @@ class FineTuner:
                 best = replace(now, net=_frozen(now.net)) if now.deviance < best.deviance else best
         return best, steps, "time"
 
-    def _step(self, probe: Tensor, window: Diffraction) -> Tensor | None:
-        """Make a step of the network; the probe after it. None: it would not be finite, and isn't made."""
+    def _step(self, probe: Tensor, probe_share: float, window: Diffraction) -> Tensor | None:
+        """Make a step of the network; the probe after `probe_share` of its own.
+
+        None: it would not be finite, and isn't made.
+        """
         # Callers are free to compute without gradients.
         with torch.enable_grad():
             canvas = self._net(probe, window[self._read(len(window)).to(probe.device)])[-1]
@@ -232,7 +237,7 @@ class FineTuner:
             (LOSS_SCALE * loss).backward()  # type: ignore[no-untyped-call]
         longest = LONGEST_GRADIENT * self._usual_gradient if self._usual_gradient else math.inf
         length = float(nn.utils.clip_grad_norm_(self._parameters, longest))
-        moved = moved_probe(canvas.detach(), probe, window, self.config.probe_step)
+        moved = moved_probe(canvas.detach(), probe, window, probe_share)
         if not (math.isfinite(length) and bool(torch.isfinite(loss) & torch.isfinite(moved).all())):
             return None
         self._optimiser.step()

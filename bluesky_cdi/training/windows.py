@@ -35,6 +35,8 @@ class ScanWindows:
     ----------
     training, held_out : Tensor, shape (n,), int64
         Numbers of the frames, on the CPU; with fewer than ten frames, both are all of them.
+    independent : bool
+        Whether they differ.
     """
 
     def __init__(self, data: Diffraction) -> None:
@@ -42,9 +44,9 @@ class ScanWindows:
         self._place = (data.corner + data.shift_px).cpu()  # (n, 2)
         index = torch.arange(len(data))
         spared = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        few = not bool(spared.any())
-        self.training = index if few else index[~spared]
-        self.held_out = index if few else index[spared]
+        self.independent = bool(spared.any())
+        self.training = index[~spared] if self.independent else index
+        self.held_out = index[spared] if self.independent else index
 
     def around(self, frame: int, count: int) -> Diffraction:
         """At most `count` training frames on a canvas of their own, the nearest to number `frame` first."""

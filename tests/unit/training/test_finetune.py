@@ -160,7 +160,10 @@ def test_it_goes_on_after_a_bad_call(net, batch):
 def test_few_frames_do(net, batch, count):
     found = tuner(net).tune(batch.probe, batch.data[:count], 30.0)
     assert found.steps > 0 and found.after <= found.before and math.isfinite(found.after)
-    assert len(ScanWindows(batch.data[:count]).held_out) == (1 if count == 10 else count)
+    windows = ScanWindows(batch.data[:count])
+    assert len(windows.held_out) == (1 if count == 10 else count) and windows.independent == (count == 10)
+    if not windows.independent:
+        assert torch.equal(found.probe, batch.probe)
 
 
 def test_a_second_call_goes_on_with_new_frames(net, batch):
