@@ -167,9 +167,9 @@ class CatalogConfig(Section):
 class SimulationConfig(Section):
     """The simulated beamline: the truth, and the faults of its devices."""
 
-    sample: Literal["star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold"] = (
-        "star"
-    )
+    sample: Literal[
+        "star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold"
+    ] = "star"
     """What is under the beam; `physics.objects.make_sample` describes each kind."""
     seed: int = 0
     """Seed of sample, noise and faults."""

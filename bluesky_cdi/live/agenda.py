@@ -1,8 +1,8 @@
-"""Which regions of a canvas need work, and in which order."""
+"""Which tiles of a canvas need work, and in which order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,59 +11,61 @@ from bluesky_cdi.protocols import FloatArray
 
 
 class Agenda:
-    """Regions with frames that were not read yet, and regions whose refining still pays.
+    """Tiles with frames that were not read yet, and tiles whose refining still pays.
 
     Parameters
     ----------
-    regions : int
-        Number of regions.
+    tiles : int
+        Number of tiles.
 
     Attributes
     ----------
     version : int
-        Of the probe; a region that was read with another one is read again when no new frames wait.
+        Of the probe; a tile that was read with another one is read again when no new frames wait.
     """
 
-    def __init__(self, regions: int) -> None:
-        # In the order in which they were touched first: no region waits for ever, however fast frames come.
+    def __init__(self, tiles: int) -> None:
+        # In the order in which they were touched first: no tile waits for ever, however fast frames come.
         self._unread: dict[int, None] = {}
-        self._settled = np.ones(regions, dtype=bool)
-        self._read_with = np.full(regions, -1)
+        self._settled = np.ones(tiles, dtype=bool)
+        self._read_with = np.full(tiles, -1)
         self.version = 0
 
-    def touch(self, regions: Iterable[int]) -> None:
-        """There are new frames on regions."""
-        self._unread.update(dict.fromkeys(int(number) for number in regions))
+    def touch(self, tiles: Iterable[int]) -> None:
+        """There are new frames on tiles."""
+        self._unread.update(dict.fromkeys(int(tile) for tile in tiles))
 
     def due(self, burden: FloatArray) -> list[int]:
-        """The regions to work on.
+        """The tiles to work on.
 
         Parameters
         ----------
-        burden : ndarray, shape (regions,)
-            Regions with new frames come in the order in which the frames came. Where there are none, the
+        burden : ndarray, shape (tiles,)
+            Tiles with new frames come in the order in which the frames came. Where there are none, the
             others come with the highest burden first.
         """
         if self._unread:
             return list(self._unread)
         open_ones = np.flatnonzero(~self._settled | self._is_stale())
-        return [int(number) for number in open_ones[np.argsort(-burden[open_ones], kind="stable")]]
+        return [int(tile) for tile in open_ones[np.argsort(-burden[open_ones], kind="stable")]]
 
-    def must_read(self, number: int) -> bool:
-        """Whether a region's frames must be read, anew or for the first time."""
-        return number in self._unread or bool(self._is_stale()[number])
+    def must_read(self, tiles: Sequence[int]) -> bool:
+        """Whether the frames of one of these tiles must be read, anew or for the first time."""
+        stale = self._is_stale()
+        return any(tile in self._unread or stale[tile] for tile in tiles)
 
-    def done(self, number: int, *, settled: bool) -> None:
-        """A region was worked on."""
-        if self.must_read(number):
-            self._read_with[number] = self.version
-        self._unread.pop(number, None)
-        self._settled[number] = settled
+    def done(self, tiles: Sequence[int], *, settled: bool) -> None:
+        """Tiles were worked on together."""
+        if self.must_read(tiles):
+            self._read_with[list(tiles)] = self.version
+        self._settled[list(tiles)] = settled
+        for tile in tiles:
+            self._unread.pop(tile, None)
 
-    def forget(self, number: int) -> None:
-        """A region has no frames any more."""
-        self._unread.pop(number, None)
-        self._settled[number], self._read_with[number] = True, -1
+    def forget(self, tiles: Sequence[int]) -> None:
+        """Tiles have no frames any more."""
+        self.done(tiles, settled=True)
+        self._read_with[list(tiles)] = -1
 
     def state(self) -> dict[str, Any]:
         """All as plain values and arrays."""

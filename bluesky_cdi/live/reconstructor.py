@@ -1,10 +1,10 @@
 """The online reconstructor: network first where there is one, physics always, nothing twice.
 
-The canvas is reconstructed in regions (`regions.Tiling`; a small one is one region), and new frames cost only
-the regions that they touch. In each region the work starts from the better of two objects: the network's fresh
-reading of its frames with the probe as it is known now, or the object as it was, continued into newly lit places.
-A few iterations of an engine then refine object and probe together, and count only if they explain the
-frames clearly better: in few photons they soon fit the noise instead. The judge is always the Poisson
+The canvas is reconstructed in regions, which new frames make where they are and which alone they cost
+(`regions.Tiling`; a small canvas is one region). In each the work starts from the better of two objects: the
+network's fresh reading of its frames with the probe as it is known now, or the object as it was, continued into
+newly lit places. A few iterations of an engine then refine object and probe together, and count only if they
+explain the frames clearly better: in few photons they soon fit the noise instead. The judge is always the Poisson
 deviance of the frames. Without a network the fresh reading is vacuum, and what remains is the engine alone.
 
 One probe serves all regions. Where no new frames wait, regions whose refining still pays go on, and those are
@@ -118,7 +118,7 @@ class PtychoReconstructor:
         self._seed = seed
         self._told = told
         self._engine: Engine | None = None
-        self._engine_region = -1
+        self._engine_tiles: tuple[int, ...] = ()
         self._ended = ""
         self._scaled = False
         self._iterations = 0
@@ -175,8 +175,8 @@ class PtychoReconstructor:
         if not due:
             return None
         started = time.monotonic()
-        for number in due:
-            self._work_on(number, started + budget_s)
+        for region in self._tiling.regions(due):
+            self._work_on(region, started + budget_s)
             if time.monotonic() >= started + budget_s:
                 break
         return self._estimate(started)
@@ -207,7 +207,7 @@ class PtychoReconstructor:
         Raises
         ------
         WorkerError
-            If the checkpoint's canvas or probe has another shape, or its canvas other regions.
+            If the checkpoint's canvas or probe has another shape, or its canvas other tiles.
         """
         found, wanted = np.shape(state["object"]), self._canvas.shape
         if found != wanted or np.shape(state["probe"]) != tuple(self._probe.shape[1:]):
@@ -215,10 +215,10 @@ class PtychoReconstructor:
                 f"the checkpoint's object is {found}, this canvas is {wanted}: "
                 "restore into the same scan window and probe"
             )
-        regions = len(state["agenda"]["settled"])
-        if regions != len(self._tiling):
+        tiles = len(state["agenda"]["settled"])
+        if tiles != len(self._tiling):
             raise WorkerError(
-                f"the checkpoint has {regions} regions, this canvas {len(self._tiling)}: "
+                f"the checkpoint's canvas has {tiles} tiles, this one {len(self._tiling)}: "
                 "restore with the same reconstructor.window_px"
             )
         self._measured = self._no_frames()
@@ -272,31 +272,30 @@ class PtychoReconstructor:
             self._probe, self._version_probe = self._probe * factor, self._version_probe * factor
 
     def _burden(self) -> FloatArray:
-        """Deviance of each region's own frames, summed, (regions,)."""
+        """Deviance of each tile's own frames, summed, (tiles,)."""
         residual = self._results.residual[: len(self._measured)]
         home = self._tiling.home(self._measured.corner)
         return np.bincount(home, weights=residual, minlength=len(self._tiling)).astype(np.float64)
 
-    def _work_on(self, number: int, deadline: float) -> None:
+    def _work_on(self, region: Region, deadline: float) -> None:
         """Read a region's frames if they must be, refine, and take over what is found."""
-        region = self._tiling[number]
         rows = self._measured.inside(region.outer)
         if not len(rows):
             self._clear(region)
-            self._agenda.forget(number)
+            self._agenda.forget(region.tiles)
             return
         data = self._measured.diffraction(rows, region.outer)
-        canvas, reading = self._object[region.outer.pixels], self._agenda.must_read(number)
+        canvas, reading = self._object[region.outer.pixels], self._agenda.must_read(region.tiles)
         if reading:
             canvas, deviance = self._start(canvas, self._known(region), data)
         else:
             deviance = self._mean_deviance(canvas, data)
-        found = self._refine(number, canvas, data, deviance, deadline)
-        self._agenda.done(number, settled=found is None)
+        found = self._refine(region, canvas, data, deviance, deadline)
+        self._agenda.done(region.tiles, settled=found is None)
         if found is not None:
-            canvas = self._taken(found, number, rows)
+            canvas = self._taken(found, region, rows)
         if found is not None or reading:
-            self._write(number, canvas, rows)
+            self._write(region, canvas, rows)
 
     def _known(self, region: Region) -> Tensor:
         """Where in a region's outer box the object is known, (1, Y, X)."""
@@ -311,14 +310,15 @@ class PtychoReconstructor:
         return candidates[best], deviances[best]
 
     def _refine(
-        self, number: int, canvas: Tensor, data: Diffraction, deviance: float, deadline: float
+        self, region: Region, canvas: Tensor, data: Diffraction, deviance: float, deadline: float
     ) -> Solution | None:
         """Refine object and probe of a region; None unless the result is better than `deviance`."""
         if not self._config.refine_iterations:
             return None
-        if self._engine is None or self._engine_region != number:
+        if self._engine is None or self._engine_tiles != region.tiles:
             name = self._config.name if self._net is None else NETWORK_ENGINE
-            self._engine, self._engine_region = make_engine(name, self._seed, self._config.batch), number
+            self._engine = make_engine(name, self._seed, self._config.batch)
+            self._engine_tiles = region.tiles
 
         def in_time(epochs: int, solution: Solution) -> bool:
             if self._told is not None:
@@ -351,7 +351,7 @@ class PtychoReconstructor:
     def _mean_deviance(self, canvas: Tensor, data: Diffraction) -> float:
         return float(deviance_of(canvas, self._probe, data).mean())
 
-    def _taken(self, found: Solution, number: int, rows: IndexArray) -> Tensor:
+    def _taken(self, found: Solution, region: Region, rows: IndexArray) -> Tensor:
         """Keep the refined probe, positions and fluxes of a region; its refined object."""
         canvas, probe = found.canvas, found.probe
         if len(self._tiling) > 1:
@@ -362,16 +362,15 @@ class PtychoReconstructor:
                 self._agenda.version, self._version_probe = self._agenda.version + 1, probe
         self._probe = probe
         if self._config.refine_positions or self._config.refine_flux:
-            own = self._is_home(number, rows)
+            own = self._is_home(region, rows)
             flux = self._measured.mean_flux
             part = found.data[torch.from_numpy(own).to(self._device)]
-            self._measured.take_refined(part, rows[own], self._tiling[number].outer)
+            self._measured.take_refined(part, rows[own], region.outer)
             self._follow_flux(flux)
         return canvas
 
-    def _write(self, number: int, canvas: Tensor, rows: IndexArray) -> None:
+    def _write(self, region: Region, canvas: Tensor, rows: IndexArray) -> None:
         """Write a region's core, and judge it."""
-        region = self._tiling[number]
         data = self._measured.diffraction(rows, region.outer)
         light = self._light(data)
         core = region.core.seen_from(region.outer).pixels
@@ -380,7 +379,7 @@ class PtychoReconstructor:
             canvas = torch.where(light > 0, canvas, 1)
         self._object[region.core.pixels] = canvas[core]
         self._seen_light[region.core.pixels] = light[core]
-        self._judge(number, data, light, rows)
+        self._judge(region, data, light, rows)
 
     def _phase_of_neighbours(self, region: Region, canvas: Tensor) -> Tensor:
         """The phase that a region's object lacks to continue its neighbours'; its own last one where there are none."""
@@ -389,9 +388,8 @@ class PtychoReconstructor:
         around[region.core.seen_from(region.outer).pixels] = False
         return _phase_towards(self._object[region.outer.pixels], canvas, around if around.any() else known)
 
-    def _judge(self, number: int, data: Diffraction, light: Tensor, rows: IndexArray) -> None:
+    def _judge(self, region: Region, data: Diffraction, light: Tensor, rows: IndexArray) -> None:
         """Appraise what was written: the core, the embeddings of its own frames, the residual of all frames read."""
-        region = self._tiling[number]
         canvas, core = self._object[region.outer.pixels], region.core.seen_from(region.outer).pixels
         deviance = deviance_of(canvas, self._probe, data)
         judged = self._appraise(canvas, self._probe, data, light, deviance)
@@ -400,12 +398,12 @@ class PtychoReconstructor:
         variance = self._std_phase_rad[region.outer.pixels].square()
         self._results.put_residual(rows, deviance)
         self._results.put_uncertainty(rows, under_frames(variance[None], self._probe, data.corner))
-        own = self._is_home(number, rows)
+        own = self._is_home(region, rows)
         self._results.put_embedding(rows[own], judged.embedding[torch.from_numpy(own).to(self._device)])
 
-    def _is_home(self, number: int, rows: IndexArray) -> BoolArray:
+    def _is_home(self, region: Region, rows: IndexArray) -> BoolArray:
         """Which frames have their middle in a region's core, (n,)."""
-        return np.asarray(self._tiling.home(self._measured.corner[rows]) == number)
+        return np.isin(self._tiling.home(self._measured.corner[rows]), region.tiles)
 
     def _clear(self, region: Region) -> None:
         """Forget a region that its last frames have left."""

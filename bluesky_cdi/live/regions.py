@@ -1,20 +1,21 @@
 """A canvas in regions that can be reconstructed one at a time.
 
-The canvas is tiled. Each tile is the core of a region: what its reconstruction may write. Around it lies a
-margin of at least one frame, so that every frame that touches the core lies wholly in the outer box: what
-its reconstruction reads.
+The canvas is tiled, and the tiles that need work are joined to rectangles. Each is the core of a region: what its
+reconstruction may write. Around it lies a margin of at least one frame, so that every frame that touches the
+core lies wholly in the outer box: what its reconstruction reads. Regions follow the scan in this way: new frames
+along a line make a narrow one, a whole map a few large ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# Cores begin on multiples of this, the coarsest block of the shipped network: it then sees a pixel of a
+# Tiles begin on multiples of this, the coarsest block of the shipped network: it then sees a pixel of a
 # region in the same place of its blocks as on the whole canvas.
 GRID_PX = 16
 
@@ -55,6 +56,10 @@ class Box:
         return np.asarray(inside.all(axis=-1))
 
 
+# A block's sides, moved outwards by one tile.
+SIDES = (Box((0, 0), (1, 0)), Box((0, 0), (0, 1)), Box((-1, 0), (0, 0)), Box((0, -1), (0, 0)))
+
+
 @dataclass(frozen=True)
 class Region:
     """What is reconstructed at a time.
@@ -63,31 +68,39 @@ class Region:
     ----------
     core, outer : Box
         What is written, and what is read.
+    tiles : tuple of int
+        Numbers of the tiles that the core is made of.
     """
 
     core: Box
     outer: Box
+    tiles: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """A canvas of `shape` (Y, X) in tiles of `core_px` (rows, columns), numbered row by row.
+    """A canvas in square tiles, numbered row by row; or a whole canvas as one tile.
 
     Parameters
     ----------
-    shape, core_px : tuple of int
-        A tile is at least one frame wide, or as wide as the canvas.
+    shape : tuple of int
+        (Y, X) of the canvas.
+    tile_px : tuple of int
+        Rows and columns of a tile; a frame at least.
     frame_px : int
         Pixels along one side of a frame, N.
+    window_px : int
+        Most pixels along one side of a region's outer box.
     """
 
     shape: tuple[int, int]
-    core_px: tuple[int, int]
+    tile_px: tuple[int, int]
     frame_px: int
+    window_px: int
 
     @classmethod
     def covering(cls, shape: tuple[int, int], frame_px: int, window_px: int | None) -> Tiling:
-        """Tile a canvas so that no region's outer box is wider than `window_px`, or three frames where that is less.
+        """Tile a canvas for regions that are read in windows.
 
         Parameters
         ----------
@@ -95,58 +108,74 @@ class Tiling:
             (Y, X) of the canvas.
         frame_px : int
         window_px : int, optional
-            None: the whole canvas is one region.
+            Most pixels along one side of what is read, or three frames where that is more. A canvas that is
+            no larger is one tile; so is any with None.
         """
-        rows, columns = (_core_side(side, frame_px, window_px) for side in shape)
-        return cls(shape, (rows, columns), frame_px)
+        if window_px is None or max(shape) <= window_px:
+            return cls(shape, shape, frame_px, max(shape))
+        tile = _on_grid(frame_px)
+        return cls(shape, (tile, tile), frame_px, max(window_px, 3 * tile))
 
     @property
     def grid(self) -> tuple[int, int]:
         """Tiles along rows and columns."""
-        return -(-self.shape[0] // self.core_px[0]), -(-self.shape[1] // self.core_px[1])
+        return -(-self.shape[0] // self.tile_px[0]), -(-self.shape[1] // self.tile_px[1])
 
     def __len__(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    def __getitem__(self, number: int) -> Region:
-        if not 0 <= number < len(self):
-            raise IndexError(f"region {number} of {len(self)}")
-        place = divmod(number, self.grid[1])
-        margin = _on_grid(self.frame_px)
-        low = [p * core for p, core in zip(place, self.core_px, strict=True)]
-        high = [min(first + core, side) for first, core, side in zip(low, self.core_px, self.shape, strict=True)]
-        outer_low = [max(0, first - margin) for first in low]
-        outer_high = [min(side, last + margin) for last, side in zip(high, self.shape, strict=True)]
-        return Region(Box((low[0], low[1]), (high[0], high[1])), Box(_pair(outer_low), _pair(outer_high)))
-
-    def __iter__(self) -> Iterator[Region]:
-        return (self[number] for number in range(len(self)))
-
     def touched(self, corner: IndexArray) -> IndexArray:
-        """Numbers of the regions whose core the patches with corners (n, 2) touch, ascending."""
+        """Numbers of the tiles that the patches with corners (n, 2) touch, ascending."""
         # A tile is no narrower than a frame: a patch lies on two at most along each axis.
-        first, last = corner // self.core_px, (corner + self.frame_px - 1) // self.core_px  # (n, 2)
+        first, last = corner // self.tile_px, (corner + self.frame_px - 1) // self.tile_px  # (n, 2)
         tiles = [rows[:, 0] * self.grid[1] + columns[:, 1] for rows in (first, last) for columns in (first, last)]
         return np.unique(np.concatenate(tiles))
 
     def home(self, corner: IndexArray) -> IndexArray:
-        """Number of the region whose core holds the middle of each patch, (n, 2) to (n,)."""
-        tile = (corner + self.frame_px // 2) // self.core_px
+        """Number of the tile that holds the middle of each patch, (n, 2) to (n,)."""
+        tile = (corner + self.frame_px // 2) // self.tile_px
         return np.asarray(tile[:, 0] * self.grid[1] + tile[:, 1])
 
+    def regions(self, tiles: Sequence[int]) -> Iterator[Region]:
+        """Join tiles to regions, each begun with the first tile that is left and grown as far as it goes."""
+        left = np.zeros(self.grid, dtype=bool)
+        left.flat[list(tiles)] = True
+        for tile in tiles:
+            row, column = divmod(tile, self.grid[1])
+            if left[row, column]:
+                block = self._grown(Box((row, column), (row + 1, column + 1)), left)
+                left[block.pixels] = False
+                yield self._region(block)
 
-def _core_side(side: int, frame_px: int, window_px: int | None) -> int:
-    """Pixels along one side of the tiles: as even as the grid allows."""
-    if window_px is None or side <= window_px:
-        return side
-    margin = _on_grid(frame_px)
-    most = max(window_px - 2 * margin, margin) // GRID_PX * GRID_PX
-    return max(margin, _on_grid(-(-side // -(-side // most))))
+    def _grown(self, block: Box, left: npt.NDArray[np.bool_]) -> Box:
+        """A block of tiles with rows and columns of tiles that are left, as long as the window holds it."""
+        # Rows and columns in turn, which keeps it near a square.
+        for side in SIDES * max(self.grid):
+            larger = Box(_sum(block.low, side.low), _sum(block.high, side.high))
+            inside = min(larger.low) >= 0 and larger.high[0] <= self.grid[0] and larger.high[1] <= self.grid[1]
+            if inside and left[larger.pixels].all() and max(self._region(larger).outer.shape) <= self.window_px:
+                block = larger
+        return block
+
+    def _region(self, block: Box) -> Region:
+        """The region of a block of tiles."""
+        margin = _on_grid(self.frame_px)
+        (top, bottom), (first, last) = (
+            (low * tile, min(high * tile, side))
+            for low, high, tile, side in zip(block.low, block.high, self.tile_px, self.shape, strict=True)
+        )
+        outer = Box(
+            (max(0, top - margin), max(0, first - margin)),
+            (min(self.shape[0], bottom + margin), min(self.shape[1], last + margin)),
+        )
+        rows, columns = (range(low, high) for low, high in zip(block.low, block.high, strict=True))
+        tiles = tuple(row * self.grid[1] + column for row in rows for column in columns)
+        return Region(Box((top, first), (bottom, last)), outer, tiles)
+
+
+def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
 
 
 def _on_grid(size: int) -> int:
     return -(-size // GRID_PX) * GRID_PX
-
-
-def _pair(values: list[int]) -> tuple[int, int]:
-    return values[0], values[1]
