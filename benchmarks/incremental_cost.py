@@ -1,6 +1,6 @@
 """What a step of the online reconstructor costs as a scan grows, region by region and on the whole canvas.
 
-    python benchmarks/incremental_cost.py [--side 40] [--window 256] [--json FILE]
+    python benchmarks/incremental_cost.py [--side 40] [--window 384] [--json FILE]
 
 A raster of 64x64 frames of a simulated sample, measured row by row, comes in batches; after each the
 network reconstructs. Both ways see the same frames. The true probe is the first guess's plus the configured
@@ -77,7 +77,7 @@ def run(config: Config, frames: list[Frame], source: SimulatedSource, batch: int
     if estimate is None:
         raise RuntimeError("no estimate from frames")
     measured, started = estimate, time.perf_counter()
-    while (later := reconstructor.step(1e9)) is not None and time.perf_counter() - started < 120:
+    while (later := reconstructor.step(1e9)) is not None and time.perf_counter() - started < 60:
         estimate = later
     return {
         "canvas": list(estimate.object.shape),
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=40, help="frames along each side")
     parser.add_argument("--step", type=int, default=12, help="pixels from frame to frame")
-    parser.add_argument("--window", type=int, default=256, help="reconstructor.window_px")
+    parser.add_argument("--window", type=int, default=384, help="reconstructor.window_px")
     parser.add_argument("--batch", type=int, default=32, help="frames added at a time")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

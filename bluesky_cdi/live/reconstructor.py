@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
+from bluesky_cdi.engines.steps import averaged_step, orthogonalise
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.live.agenda import Agenda
 from bluesky_cdi.live.appraisal import (
@@ -57,6 +59,8 @@ LEAST_GAIN = 0.005
 NETWORK_ENGINE = "rpie"
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
+# Share of a frame's light that may fall on tiles which are not reconstructed for its sake.
+STRAY = 0.01
 # Regions are read again when the probe differs by this share (root mean square) from the one that they knew.
 PROBE_CHANGE = 0.1
 
@@ -108,7 +112,7 @@ class PtychoReconstructor:
         self._measured = self._no_frames()
         self._results = FrameResults(self._device)
         self._tiling = Tiling.covering(canvas.shape, canvas.frame_px, config.window_px)
-        self._agenda = Agenda(len(self._tiling))
+        self._agenda = Agenda(len(self._tiling), LEAST_GAIN)
         self._probe = torch.from_numpy(np.asarray(probe, dtype=np.complex64)).to(self._device)[None]
         self._version_probe = self._probe
         self._object = torch.ones((1, *canvas.shape), dtype=torch.complex64, device=self._device)
@@ -151,7 +155,7 @@ class PtychoReconstructor:
             self._scale_probe()
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
         self._agenda.touch(self._tiling.home(corner[rows]))
-        self._agenda.touch(self._tiling.touched(np.concatenate([left, corner[rows]])))
+        self._agenda.touch(self._tiling.touched(np.concatenate([left, corner[rows]]), _dark_border(self._probe)))
         if changed:
             self._agenda.touch(self._tiling.touched(corner))
 
@@ -287,10 +291,8 @@ class PtychoReconstructor:
         data = self._measured.diffraction(rows, region.outer)
         canvas, reading = self._object[region.outer.pixels], self._agenda.must_read(region.tiles)
         if reading:
-            canvas, deviance = self._start(canvas, self._known(region), data)
-        else:
-            deviance = self._mean_deviance(canvas, data)
-        found = self._refine(region, canvas, data, deviance, deadline)
+            canvas = self._start(canvas, self._known(region), data)
+        found = self._refine(region, canvas, data, rows, deadline)
         self._agenda.done(region.tiles, settled=found is None)
         if found is not None:
             canvas = self._taken(found, region, rows)
@@ -301,18 +303,17 @@ class PtychoReconstructor:
         """Where in a region's outer box the object is known, (1, Y, X)."""
         return self._seen_light[region.outer.pixels] > LIT * peak_intensity(self._probe)
 
-    def _start(self, before: Tensor, known: Tensor, data: Diffraction) -> tuple[Tensor, float]:
-        """The better candidate for the object, and its mean deviance."""
+    def _start(self, before: Tensor, known: Tensor, data: Diffraction) -> Tensor:
+        """The better candidate for the object."""
         fresh = torch.ones_like(before) if self._net is None else self._net(self._probe, data)[-1]
         candidates = [torch.where(known, before, fresh * _phase_towards(before, fresh, known)), fresh]
         deviances = [self._mean_deviance(canvas, data) for canvas in candidates]
-        best = int(np.argmin(deviances))
-        return candidates[best], deviances[best]
+        return candidates[int(np.argmin(deviances))]
 
     def _refine(
-        self, region: Region, canvas: Tensor, data: Diffraction, deviance: float, deadline: float
+        self, region: Region, canvas: Tensor, data: Diffraction, rows: IndexArray, deadline: float
     ) -> Solution | None:
-        """Refine object and probe of a region; None unless the result is better than `deviance`."""
+        """Refine object and probe of a region; None unless that explains its own frames clearly better."""
         if not self._config.refine_iterations:
             return None
         if self._engine is None or self._engine_tiles != region.tiles:
@@ -332,9 +333,26 @@ class PtychoReconstructor:
         if outcome.ended == "diverged":
             # Its memory is of the epochs that are not kept.
             self._engine = None
-        found = outcome.solution
-        better = float(deviance_of(found.canvas, found.probe, found.data).mean()) < (1 - LEAST_GAIN) * deviance
-        return found if better else None
+        found = outcome.solution if len(self._tiling) == 1 else self._shared(outcome.solution)
+        own = torch.from_numpy(self._is_home(region, rows)).to(self._device)
+        before, after = (
+            float(deviance_of(self._embedded(region, s.canvas), s.probe, s.data)[own | ~own.any()].mean())
+            for s in (start, found)
+        )
+        return found if after < (1 - LEAST_GAIN) * before else None
+
+    def _shared(self, found: Solution) -> Solution:
+        """A region's solution with a probe for all regions: its frames count for their share of all.
+
+        A brighter probe with a fainter object explains frames as well: the probe's photons stay.
+        """
+        phase = torch.sgn((found.probe.conj() * self._probe).sum(dim=(-2, -1), keepdim=True))
+        mixed = torch.lerp(self._probe, found.probe * phase, len(found.data) / len(self._measured))
+        photons, own, shared = (intensity(probe).sum() for probe in (self._probe, found.probe, mixed))
+        probe = orthogonalise(mixed * (photons / shared).sqrt())
+        canvas = found.canvas * (own / photons).sqrt()
+        # The object went with another probe: one step of all frames brings it to this one.
+        return replace(found, canvas=averaged_step(canvas, probe, found.data), probe=probe)
 
     def _schedule(self, frames: int) -> Schedule:
         config = self._config
@@ -353,21 +371,16 @@ class PtychoReconstructor:
 
     def _taken(self, found: Solution, region: Region, rows: IndexArray) -> Tensor:
         """Keep the refined probe, positions and fluxes of a region; its refined object."""
-        canvas, probe = found.canvas, found.probe
-        if len(self._tiling) > 1:
-            # A brighter probe with a fainter object explains the frames as well: the regions must agree.
-            factor = (intensity(self._probe).sum() / intensity(probe).sum()).sqrt()
-            canvas, probe = canvas / factor, probe * factor
-            if _difference(probe, self._version_probe) > PROBE_CHANGE:
-                self._agenda.version, self._version_probe = self._agenda.version + 1, probe
-        self._probe = probe
+        self._probe = found.probe
+        if len(self._tiling) > 1 and _difference(self._probe, self._version_probe) > PROBE_CHANGE:
+            self._agenda.version, self._version_probe = self._agenda.version + 1, self._probe
         if self._config.refine_positions or self._config.refine_flux:
             own = self._is_home(region, rows)
             flux = self._measured.mean_flux
             part = found.data[torch.from_numpy(own).to(self._device)]
             self._measured.take_refined(part, rows[own], region.outer)
             self._follow_flux(flux)
-        return canvas
+        return found.canvas
 
     def _write(self, region: Region, canvas: Tensor, rows: IndexArray) -> None:
         """Write a region's core, and judge it."""
@@ -375,18 +388,24 @@ class PtychoReconstructor:
         light = self._light(data)
         core = region.core.seen_from(region.outer).pixels
         if len(self._tiling) > 1:
-            canvas = canvas * self._phase_of_neighbours(region, canvas)
-            canvas = torch.where(light > 0, canvas, 1)
+            canvas = torch.where(light > 0, self._embedded(region, canvas), 1)
         self._object[region.core.pixels] = canvas[core]
         self._seen_light[region.core.pixels] = light[core]
         self._judge(region, data, light, rows)
 
-    def _phase_of_neighbours(self, region: Region, canvas: Tensor) -> Tensor:
-        """The phase that a region's object lacks to continue its neighbours'; its own last one where there are none."""
-        known = self._known(region)
+    def _embedded(self, region: Region, canvas: Tensor) -> Tensor:
+        """The object on a region's outer box with the core of `canvas`, in phase with its surroundings.
+
+        Where these are not known yet, the phase is that of the core as it was.
+        """
+        if len(self._tiling) == 1:
+            return canvas
+        core, known = region.core.seen_from(region.outer).pixels, self._known(region)
         around = known.clone()
-        around[region.core.seen_from(region.outer).pixels] = False
-        return _phase_towards(self._object[region.outer.pixels], canvas, around if around.any() else known)
+        around[core] = False
+        out = self._object[region.outer.pixels].clone()
+        out[core] = (canvas * _phase_towards(out, canvas, around if around.any() else known))[core]
+        return out
 
     def _judge(self, region: Region, data: Diffraction, light: Tensor, rows: IndexArray) -> None:
         """Appraise what was written: the core, the embeddings of its own frames, the residual of all frames read."""
@@ -450,6 +469,16 @@ def _phase_towards(wanted: Tensor, canvas: Tensor, where: Tensor) -> Tensor:
     """The phase factor that brings an object closest to another on the pixels `where`; 1 where there are none."""
     overlap = (canvas[where].conj() * wanted[where]).sum()
     return torch.sgn(overlap) if bool(where.any()) else torch.ones_like(overlap)
+
+
+def _dark_border(probe: Tensor) -> int:
+    """Pixels along each border of a frame that hold no more than the share `STRAY` of its light in all."""
+    light = intensity(probe)[0]
+    y, x = torch.meshgrid(*(torch.arange(side, device=light.device) for side in light.shape), indexing="ij")
+    size = light.shape[-1]
+    ring = torch.minimum(torch.minimum(y, size - 1 - y), torch.minimum(x, size - 1 - x))  # 0 along the border
+    outside = torch.zeros(size // 2, device=light.device).index_add(0, ring.reshape(-1), light.reshape(-1)).cumsum(0)
+    return int((outside <= STRAY * light.sum()).sum())
 
 
 def _difference(probe: Tensor, other: Tensor) -> float:

@@ -124,10 +124,11 @@ class Tiling:
     def __len__(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    def touched(self, corner: IndexArray) -> IndexArray:
-        """Numbers of the tiles that the patches with corners (n, 2) touch, ascending."""
+    def touched(self, corner: IndexArray, border_px: int = 0) -> IndexArray:
+        """Numbers of the tiles that the patches with corners (n, 2), without a border, touch, ascending."""
         # A tile is no narrower than a frame: a patch lies on two at most along each axis.
-        first, last = corner // self.tile_px, (corner + self.frame_px - 1) // self.tile_px  # (n, 2)
+        first = (corner + border_px) // self.tile_px  # (n, 2)
+        last = (corner + self.frame_px - 1 - border_px) // self.tile_px
         tiles = [rows[:, 0] * self.grid[1] + columns[:, 1] for rows in (first, last) for columns in (first, last)]
         return np.unique(np.concatenate(tiles))
 
@@ -141,7 +142,7 @@ class Tiling:
         left = np.zeros(self.grid, dtype=bool)
         left.flat[list(tiles)] = True
         for tile in tiles:
-            row, column = divmod(tile, self.grid[1])
+            row, column = divmod(int(tile), self.grid[1])
             if left[row, column]:
                 block = self._grown(Box((row, column), (row + 1, column + 1)), left)
                 left[block.pixels] = False
