@@ -155,9 +155,8 @@ class PtychoReconstructor:
             self._scale_probe()
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
         self._agenda.touch(self._tiling.home(corner[rows]))
-        self._agenda.touch(self._tiling.touched(np.concatenate([left, corner[rows]]), _dark_border(self._probe)))
-        if changed:
-            self._agenda.touch(self._tiling.touched(corner))
+        self._agenda.touch(self._tiling.touched(corner if changed else corner[rows], _dark_border(self._probe)))
+        self._agenda.touch(self._tiling.touched(left))
 
     @torch.no_grad()
     def step(self, budget_s: float) -> Estimate | None:
