@@ -9,8 +9,8 @@ from torch import Tensor
 from bluesky_cdi.live.regions import IndexArray
 from bluesky_cdi.protocols import FloatArray
 
-# Distances computed at a time, which bounds memory: 32 MiB.
-CHUNK_DISTANCES = 2**22
+# Distances computed at a time, which bounds memory and stays near a CPU's caches: 4 MiB.
+CHUNK_DISTANCES = 2**19
 
 
 class NearestOthers:
@@ -77,15 +77,18 @@ class NearestOthers:
         """Find the partners of all that changed, and of those whose partner did."""
         lost = self._known & (self._changed | self._changed[self._partner] | self._square.isinf())
         self._square[lost] = torch.inf
-        sums = self._points.square().sum(dim=1)
+        rest = self._known & ~lost
+        sums = self._points.square().sum(dim=1).masked_fill(~self._known, torch.inf)
         for index in torch.split(lost.nonzero()[:, 0], max(1, CHUNK_DISTANCES // len(self._known))):
-            square = sums[index, None] + sums - 2 * self._points[index] @ self._points.T  # (c, n)
-            square[:, ~self._known] = torch.inf
+            # Squares of the distances, (c, n), but for what is the same along a row.
+            square = torch.addmm(sums, self._points[index], self._points.T, alpha=-2)
             square[torch.arange(len(index)), index] = torch.inf
-            self._square[index], self._partner[index] = square.min(dim=1)
+            least, self._partner[index] = square.min(dim=1)
+            self._square[index] = least + sums[index]
             new = self._changed[index]
-            if new.any():
-                nearest, which = square[new].min(dim=0)  # (n,): of these, the nearest to each
-                closer = self._known & ~lost & (nearest < self._square)
+            if rest.any() and new.any():
+                # Of those that changed, the nearest to each of the rest.
+                nearest, which = (square[new] + sums[index[new], None]).min(dim=0)  # (n,)
+                closer = rest & (nearest < self._square)
                 self._square[closer], self._partner[closer] = nearest[closer], index[new][which[closer]]
         self._changed[:] = False

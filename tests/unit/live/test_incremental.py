@@ -139,6 +139,7 @@ def test_frames_beyond_the_memory_limit_go_to_files(wide, column_frames):
 
 def test_tiny_budget_leaves_the_rest_for_later(wide, column_frames):
     reconstructor = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX)
+    column_frames = column_frames[::2]
     reconstructor.add(column_frames)
     known = []
     while not known or known[-1] < len(column_frames):
