@@ -345,6 +345,8 @@ class PtychoReconstructor:
 
         A brighter probe with a fainter object explains frames as well: the probe's photons stay.
         """
+        if torch.equal(found.probe, self._probe):
+            return found
         phase = torch.sgn((found.probe.conj() * self._probe).sum(dim=(-2, -1), keepdim=True))
         mixed = torch.lerp(self._probe, found.probe * phase, len(found.data) / len(self._measured))
         photons, own, shared = (intensity(probe).sum() for probe in (self._probe, found.probe, mixed))

@@ -206,9 +206,7 @@ def test_positions_and_flux_are_refined_in_windows(wide, column_frames):
     off = np.random.default_rng(4).normal(0, 0.5 * wide.canvas.pixel_m, (len(column_frames), 2))
     off[[0, -1]] = 0
     inside = [wide.canvas.contains((f.position_m + d)[None])[0] for f, d in zip(column_frames, off, strict=True)]
-    wrong = [
-        replace(f, position_m=f.position_m + d * ok) for f, d, ok in zip(column_frames, off, inside, strict=True)
-    ]
+    wrong = [replace(f, position_m=f.position_m + d * ok) for f, d, ok in zip(column_frames, off, inside, strict=True)]
     reconstructor = wide.reconstructor(
         name="lsqml", refine_positions=True, refine_flux=True, refine_iterations=8, window_px=WINDOW_PX
     )
@@ -218,6 +216,13 @@ def test_positions_and_flux_are_refined_in_windows(wide, column_frames):
     assert wide.canvas.contains(estimate.positions_m).all()
     assert reconstructor._measured.flux.std() > 0
     assert np.isfinite(estimate.object).all()
+
+
+def test_a_probe_that_is_known_stays(wide, column_frames):
+    reconstructor = wide.reconstructor(refine_iterations=1, refine_probe=False, window_px=WINDOW_PX)
+    reconstructor.add(column_frames[:16])
+    before = reconstructor._probe[0].numpy()
+    np.testing.assert_array_equal(reconstructor.step(BUDGET_S).probe, before)
 
 
 def dark(frame):
