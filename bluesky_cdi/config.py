@@ -136,6 +136,13 @@ class ReconstructorConfig(Section):
     """Refine each frame's flux too (lsqml only)."""
     saturation: float | None = Field(default=None, gt=0)
     """Counts from which on a pixel is saturated and left out of its frame; None: none is."""
+    window_px: int | None = Field(default=512, ge=64)
+    """Most pixels along one side of what is reconstructed at a time: a larger canvas is reconstructed region by
+    region, and new frames cost only the regions that they touch. A region is never narrower than three frames.
+    None: the whole canvas at a time, whatever its size."""
+    memory_mb: int = Field(default=4096, ge=0)
+    """Most MiB of counts held in memory; further frames go to unnamed files in the folder for temporary files
+    (``TMPDIR``)."""
     queue_frames: int = Field(default=2048, ge=1)
     """Frames that may wait for the worker; more are left out of the live image (never of the raw run)."""
 

@@ -53,7 +53,8 @@ def reconstruct(
     """
     from bluesky_cdi.live.build import build_reconstructor
 
-    settings = config.reconstructor.model_copy(update={"refine_iterations": iterations})
+    # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
+    settings = config.reconstructor.model_copy(update={"refine_iterations": iterations, "window_px": None})
     config = config.model_copy(update={"reconstructor": settings})
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}

@@ -256,9 +256,10 @@ def moved(data: Diffraction, moves: Tensor, largest_px: float) -> Diffraction:
 
 
 def with_flux(data: Diffraction, factor: Tensor) -> Diffraction:
-    """Frames whose flux relative to the mean is `factor` (n,) times what it was; their mean stays 1."""
-    gain = factor if data.gain is None else data.gain * factor
-    return replace(data, gain=gain / gain.mean())
+    """Frames whose flux is `factor` (n,) times what it was, but for their mean, which stays as it was."""
+    before = torch.ones_like(factor) if data.gain is None else data.gain
+    gain = before * factor
+    return replace(data, gain=gain * (before.mean() / gain.mean()))
 
 
 def _flux(rate: Tensor, part: Diffraction) -> Tensor:

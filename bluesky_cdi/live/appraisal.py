@@ -1,4 +1,4 @@
-"""How far off an object is, and what each frame saw: uncertainty, embedding, novelty."""
+"""How far off an object is, and what each frame saw: uncertainty and embedding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bluesky_cdi.models.canvas import CanvasNet, pool_under_frames
 from bluesky_cdi.physics.forward import Diffraction, accumulate, extract, intensity, to_centre
-from bluesky_cdi.protocols import FloatArray
 
 # Standard deviation where no light fell: the phase is uniform in (-pi, pi].
 UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
@@ -120,19 +119,3 @@ def structure_under_frames(canvas: Tensor, probe: Tensor, corner: Tensor) -> Ten
     real, imaginary = under_frames(canvas.real, probe, corner), under_frames(canvas.imag, probe, corner)
     square = under_frames(canvas.abs().square(), probe, corner)
     return (square - real.square() - imaginary.square()).clamp_min(0).sqrt()
-
-
-def novelty(embedding: FloatArray) -> FloatArray:
-    """Distance of each embedding to its nearest other one over the median distance, shape (n,).
-
-    Parameters
-    ----------
-    embedding : ndarray, shape (n, d)
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    if len(embedding) < 3:
-        return np.ones(len(embedding), dtype=np.float32)
-    distance, _ = NearestNeighbors(n_neighbors=2).fit(embedding).kneighbors(embedding)
-    nearest = distance[:, 1]
-    return np.asarray(nearest / max(float(np.median(nearest)), 1e-12), dtype=np.float32)

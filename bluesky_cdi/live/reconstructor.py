@@ -1,16 +1,21 @@
 """The online reconstructor: network first where there is one, physics always, nothing twice.
 
-Each step starts from the better of two objects: the network's fresh reading of all frames with
-the probe as it is known now, or the object of the last step continued into newly lit places. A
-few iterations of an engine then refine object and probe together, and count only if they explain the
-frames clearly better: in few photons they soon fit the noise instead. The judge is always the Poisson
+The canvas is reconstructed in regions, which new frames make where they are and which alone they cost
+(`regions.Tiling`; a small canvas is one region). In each the work starts from the better of two objects: the
+network's fresh reading of its frames with the probe as it is known now, or the object as it was, continued into
+newly lit places. A few iterations of an engine then refine object and probe together, and count only if they
+explain the frames clearly better: in few photons they soon fit the noise instead. The judge is always the Poisson
 deviance of the frames. Without a network the fresh reading is vacuum, and what remains is the engine alone.
+
+One probe serves all regions. Where no new frames wait, regions whose refining still pays go on, and those are
+read again that knew a worse probe, the worst explained first.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +25,29 @@ from torch import Tensor
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
-from bluesky_cdi.errors import WorkerError
-from bluesky_cdi.live.appraisal import Appraiser, CriticAppraiser, PhotonNoiseAppraiser, novelty, under_frames
+from bluesky_cdi.engines.steps import averaged_step, orthogonalise
+from bluesky_cdi.errors import GeometryError, WorkerError
+from bluesky_cdi.live.agenda import Agenda
+from bluesky_cdi.live.appraisal import (
+    UNKNOWN_STD_RAD,
+    Appraiser,
+    CriticAppraiser,
+    PhotonNoiseAppraiser,
+    under_frames,
+)
 from bluesky_cdi.live.detector_faults import valid_pixels
+from bluesky_cdi.live.frame_results import FrameResults
 from bluesky_cdi.live.measured import MeasuredFrames
+from bluesky_cdi.live.regions import IndexArray, Region, Tiling
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
 from bluesky_cdi.physics.geometry import Canvas
 from bluesky_cdi.physics.lit_frames import frames_at_once
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
-from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
+from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
+
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A pixel counts as lit, and keeps its object from step to step, above this share of the probe's peak.
 LIT = 0.05
@@ -42,6 +59,10 @@ LEAST_GAIN = 0.005
 NETWORK_ENGINE = "rpie"
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
+# Share of a frame's light that may fall on tiles which are not reconstructed for its sake.
+STRAY = 0.01
+# Regions are read again when the probe differs by this share (root mean square) from the one that they knew.
+PROBE_CHANGE = 0.1
 
 
 class PtychoReconstructor:
@@ -80,6 +101,7 @@ class PtychoReconstructor:
         seed: int = 0,
         told: Callable[[int, float], None] | None = None,
     ) -> None:
+        _check_probe(probe, canvas.frame_px)
         self._canvas = canvas
         self._config = config
         self._device = torch.device(device)
@@ -88,16 +110,21 @@ class PtychoReconstructor:
         self._known_mask = np.ones((canvas.frame_px,) * 2, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
         self._propagator = propagator
         self._measured = self._no_frames()
+        self._results = FrameResults(self._device)
+        self._tiling = Tiling.covering(canvas.shape, canvas.frame_px, config.window_px)
+        self._agenda = Agenda(len(self._tiling), LEAST_GAIN)
         self._probe = torch.from_numpy(np.asarray(probe, dtype=np.complex64)).to(self._device)[None]
+        self._version_probe = self._probe
         self._object = torch.ones((1, *canvas.shape), dtype=torch.complex64, device=self._device)
         self._seen_light = torch.zeros((1, *canvas.shape), device=self._device)
+        self._std_amplitude = torch.ones(canvas.shape, device=self._device)
+        self._std_phase_rad = torch.full(canvas.shape, UNKNOWN_STD_RAD, device=self._device)
         self._seed = seed
         self._told = told
         self._engine: Engine | None = None
+        self._engine_tiles: tuple[int, ...] = ()
         self._ended = ""
         self._scaled = False
-        self._new_frames = False
-        self._settled = False
         self._iterations = 0
         self._source = {
             "reconstructor": config.name,
@@ -111,54 +138,68 @@ class PtychoReconstructor:
 
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; see `MeasuredFrames.add` for the errors."""
-        known = len(self._measured)
-        self._measured.add(frames)
-        if frames:
-            # What an engine remembers belongs to the frames that it has seen.
-            self._new_frames, self._engine = True, None
-        if known < FAULT_FRAMES and len(self._measured):
-            self._update_mask()
-        if not self._scaled and len(self._measured):
+        if not frames:
+            return
+        known, flux = len(self._measured), self._measured.mean_flux
+        replaced = self._measured.rows_of(frame.seq_num for frame in frames)
+        left = self._measured.corner[replaced]
+        rows = self._measured.add(frames)
+        self._results.make_room(len(self._measured))
+        self._results.forget(rows)
+        self._follow_flux(flux)
+        # What an engine remembers belongs to the frames that it has seen.
+        self._engine = None
+        corner = self._measured.corner
+        changed = known < FAULT_FRAMES and self._update_mask()
+        if not self._scaled:
             self._scale_probe()
+        # Where the new frames' middles are comes first: each step then tells of a frame at least.
+        self._agenda.touch(self._tiling.home(corner[rows]))
+        self._agenda.touch(self._tiling.touched(corner if changed else corner[rows], _dark_border(self._probe)))
+        self._agenda.touch(self._tiling.touched(left))
 
     @torch.no_grad()
     def step(self, budget_s: float) -> Estimate | None:
-        """Read new frames with the network, refine, and judge.
+        """Read new frames with the network, refine, and judge, region by region.
 
         Parameters
         ----------
         budget_s : float
-            No iteration begins after this time.
+            No further iteration, and no further region, begins after this time; the regions that are left
+            come first in the next step.
 
         Returns
         -------
         Estimate or None
-            None before the first frame, and when neither new frames nor refining change anything.
+            None before the first frame, and when neither new frames nor refining change anything. Frames
+            whose region was left for the next step are not in the estimate yet.
         """
-        if not len(self._measured):
-            return None
-        if self._settled and not self._new_frames:
+        due = self._agenda.due(self._burden())
+        if not due:
             return None
         started = time.monotonic()
-        data = self._measured.diffraction()
-        deviance = self._start(data) if self._new_frames else self._mean_deviance(self._object, data)
-        self._new_frames = False
-        self._settled = not self._refine(data, deviance, started + budget_s)
-        data = self._measured.diffraction()
-        self._seen_light = self._light(data)
-        return self._estimate(data, started)
+        for region in self._tiling.regions(due):
+            self._work_on(region, started + budget_s)
+            if time.monotonic() >= started + budget_s:
+                break
+        return self._estimate(started)
 
     def checkpoint(self) -> Mapping[str, Any]:
-        """Object, probe and frames, as arrays and plain values."""
+        """Object, probe, frames and what is known of them, as arrays and plain values."""
         return {
-            "object": self._object[0].cpu().numpy(),
+            "object": self._object[0].cpu().numpy().copy(),
             "probe": self._probe[0].cpu().numpy(),
-            "light": self._seen_light[0].cpu().numpy(),
+            "version_probe": self._version_probe[0].cpu().numpy(),
+            "light": self._seen_light[0].cpu().numpy().copy(),
+            "std_amplitude": self._std_amplitude.cpu().numpy().copy(),
+            "std_phase_rad": self._std_phase_rad.cpu().numpy().copy(),
             "mask": None if self._measured.mask is None else self._measured.mask.cpu().numpy(),
+            "scaled": self._scaled,
             "iterations": self._iterations,
-            "new_frames": self._new_frames,
-            "settled": self._settled,
+            "ended": self._ended,
+            "agenda": self._agenda.state(),
             "frames": self._measured.frames,
+            "results": self._results.state(self._measured.rows),
             "moves_px": self._measured.moves_px,
             "flux": self._measured.flux,
         }
@@ -169,7 +210,7 @@ class PtychoReconstructor:
         Raises
         ------
         WorkerError
-            If the checkpoint's canvas or probe has another shape.
+            If the checkpoint's canvas or probe has another shape, or its canvas other tiles.
         """
         found, wanted = np.shape(state["object"]), self._canvas.shape
         if found != wanted or np.shape(state["probe"]) != tuple(self._probe.shape[1:]):
@@ -177,72 +218,142 @@ class PtychoReconstructor:
                 f"the checkpoint's object is {found}, this canvas is {wanted}: "
                 "restore into the same scan window and probe"
             )
+        tiles = len(state["agenda"]["settled"])
+        if tiles != len(self._tiling):
+            raise WorkerError(
+                f"the checkpoint's canvas has {tiles} tiles, this one {len(self._tiling)}: "
+                "restore with the same reconstructor.window_px"
+            )
         self._measured = self._no_frames()
         self._measured.add(state["frames"])
         self._measured.use_refined(state["moves_px"], state["flux"])
+        self._results = FrameResults(self._device)
+        self._results.restore(state["results"])
+        self._agenda.restore(state["agenda"])
         self._engine = None
         if state["mask"] is not None:
-            self._measured.use_mask(torch.from_numpy(np.array(state["mask"])).to(self._device))
-        self._object = torch.from_numpy(np.array(state["object"]))[None].to(self._device)
-        self._probe = torch.from_numpy(np.array(state["probe"]))[None].to(self._device)
-        self._seen_light = torch.from_numpy(np.array(state["light"]))[None].to(self._device)
-        self._iterations = int(state["iterations"])
-        self._new_frames, self._settled = bool(state["new_frames"]), bool(state["settled"])
-        self._scaled = len(self._measured) > 0
+            self._measured.use_mask(self._tensor(state["mask"]))
+        self._object, self._seen_light = self._tensor(state["object"])[None], self._tensor(state["light"])[None]
+        self._probe, self._version_probe = (self._tensor(state[name])[None] for name in ("probe", "version_probe"))
+        self._std_amplitude, self._std_phase_rad = (
+            self._tensor(state[name]) for name in ("std_amplitude", "std_phase_rad")
+        )
+        self._scaled, self._iterations = bool(state["scaled"]), int(state["iterations"])
+        self._ended = str(state["ended"])
+
+    def _tensor(self, values: Any) -> Tensor:
+        """A copy on the device."""
+        return torch.from_numpy(np.array(values)).to(self._device)
 
     def _no_frames(self) -> MeasuredFrames:
-        background, saturation = self._config.background, self._config.saturation
-        return MeasuredFrames(self._canvas, self._device, background, saturation, self._propagator)
+        config = self._config
+        return MeasuredFrames(
+            self._canvas, self._device, config.background, config.saturation, self._propagator, config.memory_mb * 2**20
+        )
 
-    def _update_mask(self) -> None:
-        counts = np.stack([f.counts for f in self._measured.frames[:FAULT_FRAMES]])
+    def _update_mask(self) -> bool:
+        """Look for bad pixels in the first frames; whether the mask is another one now."""
+        counts = self._measured.first_counts(FAULT_FRAMES)
         # One frame may have a bright speckle that a second one moves.
         mask = self._known_mask & valid_pixels(counts) if len(counts) > 1 else self._known_mask
-        self._measured.use_mask(self._propagator.to_working(torch.from_numpy(mask)).to(self._device))
+        before, found = self._measured.mask, self._propagator.to_working(torch.from_numpy(mask)).to(self._device)
+        self._measured.use_mask(found)
+        return before is None or not torch.equal(before, found)
 
     def _scale_probe(self) -> None:
-        self._probe = scaled_to(self._probe, max(self._measured.mean_photons(), 1.0))
-        self._scaled = True
+        photons = self._measured.mean_photons()
+        self._probe = scaled_to(self._probe, max(photons, 1.0))
+        self._version_probe = self._probe
+        # Dark frames say nothing of the beam: the first with light will.
+        self._scaled = photons > 0
 
-    def _start(self, data: Diffraction) -> float:
-        """Take the better candidate as the object; its mean deviance."""
-        known = self._seen_light > LIT * peak_intensity(self._probe)
-        fresh = torch.ones_like(self._object) if self._net is None else self._net(self._probe, data)[-1]
-        overlap = (fresh[known].conj() * self._object[known]).sum()
-        phase = torch.sgn(overlap) if known.any() else torch.ones_like(overlap)
-        candidates = [torch.where(known, self._object, fresh * phase), fresh]
+    def _follow_flux(self, before: float) -> None:
+        """Scale the probe to another mean flux, so that no frame that is known is lit differently."""
+        after = self._measured.mean_flux
+        if self._scaled and before > 0 and after > 0 and after != before:
+            factor = (after / before) ** 0.5
+            self._probe, self._version_probe = self._probe * factor, self._version_probe * factor
+
+    def _burden(self) -> FloatArray:
+        """Deviance of each tile's own frames, summed, (tiles,)."""
+        residual = self._results.residual[: len(self._measured)]
+        home = self._tiling.home(self._measured.corner)
+        return np.bincount(home, weights=residual, minlength=len(self._tiling)).astype(np.float64)
+
+    def _work_on(self, region: Region, deadline: float) -> None:
+        """Read a region's frames if they must be, refine, and take over what is found."""
+        rows = self._measured.inside(region.outer)
+        if not len(rows):
+            self._clear(region)
+            self._agenda.forget(region.tiles)
+            return
+        data = self._measured.diffraction(rows, region.outer)
+        canvas, reading = self._object[region.outer.pixels], self._agenda.must_read(region.tiles)
+        if reading:
+            canvas = self._start(canvas, self._known(region), data)
+        found = self._refine(region, canvas, data, rows, deadline)
+        self._agenda.done(region.tiles, settled=found is None)
+        if found is not None:
+            canvas = self._taken(found, region, rows)
+        if found is not None or reading:
+            self._write(region, canvas, rows)
+
+    def _known(self, region: Region) -> Tensor:
+        """Where in a region's outer box the object is known, (1, Y, X)."""
+        return self._seen_light[region.outer.pixels] > LIT * peak_intensity(self._probe)
+
+    def _start(self, before: Tensor, known: Tensor, data: Diffraction) -> Tensor:
+        """The better candidate for the object."""
+        fresh = torch.ones_like(before) if self._net is None else self._net(self._probe, data)[-1]
+        candidates = [torch.where(known, before, fresh * _phase_towards(before, fresh, known)), fresh]
         deviances = [self._mean_deviance(canvas, data) for canvas in candidates]
-        best = int(np.argmin(deviances))
-        self._object = candidates[best]
-        return deviances[best]
+        return candidates[int(np.argmin(deviances))]
 
-    def _refine(self, data: Diffraction, deviance: float, deadline: float) -> bool:
-        """Refine object and probe, and keep the result if it is better than `deviance`; whether it was kept."""
+    def _refine(
+        self, region: Region, canvas: Tensor, data: Diffraction, rows: IndexArray, deadline: float
+    ) -> Solution | None:
+        """Refine object and probe of a region; None unless that explains its own frames clearly better."""
         if not self._config.refine_iterations:
-            return False
-        if self._engine is None:
+            return None
+        if self._engine is None or self._engine_tiles != region.tiles:
             name = self._config.name if self._net is None else NETWORK_ENGINE
             self._engine = make_engine(name, self._seed, self._config.batch)
+            self._engine_tiles = region.tiles
 
         def in_time(epochs: int, solution: Solution) -> bool:
             if self._told is not None:
                 self._told(solution.epochs, solution.mean_deviance)
             return time.monotonic() < deadline
 
-        start = Solution.start(self._object, self._probe, data, self._iterations)
+        start = Solution.start(canvas, self._probe, data, self._iterations)
         outcome = iterate(self._engine, start, self._schedule(len(data)), in_time)
         self._iterations += len(outcome.history)
         self._ended = outcome.ended
         if outcome.ended == "diverged":
             # Its memory is of the epochs that are not kept.
             self._engine = None
-        found = outcome.solution
-        if not float(deviance_of(found.canvas, found.probe, found.data).mean()) < (1 - LEAST_GAIN) * deviance:
-            return False
-        self._object, self._probe = found.canvas, found.probe
-        if self._config.refine_positions or self._config.refine_flux:
-            self._measured.take_refined(found.data)
-        return True
+        found = outcome.solution if len(self._tiling) == 1 else self._shared(outcome.solution)
+        own = torch.from_numpy(self._is_home(region, rows)).to(self._device)
+        before, after = (
+            float(deviance_of(self._embedded(region, s.canvas), s.probe, s.data)[own | ~own.any()].mean())
+            for s in (start, found)
+        )
+        return found if after < (1 - LEAST_GAIN) * before else None
+
+    def _shared(self, found: Solution) -> Solution:
+        """A region's solution with a probe for all regions: its frames count for their share of all.
+
+        A brighter probe with a fainter object explains frames as well: the probe's photons stay.
+        """
+        if torch.equal(found.probe, self._probe):
+            return found
+        phase = torch.sgn((found.probe.conj() * self._probe).sum(dim=(-2, -1), keepdim=True))
+        mixed = torch.lerp(self._probe, found.probe * phase, len(found.data) / len(self._measured))
+        photons, own, shared = (intensity(probe).sum() for probe in (self._probe, found.probe, mixed))
+        probe = orthogonalise(mixed * (photons / shared).sqrt())
+        canvas = found.canvas * (own / photons).sqrt()
+        # The object went with another probe: one step of all frames brings it to this one.
+        return replace(found, canvas=averaged_step(canvas, probe, found.data), probe=probe)
 
     def _schedule(self, frames: int) -> Schedule:
         config = self._config
@@ -259,33 +370,119 @@ class PtychoReconstructor:
     def _mean_deviance(self, canvas: Tensor, data: Diffraction) -> float:
         return float(deviance_of(canvas, self._probe, data).mean())
 
+    def _taken(self, found: Solution, region: Region, rows: IndexArray) -> Tensor:
+        """Keep the refined probe, positions and fluxes of a region; its refined object."""
+        self._probe = found.probe
+        if len(self._tiling) > 1 and _difference(self._probe, self._version_probe) > PROBE_CHANGE:
+            self._agenda.version, self._version_probe = self._agenda.version + 1, self._probe
+        if self._config.refine_positions or self._config.refine_flux:
+            own = self._is_home(region, rows)
+            flux = self._measured.mean_flux
+            part = found.data[torch.from_numpy(own).to(self._device)]
+            self._measured.take_refined(part, rows[own], region.outer)
+            self._follow_flux(flux)
+        return found.canvas
+
+    def _write(self, region: Region, canvas: Tensor, rows: IndexArray) -> None:
+        """Write a region's core, and judge it."""
+        data = self._measured.diffraction(rows, region.outer)
+        light = self._light(data)
+        core = region.core.seen_from(region.outer).pixels
+        if len(self._tiling) > 1:
+            canvas = torch.where(light > 0, self._embedded(region, canvas), 1)
+        self._object[region.core.pixels] = canvas[core]
+        self._seen_light[region.core.pixels] = light[core]
+        self._judge(region, data, light, rows)
+
+    def _embedded(self, region: Region, canvas: Tensor) -> Tensor:
+        """The object on a region's outer box with the core of `canvas`, in phase with its surroundings.
+
+        Where these are not known yet, the phase is that of the core as it was.
+        """
+        if len(self._tiling) == 1:
+            return canvas
+        core, known = region.core.seen_from(region.outer).pixels, self._known(region)
+        around = known.clone()
+        around[core] = False
+        out = self._object[region.outer.pixels].clone()
+        out[core] = (canvas * _phase_towards(out, canvas, around if around.any() else known))[core]
+        return out
+
+    def _judge(self, region: Region, data: Diffraction, light: Tensor, rows: IndexArray) -> None:
+        """Appraise what was written: the core, the embeddings of its own frames, the residual of all frames read."""
+        canvas, core = self._object[region.outer.pixels], region.core.seen_from(region.outer).pixels
+        deviance = deviance_of(canvas, self._probe, data)
+        judged = self._appraise(canvas, self._probe, data, light, deviance)
+        self._std_amplitude[region.core.pixels] = judged.std_amplitude[core]
+        self._std_phase_rad[region.core.pixels] = judged.std_phase_rad[core]
+        variance = self._std_phase_rad[region.outer.pixels].square()
+        self._results.put_residual(rows, deviance)
+        self._results.put_uncertainty(rows, under_frames(variance[None], self._probe, data.corner))
+        own = self._is_home(region, rows)
+        self._results.put_embedding(rows[own], judged.embedding[torch.from_numpy(own).to(self._device)])
+
+    def _is_home(self, region: Region, rows: IndexArray) -> BoolArray:
+        """Which frames have their middle in a region's core, (n,)."""
+        return np.isin(self._tiling.home(self._measured.corner[rows]), region.tiles)
+
+    def _clear(self, region: Region) -> None:
+        """Forget a region that its last frames have left."""
+        self._object[region.core.pixels], self._seen_light[region.core.pixels] = 1, 0
+        self._std_amplitude[region.core.pixels], self._std_phase_rad[region.core.pixels] = 1, UNKNOWN_STD_RAD
+
     def _light(self, data: Diffraction) -> Tensor:
         """Summed illumination, photons per pixel, shape (1, Y, X)."""
-        total = torch.zeros_like(self._seen_light)
+        total = torch.zeros(data.canvas_shape, device=self._device)
         for part in data.chunks(frames_at_once(self._probe)):
             total += accumulate(intensity(part.probes(self._probe)), part.corner, part.canvas_shape)
         return total
 
-    def _estimate(self, data: Diffraction, started: float) -> Estimate:
-        deviance = deviance_of(self._object, self._probe, data)
-        judged = self._appraise(self._object, self._probe, data, self._seen_light, deviance)
-        embedding = judged.embedding.cpu().numpy().astype(np.float32)
-        frame_variance = under_frames(judged.std_phase_rad[None].square(), self._probe, data.corner)
+    def _estimate(self, started: float) -> Estimate:
+        measured, results = self._measured, self._results
+        known = results.known[measured.rows]
+        rows = measured.rows[known]
         return Estimate(
-            n_frames=len(data),
+            n_frames=len(rows),
             object=self._object[0].cpu().numpy().copy(),
             origin_m=self._canvas.origin_m,
             pixel_m=self._canvas.pixel_m,
             probe=self._probe[0].cpu().numpy().copy(),
-            std_amplitude=judged.std_amplitude.cpu().numpy().astype(np.float32),
-            std_phase_rad=judged.std_phase_rad.cpu().numpy().astype(np.float32),
+            std_amplitude=self._std_amplitude.cpu().numpy().copy(),
+            std_phase_rad=self._std_phase_rad.cpu().numpy().copy(),
             coverage=self._seen_light[0].cpu().numpy().copy(),
-            frame_seq_nums=self._measured.seq_nums,
-            positions_m=self._measured.positions_m,
-            embedding=embedding,
-            frame_uncertainty=frame_variance.sqrt().cpu().numpy().astype(np.float32),
-            residual=deviance.cpu().numpy().astype(np.float32),
-            novelty=novelty(embedding),
+            frame_seq_nums=measured.seq_nums[known],
+            positions_m=measured.positions_m[known],
+            embedding=results.embedding[rows],
+            frame_uncertainty=results.uncertainty[rows],
+            residual=results.residual[rows],
+            novelty=results.novelty(rows),
             seconds=time.monotonic() - started,
             source={**self._source, "iterations": self._iterations, "ended": self._ended},
         )
+
+
+def _check_probe(probe: ComplexArray, frame_px: int) -> None:
+    if np.ndim(probe) != 3 or np.shape(probe)[1:] != (frame_px, frame_px):
+        raise GeometryError(f"a probe must be (modes, {frame_px}, {frame_px}); it is {np.shape(probe)}")
+
+
+def _phase_towards(wanted: Tensor, canvas: Tensor, where: Tensor) -> Tensor:
+    """The phase factor that brings an object closest to another on the pixels `where`; 1 where there are none."""
+    overlap = (canvas[where].conj() * wanted[where]).sum()
+    return torch.sgn(overlap) if bool(where.any()) else torch.ones_like(overlap)
+
+
+def _dark_border(probe: Tensor) -> int:
+    """Pixels along each border of a frame that hold no more than the share `STRAY` of its light in all."""
+    light = intensity(probe)[0]
+    y, x = torch.meshgrid(*(torch.arange(side, device=light.device) for side in light.shape), indexing="ij")
+    size = light.shape[-1]
+    ring = torch.minimum(torch.minimum(y, size - 1 - y), torch.minimum(x, size - 1 - x))  # 0 along the border
+    outside = torch.zeros(size // 2, device=light.device).index_add(0, ring.reshape(-1), light.reshape(-1)).cumsum(0)
+    return int((outside <= STRAY * light.sum()).sum())
+
+
+def _difference(probe: Tensor, other: Tensor) -> float:
+    """Root mean square of the difference of two probes as a share of the other, the modes' phases left out."""
+    overlap = (probe.conj() * other).sum(dim=(-2, -1), keepdim=True)
+    return float((probe * torch.sgn(overlap) - other).norm() / other.norm())

@@ -94,6 +94,14 @@ def test_a_run_ends_when_it_gains_no_more(far):
     assert estimate.source["iterations"] < 200
 
 
+def test_a_recorded_scan_is_one_region():
+    """Iterations of the whole converge further, however small the windows of a live run are."""
+    scan = measure(FAR, side=16)[0]
+    config = settings("rpie", window_px=64)
+    whole = reconstruct(scan, settings("rpie"), 2)
+    np.testing.assert_array_equal(reconstruct(scan, config, 2).object, whole.object)
+
+
 def test_positions_come_back_refined(far):
     scan, truth, origin_m = far
     off = np.random.default_rng(5).normal(0, 0.5, scan.positions_m.shape) * FAR.pixel_m

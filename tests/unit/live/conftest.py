@@ -14,8 +14,6 @@ from bluesky_cdi.physics.geometry import Canvas, Geometry
 from bluesky_cdi.protocols import Frame
 from bluesky_cdi.sim_devices import SimulatedSource
 
-LOW_M, HIGH_M = np.array([-0.45e-6] * 2), np.array([0.45e-6] * 2)
-
 
 @dataclass
 class Scene:
@@ -27,7 +25,8 @@ class Scene:
     geometry: Geometry
 
     def frames(self, step_m=0.15e-6, flux=None, monitor=None):
-        positions = raster(LOW_M, HIGH_M, step_m)
+        half = np.array(self.config.scan.extent_um) * 1e-6 / 2
+        positions = raster(-half, half, step_m)
         flux = np.ones(len(positions)) if flux is None else flux
         monitor = np.ones(len(positions)) if monitor is None else monitor
         return [
@@ -45,16 +44,17 @@ class Scene:
 def make_scene():
     """Make a scene; keywords override the simulation's settings, which are ideal by default."""
 
-    def make(**simulation):
+    def make(extent_um=(0.9, 0.9), **simulation):
         ideal = {
             "sample": "cells", "seed": 3, "dead_pixels": 0, "hot_pixels": 0, "position_error_m": 0.0,
             "beam_fluctuation": 0.0, "defocus_error_m": 0.0,
         }  # fmt: skip
         config = Config.model_validate(
-            {"scan": {"extent_um": (0.9, 0.9), "exposure_s": 0.0}, "simulation": ideal | simulation}
+            {"scan": {"extent_um": extent_um, "exposure_s": 0.0}, "simulation": ideal | simulation}
         )
         geometry = Geometry(**config.geometry.model_dump())
-        canvas = Canvas.covering(LOW_M, HIGH_M, geometry.pixel_m, geometry.frame_px)
+        half = np.array(extent_um) * 1e-6 / 2
+        canvas = Canvas.covering(-half, half, geometry.pixel_m, geometry.frame_px)
         return Scene(config, SimulatedSource(config), canvas, geometry)
 
     return make

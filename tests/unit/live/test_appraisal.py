@@ -6,7 +6,6 @@ import torch
 
 from bluesky_cdi.live.appraisal import (
     PhotonNoiseAppraiser,
-    novelty,
     radial_profile,
     structure_under_frames,
     under_frames,
@@ -85,23 +84,6 @@ def test_structure_of_two_phases():
     got = structure_under_frames(canvas, flat_probe(10.0), torch.tensor([[0, 0], [0, 24]]))
     assert got[0].item() == pytest.approx(np.sin(0.4), rel=1e-4)
     assert got[1].item() < 2e-3
-
-
-def test_outlier_is_most_novel():
-    rng = np.random.default_rng(0)
-    embedding = rng.normal(size=(40, 5))
-    embedding[17] += 30
-    scores = novelty(embedding)
-    assert scores.argmax() == 17
-    assert scores[17] > 10
-    assert np.median(scores) == pytest.approx(1.0, rel=1e-5)
-    assert scores.dtype == np.float32
-
-
-def test_novelty_of_few_or_equal_frames():
-    np.testing.assert_array_equal(novelty(np.zeros((0, 3))), np.ones(0))
-    np.testing.assert_array_equal(novelty(np.zeros((2, 3))), np.ones(2))
-    assert np.isfinite(novelty(np.zeros((6, 3)))).all()
 
 
 def test_hot_and_dead_pixels_are_found():

@@ -1,0 +1,265 @@
+"""A scan several windows wide: region by region as good as at once, at a cost that new frames alone decide."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi import metrics
+from bluesky_cdi.errors import GeometryError, WorkerError
+from bluesky_cdi.live.points import points_of
+from bluesky_cdi.models.canvas import CanvasNet
+from bluesky_cdi.models.weights import load_weights
+
+BUDGET_S = 60.0
+WINDOW_PX = 192
+PER_FRAME = ("frame_seq_nums", "positions_m", "embedding", "frame_uncertainty", "residual", "novelty")
+IMAGES = ("object", "probe", "std_amplitude", "std_phase_rad", "coverage")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def wide(make_scene):
+    return make_scene(extent_um=(0.9, 9.0))
+
+
+@pytest.fixture(scope="module")
+def column_frames(wide):
+    """Frames column by column: a scan that moves along the canvas."""
+    frames = sorted(wide.frames(step_m=0.3e-6), key=lambda f: (f.position_m[1], f.position_m[0]))
+    return [replace(f, seq_num=k + 1) for k, f in enumerate(frames)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_weights()
+
+
+def measure(reconstructor, frames, batch=31, final_steps=2):
+    """The last estimate of a scan added in batches."""
+    for first in range(0, len(frames), batch):
+        reconstructor.add(frames[first : first + batch])
+        estimate = reconstructor.step(BUDGET_S)
+    for _ in range(final_steps):
+        estimate = reconstructor.step(BUDGET_S) or estimate
+    return estimate
+
+
+def truth_of(scene):
+    truth = scene.source.truth
+    return metrics.crop_to(
+        truth.object, truth.origin_m, scene.canvas.origin_m, scene.canvas.shape, scene.canvas.pixel_m
+    )
+
+
+def same(a, b):
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in (*PER_FRAME, *IMAGES))
+
+
+@pytest.fixture(scope="module")
+def both(wide, column_frames, trained):
+    """Region by region, and the whole canvas at once."""
+    return [
+        measure(wide.reconstructor(name="pinn", trained=trained, refine_iterations=2, window_px=window), column_frames)
+        for window in (WINDOW_PX, None)
+    ]
+
+
+def test_windows_agree_with_the_whole(wide, both):
+    windowed, whole = both
+    truth = truth_of(wide)
+    errors = [metrics.compare(e.object, truth, whole.coverage, e.pixel_m)["complex_nrmse"] for e in both]
+    assert errors[0] < 1.05 * errors[1]
+    apart = metrics.compare(windowed.object, whole.object, whole.coverage, whole.pixel_m)["complex_nrmse"]
+    assert apart < 0.6 * errors[1]
+    # All light is accounted for, but for stray light on tiles that were left alone.
+    bright = whole.coverage > 0.02 * whole.coverage.max()
+    energy = [np.square(np.abs(e.probe)).sum() for e in both]
+    np.testing.assert_allclose(
+        windowed.coverage[bright].sum() / energy[0], whole.coverage[bright].sum() / energy[1], rtol=0.02
+    )
+    assert windowed.n_frames == whole.n_frames
+    assert windowed.residual.mean() < 1.05 * whole.residual.mean()
+
+
+def test_windows_have_no_seams(wide, both):
+    """From pixel to pixel the object is no more wrong across the tiles' borders than elsewhere."""
+    windowed, whole = both
+    lit = whole.coverage > 0.1 * whole.coverage.max()
+    lit_pairs = lit[:, 1:] & lit[:, :-1]
+    at_border = np.zeros_like(lit_pairs)
+    at_border[:, 63::64] = True
+    assert (lit_pairs & at_border).sum() > 50
+    steps = np.abs(np.diff(windowed.object, axis=1) - np.diff(whole.object, axis=1))
+    assert steps[lit_pairs & at_border].mean() < 2 * steps[lit_pairs & ~at_border].mean()
+    truth = truth_of(wide)
+    scale = (windowed.object[lit].conj() * truth[lit]).sum() / np.square(np.abs(windowed.object[lit])).sum()
+    error = np.abs(np.diff(scale * windowed.object - truth, axis=1))
+    assert error[lit_pairs & at_border].mean() < 1.2 * error[lit_pairs & ~at_border].mean()
+
+
+def test_network_reads_in_proportion_to_the_new_frames(wide, column_frames, trained, monkeypatch):
+    """Each batch costs the same, however many frames were measured before."""
+    read = []
+
+    def vacuum(net, probe, data):
+        read.append(len(data))
+        return [torch.ones(data.canvas_shape, dtype=probe.dtype)]
+
+    monkeypatch.setattr(CanvasNet, "forward", vacuum)
+    costs = {}
+    for window in (WINDOW_PX, None):
+        reconstructor = wide.reconstructor(name="pinn", trained=trained, refine_iterations=0, window_px=window)
+        costs[window] = []
+        for first in range(0, 120, 8):
+            read.clear()
+            reconstructor.add(column_frames[first : first + 8])
+            assert reconstructor.step(BUDGET_S).n_frames == first + 8
+            costs[window].append(sum(read))
+    assert costs[None] == list(range(8, 121, 8))
+    # Two columns of frames touch two tiles at most; what is read with them reaches a frame's width around.
+    assert max(costs[WINDOW_PX]) <= 80
+    assert max(costs[WINDOW_PX][8:]) <= max(costs[WINDOW_PX][:8])
+
+
+def test_frames_beyond_the_memory_limit_go_to_files(wide, column_frames):
+    found = []
+    for memory_mb in (0, 4096):
+        reconstructor = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX, memory_mb=memory_mb)
+        found.append(measure(reconstructor, column_frames, batch=62, final_steps=1))
+        assert bool(reconstructor._measured._counts.file_held) == (memory_mb == 0)
+        assert bool(reconstructor._measured._counts.memory_held) == (memory_mb > 0)
+    assert same(*found)
+
+
+def test_tiny_budget_leaves_the_rest_for_later(wide, column_frames):
+    reconstructor = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX)
+    column_frames = column_frames[::2]
+    reconstructor.add(column_frames)
+    known = []
+    while not known or known[-1] < len(column_frames):
+        estimate = reconstructor.step(0.0)
+        assert np.isfinite(estimate.residual).all() and np.isfinite(estimate.novelty).all()
+        assert len(points_of(estimate)) == estimate.n_frames == len(estimate.frame_seq_nums)
+        known.append(estimate.n_frames)
+    assert 3 <= len(known) <= 14
+    assert 0 < known[0] < known[-1] and known == sorted(known)
+    for _ in range(200):
+        if reconstructor.step(0.0) is None:
+            break
+    else:
+        pytest.fail("refining must come to an end")
+    assert reconstructor.step(BUDGET_S) is None
+
+
+def test_checkpoint_among_unread_regions_goes_on_identically(wide, column_frames):
+    original = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX)
+    original.add(column_frames[::-1])
+    assert original.step(0.0).n_frames < len(column_frames)
+    copy = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX)
+    copy.restore(original.checkpoint())
+    for budget in (0.0, BUDGET_S, BUDGET_S, 0.0, 0.0):
+        a, b = original.step(budget), copy.step(budget)
+        assert same(a, b)
+        assert dict(a.source) == dict(b.source)
+    assert a.n_frames == len(column_frames)
+
+
+def test_checkpoint_of_other_windows_is_refused(wide):
+    state = wide.reconstructor(window_px=None).checkpoint()
+    with pytest.raises(WorkerError, match=r"1 tiles.*window_px"):
+        wide.reconstructor(window_px=WINDOW_PX).restore(state)
+
+
+def test_frame_measured_again_elsewhere_leaves_no_trace(wide, column_frames):
+    first, last = column_frames[0], column_frames[-1]
+    reconstructor = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX)
+    reconstructor.add([first])
+    assert reconstructor.step(BUDGET_S).coverage[:, :60].any()
+    reconstructor.add([replace(last, seq_num=first.seq_num)])
+    estimate = reconstructor.step(BUDGET_S)
+    assert estimate.n_frames == 1
+    assert not estimate.coverage[:, :128].any() and estimate.coverage[:, -64:].any()
+    np.testing.assert_array_equal(estimate.object[:, :128], 1)
+    assert estimate.std_phase_rad[:, :128].min() > 1.8
+
+
+def test_another_mean_flux_changes_no_known_frame(wide, column_frames):
+    """The beam doubles: what lights the frames that were read stays, and so does their image."""
+    reconstructor = wide.reconstructor(refine_iterations=0, window_px=WINDOW_PX)
+    reconstructor.add(column_frames[:8])
+    data = reconstructor._measured.diffraction()
+    before = data.gain[0] * reconstructor._probe.abs().square().sum()
+    reconstructor.add([replace(f, monitor=2.0) for f in column_frames[8:16]])
+    gain = reconstructor._measured.diffraction().gain
+    assert gain[0] < 0.7 and gain[-1] > 1.3
+    after = gain[0] * reconstructor._probe.abs().square().sum()
+    assert float(after) == pytest.approx(float(before), rel=1e-5)
+
+
+def test_positions_and_flux_are_refined_in_windows(wide, column_frames):
+    off = np.random.default_rng(4).normal(0, 0.5 * wide.canvas.pixel_m, (len(column_frames), 2))
+    off[[0, -1]] = 0
+    inside = [wide.canvas.contains((f.position_m + d)[None])[0] for f, d in zip(column_frames, off, strict=True)]
+    wrong = [replace(f, position_m=f.position_m + d * ok) for f, d, ok in zip(column_frames, off, inside, strict=True)]
+    reconstructor = wide.reconstructor(
+        name="lsqml", refine_positions=True, refine_flux=True, refine_iterations=8, window_px=WINDOW_PX
+    )
+    estimate = measure(reconstructor, wrong, batch=len(wrong), final_steps=1)
+    moved = (estimate.positions_m - [f.position_m for f in wrong]) / wide.canvas.pixel_m
+    assert 0.1 < np.abs(moved).max() < 5
+    assert wide.canvas.contains(estimate.positions_m).all()
+    assert reconstructor._measured.flux.std() > 0
+    assert np.isfinite(estimate.object).all()
+
+
+def test_a_probe_that_is_known_stays(wide, column_frames):
+    reconstructor = wide.reconstructor(refine_iterations=1, refine_probe=False, window_px=WINDOW_PX)
+    reconstructor.add(column_frames[:16])
+    before = reconstructor._probe[0].numpy()
+    np.testing.assert_array_equal(reconstructor.step(BUDGET_S).probe, before)
+
+
+def dark(frame):
+    return replace(frame, counts=np.zeros_like(frame.counts))
+
+
+def one_photon(frame):
+    counts = np.zeros_like(frame.counts)
+    counts[33, 30] = 1
+    return replace(frame, counts=counts)
+
+
+@pytest.mark.parametrize("window", [WINDOW_PX, None])
+@pytest.mark.parametrize("kind", ["dark", "one photon", "masked", "unlit"])
+@pytest.mark.parametrize("name", ["pinn", "rpie"])
+def test_frames_that_say_nothing_give_numbers(wide, column_frames, trained, window, kind, name):
+    frames = column_frames[:40:8]
+    change = {"dark": dark, "one photon": one_photon, "unlit": lambda f: replace(dark(f), monitor=0.0)}
+    frames = [change.get(kind, lambda f: f)(f) for f in frames]
+    mask = np.zeros((64, 64), dtype=bool) if kind == "masked" else None
+    reconstructor = wide.reconstructor(
+        name=name, trained=trained if name == "pinn" else None, mask=mask, refine_iterations=1, window_px=window
+    )
+    estimate = measure(reconstructor, frames, batch=3, final_steps=1)
+    for field in (*PER_FRAME, *IMAGES):
+        assert np.isfinite(getattr(estimate, field)).all(), field
+    assert len(points_of(estimate)) == len(frames)
+
+
+def test_light_after_dark_frames_sets_the_probe(wide, column_frames):
+    late, plain = wide.reconstructor(), wide.reconstructor()
+    late.add([dark(column_frames[0])])
+    late.add(column_frames)
+    plain.add(column_frames)
+    assert same(late.step(BUDGET_S), plain.step(BUDGET_S))
+
+
+def test_probe_of_another_size_is_refused(wide):
+    with pytest.raises(GeometryError, match=r"a probe must be \(modes, 64, 64\); it is \(2, 32, 32\)"):
+        type(wide.reconstructor())(wide.canvas, np.ones((2, 32, 32), complex), wide.reconstructor()._config)
