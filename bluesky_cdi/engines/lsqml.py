@@ -54,6 +54,23 @@ class LsqmlSettings:
     largest_move_px: float = 0.3
 
 
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What is believed of the object before the frames are asked again: a Gaussian around an image.
+
+    Attributes
+    ----------
+    canvas : Tensor, shape (1, Y, X), complex
+        Its mean, in the gauge of the object that the engine begins with.
+    photons : Tensor, shape (1, Y, X)
+        Its precision as the photons on a pixel that would tell as much: ``1 / (4 s^2)`` for a standard deviation s
+        of the real and of the imaginary part.
+    """
+
+    canvas: Tensor
+    photons: Tensor
+
+
 class Lsqml:
     """LSQ-ML: an `Engine` for one scene.
 
@@ -62,12 +79,15 @@ class Lsqml:
     settings : LsqmlSettings
     seed : int
         Seed of the order of frames.
+    prior : Prior, optional
+        Makes it find the most probable object instead of the most likely one.
     """
 
     name = "lsqml"
 
-    def __init__(self, settings: LsqmlSettings | None = None, seed: int = 0) -> None:
+    def __init__(self, settings: LsqmlSettings | None = None, seed: int = 0, prior: Prior | None = None) -> None:
         self.settings = settings or LsqmlSettings()
+        self._prior = prior
         self.warm_up = max(0, self.settings.together_from)
         self._seed = seed
         self._epochs = 0
@@ -120,6 +140,9 @@ class Lsqml:
     ) -> tuple[Tensor, Tensor]:
         """Object and probe after the step of the frames `data`, number `picked` of all; fills in `seen`."""
         asked = _asked(canvas, probe, data, picked, seen, refine, self.settings.likelihood)
+        if self._prior is not None:
+            # Each frame brings its share of the prior, so that an epoch brings all of it.
+            asked = _with_prior(asked, canvas, self._prior, len(picked) / len(seen.deviance))
         to_object = asked.canvas / (asked.light + self.settings.object_floor * peak_intensity(probe))
         # Squared lengths of the exit waves' changes, and what they share with the changes asked for.
         cost, gain = (asked.light * _square(to_object)).sum(), _inner(to_object, asked.canvas)
@@ -184,6 +207,11 @@ def _asked(
         if refine.flux:
             seen.flux[index] = _flux(rate, part)
     return _Asked(total, light, torch.fft.ifft2(spectrum), power)
+
+
+def _with_prior(asked: _Asked, canvas: Tensor, prior: Prior, share: float) -> _Asked:
+    photons = share * prior.photons
+    return replace(asked, canvas=asked.canvas + photons * (prior.canvas - canvas), light=asked.light + photons)
 
 
 def _mixed(canvas: Tensor, probe: Tensor, data: Diffraction, to_object: Tensor, to_probe: Tensor) -> Tensor:

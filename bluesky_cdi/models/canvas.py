@@ -139,14 +139,10 @@ class CanvasNet(nn.Module):
         outputs = 2 + self.config.memory
         self.stages = nn.ModuleList(UNet(inputs, outputs, self.config) for _ in range(self.config.stages))
         self.step_size = nn.Parameter(torch.ones(self.config.stages))
-        self.critic = self.new_critic()
+        self.critic = UNet(PHYSICS_CHANNELS, 2, self.config)
 
-    def new_critic(self) -> UNet:
-        """An untrained critic."""
-        return UNet(PHYSICS_CHANNELS, 2, self.config)
-
-    def take_stages(self, earlier: CanvasNet) -> None:
-        """Take the stages of a trained network; further ones make the physics step alone until they learn better.
+    def go_on_from(self, earlier: CanvasNet) -> None:
+        """Take what a network has learned; further stages make the physics step alone until they learn better.
 
         Raises
         ------
@@ -158,6 +154,7 @@ class CanvasNet(nn.Module):
             raise ValueError(f"the stages of {theirs} don't fit into {ours}: only the number of stages may grow")
         for stage, trained in zip(self.stages, earlier.stages, strict=False):
             stage.load_state_dict(trained.state_dict())
+        self.critic.load_state_dict(earlier.critic.state_dict())
         with torch.no_grad():
             self.step_size[: theirs.stages] = earlier.step_size
             for stage in self.stages[theirs.stages :]:

@@ -94,8 +94,7 @@ def pretrain(
     out : Path
         Weights file, ends in ``.safetensors``.
     start : Path or str, optional
-        Weights to go on from, of the same size or with fewer stages; their record goes into the new one. The
-        critic is learned anew: it learns fast, and what it judges changes.
+        Weights to go on from, of the same size or with fewer stages; their record goes into the new one.
     resume : bool
         Go on with the run that was interrupted, of the same configuration.
     quiet : bool
@@ -146,7 +145,7 @@ def pretrain(
 def _go_on_from(net: Network, earlier: Trained) -> None:
     try:
         if isinstance(net, CanvasNet):
-            net.take_stages(earlier.canvas_net)
+            net.go_on_from(earlier.canvas_net)
         else:
             net.load_state_dict(earlier.net.state_dict())
     except (ValueError, RuntimeError) as err:
