@@ -107,7 +107,7 @@ class ReconstructorConfig(Section):
     """How frames become an image."""
 
     name: Literal["pinn", "epie", "rpie", "dm", "raar", "lsqml"] = "pinn"
-    """The unrolled network with refinement by rPIE, or an iterative engine alone."""
+    """The unrolled network with refinement by LSQ-ML, or an iterative engine alone."""
     device: str = "auto"
     """PyTorch device; ``auto`` takes a GPU where there is one."""
     threads: int = Field(default=1, ge=0)
@@ -119,7 +119,9 @@ class ReconstructorConfig(Section):
     tolerance: float = Field(default=0.0, ge=0, lt=1)
     """A step ends early when five iterations lower the deviance by less than this share; 0: never."""
     batch: int | None = Field(default=None, ge=1)
-    """Frames a mini-batch of rpie or lsqml; None: the engine's own choice."""
+    """Frames a mini-batch of rpie, lsqml or pinn; None: the engine's own choice."""
+    fine_tune_s: float = Field(default=0.0, ge=0)
+    """Time that each step with new frames takes to tune the network on those measured so far, seconds; 0: none."""
     final_steps: int = Field(default=10, ge=0)
     """Further steps of such iterations after the last frame."""
     step_budget_s: float = Field(default=5.0, gt=0)
@@ -131,9 +133,9 @@ class ReconstructorConfig(Section):
     refine_probe: bool = True
     """Refine the probe together with the object."""
     refine_positions: bool = False
-    """Refine the positions too (lsqml only)."""
+    """Refine the positions too (lsqml and pinn only)."""
     refine_flux: bool = False
-    """Refine each frame's flux too (lsqml only)."""
+    """Refine each frame's flux too (lsqml and pinn only)."""
     saturation: float | None = Field(default=None, gt=0)
     """Counts from which on a pixel is saturated and left out of its frame; None: none is."""
     window_px: int | None = Field(default=512, ge=64)
@@ -147,9 +149,11 @@ class ReconstructorConfig(Section):
     """Frames that may wait for the worker; more are left out of the live image (never of the raw run)."""
 
     @model_validator(mode="after")
-    def _only_lsqml_refines_frames(self) -> ReconstructorConfig:
-        if self.name != "lsqml" and (self.refine_positions or self.refine_flux):
-            raise ValueError(f"only lsqml refines positions and fluxes; the reconstructor is {self.name}")
+    def _fits_the_reconstructor(self) -> ReconstructorConfig:
+        if self.name not in ("lsqml", "pinn") and (self.refine_positions or self.refine_flux):
+            raise ValueError(f"only lsqml and pinn refine positions and fluxes; the reconstructor is {self.name}")
+        if self.name != "pinn" and self.fine_tune_s:
+            raise ValueError(f"only a network is tuned; the reconstructor is {self.name}: set fine_tune_s to 0")
         return self
 
 

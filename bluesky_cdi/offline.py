@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
 
 if TYPE_CHECKING:
     from bluesky_cdi.io import Scan
+
+
+# Iterations after which the network reads the frames again, if the probe has changed enough.
+READ_EVERY = 10
 
 
 def reconstruct(
@@ -49,12 +54,13 @@ def reconstruct(
     FrameError
         If the scan has no frames.
     GeometryError
-        If probe or mask do not fit, or the network is to read a near field.
+        If probe or mask do not fit.
     """
     from bluesky_cdi.live.build import build_reconstructor
 
+    steps = _steps(config.reconstructor, iterations)
     # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
-    settings = config.reconstructor.model_copy(update={"refine_iterations": iterations, "window_px": None})
+    settings = config.reconstructor.model_copy(update={"refine_iterations": iterations // steps, "window_px": None})
     config = config.model_copy(update={"reconstructor": settings})
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
@@ -64,10 +70,19 @@ def reconstruct(
     counts = np.asarray(scan.counts)
     names = range(1, len(scan) + 1) if numbers is None else numbers
     reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
-    estimate = reconstructor.step(np.inf)
+    estimate = None
+    for _ in range(steps):
+        estimate = reconstructor.step(np.inf) or estimate
     if estimate is None:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
     return estimate
+
+
+def _steps(settings: ReconstructorConfig, iterations: int) -> int:
+    """Steps of the reconstructor, between which the network reads again if the probe, or itself, has become better."""
+    if settings.name != "pinn":
+        return 1
+    return max(math.ceil(iterations / READ_EVERY), 2 if settings.fine_tune_s else 1)
 
 
 def first_guess(scan: Scan, config: Config) -> ComplexArray:

@@ -31,7 +31,7 @@ def acceptance(suites: Suites, networks: Sequence[Network]) -> list[dict[str, An
         method's complex NRMSE and seconds over those of 50 rPIE on the same scan. For counts in other units,
         ``change``: the share by which the NRMSE changed.
     """
-    names = [name for n in networks for name in (n.name, *([n.refined_name] if n.refined else []))]
+    names = [name for n in networks for name in (n.name, n.refined_name) if name]
     rows = [_against(row["methods"], name, row["label"]) for row in suites.get("dose", ()) for name in names]
     rows += [_against(row["methods"], CONVERGED, row["label"]) for row in suites.get("dose", ())]
     rows += _over_objects(suites.get("objects", ()), [*names, CONVERGED])

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,17 +14,17 @@ from torch import Tensor
 from bluesky_cdi.bench.machine import synchronise
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.engines import make_engine
-from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
-from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, iterate
+from bluesky_cdi.live.refinement import prior_of, refiner
+from bluesky_cdi.models.canvas import CanvasNet
+from bluesky_cdi.models.weights import Network as Net
 
-# What goes on from a network's object: an engine of `make_engine`, and its iterations.
-REFINED_BY, REFINED_FOR = "rpie", 5
+# Iterations that go on from a network's object.
+REFINED_FOR = 5
 # Iterations of rPIE from vacuum: as few as after the network, and as many as are usual.
 RPIE_ITERATIONS = (5, 50)
 # LSQ-ML has converged when five epochs lower the deviance by less than this share.
 TOLERANCE, MOST_EPOCHS = 1e-3, 200
-# Propagations that networks read.
-NETWORK_READS = ("far",)
 # A quick method is timed more than once, unless that takes longer than this.
 REPEATS, REPEAT_FOR_S = 3, 1.0
 
@@ -34,13 +34,6 @@ CONVERGED = "LSQ-ML, converged"
 Result = TypeVar("Result")
 
 
-class Reader(Protocol):
-    """A network: it reads frames under a probe."""
-
-    def __call__(self, probe: Tensor, data: Diffraction) -> list[Tensor]:
-        """(1, M, N, N) and frames to objects (1, Y, X), the last of which is the result."""
-
-
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network by name.
@@ -48,19 +41,17 @@ class Network:
     Attributes
     ----------
     name : str
-    read : Reader
-    refined : bool
-        Whether physics goes on from its object too.
+    read : CanvasNet or PtychoNN
+        Frames under a probe to objects, the last of which is the result.
     """
 
     name: str
-    read: Reader
-    refined: bool = True
+    read: Net
 
     @property
-    def refined_name(self) -> str:
-        """The name of what goes on from its object."""
-        return f"{self.name}, {REFINED_FOR} {REFINED_BY}"
+    def refined_name(self) -> str | None:
+        """The name of what goes on from its object; None where it has no critic to say how far off that is."""
+        return f"{self.name}, refined" if isinstance(self.read, CanvasNet) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +87,6 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     ----------
     problem : Problem
     networks : sequence of Network
-        Left out where they don't read such frames.
     seed : int
         Seed of the order of frames in iterative engines.
 
@@ -106,10 +96,10 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     """
     found: dict[str, Found] = {}
     budget_s: float | None = None
-    for network in networks if problem.propagation in NETWORK_READS else ():
+    for network in networks:
         found[network.name] = read(network, problem)
-        if network.refined:
-            both = found[network.refined_name] = read_and_refined(network, problem, seed)
+        if network.refined_name and isinstance(network.read, CanvasNet):
+            both = found[network.refined_name] = read_and_refined(network.read, problem, seed)
             budget_s = both.seconds if budget_s is None else budget_s
     for iterations in RPIE_ITERATIONS:
         found[rpie_name(iterations)] = engine("rpie", problem, Schedule(iterations), seed)
@@ -126,49 +116,44 @@ def read(network: Network, problem: Problem) -> Found:
     return Found(canvas, problem.probe, seconds)
 
 
-def read_and_refined(network: Network, problem: Problem, seed: int) -> Found:
-    """One pass of a network that was used before, and physics from there."""
-    _warm_up(REFINED_BY, problem, seed)
+def read_and_refined(net: CanvasNet, problem: Problem, seed: int) -> Found:
+    """One pass of a network that was used before, and physics from there, as the live reconstructor does it."""
 
-    def run() -> tuple[Solution, int]:
-        canvas = network.read(problem.probe, problem.data)[-1]
-        return _iterated(REFINED_BY, problem, Schedule(REFINED_FOR), seed, canvas)
+    def run(iterations: int) -> tuple[Solution, int]:
+        reading = net(problem.probe, problem.data)[-1]
+        prior = prior_of(net, reading, problem.probe, problem.data)
+        engine = refiner(prior, len(problem.data), REFINED_FOR, seed)
+        return _iterated(engine, problem, Schedule(iterations), reading)
 
-    (solution, epochs), seconds = timed(run, problem.probe.device)
+    run(1)
+    (solution, epochs), seconds = timed(lambda: run(REFINED_FOR), problem.probe.device)
     return Found(solution.canvas, solution.probe, seconds, epochs)
 
 
 def engine(name: str, problem: Problem, schedule: Schedule, seed: int, budget_s: float | None = None) -> Found:
     """An iterative engine from vacuum; with a budget it makes as many epochs as begin in that time."""
-    _warm_up(name, problem, seed)
-    (solution, epochs), seconds = timed(
-        lambda: _iterated(name, problem, schedule, seed, budget_s=budget_s), problem.probe.device
-    )
+
+    def run(schedule: Schedule) -> tuple[Solution, int]:
+        return _iterated(make_engine(name, seed), problem, schedule, problem.vacuum, budget_s)
+
+    # One epoch makes the plans and kernels that the clock should not see.
+    run(Schedule(1))
+    (solution, epochs), seconds = timed(lambda: run(schedule), problem.probe.device)
     return Found(solution.canvas, solution.probe, seconds, epochs)
 
 
-def _warm_up(name: str, problem: Problem, seed: int) -> None:
-    """One epoch makes the plans and kernels that the clock should not see."""
-    _iterated(name, problem, Schedule(1), seed)
-
-
 def _iterated(
-    name: str,
-    problem: Problem,
-    schedule: Schedule,
-    seed: int,
-    canvas: Tensor | None = None,
-    budget_s: float | None = None,
+    engine: Engine, problem: Problem, schedule: Schedule, canvas: Tensor, budget_s: float | None = None
 ) -> tuple[Solution, int]:
     """Object and probe after an engine, and its epochs."""
-    start = Solution.start(problem.vacuum if canvas is None else canvas, problem.probe, problem.data)
+    start = Solution.start(canvas, problem.probe, problem.data)
     schedule = Schedule(schedule.epochs, 0 if problem.refine_probe else -1, tolerance=schedule.tolerance)
     began = time.perf_counter()
 
     def in_time(epochs: int, solution: Solution) -> bool:
         return budget_s is None or time.perf_counter() - began < budget_s
 
-    outcome = iterate(make_engine(name, seed), start, schedule, in_time)
+    outcome = iterate(engine, start, schedule, in_time)
     return outcome.solution, len(outcome.history)
 
 

@@ -224,7 +224,7 @@ def _settings(networks: Sequence[Network], options: Options) -> dict[str, Any]:
         "default": asdict(options.base),
         "overlap": "linear, 1 - step / width of the probe by its second moment",
         "probe_defocus_m": DEFOCUS_M,
-        "refined_by": f"{methods.REFINED_FOR} {methods.REFINED_BY}",
+        "refined_for": methods.REFINED_FOR,
         "lsqml_tolerance": methods.TOLERANCE,
         "lsqml_most_epochs": methods.MOST_EPOCHS,
         "recorded_held_out_every": HELD_OUT_EVERY,

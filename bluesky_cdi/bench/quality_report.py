@@ -103,7 +103,7 @@ class Figures:
     """
 
     def __init__(self, folder: Path, networks: Sequence[Network]) -> None:
-        names = [name for n in networks for name in (n.name, *([n.refined_name] if n.refined else []))]
+        names = [name for n in networks for name in (n.name, n.refined_name) if name]
         self._folder, self._names = folder, [*names, rpie_name(50), CONVERGED]
 
     def __call__(self, name: str, problem: Problem, judged: Mapping[str, Judged]) -> None:

@@ -45,7 +45,7 @@ def _add_throughput(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--weights", nargs="*", default=["canvas-small"], metavar="NAME", help="shipped, or a .safetensors file")
     add(
         "--model", action="append", default=[], metavar="SIZE",
-        help="an untrained network too: fast, small, large, or stages=2,channels=16; repeatable",
+        help="an untrained network too: small, large, or stages=2,channels=16; repeatable",
     )  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
     add("--devices", type=_positive, default=1, metavar="N", help="GPUs at work at the same time, each on its scans")
@@ -127,7 +127,7 @@ def _networks(weights: Sequence[str], baseline: Path | None, device: torch.devic
     trained = [load_weights(name, device) for name in weights]
     networks = [Network(each.name, each.net) for each in trained]
     if baseline is not None:
-        networks.append(Network(baseline.stem, load_weights(baseline, device).net, refined=False))
+        networks.append(Network(baseline.stem, load_weights(baseline, device).net))
     names = [network.name for network in networks]
     if len(set(names)) < len(names):
         raise BlueskyCDIError(f"networks go by their files' names, which must differ; they are {', '.join(names)}")

@@ -27,7 +27,7 @@ def _add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
     add("scan", type=Path, help="CXI, Ptychodus, canonical NPZ or PtychoPINN NPZ")
     add(
         "--engine", choices=("pinn", *PTYCHOGRAPHY), default="lsqml",
-        help="an iterative engine, or the network and then rPIE (default: %(default)s)",
+        help="an iterative engine, or the network and then LSQ-ML (default: %(default)s)",
     )  # fmt: skip
     add("--iterations", type=_count, default=100, help="most iterations (default: %(default)s)")
     add(
@@ -36,7 +36,11 @@ def _add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--modes", type=int, choices=range(1, 9), default=3, help="incoherent probe modes (default: %(default)s)")
     add("--batch", type=_positive, help="frames a mini-batch (default: the engine's own)")
-    add("--fixed-positions", action="store_true", help="keep the positions (lsqml refines them)")
+    add("--fixed-positions", action="store_true", help="keep the positions (lsqml and pinn refine them)")
+    add(
+        "--fine-tune", type=float, default=0.0, metavar="SECONDS",
+        help="tune the network on this scan for so long (pinn only; default: not at all)",
+    )  # fmt: skip
     add("--half", type=int, choices=(1, 2), help="use every other frame only, for two independent halves")
     add("--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus")
     add("--trust-orientation", action="store_true", help="don't check which way round the frames lie")
@@ -100,7 +104,8 @@ def _reconstruct_config(args: argparse.Namespace) -> Config:
         "name": args.engine,
         "tolerance": args.tolerance,
         "batch": args.batch,
-        "refine_positions": args.engine == "lsqml" and not args.fixed_positions,
+        "refine_positions": args.engine in ("lsqml", "pinn") and not args.fixed_positions,
+        "fine_tune_s": args.fine_tune,
         "background": 0.0,
         "threads": 0,
     }

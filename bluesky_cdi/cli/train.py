@@ -11,7 +11,7 @@ from bluesky_cdi.cli.output import _say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 # The networks that can be trained: `models.canvas.PRESETS`, which would load torch, and the baseline.
-MODELS = ("fast", "small", "large", "ptychonn")
+MODELS = ("small", "large", "ptychonn")
 
 
 def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:

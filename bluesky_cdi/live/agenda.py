@@ -39,6 +39,11 @@ class Agenda:
         self._began_with: float | None = None
         self.version = 0
 
+    @property
+    def has_new_frames(self) -> bool:
+        """Whether there are frames that were not read yet."""
+        return bool(self._unread)
+
     def touch(self, tiles: Iterable[int]) -> None:
         """There are new frames on tiles."""
         self._unread.update(dict.fromkeys(int(tile) for tile in tiles))

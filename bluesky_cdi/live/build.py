@@ -43,7 +43,7 @@ def build_reconstructor(
     Raises
     ------
     GeometryError
-        If the metadata, the given probe or the given mask do not fit, or the network is to read a near field.
+        If the metadata, the given probe or the given mask do not fit.
     """
     import torch
 
@@ -57,11 +57,6 @@ def build_reconstructor(
     low, high = scan_window(info)
     canvas = Canvas.covering(low, high, geometry.pixel_m, geometry.frame_px)
     settings = config.reconstructor
-    if geometry.propagation == "near" and settings.name == "pinn":
-        raise GeometryError(
-            "the network reads far-field frames; these are of the near field: choose an iterative engine "
-            "(reconstructor.name = lsqml, or --engine lsqml)"
-        )
     device_name = settings.device
     if device_name == "auto":
         device_name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,9 +3,9 @@
 The canvas is reconstructed in regions, which new frames make where they are and which alone they cost
 (`regions.Tiling`; a small canvas is one region). In each the work starts from the better of two objects: the
 network's fresh reading of its frames with the probe as it is known now, or the object as it was, continued into
-newly lit places. A few iterations of an engine then refine object and probe together, and count only if they
-explain the frames clearly better: in few photons they soon fit the noise instead. The judge is always the Poisson
-deviance of the frames. Without a network the fresh reading is vacuum, and what remains is the engine alone.
+newly lit places. A few iterations of an engine, with the reading as the prior (`refinement`), then refine object and
+probe together, and count only if they explain the frames clearly better. The judge is always the Poisson deviance of
+the frames. Without a network the fresh reading is vacuum, and what remains is the engine alone.
 
 One probe serves all regions. Where no new frames wait, regions whose refining still pays go on, and those are
 read again that knew a worse probe, the worst explained first.
@@ -38,6 +38,7 @@ from bluesky_cdi.live.appraisal import (
 from bluesky_cdi.live.detector_faults import valid_pixels
 from bluesky_cdi.live.frame_results import FrameResults
 from bluesky_cdi.live.measured import MeasuredFrames
+from bluesky_cdi.live.refinement import prior_of, refiner
 from bluesky_cdi.live.regions import IndexArray, Region, Tiling
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
@@ -46,6 +47,7 @@ from bluesky_cdi.physics.lit_frames import frames_at_once
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
+from bluesky_cdi.training.finetune import FineTuner
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -55,10 +57,10 @@ LIT = 0.05
 FAULT_FRAMES = 32
 # Refining counts if it lowers the deviance by this share; less is fitting the noise.
 LEAST_GAIN = 0.005
-# What refines after the network.
-NETWORK_ENGINE = "rpie"
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
+# Frames that fine-tuning learns from, the first ones of a run: more would need all of them on the device.
+TUNING_FRAMES = 2048
 # Share of a frame's light that may fall on tiles which are not reconstructed for its sake.
 STRAY = 0.01
 # Regions are read again when the probe differs by this share (root mean square) from the one that they knew.
@@ -123,6 +125,8 @@ class PtychoReconstructor:
         self._told = told
         self._engine: Engine | None = None
         self._engine_tiles: tuple[int, ...] = ()
+        self._tuner: FineTuner | None = None
+        self._tuning_steps = 0
         self._ended = ""
         self._scaled = False
         self._iterations = 0
@@ -166,7 +170,7 @@ class PtychoReconstructor:
         ----------
         budget_s : float
             No further iteration, and no further region, begins after this time; the regions that are left
-            come first in the next step.
+            come first in the next step. Fine-tuning has a time of its own.
 
         Returns
         -------
@@ -177,11 +181,13 @@ class PtychoReconstructor:
         due = self._agenda.due(self._burden())
         if not due:
             return None
-        started = time.monotonic()
+        started, learning = time.monotonic(), self._agenda.has_new_frames
         for region in self._tiling.regions(due):
             self._work_on(region, started + budget_s)
             if time.monotonic() >= started + budget_s:
                 break
+        if learning and self._config.fine_tune_s:
+            self._fine_tune()
         return self._estimate(started)
 
     def checkpoint(self) -> Mapping[str, Any]:
@@ -289,36 +295,62 @@ class PtychoReconstructor:
             return
         data = self._measured.diffraction(rows, region.outer)
         canvas, reading = self._object[region.outer.pixels], self._agenda.must_read(region.tiles)
+        if reading or self._engine_tiles != region.tiles:
+            self._engine, self._engine_tiles = None, region.tiles
+        fresh = self._fresh(canvas, self._known(region), data) if self._engine is None else canvas
         if reading:
-            canvas = self._start(canvas, self._known(region), data)
-        found = self._refine(region, canvas, data, rows, deadline)
+            canvas = self._better(canvas, fresh, self._known(region), data)
+        found = self._refine(region, canvas, fresh, data, rows, deadline)
         self._agenda.done(region.tiles, settled=found is None)
         if found is not None:
             canvas = self._taken(found, region, rows)
         if found is not None or reading:
             self._write(region, canvas, rows)
 
+    def _fine_tune(self) -> None:
+        """Tune the network; what it has read is read again when no new frames wait."""
+        if self._net is None:
+            return
+        if self._tuner is None:
+            self._tuner = FineTuner(self._net, seed=self._seed)
+        data = self._measured.diffraction(self._measured.rows[:TUNING_FRAMES])
+        found = self._tuner.tune(self._probe, data, self._config.fine_tune_s)
+        self._tuning_steps += found.steps
+        if found.kept:
+            self._net, self._probe = found.net, found.probe
+            self._agenda.version, self._version_probe = self._agenda.version + 1, found.probe
+
     def _known(self, region: Region) -> Tensor:
         """Where in a region's outer box the object is known, (1, Y, X)."""
         return self._seen_light[region.outer.pixels] > LIT * peak_intensity(self._probe)
 
-    def _start(self, before: Tensor, known: Tensor, data: Diffraction) -> Tensor:
+    def _fresh(self, before: Tensor, known: Tensor, data: Diffraction) -> Tensor:
+        """The network's reading, in phase with the object where that is known; vacuum without a network."""
+        if self._net is None:
+            return torch.ones_like(before)
+        fresh: Tensor = self._net(self._probe, data)[-1]
+        return fresh * _phase_towards(before, fresh, known)
+
+    def _better(self, before: Tensor, fresh: Tensor, known: Tensor, data: Diffraction) -> Tensor:
         """The better candidate for the object."""
-        fresh = torch.ones_like(before) if self._net is None else self._net(self._probe, data)[-1]
-        candidates = [torch.where(known, before, fresh * _phase_towards(before, fresh, known)), fresh]
+        candidates = [torch.where(known, before, fresh), fresh]
         deviances = [self._mean_deviance(canvas, data) for canvas in candidates]
         return candidates[int(np.argmin(deviances))]
 
+    def _new_engine(self, fresh: Tensor, data: Diffraction) -> Engine:
+        if self._net is None:
+            return make_engine(self._config.name, self._seed, self._config.batch)
+        prior = prior_of(self._net, fresh, self._probe, data)
+        return refiner(prior, len(data), self._config.refine_iterations, self._seed, self._config.batch)
+
     def _refine(
-        self, region: Region, canvas: Tensor, data: Diffraction, rows: IndexArray, deadline: float
+        self, region: Region, canvas: Tensor, fresh: Tensor, data: Diffraction, rows: IndexArray, deadline: float
     ) -> Solution | None:
         """Refine object and probe of a region; None unless that explains its own frames clearly better."""
         if not self._config.refine_iterations:
             return None
-        if self._engine is None or self._engine_tiles != region.tiles:
-            name = self._config.name if self._net is None else NETWORK_ENGINE
-            self._engine = make_engine(name, self._seed, self._config.batch)
-            self._engine_tiles = region.tiles
+        if self._engine is None:
+            self._engine = self._new_engine(fresh, data)
 
         def in_time(epochs: int, solution: Solution) -> bool:
             if self._told is not None:
@@ -373,7 +405,9 @@ class PtychoReconstructor:
     def _taken(self, found: Solution, region: Region, rows: IndexArray) -> Tensor:
         """Keep the refined probe, positions and fluxes of a region; its refined object."""
         self._probe = found.probe
-        if len(self._tiling) > 1 and _difference(self._probe, self._version_probe) > PROBE_CHANGE:
+        # Vacuum, which is all that there is to read without a network, is the same under any probe.
+        worth = self._net is not None or len(self._tiling) > 1
+        if worth and _difference(self._probe, self._version_probe) > PROBE_CHANGE:
             self._agenda.version, self._version_probe = self._agenda.version + 1, self._probe
         if self._config.refine_positions or self._config.refine_flux:
             own = self._is_home(region, rows)
@@ -457,8 +491,11 @@ class PtychoReconstructor:
             residual=results.residual[rows],
             novelty=results.novelty(rows),
             seconds=time.monotonic() - started,
-            source={**self._source, "iterations": self._iterations, "ended": self._ended},
+            source={**self._source, **self._progress()},
         )
+
+    def _progress(self) -> dict[str, Any]:
+        return {"iterations": self._iterations, "ended": self._ended, "fine_tuning_steps": self._tuning_steps}
 
 
 def _check_probe(probe: ComplexArray, frame_px: int) -> None:

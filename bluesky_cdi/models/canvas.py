@@ -66,7 +66,6 @@ class CanvasConfig:
 
 # Sizes for a choice of speed and quality. 'large' is 'small' with more stages, so that it can go on from it.
 PRESETS: Mapping[str, CanvasConfig] = {
-    "fast": CanvasConfig(stages=3, channels=48, levels=3, stem=4),
     "small": CanvasConfig(),
     "large": CanvasConfig(stages=8),
 }

@@ -88,7 +88,9 @@ def save_weights(net: Network, path: Path, record: Mapping[str, Any]) -> str:
 
     tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in net.state_dict().items()}
     architecture = next(name for name, config in CONFIGS.items() if isinstance(net.config, config))
-    blob = save(tensors, metadata={"architecture": architecture, "config": json.dumps(net.config.as_dict())})
+    # One entry: several would be written in any order, and the same weights must be the same file.
+    about = json.dumps({"architecture": architecture, **net.config.as_dict()})
+    blob = save(tensors, metadata={"config": about})
     digest = hashlib.sha256(blob).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, blob)
@@ -121,9 +123,9 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     digest, record = _verified(path)
     try:
         with safe_open(str(path), "pt") as file:
-            about = file.metadata() or {}
-            # The first weights that were shipped don't name it.
-            config = CONFIGS[about.get("architecture", "canvas")](**json.loads(about["config"]))
+            about = json.loads((file.metadata() or {})["config"])
+            # Early weights don't name their architecture.
+            config = CONFIGS[about.pop("architecture", "canvas")](**about)
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
         net = build_network(config)
         net.load_state_dict(state)

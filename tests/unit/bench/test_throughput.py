@@ -123,14 +123,14 @@ def test_a_device_that_fails_stops_the_others(monkeypatch):
 
 
 def test_models_by_name_and_by_size():
-    assert bench.model_config("fast") == PRESETS["fast"]
+    assert bench.model_config("large") == PRESETS["large"]
     assert bench.model_config("stages=2,channels=16") == CanvasConfig(stages=2, channels=16)
     assert set(bench.models_of(["canvas-small"], [TINY])) == {"canvas-small", f"{TINY} (untrained)"}
 
 
 @pytest.mark.parametrize("text", ["quick", "stages", "stages=0", "stages=x", "layers=3", "stages=2,", ""])
 def test_a_size_that_means_nothing_is_refused(text):
-    with pytest.raises(ConfigError, match="a model is one of fast, small, large, or positive numbers such as"):
+    with pytest.raises(ConfigError, match="a model is one of small, large, or positive numbers such as"):
         bench.model_config(text)
 
 

@@ -14,9 +14,11 @@ import torch
 from bluesky_cdi.cli import MODELS
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.metrics import complex_nrmse
-from bluesky_cdi.models.canvas import PRESETS, CanvasConfig, CanvasNet
+from bluesky_cdi.models.canvas import PRESETS, STEP_DAMPING, CanvasConfig, CanvasNet
+from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 from bluesky_cdi.models.weights import load_weights
-from bluesky_cdi.physics.forward import intensity
+from bluesky_cdi.physics.forward import intensity, peak_intensity
+from bluesky_cdi.physics.lit_frames import canvas_step
 from bluesky_cdi.training import pretrain as module
 from bluesky_cdi.training import stream as stream_module
 from bluesky_cdi.training.pretrain import (
@@ -216,10 +218,44 @@ def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
     record = pretrain(replace(brief, learning_rate=1e-9), Team(CPU), second, start=first)
     assert record["earlier"]["sha256"] == load_weights(first).sha256
     earlier, later = load_weights(first).net, load_weights(second).net
-    for a, b in zip(earlier.stages.parameters(), later.stages.parameters(), strict=True):
+    for a, b in zip(earlier.parameters(), later.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    pairs = zip(earlier.critic.parameters(), later.critic.parameters(), strict=True)
-    assert any(not torch.allclose(a, b, atol=1e-3) for a, b in pairs)  # the critic begins anew
+
+
+def test_further_stages_begin_as_steps_of_the_physics(tiny_shapes, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    first, longer = tmp_path / "first.safetensors", replace(TINY.model, stages=4)
+    pretrain(replace(TINY, seconds=0.01), Team(CPU), first)
+    earlier, net = load_weights(first).net, CanvasNet(longer)
+    net.go_on_from(earlier)
+    batch = stream.draw(SHAPE, exact=True)
+    with torch.no_grad():
+        before, after = earlier(batch.probe, batch.data), net(batch.probe, batch.data)
+        numerator, light = canvas_step(before[-1], batch.probe, batch.data)
+    torch.testing.assert_close(after[1], before[-1])
+    stepped = before[-1] + numerator / (light + STEP_DAMPING * peak_intensity(batch.probe))
+    torch.testing.assert_close(after[2], stepped, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [replace(TINY.model, stages=1), replace(TINY.model, channels=16), PtychoNNConfig()])
+def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    first = tmp_path / "first.safetensors"
+    pretrain(replace(TINY, seconds=0.01), Team(CPU), first)
+    with pytest.raises(WeightsError, match="can't go on from first"):
+        pretrain(replace(TINY, model=model), Team(CPU), tmp_path / "second.safetensors", start=first)
+
+
+def test_the_baseline_is_trained_by_the_same_run(tiny_shapes, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    out = tmp_path / "baseline.safetensors"
+    config = replace(TINY, physics=0.0, model=PtychoNNConfig(channels=4, levels=2))
+    record = pretrain(config, Team(CPU), out)
+    trained = load_weights(out)
+    assert isinstance(trained.net, PtychoNN) and "critic" not in record["curve"][-1]
+    with pytest.raises(WeightsError, match="give weights of a canvas network"):
+        _ = trained.canvas_net
+    assert set(scene_losses(PtychoNN(config.model), stream.draw(SHAPE), config, stream)) == {"truth", "physics"}
 
 
 def state_of(path):
