@@ -139,6 +139,9 @@ class CanvasNet(nn.Module):
         self.stages = nn.ModuleList(UNet(inputs, outputs, self.config) for _ in range(self.config.stages))
         self.step_size = nn.Parameter(torch.ones(self.config.stages))
         self.critic = UNet(PHYSICS_CHANNELS, 2, self.config)
+        # Of amplitude and phase; `training.calibration` sets it once the critic has learned.
+        self.log_std_offset: Tensor
+        self.register_buffer("log_std_offset", torch.zeros(2))
 
     def go_on_from(self, earlier: CanvasNet) -> None:
         """Take what a network has learned; further stages make the physics step alone until they learn better.
@@ -204,7 +207,8 @@ class CanvasNet(nn.Module):
         """
         channels, _, _ = look(canvas, probe, LitFrames(probe, data, room=0))
         log_std, features = run_unet(self.critic, channels)
-        return LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE), features
+        bounded = LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE)
+        return bounded + self.log_std_offset[:, None, None], features
 
 
 def look(canvas: Tensor, probe: Tensor, frames: LitFrames) -> tuple[Tensor, Tensor, Tensor]:

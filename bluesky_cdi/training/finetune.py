@@ -27,15 +27,13 @@ from bluesky_cdi.engines.ptychography import Schedule, Solution, deviance_of, it
 from bluesky_cdi.engines.steps import probe_spectrum, transmission
 from bluesky_cdi.models.canvas import CanvasNet
 from bluesky_cdi.physics.forward import Diffraction
-from bluesky_cdi.physics.likelihood import poisson_deviance
+from bluesky_cdi.training.losses import relative_deviance
 from bluesky_cdi.training.windows import HeldOutWindow, ScanWindows
 
 logger = logging.getLogger(__name__)
 
 Ended = Literal["time", "not finite"]
 
-# A hundredth of a photon of background keeps the gradient finite where the model is dark.
-DARK_PHOTONS = 1e-2
 # The slopes of saturated GELUs are denormal numbers, with which a CPU computes a backward pass four times slower.
 # Neither Adam nor a clipping relative to the usual gradient sees the factor.
 LOSS_SCALE = 2.0**40
@@ -232,7 +230,7 @@ class FineTuner:
         # Callers are free to compute without gradients.
         with torch.enable_grad():
             canvas = self._net(probe, window[self._read(len(window)).to(probe.device)])[-1]
-            loss = frame_loss(canvas, probe, window).mean()
+            loss = relative_deviance(canvas, probe, window).mean()
             self._optimiser.zero_grad(set_to_none=True)
             (LOSS_SCALE * loss).backward()  # type: ignore[no-untyped-call]
         longest = LONGEST_GRADIENT * self._usual_gradient if self._usual_gradient else math.inf
@@ -327,14 +325,6 @@ class _Call:
         if self._told is not None:
             self._told(self.seconds, deviance)
         return _State(net, probe, deviance)
-
-
-def frame_loss(canvas: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
-    """Poisson deviance of each frame over its photons, shape (n,); as in pretraining, by any propagator."""
-    rate = data.rate(data.probes(probe), data.patches(canvas)) + DARK_PHOTONS
-    valid = torch.ones_like(rate) if data.valid is None else data.valid
-    deviance = (poisson_deviance(rate, data.counts) * valid).sum(dim=(-2, -1))
-    return deviance / ((data.counts * valid).sum(dim=(-2, -1)) + 1)
 
 
 @torch.no_grad()

@@ -27,17 +27,23 @@ from bluesky_cdi.engines.rpie import Rpie
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.canvas import STEP_DAMPING, CanvasConfig, CanvasNet
 from bluesky_cdi.models.weights import Network, NetworkConfig, Trained, build_network, load_weights, save_weights
-from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity
-from bluesky_cdi.physics.likelihood import poisson_deviance
+from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.physics.lit_frames import canvas_step
+from bluesky_cdi.training.calibration import calibrate
 from bluesky_cdi.training.graphs import record_graphs
+from bluesky_cdi.training.losses import (
+    LIT,
+    gauge_fixed,
+    gaussian_nll,
+    illumination,
+    relative_deviance,
+    relative_error,
+)
 from bluesky_cdi.training.stream import SHAPES, Batch, SceneShape, SceneStream
 from bluesky_cdi.training.team import Team
 
 log = logging.getLogger(__name__)
 
-# Light under this share of the probe's peak teaches noise: such pixels are left out of losses and metrics.
-LIT = 0.02
 # Added to a squared error before its root, whose slope at 0 is infinite.
 SMALL_ERROR = 1e-4
 SAVE_EVERY_S = 60.0
@@ -125,6 +131,7 @@ def pretrain(
     net.eval()
     if not team.leads:
         return {}
+    factors = calibrate(net, team.device).tolist() if isinstance(net, CanvasNet) else None
     record = {
         "config": asdict(config),
         "steps": curve[-1]["step"],
@@ -134,6 +141,7 @@ def pretrain(
         "processes": team.size,
         "commit": _commit(),
         "torch": torch.__version__,
+        "critic_factors": factors,
         "validation": validate(net, team.device),
         "earlier": None if earlier is None else dict(earlier.record),
     }
@@ -240,7 +248,7 @@ class _Run:
 
     def _note(self, losses: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            light = _illumination(self._held_out.probe, self._held_out.data)
+            light = illumination(self._held_out.probe, self._held_out.data)
             lit = (light > LIT * light.amax(dim=(-2, -1), keepdim=True)).to(light.dtype)
             error = _nrmse(self._net(self._held_out.probe, self._held_out.data)[-1], self._held_out.truth, lit)
         seconds = max(self._seconds, 1e-3)
@@ -284,7 +292,7 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, stream: Sce
     """
     stages = net(batch.probe, batch.data)
     with torch.no_grad():
-        light = _illumination(batch.probe, batch.data)
+        light = illumination(batch.probe, batch.data)
         peak = peak_intensity(batch.probe)
     lit = (light > LIT * peak) * light / (light + STEP_DAMPING * peak)
     zero = torch.zeros((), device=light.device)
@@ -296,52 +304,14 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, stream: Sce
             error = (relative_error(canvas, batch.truth, lit) + SMALL_ERROR).sqrt().mean()
             truth_loss = truth_loss + weight * config.supervised * error
         if config.physics > 0 and (k == len(stages) or k == len(stages) // 2):
-            physics_loss = physics_loss + weight * config.physics * relative_deviance(canvas, batch).mean()
+            deviance = relative_deviance(canvas, batch.probe, batch.data).mean()
+            physics_loss = physics_loss + weight * config.physics * deviance
     losses = {"truth": truth_loss, "physics": physics_loss}
     if isinstance(net, CanvasNet):
         judged = _state_to_judge(stages, batch, stream)
         log_std, _ = net.judge(judged, batch.probe, batch.data)
         losses["critic"] = 0.1 * gaussian_nll(judged, batch.truth, log_std, lit)
     return losses
-
-
-def _illumination(probe: Tensor, data: Diffraction) -> Tensor:
-    return accumulate(intensity(data.probes(probe)), data.corner, data.canvas_shape, data.scene)
-
-
-def gauge_fixed(canvas: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Scale each scene by the complex number that brings it nearest to the truth."""
-    over = (weight * canvas.conj() * truth).sum(dim=(-2, -1), keepdim=True)
-    return canvas * over / ((weight * canvas.abs().square()).sum(dim=(-2, -1), keepdim=True) + 1e-9)
-
-
-def relative_error(canvas: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Squared error over the truth's variance (with a floor for blank scenes), shape (B,)."""
-    total = weight.sum(dim=(-2, -1)) + 1e-9
-    mean = (weight * truth).sum(dim=(-2, -1), keepdim=True) / total[:, None, None]
-    variance = (weight * (truth - mean).abs().square()).sum(dim=(-2, -1)) / total
-    error = (gauge_fixed(canvas, truth, weight) - truth).abs().square()
-    return (weight * error).sum(dim=(-2, -1)) / total / (variance + 0.02)
-
-
-def relative_deviance(canvas: Tensor, batch: Batch) -> Tensor:
-    """Poisson deviance of each frame over its photons, shape (n,)."""
-    data = batch.data
-    expected = data.rate(data.probes(batch.probe), data.patches(canvas))
-    # A hundredth of a photon of background keeps the gradient finite where the model is dark.
-    deviance = poisson_deviance(expected + 1e-2, data.counts)
-    if data.valid is not None:
-        deviance = deviance * data.valid
-    return deviance.sum(dim=(-2, -1)) / (data.counts.sum(dim=(-2, -1)) + 1)
-
-
-def gaussian_nll(canvas: Tensor, truth: Tensor, log_std: Tensor, weight: Tensor) -> Tensor:
-    """Mean negative log likelihood of amplitude and phase errors under the predicted deviations."""
-    fixed = gauge_fixed(canvas, truth, weight)
-    amplitude = fixed.abs() - truth.abs()
-    phase = torch.angle(fixed * truth.conj())
-    nll = log_std + 0.5 * torch.stack([amplitude, phase], dim=1).square() * torch.exp(-2 * log_std)
-    return (weight[:, None] * nll).sum() / (2 * weight.sum() + 1e-9)
 
 
 @torch.no_grad()
@@ -370,7 +340,7 @@ def validate(
     for dose in photons:
         stream = SceneStream(device, seed=10_007, photons=(dose, dose * 1.001), pool=64)
         batch = stream.draw(VALIDATION_SHAPE, exact=True)
-        light = _illumination(batch.probe, batch.data)
+        light = illumination(batch.probe, batch.data)
         lit = (light > LIT * light.amax(dim=(-2, -1), keepdim=True)).to(light.dtype)
         canvas = net(batch.probe, batch.data)[-1]
         row = {"network": _nrmse(canvas, batch.truth, lit)}

@@ -13,7 +13,9 @@ from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
 from bluesky_cdi.physics.likelihood import poisson_deviance
 from bluesky_cdi.physics.propagators import AngularSpectrum
 from bluesky_cdi.training import finetune as module
-from bluesky_cdi.training.finetune import FineTuneConfig, FineTuner, frame_loss, moved_probe
+from bluesky_cdi.training import losses
+from bluesky_cdi.training.finetune import FineTuneConfig, FineTuner, moved_probe
+from bluesky_cdi.training.losses import relative_deviance
 from bluesky_cdi.training.stream import SceneShape, SceneStream
 from bluesky_cdi.training.windows import ScanWindows
 
@@ -212,8 +214,8 @@ def test_the_loss_is_the_deviance_of_valid_pixels(batch):
     mask = torch.ones(16, 16, dtype=torch.bool)
     mask[2:5] = False
     data = replace(batch.data, mask=mask, background=0.1, saturation=60.0)
-    loss = frame_loss(batch.truth, batch.probe, data)
-    rate = data.rate(data.probes(batch.probe), data.patches(batch.truth)) + module.DARK_PHOTONS
+    loss = relative_deviance(batch.truth, batch.probe, data)
+    rate = data.rate(data.probes(batch.probe), data.patches(batch.truth)) + losses.DARK_PHOTONS
     valid = mask & (data.counts < 60)
     for found, r, k, v in zip(loss, rate, data.counts, valid, strict=True):
         assert float(found) == pytest.approx(float(poisson_deviance(r[v], k[v]).sum() / (k[v].sum() + 1)), rel=1e-5)

@@ -19,15 +19,13 @@ from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import intensity, peak_intensity
 from bluesky_cdi.physics.lit_frames import canvas_step
+from bluesky_cdi.training import calibration
 from bluesky_cdi.training import pretrain as module
 from bluesky_cdi.training import stream as stream_module
+from bluesky_cdi.training.losses import gauge_fixed, gaussian_nll, relative_deviance, relative_error
 from bluesky_cdi.training.pretrain import (
     PretrainConfig,
-    gauge_fixed,
-    gaussian_nll,
     pretrain,
-    relative_deviance,
-    relative_error,
     scene_losses,
     validate,
 )
@@ -120,8 +118,8 @@ def test_gaussian_nll_is_least_at_the_true_deviations():
 
 def test_the_deviance_of_the_truth_is_that_of_the_noise(stream):
     batch = stream.draw(SHAPE, exact=True)
-    at_truth = relative_deviance(batch.truth, batch)
-    at_vacuum = relative_deviance(torch.ones_like(batch.truth), batch)
+    at_truth = relative_deviance(batch.truth, batch.probe, batch.data)
+    at_vacuum = relative_deviance(torch.ones_like(batch.truth), batch.probe, batch.data)
     assert at_truth.shape == (len(batch.data),)
     assert float(at_truth.mean()) < float(at_vacuum.mean())
     # At most about one a pixel, over the photons.
@@ -131,7 +129,7 @@ def test_the_deviance_of_the_truth_is_that_of_the_noise(stream):
 def test_masked_pixels_have_no_deviance(stream):
     batch = stream.draw(SHAPE, exact=True)
     hidden = replace(batch, data=replace(batch.data, mask=torch.zeros(16, 16, dtype=torch.bool)))
-    assert not relative_deviance(batch.truth, hidden).any()
+    assert not relative_deviance(batch.truth, hidden.probe, hidden.data).any()
 
 
 def test_losses_are_finite_and_reach_every_parameter(stream):
@@ -191,9 +189,11 @@ def test_some_steps_of_training_lower_the_loss(weights):
 def tiny_shapes(monkeypatch):
     monkeypatch.setattr(stream_module, "SHAPES", (SHAPE,))
     monkeypatch.setattr(module, "VALIDATION_SHAPE", SceneShape(16, 32, (9, 9), 2, 1.0))
-    monkeypatch.setattr(
-        module, "SceneStream", lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
-    )
+    monkeypatch.setattr(calibration, "SHAPE", SHAPE)
+    for user in (module, calibration):
+        monkeypatch.setattr(
+            user, "SceneStream", lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
+        )
 
 
 def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
@@ -244,6 +244,21 @@ def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, tmp_path, 
     pretrain(replace(TINY, seconds=0.01), Team(CPU), first)
     with pytest.raises(WeightsError, match="can't go on from first"):
         pretrain(replace(TINY, model=model), Team(CPU), tmp_path / "second.safetensors", start=first)
+
+
+def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, stream):
+    """Of a critic that says the same of every pixel, twenty times too much."""
+    torch.manual_seed(5)
+    net = CanvasNet(TINY.model).eval().requires_grad_(False)
+    for parameter in net.critic.exit.parameters():
+        parameter.zero_()
+    factors = calibration.calibrate(net, CPU)
+    assert (factors < 1).all()
+    inside = []
+    for _ in range(12):
+        batch = stream.draw(SHAPE)
+        inside.append((calibration._surprise(net, batch) < calibration.WITHIN).float().mean(dim=1))
+    assert torch.stack(inside).mean(dim=0).tolist() == pytest.approx([0.9, 0.9], abs=0.06)
 
 
 def test_the_baseline_is_trained_by_the_same_run(tiny_shapes, stream, tmp_path, monkeypatch):
@@ -314,6 +329,7 @@ stream.SHAPES = (SceneShape(16, 32, (6, 9), 4, 1.0),)
 module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
 module.SceneStream = lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
 module.validate = lambda net, device: {}
+module.calibrate = lambda net, device: net.log_std_offset
 config = module.PretrainConfig(seconds=1.0, model=CanvasConfig(stages=2, channels=8, levels=2))
 out = Path(sys.argv[1])
 with joined("cpu") as team:
