@@ -63,6 +63,8 @@ PROBE_FRAMES = 8
 TUNING_FRAMES = 2048
 # Share of a frame's light that may fall on tiles which are not reconstructed for its sake.
 STRAY = 0.01
+# A region goes over into its surroundings within this part of a frame's width.
+BLENDED = 4
 # Regions are read again when the probe differs by this share (root mean square) from the one that they knew.
 PROBE_CHANGE = 0.1
 
@@ -431,7 +433,8 @@ class PtychoReconstructor:
     def _embedded(self, region: Region, canvas: Tensor) -> Tensor:
         """The object on a region's outer box with the core of `canvas`, in phase with its surroundings.
 
-        Where these are not known yet, the phase is that of the core as it was.
+        Where these are not known yet, the phase is that of the core as it was. Towards them the core goes over into
+        what was known: readings of two windows differ in their lowest frequencies, and would meet in a seam.
         """
         if len(self._tiling) == 1:
             return canvas
@@ -439,7 +442,9 @@ class PtychoReconstructor:
         around = known.clone()
         around[core] = False
         out = self._object[region.outer.pixels].clone()
-        out[core] = (canvas * _phase_towards(out, canvas, around if around.any() else known))[core]
+        turned = canvas * _phase_towards(out, canvas, around if around.any() else known)
+        share = torch.from_numpy(region.share_of_new(self._canvas.frame_px // BLENDED)).to(self._device)
+        out[core] = torch.lerp(out[core], turned[core], torch.where(known[core], share, 1.0).to(out.dtype))
         return out
 
     def _judge(self, region: Region, data: Diffraction, light: Tensor, rows: IndexArray) -> None:

@@ -76,6 +76,22 @@ class Region:
     outer: Box
     tiles: tuple[int, ...]
 
+    def share_of_new(self, width_px: int) -> npt.NDArray[np.float32]:
+        """Weight in the core of what is found against what was known, (Y, X).
+
+        It rises from 0 to 1 over `width_px` pixels from each side behind which the canvas goes on.
+        """
+        away = []
+        for side, low, high, outer_low, outer_high in zip(
+            self.core.shape, self.core.low, self.core.high, self.outer.low, self.outer.high, strict=True
+        ):
+            middle = np.arange(side) + 0.5
+            from_low = middle if low > outer_low else np.inf
+            from_high = side - middle if high < outer_high else np.inf
+            away.append(np.minimum(from_low, from_high) * np.ones(side))
+        distance = np.minimum(away[0][:, None], away[1][None, :])
+        return np.clip(distance / width_px, 0, 1).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class Tiling:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bluesky_cdi.live.regions import GRID_PX, Box, Tiling
+from bluesky_cdi.live.regions import GRID_PX, Box, Region, Tiling
 
 SIDES = st.integers(64, 900)
 
@@ -64,3 +64,15 @@ def test_boxes_begin_on_the_networks_grid():
 def test_box_seen_from_its_surroundings():
     image, outer, core = np.arange(600).reshape(20, 30), Box((4, 6), (18, 25)), Box((7, 9), (10, 20))
     np.testing.assert_array_equal(image[outer.pixels][core.seen_from(outer).pixels], image[core.pixels])
+
+
+def test_a_core_goes_over_into_its_surroundings_but_not_into_nothing():
+    """At the canvas's border there is nothing that a seam could be made with."""
+    region = Region(Box((0, 64), (64, 128)), Box((0, 0), (128, 192)), (1,))
+    share = region.share_of_new(16)
+    assert share.shape == (64, 64) and (share[:40, 16:48] == 1).all()
+    np.testing.assert_allclose(share[10, :16], (np.arange(16) + 0.5) / 16)
+    np.testing.assert_allclose(share[10, -16:], share[10, :16][::-1])
+    np.testing.assert_allclose(share[-16:, 32], share[10, -16:])
+    whole = Region(Box((0, 0), (64, 64)), Box((0, 0), (64, 64)), (0,))
+    assert (whole.share_of_new(16) == 1).all()

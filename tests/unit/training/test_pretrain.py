@@ -247,13 +247,13 @@ def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, tmp_path, 
 
 
 def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, stream):
-    """Of a critic that says the same of every pixel, twenty times too much."""
+    """Of a critic that says the same of every pixel, much too little."""
     torch.manual_seed(5)
     net = CanvasNet(TINY.model).eval().requires_grad_(False)
     for parameter in net.critic.exit.parameters():
         parameter.zero_()
     factors = calibration.calibrate(net, CPU)
-    assert (factors < 1).all()
+    assert (factors > 2).all()
     inside = []
     for _ in range(12):
         batch = stream.draw(SHAPE)
