@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,12 +71,10 @@ def reconstruct(
     counts = np.asarray(scan.counts)
     names = range(1, len(scan) + 1) if numbers is None else numbers
     reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
-    estimate = None
-    for _ in range(steps):
-        estimate = reconstructor.step(np.inf) or estimate
-    if estimate is None:
+    found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]
+    if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
-    return estimate
+    return replace(found[-1], seconds=sum(estimate.seconds for estimate in found))
 
 
 def _steps(settings: ReconstructorConfig, iterations: int) -> int:

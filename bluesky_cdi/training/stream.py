@@ -138,9 +138,17 @@ class SceneStream:
         shape : SceneShape, optional
             A random one of `SHAPES` if absent.
         exact : bool
-            Tell the true probe and positions, and mask nothing.
+            Tell the true probe and positions of far fields, and mask nothing.
+
+        Raises
+        ------
+        ValueError
+            If the canvas is larger than the objects of the pool.
         """
         shape = shape or self._pick_shape()
+        if shape.canvas_px > self.object_px:
+            # On a GPU an index beyond the pool would end the process.
+            raise ValueError(f"objects of {self.object_px} pixels can't fill a canvas of {shape.canvas_px}")
         scenes, size = shape.scenes, shape.frame_px
         self._drawn += 1
         if self._drawn % 64 == 0:

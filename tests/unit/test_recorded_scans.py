@@ -10,9 +10,9 @@ import torch
 
 from bluesky_cdi.config import load_config
 from bluesky_cdi.engines import PTYCHOGRAPHY
-from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.io import Scan, read_cxi, read_scan
 from bluesky_cdi.metrics import compare, crop_to
+from bluesky_cdi.models.canvas import CanvasNet
 from bluesky_cdi.offline import first_guess, reconstruct
 from bluesky_cdi.orientation import ALL, AS_STATED, Orientation, OrientationCheck, check_orientation
 from bluesky_cdi.physics.forward import Diffraction
@@ -127,10 +127,23 @@ def test_a_near_field_needs_no_probe():
     assert error(estimate, truth, origin_m) < 0.6 * error(flat, truth, origin_m)
 
 
-def test_the_network_refuses_a_near_field():
-    scan, _, _ = measure(NEAR, side=3)
-    with pytest.raises(GeometryError, match=r"reads far-field frames; .* --engine lsqml"):
-        reconstruct(scan, settings("pinn"), 3)
+def test_the_network_reads_a_near_field():
+    scan, truth, origin_m = measure(NEAR, side=9)
+    flat = reconstruct(scan, settings("rpie"), 0)
+    read = reconstruct(scan, settings("pinn"), 0)
+    assert error(read, truth, origin_m) < 0.9 * error(flat, truth, origin_m)
+
+
+def test_the_network_reads_again_between_sets_of_iterations(far, monkeypatch):
+    scan, _, _ = far
+    reads, told = [], []
+    forward = CanvasNet.forward
+    monkeypatch.setattr(CanvasNet, "forward", lambda *args: reads.append(1) or forward(*args))
+    # A probe that is far from known changes with each set.
+    wrong = replace(scan, probe=scan.probe * np.exp(1j * np.linspace(-2, 2, scan.geometry.frame_px) ** 2))
+    estimate = reconstruct(wrong, settings("pinn"), 25, lambda done, _: told.append(done))
+    assert 1 < len(reads) <= 3
+    assert told[-1] == estimate.source["iterations"] <= 25
 
 
 @pytest.mark.parametrize("stated", [ALL[0], ALL[1], ALL[4], ALL[7]], ids=str)

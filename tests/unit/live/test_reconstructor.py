@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from bluesky_cdi import metrics
+from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
+from bluesky_cdi.live import reconstructor as module
 from bluesky_cdi.live.appraisal import UNKNOWN_STD_RAD
 from bluesky_cdi.live.points import points_of
+from bluesky_cdi.models.canvas import CanvasNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.geometry import Canvas
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor
+from bluesky_cdi.training.finetune import FineTuned
 
 BUDGET_S = 60.0
 
@@ -293,3 +297,53 @@ def test_refined_positions_stay_on_the_canvas_and_go_with_their_frame(scene, fra
     again = scene.reconstructor(name="lsqml", refine_positions=True, refine_iterations=20)
     again.restore(reconstructor.checkpoint())
     np.testing.assert_array_equal(again._measured.positions_m, reconstructor._measured.positions_m)
+
+
+class Tuner:
+    """Instead of the real one: says what it was asked, and that the probe was twice as bright."""
+
+    def __init__(self, net, seed):
+        self.net, self.calls = net, []
+
+    def tune(self, probe, data, budget_s):
+        self.calls.append((len(data), budget_s))
+        return FineTuned(self.net, 2 * probe, 2.0, 1.0, 7, budget_s, True, "time")
+
+
+def test_new_frames_tune_the_network_and_are_read_again(scene, frames, trained, monkeypatch):
+    tuners = []
+    monkeypatch.setattr(module, "FineTuner", lambda net, seed: tuners.append(Tuner(net, seed)) or tuners[-1])
+    reads = []
+
+    def vacuum(net, probe, data):
+        reads.append(probe)
+        return [torch.ones(data.canvas_shape, dtype=torch.complex64)]
+
+    monkeypatch.setattr(CanvasNet, "forward", vacuum)
+    reconstructor = scene.reconstructor(name="pinn", trained=trained, refine_iterations=0, fine_tune_s=3.0)
+    reconstructor.add(frames[:10])
+    first = reconstructor.step(BUDGET_S)
+    second = reconstructor.step(BUDGET_S)
+    reconstructor.add(frames[10:])
+    third = reconstructor.step(BUDGET_S)
+    (tuner,) = tuners
+    assert tuner.calls == [(10, 3.0), (len(frames), 3.0)]
+    assert [e.source["fine_tuning_steps"] for e in (first, second, third)] == [7, 7, 14]
+    # Once before and once after each tuning, with the probe that it found.
+    assert len(reads) == 3 and torch.equal(reads[1], 2 * reads[0])
+
+
+def test_tuning_lowers_the_deviance_of_the_frames(scene, frames, trained):
+    """The real one, on a few frames for half a second."""
+    torch.set_num_threads(1)
+    plain, tuned = (
+        run(scene.reconstructor(name="pinn", trained=trained, refine_iterations=0, fine_tune_s=s), frames, 3)[-1]
+        for s in (0.0, 0.5)
+    )
+    assert tuned.source["fine_tuning_steps"] > 0
+    assert tuned.residual.mean() < plain.residual.mean()
+
+
+def test_only_a_network_is_tuned():
+    with pytest.raises(ValueError, match="only a network is tuned; the reconstructor is rpie"):
+        ReconstructorConfig(name="rpie", fine_tune_s=1.0)

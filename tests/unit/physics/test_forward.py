@@ -393,3 +393,22 @@ def test_steps_go_down_their_likelihood(scan, likelihood):
     after = forward.intensity(moved) + data.background
     measure = {"amplitude": amplitude_loss, "poisson": poisson_deviance}[likelihood]
     assert float(measure(after, data.counts).sum()) < float(measure(rate, data.counts).sum())
+
+
+def test_cut_patches_have_the_gradient_of_plain_indexing(scan, rng):
+    """To second order: what is cut twice gets both gradients."""
+    _, canvas, data = scan
+    index = forward.patch_index(data.corner, SIZE, CANVAS)
+    asked = complex_(rng, *index.shape)
+
+    def derivatives(cut):
+        image = canvas.clone().requires_grad_()
+        patches = cut(image)
+        (first,) = torch.autograd.grad((patches.abs() ** 3 * asked.real).sum(), image, create_graph=True)
+        (second,) = torch.autograd.grad((first.conj() * canvas).real.sum(), image)
+        return first.detach(), second
+
+    found = derivatives(lambda image: forward.extract(image, data.corner, SIZE))
+    expected = derivatives(lambda image: image.reshape(-1)[index])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -6,6 +6,7 @@ import torch
 
 from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.likelihood import poisson_deviance
+from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum
 from bluesky_cdi.training import stream as module
 from bluesky_cdi.training.stream import SceneShape, SceneStream, place
 
@@ -192,3 +193,24 @@ def test_a_misjudged_probe_keeps_its_far_field_modulus_but_for_the_scale():
         assert float((ratio - 1).abs().max()) < 0.4
         changed += not torch.equal(bent, probe)
     assert 2 <= changed <= 10
+
+
+def test_near_fields_are_shadows_of_the_truth(monkeypatch):
+    """Seen through vacuum and right at the sample, a frame is the probe's intensity; further on, its propagation."""
+    monkeypatch.setattr(module, "NEAR_SHARE", 1.0)
+    stream = SceneStream(CPU, 33, (1e6, 1.01e6), pool=8, object_px=64)
+    batch = stream.draw(SceneShape(32, 64, (6, 6), 3, 1.0))
+    data = batch.data
+    assert isinstance(data.propagator, AngularSpectrum)
+    expected = data.rate(data.probes(batch.probe), data.patches(batch.truth))
+    there = torch.ones_like(expected) if data.mask is None else data.mask
+    # The told probe and positions may be wrong, but most of the light is where the model has it.
+    close = ((expected.sqrt() - data.counts.sqrt()).square() * there).sum() / (data.counts * there).sum()
+    assert float(close) < 0.2
+    assert stream.draw(SceneShape(32, 64, (6, 6), 3, 1.0), exact=True).data.propagator is FAR_FIELD
+
+
+def test_a_canvas_larger_than_the_objects_is_refused():
+    stream = SceneStream(CPU, 33, pool=8, object_px=48)
+    with pytest.raises(ValueError, match="objects of 48 pixels can't fill a canvas of 64"):
+        stream.draw(SceneShape(32, 64, (6, 6), 3, 1.0))
