@@ -28,12 +28,15 @@ from torch import Tensor
 
 from bluesky_cdi import metrics
 from bluesky_cdi.engines import make_engine
-from bluesky_cdi.engines.lsqml import Lsqml, LsqmlSettings
-from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
+from bluesky_cdi.engines.ptychography import Schedule, Solution, deviance_of, iterate
+from bluesky_cdi.live.refinement import prior_of, refiner
 from bluesky_cdi.models.canvas import CanvasNet
 from bluesky_cdi.models.weights import DEFAULT, load_weights
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
 from bluesky_cdi.training.finetune import FineTuner
+
+# Iterations after a network.
+REFINED_FOR = 5
 
 Clock = Callable[[], float]
 Row = tuple[str, Tensor, Tensor, float]  # label, object (1, Y, X), probe (1, M, N, N), seconds
@@ -61,14 +64,17 @@ def rows(case: Recorded, given: Diffraction, net: CanvasNet, args: argparse.Name
 def _network(
     net: CanvasNet, probe: Tensor, data: Diffraction, label: str, before: float, clock: Clock
 ) -> Iterator[Row]:
-    """The network's one pass, and what a few epochs make of it."""
+    """The network's one pass, and what a few iterations make of it, as in a live run."""
     canvas, took = _timed(lambda: net(probe, data)[-1], probe, clock)
     yield label, canvas, probe, before + took
-    engines: dict[str, Engine] = {"rPIE": make_engine("rpie"), "LSQ-ML": Lsqml(LsqmlSettings(together_from=0))}
-    for name, engine in engines.items():
-        start = Solution.start(canvas, probe, data)
-        found, more = _timed(lambda e=engine, s=start: iterate(e, s, Schedule(5)).solution, probe, clock)
-        yield f"{label} + 5 {name}", found.canvas, found.probe, before + took + more
+    start = Solution.start(canvas, probe, data)
+
+    def refined() -> Solution:
+        engine = refiner(prior_of(net, canvas, probe, data), len(data), REFINED_FOR)
+        return iterate(engine, start, Schedule(REFINED_FOR)).solution
+
+    found, more = _timed(refined, probe, clock)
+    yield f"{label}, refined", found.canvas, found.probe, before + took + more
 
 
 def _timed(work: Callable[[], Any], like: Tensor, clock: Clock) -> tuple[Any, float]:

@@ -117,8 +117,6 @@ def pretrain(
         If there is no run to resume, it has another configuration, or the weights to go on from don't fit.
     """
     torch.manual_seed(config.seed)
-    # Gradients below 1e-38 made a step five times as long on a CPU.
-    torch.set_flush_denormal(True)
     earlier = load_weights(start) if start else None
     net = build_network(config.model)
     if earlier is not None:

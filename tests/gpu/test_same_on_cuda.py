@@ -11,10 +11,14 @@ from bluesky_cdi.engines import PTYCHOGRAPHY, make_engine
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.live.reconstructor import PtychoReconstructor
 from bluesky_cdi.metrics import complex_nrmse
+from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import Diffraction, extract, rate, to_centre
 from bluesky_cdi.physics.geometry import Canvas
 from bluesky_cdi.protocols import Frame
+from bluesky_cdi.training.finetune import FineTuner
+from bluesky_cdi.training.graphs import record_graphs
+from bluesky_cdi.training.pretrain import PretrainConfig, scene_losses
 from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -79,3 +83,30 @@ def test_the_reconstructor_agrees(scan):
     # The network runs in bf16 on the GPU: as good, not the same to the last digit.
     assert error["cuda"] == pytest.approx(error["cpu"], rel=0.15)
     assert found["cuda"].embedding.shape == found["cpu"].embedding.shape
+
+
+def test_recorded_graphs_give_the_same_gradients():
+    torch.manual_seed(6)
+    config = PretrainConfig(model=CanvasConfig(stages=2, channels=16, levels=2))
+    net = CanvasNet(config.model).to("cuda", memory_format=torch.channels_last)
+    shape = SceneShape(32, 64, (4, 9), 3, 1.0)
+    record_graphs(net, [shape], torch.device("cuda"))
+    unets = [*net.stages, net.critic]
+    assert all(unet.graphs for unet in unets)
+    stream = SceneStream(torch.device("cuda"), 7, pool=8, object_px=96)
+    batch, found = stream.draw(shape), []
+    for graphs in ([unet.graphs for unet in unets], [{}] * len(unets)):
+        for unet, recorded in zip(unets, graphs, strict=True):
+            unet.graphs = recorded
+        net.zero_grad(set_to_none=True)
+        stream.reseed(8)
+        sum(scene_losses(net, batch, config, stream).values()).backward()
+        found.append(torch.cat([p.grad.reshape(-1) for p in net.parameters()]))
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.02
+
+
+def test_a_network_is_tuned_on_the_gpu(scan):
+    net = load_weights(device="cuda").canvas_net
+    data = on_cuda(scan.data)
+    found = FineTuner(net).tune(scan.probe.cuda(), data, 2.0)
+    assert found.steps > 0 and found.after <= found.before
