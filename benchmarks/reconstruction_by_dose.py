@@ -29,10 +29,11 @@ from bluesky_cdi.sim_devices import SimulatedSource
 
 METHODS: dict[str, dict[str, Any]] = {
     "network alone": {"name": "pinn", "refine_iterations": 0},
-    "network, 3 rPIE": {"name": "pinn", "refine_iterations": 3},
-    "network, 3 rPIE a step, to the end": {"name": "pinn", "refine_iterations": 3, "final_steps": 20},
+    "network, refined 3 times": {"name": "pinn", "refine_iterations": 3},
+    "network, refined 3 times a step, to the end": {"name": "pinn", "refine_iterations": 3, "final_steps": 20},
     "5 rPIE from vacuum": {"name": "rpie", "refine_iterations": 5},
     "50 rPIE from vacuum": {"name": "rpie", "refine_iterations": 50},
+    "100 LSQ-ML from vacuum": {"name": "lsqml", "refine_iterations": 100},
 }
 
 
