@@ -35,6 +35,9 @@ def record_graphs(net: CanvasNet, shapes: Sequence[SceneShape], device: torch.de
     Within a step each U-Net may run once, in the order of the stages with the critic last: the graphs of a
     shape share their memory.
     """
+    # Gradients are summed on the stream that recorded, not on that of the step; PyTorch synchronises the two.
+    if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     unets = [cast(UNet, stage) for stage in net.stages] + [net.critic]
     for shape in shapes:
         height, width = (shape.canvas_px + more for more in padding(net.critic, shape.canvas_px, shape.canvas_px))
