@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import make_engine
+from bluesky_cdi.engines.lsqml import Prior
 from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
 from bluesky_cdi.engines.steps import averaged_step, orthogonalise
 from bluesky_cdi.errors import GeometryError, WorkerError
@@ -126,6 +127,7 @@ class PtychoReconstructor:
         self._seed = seed
         self._told = told
         self._engine: Engine | None = None
+        self._prior: Prior | None = None
         self._engine_tiles: tuple[int, ...] = ()
         self._tuner: FineTuner | None = None
         self._tuning_steps = 0
@@ -213,7 +215,9 @@ class PtychoReconstructor:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of a reconstructor with the same canvas; an engine with a memory begins anew.
+        """Go on from a checkpoint of a reconstructor with the same canvas.
+
+        An engine with a memory begins anew, and a network is tuned anew.
 
         Raises
         ------
@@ -238,7 +242,7 @@ class PtychoReconstructor:
         self._results = FrameResults(self._device)
         self._results.restore(state["results"])
         self._agenda.restore(state["agenda"])
-        self._engine = None
+        self._engine = self._prior = None
         if state["mask"] is not None:
             self._measured.use_mask(self._tensor(state["mask"]))
         self._object, self._seen_light = self._tensor(state["object"])[None], self._tensor(state["light"])[None]
@@ -298,11 +302,12 @@ class PtychoReconstructor:
         data = self._measured.diffraction(rows, region.outer)
         canvas, reading = self._object[region.outer.pixels], self._agenda.must_read(region.tiles)
         if reading or self._engine_tiles != region.tiles:
-            self._engine, self._engine_tiles = None, region.tiles
-        fresh = self._fresh(canvas, self._known(region), data) if self._engine is None else canvas
-        if reading:
-            canvas = self._better(canvas, fresh, self._known(region), data)
-        found = self._refine(region, canvas, fresh, data, rows, deadline)
+            self._engine, self._prior, self._engine_tiles = None, None, region.tiles
+        if reading or (self._net is not None and self._prior is None):
+            fresh = self._fresh(canvas, self._known(region), data)
+            self._prior = None if self._net is None else prior_of(self._net, fresh, self._probe, data)
+            canvas = self._better(canvas, fresh, self._known(region), data) if reading else canvas
+        found = self._refine(region, canvas, data, rows, deadline)
         self._agenda.done(region.tiles, settled=found is None)
         if found is not None:
             canvas = self._taken(found, region, rows)
@@ -339,20 +344,18 @@ class PtychoReconstructor:
         deviances = [self._mean_deviance(canvas, data) for canvas in candidates]
         return candidates[int(np.argmin(deviances))]
 
-    def _new_engine(self, fresh: Tensor, data: Diffraction) -> Engine:
-        if self._net is None:
-            return make_engine(self._config.name, self._seed, self._config.batch)
-        prior = prior_of(self._net, fresh, self._probe, data)
-        return refiner(prior, len(data), self._config.refine_iterations, self._seed, self._config.batch)
-
     def _refine(
-        self, region: Region, canvas: Tensor, fresh: Tensor, data: Diffraction, rows: IndexArray, deadline: float
+        self, region: Region, canvas: Tensor, data: Diffraction, rows: IndexArray, deadline: float
     ) -> Solution | None:
         """Refine object and probe of a region; None unless that explains its own frames clearly better."""
         if not self._config.refine_iterations:
             return None
-        if self._engine is None:
-            self._engine = self._new_engine(fresh, data)
+        config = self._config
+        if self._prior is not None:
+            # Anew in each step: it begins in batches, which get further than all frames together.
+            self._engine = refiner(self._prior, len(data), config.refine_iterations, self._seed, config.batch)
+        elif self._engine is None:
+            self._engine = make_engine(config.name, self._seed, config.batch)
 
         def in_time(epochs: int, solution: Solution) -> bool:
             if self._told is not None:
