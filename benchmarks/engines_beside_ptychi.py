@@ -56,6 +56,8 @@ class Row:
 
 
 ROWS = (
+    Row("network", True, {"algorithm": "pinn", "batch_size": 0, "epochs": 0}),
+    Row("network, 30 of LSQ-ML", True, {"algorithm": "pinn", "batch_size": 0, "epochs": 30}),
     Row("LSQ-ML", True, {"algorithm": "lsqml", "batch_size": 0}),
     Row("LSQ-ML, positions refined", True, {"algorithm": "lsqml", "batch_size": 0, "refine_positions": True}),
     Row("rPIE", True, {"algorithm": "rpie", "batch_size": 0}),
@@ -169,7 +171,7 @@ def cost(result: dict[str, Any]) -> dict[str, Any]:
     """What a result cost; the first quarter of the epochs warms up."""
     seconds = result["seconds_per_epoch"]
     return {
-        "seconds_per_epoch": float(np.median(seconds[len(seconds) // 4 :])),
+        "seconds_per_epoch": float(np.median(seconds[len(seconds) // 4 :])) if len(seconds) else float("nan"),
         "peak_memory_mib": float(result["peak_memory_bytes"]) / 2**20,
         "machine": result["machine"],
         "version": result["version"],
@@ -285,7 +287,7 @@ def compare(args: argparse.Namespace, common: dict[str, Any], folder: Path) -> d
     print(f"{'':48}{'deviance':>9} {'NRMSE':>7} {'FRC':>6} {'halves':>6} {'s/epoch':>8} {'MiB':>6}")
     for case in _cases(args.cases, args.data):
         recorded = not case.name.startswith("simulated")
-        for row in ROWS:
+        for row in args.rows:
             result = solve(case, row, common, args.ptychi, folder)
             numbers = {"deviance": deviance(case, row, result, args.device), **quality(case, result), **cost(result)}
             if recorded and "LSQ-ML" in row.label:
@@ -306,7 +308,7 @@ def speed(args: argparse.Namespace, common: dict[str, Any], folder: Path) -> dic
     print(f"{'':48}{'deviance':>9} {'s/epoch':>8} {'frames/s':>9} {'MiB':>7}")
     for size in args.sizes:
         case = speed_case(size, args.frames)
-        for row in (ROWS[0], ROWS[3]):
+        for row in (row for row in ROWS if row.label in ("LSQ-ML", "pty-chi LSQ-ML")):
             timed = Row(row.label, row.ours, {**row.settings, "batch_size": args.batch})
             result = solve(case, timed, common, args.ptychi, folder)
             numbers = {"deviance": deviance(case, timed, result, args.device), **cost(result)}
@@ -323,10 +325,11 @@ def speed(args: argparse.Namespace, common: dict[str, Any], folder: Path) -> dic
 def main() -> None:
     """Run what is asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ptychi", required=True, help="Python interpreter of an environment with pty-chi")
+    parser.add_argument("--ptychi", help="Python interpreter of an environment with pty-chi; our rows alone without")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BLUESKY_CDI_DATA", "../shared/data")))
     parser.add_argument("--cases", nargs="+", default=["star_recorded", "p25", *SIMULATED])
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--row", action="append", choices=[row.label for row in ROWS], help="only this one; repeatable")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--speed", action="store_true", help="seconds an epoch with many frames instead")
@@ -335,6 +338,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.speed and not args.ptychi:
+        parser.error("--speed needs --ptychi")
+    args.rows = [row for row in ROWS if args.ptychi or row.ours]
+    if args.row:
+        args.rows = [row for row in args.rows if row.label in args.row]
     common = {"epochs": args.epochs, "device": args.device, "threads": args.threads, "seed": 0}
     with tempfile.TemporaryDirectory() as folder:
         table = (speed if args.speed else compare)(args, common, Path(folder))

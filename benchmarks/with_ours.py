@@ -2,7 +2,8 @@
 
     python benchmarks/with_ours.py problem.npz result.npz
 
-`algorithm` may be any engine of the package; `refine_positions` (bool, absent: False) refines the
+`algorithm` may be any engine of the package, or `pinn`: the shipped network, which reads anew every ten epochs with
+the probe refined so far, and LSQ-ML with its reading as the prior; `refine_positions` (bool, absent: False) refines the
 positions from an eighth of the epochs on, and the result then holds them as `positions_px`. `batch_size` 0 leaves
 the engine its own choice.
 """
@@ -13,6 +14,7 @@ import argparse
 import platform
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,12 @@ import numpy as np
 import torch
 
 from bluesky_cdi.engines import make_engine
+from bluesky_cdi.engines.lsqml import Lsqml
 from bluesky_cdi.engines.ptychography import Schedule, Solution
+from bluesky_cdi.live.refinement import prior_of, refiner
+from bluesky_cdi.models.canvas import CanvasNet
+from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.offline import READ_EVERY
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum, Propagator
 
@@ -60,6 +67,16 @@ def diffraction(problem: dict[str, Any], device: str, positions_px: np.ndarray |
     )
 
 
+@torch.no_grad()
+def read_anew(net: CanvasNet, solution: Solution) -> tuple[Solution, Lsqml]:
+    """The network's reading if it explains the frames better, and the engine that has it as the prior."""
+    reading = net(solution.probe, solution.data)[-1]
+    reading = reading * torch.sgn((reading.conj() * solution.canvas).sum())
+    engine = refiner(prior_of(net, reading, solution.probe, solution.data), len(solution.data), READ_EVERY)
+    fresh = replace(solution, canvas=reading)
+    return min(solution, fresh, key=lambda found: found.judged().mean_deviance), engine
+
+
 def run(problem: dict[str, Any]) -> dict[str, Any]:
     """Reconstruct; the result's arrays."""
     torch.set_num_threads(problem["threads"])
@@ -69,20 +86,28 @@ def run(problem: dict[str, Any]) -> dict[str, Any]:
     data = diffraction(problem, device)
     probe = torch.from_numpy(problem["probe"].astype(np.complex64))[None].to(device)
     canvas = torch.ones(data.canvas_shape, dtype=torch.complex64, device=device)
-    engine = make_engine(problem["algorithm"], problem["seed"], problem["batch_size"] or None)
+    net = load_weights(device=device).canvas_net if problem["algorithm"] == "pinn" else None
+    engine = None if net else make_engine(problem["algorithm"], problem["seed"], problem["batch_size"] or None)
     epochs = problem["epochs"]
     positions_from = epochs // 8 if problem.get("refine_positions") else -1
     schedule = Schedule(epochs, problem.get("probe_from_epoch", 0), positions_from)
     solution = Solution.start(canvas, probe, data)
     synchronise()
     setup, seconds, deviance = time.perf_counter() - started, [], []
+    if net is not None and not epochs:
+        solution, _ = read_anew(net, solution)
     for epoch in range(epochs):
         started = time.perf_counter()
+        if net is not None and epoch % READ_EVERY == 0:
+            if engine is not None:
+                solution = engine.finish(solution, schedule.refine(epoch))
+            solution, engine = read_anew(net, solution)
         solution = engine.epoch(solution, schedule.refine(epoch))
         synchronise()
         seconds.append(time.perf_counter() - started)
         deviance.append(solution.mean_deviance)
-    solution = engine.finish(solution, schedule.refine(epochs - 1))
+    if engine is not None:
+        solution = engine.finish(solution, schedule.refine(epochs - 1))
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"
