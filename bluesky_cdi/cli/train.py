@@ -45,10 +45,10 @@ def _train(args: argparse.Namespace) -> int:
         raise BlueskyCDIError(f"the weights file must end in .safetensors; got {args.out}")
     if args.supervised <= 0 and args.physics <= 0:
         raise BlueskyCDIError("one of --supervised and --physics must be above 0: there is nothing to learn from")
-    # Matrix products in TF32 and convolutions tuned to their sizes: speed, at no cost to bf16 training. The baseline's
-    # batches have another number of frames each time, and tuning for each took longer than training.
     # Gradients below 1e-38 made a step five times as long on a CPU.
     torch.set_flush_denormal(True)
+    # Matrix products in TF32 and convolutions tuned to their sizes: speed, at no cost to bf16 training. The baseline's
+    # batches have another number of frames each time, and tuning for each took longer than training.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = args.model != "ptychonn"
     config = PretrainConfig(
