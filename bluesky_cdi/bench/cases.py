@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from bluesky_cdi.live.build import with_modes
 from bluesky_cdi.live.detector_faults import valid_pixels
 from bluesky_cdi.metrics import illuminated
 from bluesky_cdi.offline import first_guess
-from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.forward import Diffraction, to_centre
 from bluesky_cdi.physics.geometry import Canvas, Geometry
 from bluesky_cdi.physics.lit_frames import frames_at_once
 from bluesky_cdi.physics.objects import SAMPLES, make_sample
@@ -128,6 +128,20 @@ def simulate(case: Case, seed: int, device: torch.device) -> Problem:
         illuminated(light_of(probe[None], data)),
         canvas.origin_m,
         pixel_m,
+    )
+
+
+def scan_of(case: Case, seed: int) -> Scan:
+    """The scan of `simulate` as other programs can read it, with the probe that methods are told."""
+    problem = simulate(case, seed, torch.device("cpu"))
+    centre_px = problem.data.corner + case.frame_px // 2 + problem.data.shift_px
+    return Scan(
+        to_centre(problem.data.counts).numpy(),
+        np.asarray(problem.origin_m) + centre_px.double().numpy() * problem.pixel_m,
+        case.geometry,
+        problem.probe[0].numpy(),
+        name=f"{case.sample}, {photons(case.dose)} photons, seed {seed}",
+        source={"propagation": "far field", "simulated": asdict(case), "seed": seed},
     )
 
 

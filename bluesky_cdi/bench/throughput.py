@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ GPU_BATCH_PX, CPU_BATCH_PX = 2**26, 2**18
 SCAN_FRAMES = 1024
 # Batches before the clock starts: kernels are compiled, plans made, memory taken.
 WARM_UP = 2
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,23 @@ class Measured:
 
     def pinned(self) -> Measured:
         """The same in page-locked memory, from which a GPU copies by itself."""
-        return Measured(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+        return Measured(*(tensor.pin_memory() for tensor in self._tensors()))
+
+    def on(self, device: torch.device) -> Measured:
+        """The same on a device."""
+        return Measured(*(tensor.to(device) for tensor in self._tensors()))
+
+    def copy(self) -> Measured:
+        """The same, once more."""
+        return Measured(*(tensor.clone() for tensor in self._tensors()))
+
+    def take(self, other: Measured) -> None:
+        """Become another batch of the same size, in place; the copy may still be under way."""
+        for here, there in zip(self._tensors(), other._tensors(), strict=True):
+            here.copy_(there, non_blocking=True)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.counts, self.centre_px, self.scene, self.probe
 
 
 def simulate(work: Workload, device: torch.device, seed: int = 0) -> Measured:
@@ -147,7 +165,8 @@ def _defocused(size: int, modes: int) -> Tensor:
 class Pipeline:
     """From counts in the host's memory to stitched objects on a device.
 
-    On a GPU the next batch is copied while one is computed.
+    On a GPU the next batch is copied while one is computed, and all work on a batch is recorded once and started at
+    once (`recorded`): to start its kernels one by one takes Python about as long as an H100 takes to compute them.
 
     Parameters
     ----------
@@ -157,56 +176,98 @@ class Pipeline:
     canvas_px : int
         Side of the canvases.
     device : torch.device
+
+    Attributes
+    ----------
+    net : CanvasNet
+    computed : callable
+        Reconstruct the batch that is on the device: the objects, (B, Y, X), which hold until the next batch.
     """
 
     def __init__(self, net: CanvasNet, measured: Measured, canvas_px: int, device: torch.device) -> None:
-        self._net = net
-        self._host = measured.pinned() if device.type == "cuda" else measured
-        self._device = device
+        self.net = net
         self._shape = (len(measured.probe), canvas_px, canvas_px)
-        self._copying = _stream(device)
-        self._next: tuple[Measured, torch.cuda.Event] | None = None
+        self._host = measured.pinned() if device.type == "cuda" else measured
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._arriving = measured.on(device)
+        self._arrived: torch.cuda.Event | None = None
+        # What is computed lies still, where the recorded kernels look for it.
+        self._batch = self._arriving.copy() if device.type == "cuda" else self._arriving
+        self.computed = recorded(lambda: self._reconstructed(self._batch), device)
 
     def copied(self) -> Measured:
         """The batch on the device; the copy may still be under way in the current stream."""
-        return Measured(*(getattr(self._host, f.name).to(self._device, non_blocking=True) for f in fields(Measured)))
+        self._arriving.take(self._host)
+        return self._arriving
 
     def placed(self, raw: Measured) -> Diffraction:
         """Frames ready for computing."""
         corner, shift = place(raw.centre_px, raw.counts.shape[-1], self._shape[-1])
         return Diffraction(to_corner(raw.counts.to(torch.float32)), corner, shift, self._shape, scene=raw.scene)
 
-    def reconstructed(self, raw: Measured) -> Tensor:
-        """The objects, (B, Y, X)."""
-        objects: list[Tensor] = self._net(raw.probe, self.placed(raw))
-        return objects[-1]
-
     def one(self) -> Tensor:
-        """Copy a batch, then reconstruct it."""
-        return self.reconstructed(self.copied())
+        """Copy a batch, then reconstruct it; the objects hold until the next batch."""
+        self._batch.take(self._host)
+        return self.computed()
 
     def streamed(self) -> Tensor:
-        """Reconstruct the batch that is being copied, and begin to copy the one after it."""
-        if self._copying is None:
+        """Reconstruct the batch that is being copied, and begin to copy the one after it; else as `one`."""
+        copying = self._copying
+        if copying is None:
             return self.one()
-        raw, ready = self._next or self._ahead()
-        self._next = self._ahead()
-        computing = torch.cuda.current_stream(self._device)
-        computing.wait_event(ready)
-        for field in fields(Measured):
-            # The allocator must not give this memory to the next copy while it is being read.
-            getattr(raw, field.name).record_stream(computing)
-        return self.reconstructed(raw)
+        computing = torch.cuda.current_stream(copying.device)
+        computing.wait_event(self._arrived or self._ahead(copying, computing))
+        self._batch.take(self._arriving)
+        self._arrived = self._ahead(copying, computing)
+        return self.computed()
 
-    def _ahead(self) -> tuple[Measured, torch.cuda.Event]:
-        with torch.cuda.stream(self._copying):
-            raw = self.copied()
-            ready = torch.cuda.current_stream(self._device).record_event()
-        return raw, ready
+    def _reconstructed(self, raw: Measured) -> Tensor:
+        objects: list[Tensor] = self.net(raw.probe, self.placed(raw))
+        return objects[-1]
+
+    def _ahead(self, copying: torch.cuda.Stream, computing: torch.cuda.Stream) -> torch.cuda.Event:
+        """Begin to copy a batch once `computing` has taken the one before; the event when it is there."""
+        copying.wait_stream(computing)
+        with torch.cuda.stream(copying):
+            self.copied()
+            arrived: torch.cuda.Event = copying.record_event()
+        return arrived
 
 
-def _stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+def recorded(run: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+    """A call as one CUDA graph, which starts all its kernels at once; on a CPU the call itself.
+
+    Parameters
+    ----------
+    run : callable
+        Works on tensors that stay where they are, and waits for nothing that it computes.
+    device : torch.device
+
+    Returns
+    -------
+    callable
+        Its result is the same tensor each time, and so holds until the next call.
+    """
+    if device.type != "cuda":
+        return run
+    with torch.cuda.device(device):
+        # Kernels are compiled and plans made before, on a stream of their own as recording wants it.
+        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream(device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=aside):
+            result = run()
+
+    def replay() -> Result:
+        with torch.cuda.device(device):
+            graph.replay()
+        return result
+
+    return replay
 
 
 def throughput(
@@ -307,9 +368,11 @@ def _case(
     for device in set(devices):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+    with torch.inference_mode():
+        pipelines = [Pipeline(_on(net, device), measured, work.canvas_px, device) for device in devices]
     barrier = threading.Barrier(len(devices))
     with ThreadPoolExecutor(len(devices)) as pool:
-        lanes = [pool.submit(_lane, net, work, measured, device, seconds, barrier) for device in devices]
+        lanes = [pool.submit(_lane, *lane, seconds, barrier) for lane in zip(pipelines, devices, strict=True)]
     failed = [lane.exception() for lane in lanes]
     for error in failed:
         # A barrier breaks when another lane has failed.
@@ -317,12 +380,10 @@ def _case(
             raise error
     times = [lane.result() for lane in lanes]
     rates = [[work.frames / t for t in lane] for lane in times]
-    device = devices[0]
+    pipeline, device = pipelines[0], devices[0]
     with torch.inference_mode():
-        here = _on(net, device)
-        pipeline = Pipeline(here, measured, work.canvas_px, device)
         alone = _seconds(pipeline.one, device, seconds / 5)
-        parts = _parts(pipeline, here, work, device, seconds / 5)
+        parts = _parts(pipeline, work, device, seconds / 5)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "frame_px": work.frame_px,
@@ -344,19 +405,11 @@ def _case(
     }
 
 
-def _lane(
-    net: CanvasNet,
-    work: Workload,
-    measured: Measured,
-    device: torch.device,
-    seconds: float,
-    barrier: threading.Barrier,
-) -> list[float]:
+def _lane(pipeline: Pipeline, device: torch.device, seconds: float, barrier: threading.Barrier) -> list[float]:
     """One device's seconds for each batch, begun when all devices are ready."""
     try:
         # Modes and streams belong to a thread, so they are set in this one.
         with torch.inference_mode():
-            pipeline = Pipeline(_on(net, device), measured, work.canvas_px, device)
             for _ in range(WARM_UP):
                 pipeline.streamed()
             barrier.wait()
@@ -389,11 +442,9 @@ def _seconds(run: Callable[[], object], device: torch.device, least_s: float, wa
     return times
 
 
-def _parts(
-    pipeline: Pipeline, net: CanvasNet, work: Workload, device: torch.device, seconds: float
-) -> dict[str, list[float]]:
+def _parts(pipeline: Pipeline, work: Workload, device: torch.device, seconds: float) -> dict[str, list[float]]:
     """Seconds of the parts of one batch, each alone."""
-    raw = pipeline.copied()
+    raw, net = pipeline.copied(), pipeline.net
     data = pipeline.placed(raw)
     side, config = work.canvas_px, net.config
     canvas = torch.ones(data.canvas_shape, dtype=torch.complex64, device=device)
@@ -401,7 +452,7 @@ def _parts(
 
     def physics() -> None:
         frames = LitFrames(raw.probe, data)
-        for _ in range(config.stages):
+        for _ in range(config.stages * config.steps):
             frames.step(canvas)
 
     def networks() -> None:
@@ -410,9 +461,9 @@ def _parts(
 
     runs: dict[str, Callable[[], object]] = {
         "copy": pipeline.copied,
-        "conversion and placement": lambda: pipeline.placed(raw),
-        "physics of all stages": physics,
-        "networks of all stages": networks,
-        "all on the device": lambda: pipeline.reconstructed(raw),
+        "conversion and placement": recorded(lambda: pipeline.placed(raw), device),
+        "physics of all stages": recorded(physics, device),
+        "networks of all stages": recorded(networks, device),
+        "all on the device": pipeline.computed,
     }
     return {name: _seconds(run, device, seconds) for name, run in runs.items()}

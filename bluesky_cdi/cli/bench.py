@@ -31,6 +31,7 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     parts = bench.add_subparsers(dest="part", required=True, metavar="WHAT")
     _add_throughput(parts, common)
     _add_quality(parts, common)
+    _add_scan(parts, common)
 
 
 def _add_throughput(parts: Any, common: argparse.ArgumentParser) -> None:
@@ -117,6 +118,31 @@ def _bench_quality(args: argparse.Namespace) -> int:
     if args.out:
         args.out.write_text(text, encoding="utf-8")
     _say(text if args.json else tables(found))
+    return 0
+
+
+def _add_scan(parts: Any, common: argparse.ArgumentParser) -> None:
+    command = parts.add_parser(
+        "scan", parents=[common], help="write a scan of `bench quality`, for other programs or `train --probe`"
+    )
+    add = command.add_argument
+    add("out", type=Path, help="file to write, ending in .npz (canonical) or .cxi")
+    add("--sample", default="star", metavar="KIND", help="as in the quality tables (default: %(default)s)")
+    add("--dose", type=_above_0, default=1e5, metavar="PHOTONS", help="of a frame (default: %(default)s)")
+    add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of sample, positions and noise (default: %(default)s)")
+    command.set_defaults(run=_bench_scan)
+
+
+def _bench_scan(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.cases import Case, scan_of
+    from bluesky_cdi.io import write_scan
+
+    scan = scan_of(Case(dose=args.dose, sample=args.sample, frame_px=args.frame_px), args.seed)
+    _make_folder(args.out.parent)
+    write_scan(args.out, scan)
+    found = {"scan": str(args.out), "frames": len(scan), "frame_px": args.frame_px, "name": scan.name}
+    _say_result(args, found, [("scan", str(args.out)), ("frames", f"{len(scan)} of {args.frame_px}x{args.frame_px}")])
     return 0
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.output import _say_result
 from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    import torch
 
 # The networks that can be trained: `models.canvas.PRESETS`, which would load torch, and the baseline.
 MODELS = ("small", "large", "ptychonn")
@@ -25,6 +28,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
     add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
+    add("--probe", type=Path, metavar="SCAN", help="train for the probe of this scan file alone (default: all kinds)")
     add("--start", metavar="FILE", help="weights to go on from, shipped or a file, of this size or with fewer stages")
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
@@ -58,10 +62,12 @@ def _train(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         physics=args.physics,
         photons=(args.photons[0], args.photons[1]),
+        probe=args.probe.name if args.probe else None,
         model=PtychoNNConfig() if args.model == "ptychonn" else PRESETS[args.model],
     )
+    probe = _probe(args.probe) if args.probe else None
     with joined(args.device) as team:
-        record = pretrain(config, team, args.out, args.start, resume=args.resume, quiet=bool(args.quiet))
+        record = pretrain(config, team, args.out, args.start, probe=probe, resume=args.resume, quiet=bool(args.quiet))
     if not team.leads:
         return 0
     rows = [
@@ -71,3 +77,16 @@ def _train(args: argparse.Namespace) -> int:
     ]
     _say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out))])
     return 0
+
+
+def _probe(path: Path) -> torch.Tensor:
+    import torch
+
+    from bluesky_cdi.io import read_scan
+
+    scan = read_scan(path)
+    if scan.probe is None:
+        raise BlueskyCDIError(f"{path} holds no probe to train for: write its guess into the file, or omit --probe")
+    if scan.geometry.propagation == "near":
+        raise BlueskyCDIError(f"{path} is a near field; training for one probe draws far fields: omit --probe")
+    return torch.from_numpy(scan.probe)

@@ -2,7 +2,7 @@
 
 Each stage computes, from the physics, the change of the object that all frames together ask
 for, and a U-Net over the canvas turns it into the change that is made. The frames cost one FFT
-pair a stage; the convolutions are paid once for each pixel of the object. Any number of
+pair a physics step; the convolutions are paid once for each pixel of the object. Any number of
 frames, any arrangement, any probe and any number of its modes go in at run time.
 
 A last U-Net, the critic, looks at any object estimate in the same way and says how far off it
@@ -40,6 +40,8 @@ class CanvasConfig:
     ----------
     stages : int
         Unrolled stages.
+    steps : int
+        Physics steps of a stage; its U-Net sees the last.
     channels : int
         Channels of the finest level; level i has ``min(i + 1, 3)`` times as many.
     levels : int
@@ -53,6 +55,7 @@ class CanvasConfig:
     """
 
     stages: int = 5
+    steps: int = 1
     channels: int = 32
     levels: int = 4
     stem: int = 2
@@ -64,10 +67,10 @@ class CanvasConfig:
         return asdict(self)
 
 
-# Sizes for a choice of speed and quality. 'large' is 'small' with more stages, so that it can go on from it.
+# Sizes for a choice of speed and quality. 'large' is 'small' with more stages and steps, so that it can go on from it.
 PRESETS: Mapping[str, CanvasConfig] = {
     "small": CanvasConfig(),
-    "large": CanvasConfig(stages=8),
+    "large": CanvasConfig(stages=8, steps=2),
 }
 
 
@@ -137,7 +140,7 @@ class CanvasNet(nn.Module):
         inputs = PHYSICS_CHANNELS + self.config.memory
         outputs = 2 + self.config.memory
         self.stages = nn.ModuleList(UNet(inputs, outputs, self.config) for _ in range(self.config.stages))
-        self.step_size = nn.Parameter(torch.ones(self.config.stages))
+        self.step_size = nn.Parameter(torch.ones(self.config.stages * self.config.steps))
         self.critic = UNet(PHYSICS_CHANNELS, 2, self.config)
         # Of amplitude and phase; `training.calibration` sets it once the critic has learned.
         self.log_std_offset: Tensor
@@ -149,16 +152,18 @@ class CanvasNet(nn.Module):
         Raises
         ------
         ValueError
-            If it has more stages than this one, or they have another size.
+            If it has more stages or steps than this one, or the stages have another size.
         """
         ours, theirs = self.config, earlier.config
-        if replace(theirs, stages=ours.stages) != ours or theirs.stages > ours.stages:
-            raise ValueError(f"the stages of {theirs} don't fit into {ours}: only the number of stages may grow")
+        grown = replace(theirs, stages=ours.stages, steps=ours.steps)
+        if grown != ours or theirs.stages > ours.stages or theirs.steps > ours.steps:
+            raise ValueError(f"the stages of {theirs} don't fit into {ours}: only stages and steps may be more")
         for stage, trained in zip(self.stages, earlier.stages, strict=False):
             stage.load_state_dict(trained.state_dict())
         self.critic.load_state_dict(earlier.critic.state_dict())
         with torch.no_grad():
-            self.step_size[: theirs.stages] = earlier.step_size
+            # The further steps of a stage come before those that its U-Net knows.
+            self._step_sizes()[: theirs.stages, ours.steps - theirs.steps :] = earlier._step_sizes()
             for stage in self.stages[theirs.stages :]:
                 for parameter in cast(UNet, stage).exit.parameters():
                     parameter.zero_()
@@ -182,11 +187,13 @@ class CanvasNet(nn.Module):
         canvas = torch.ones(shape, dtype=probe.dtype, device=probe.device)
         memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
         outputs = []
-        for net, step_size in zip(self.stages, self.step_size, strict=True):
+        for net, step_sizes in zip(self.stages, self._step_sizes(), strict=True):
+            for step_size in step_sizes[:-1]:
+                canvas = canvas + step_size * damped_step(canvas, probe, frames)[0]
             channels, step, support = look(canvas, probe, frames)
             change, _ = run_unet(cast(UNet, net), torch.cat([channels, memory], dim=1))
             memory = change[:, 2:]
-            canvas = canvas + step_size * step + support * torch.complex(change[:, 0], change[:, 1])
+            canvas = canvas + step_sizes[-1] * step + support * torch.complex(change[:, 0], change[:, 1])
             outputs.append(canvas)
         return outputs
 
@@ -210,13 +217,21 @@ class CanvasNet(nn.Module):
         bounded = LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE)
         return bounded + self.log_std_offset[:, None, None], features
 
+    def _step_sizes(self) -> Tensor:
+        """(stages, steps)."""
+        return self.step_size.view(self.config.stages, self.config.steps)
+
+
+def damped_step(canvas: Tensor, probe: Tensor, frames: LitFrames) -> tuple[Tensor, Tensor, Tensor]:
+    """The physics step of an object, the support 0..1 that it has, and the light in photons, each (B, Y, X)."""
+    numerator, light = frames.step(canvas)
+    damping = STEP_DAMPING * peak_intensity(probe)
+    return numerator / (light + damping), light / (light + damping), light
+
 
 def look(canvas: Tensor, probe: Tensor, frames: LitFrames) -> tuple[Tensor, Tensor, Tensor]:
     """What a U-Net sees of an object (B, 6, Y, X), the physics step and the support (B, Y, X)."""
-    numerator, light = frames.step(canvas)
-    damping = STEP_DAMPING * peak_intensity(probe)
-    step = numerator / (light + damping)
-    support = light / (light + damping)
+    step, support, light = damped_step(canvas, probe, frames)
     channels = [canvas.real - 1, canvas.imag, step.real, step.imag, support, torch.log10(1 + light) / 3]
     return torch.stack(channels, dim=1), step, support
 

@@ -23,7 +23,9 @@ SHARE, WITHIN = 0.9, 1.6449
 
 
 @torch.no_grad()
-def calibrate(net: CanvasNet, device: torch.device, seed: int = 20_011, batches: int = 8) -> Tensor:
+def calibrate(
+    net: CanvasNet, device: torch.device, seed: int = 20_011, batches: int = 8, probe: Tensor | None = None
+) -> Tensor:
     """Set the factors of a network's critic, for its own objects.
 
     The scenes have all faults of the training stream: wrong probes and positions, masks, background.
@@ -37,6 +39,8 @@ def calibrate(net: CanvasNet, device: torch.device, seed: int = 20_011, batches:
         Of the scenes.
     batches : int
         Batches of scenes at each dose.
+    probe : Tensor, shape (M, N, N), complex, optional
+        Of all scenes; each has its own if absent.
 
     Returns
     -------
@@ -44,10 +48,11 @@ def calibrate(net: CanvasNet, device: torch.device, seed: int = 20_011, batches:
         The factors on the deviations of amplitude and phase.
     """
     net.log_std_offset.zero_()
+    shape = SHAPE if probe is None else SHAPE.of_frames(probe.shape[-1])
     offsets = []
     for photons in PHOTONS:
-        stream = SceneStream(device, seed, (photons, 1.001 * photons), pool=32)
-        offsets += [(_surprise(net, stream.draw(SHAPE)).quantile(SHARE, dim=1) / WITHIN).log() for _ in range(batches)]
+        stream = SceneStream(device, seed, (photons, 1.001 * photons), pool=32, probe=probe)
+        offsets += [(_surprise(net, stream.draw(shape)).quantile(SHARE, dim=1) / WITHIN).log() for _ in range(batches)]
     # The mean over batches: one in which all is easy or all is hard would rule the quantile of all pixels.
     net.log_std_offset.copy_(torch.stack(offsets).mean(dim=0))
     return net.log_std_offset.exp()

@@ -39,7 +39,7 @@ from bluesky_cdi.training.losses import (
     relative_deviance,
     relative_error,
 )
-from bluesky_cdi.training.stream import SHAPES, Batch, SceneShape, SceneStream
+from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream, shapes_for
 from bluesky_cdi.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class PretrainConfig:
         Weight of the Poisson deviance.
     photons : tuple of float
         Least and most photons of a frame.
+    probe : str, optional
+        What the one probe that it trains for is called; none if each scene has its own.
     model : CanvasConfig or PtychoNNConfig
     """
 
@@ -76,6 +78,7 @@ class PretrainConfig:
     supervised: float = 1.0
     physics: float = 1.0
     photons: tuple[float, float] = (1e3, 1e8)
+    probe: str | None = None
     model: NetworkConfig = field(default_factory=CanvasConfig)
 
 
@@ -85,6 +88,7 @@ def pretrain(
     out: Path,
     start: Path | str | None = None,
     *,
+    probe: Tensor | None = None,
     resume: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -101,6 +105,8 @@ def pretrain(
         Weights file, ends in ``.safetensors``.
     start : Path or str, optional
         Weights to go on from, of the same size or with fewer stages; their record goes into the new one.
+    probe : Tensor, shape (M, N, N), complex, optional
+        Train for this probe alone. The configuration's `probe` says which it is.
     resume : bool
         Go on with the run that was interrupted, of the same configuration.
     quiet : bool
@@ -122,14 +128,14 @@ def pretrain(
     if earlier is not None:
         _go_on_from(net, earlier)
     net = net.to(device=team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    run = _Run(net, config, team, out.with_suffix(".resume"))
+    run = _Run(net, config, team, out.with_suffix(".resume"), probe)
     if resume:
         run.resume()
     curve = run.to_the_end(quiet)
     net.eval()
     if not team.leads:
         return {}
-    factors = calibrate(net, team.device).tolist() if isinstance(net, CanvasNet) else None
+    factors = calibrate(net, team.device, probe=probe).tolist() if isinstance(net, CanvasNet) else None
     record = {
         "config": asdict(config),
         "steps": curve[-1]["step"],
@@ -140,7 +146,7 @@ def pretrain(
         "commit": _commit(),
         "torch": torch.__version__,
         "critic_factors": factors,
-        "validation": validate(net, team.device),
+        "validation": validate(net, team.device, probe=probe),
         "earlier": None if earlier is None else dict(earlier.record),
     }
     save_weights(net, out, record)
@@ -174,19 +180,18 @@ class SceneLosses(nn.Module):
 class _Run:
     """A training run underway."""
 
-    def __init__(self, net: Network, config: PretrainConfig, team: Team, state_file: Path) -> None:
+    def __init__(
+        self, net: Network, config: PretrainConfig, team: Team, state_file: Path, probe: Tensor | None
+    ) -> None:
         self.state_file = state_file
         self._config, self._team, self._net = config, team, net
         if isinstance(net, CanvasNet) and team.device.type == "cuda":
-            record_graphs(net, SHAPES, team.device)
+            record_graphs(net, shapes_for(probe), team.device)
         self._losses = team.shared(SceneLosses(net, config))
         fused = team.device.type == "cuda"
-        self._optimiser = torch.optim.AdamW(
-            net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused
-        )
-        self._stream = SceneStream(team.device, config.seed + 1_000_003 * team.rank, config.photons)
-        held_out = SceneStream(team.device, seed=10_007, photons=(1e5, 1.001e5), pool=16)
-        self._held_out = held_out.draw(VALIDATION_SHAPE, exact=True)
+        self._optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused)
+        self._stream = SceneStream(team.device, config.seed + 1_000_003 * team.rank, config.photons, probe=probe)
+        self._held_out = _held_out(team.device, 1e5, 16, probe)
         self._step, self._frames, self._seconds = 0, 0, 0.0
         self._curve: list[dict[str, float]] = []
 
@@ -327,17 +332,19 @@ def _state_to_judge(stages: list[Tensor], batch: Batch, stream: SceneStream) -> 
 
 @torch.no_grad()
 def validate(
-    net: Network, device: torch.device, photons: tuple[float, ...] = (1e4, 1e5, 1e6)
+    net: Network,
+    device: torch.device,
+    photons: tuple[float, ...] = (1e4, 1e5, 1e6),
+    probe: Tensor | None = None,
 ) -> dict[str, dict[str, float]]:
     """Complex NRMSE on held-out scenes beside rPIE from vacuum.
 
-    There are 8 scans of 121 frames of 64x64 a dose, probe and positions exact. The objects come from
-    the training's generators with a seed that training does not use.
+    There are 8 scans of 121 frames of 64x64 (or of the probe's size) a dose, probe and positions exact. The objects
+    come from the training's generators with a seed that training does not use.
     """
     table = {}
     for dose in photons:
-        stream = SceneStream(device, seed=10_007, photons=(dose, dose * 1.001), pool=64)
-        batch = stream.draw(VALIDATION_SHAPE, exact=True)
+        batch = _held_out(device, dose, 64, probe)
         light = illumination(batch.probe, batch.data)
         lit = (light > LIT * light.amax(dim=(-2, -1), keepdim=True)).to(light.dtype)
         canvas = net(batch.probe, batch.data)[-1]
@@ -348,6 +355,13 @@ def validate(
             row[f"{iterations} rPIE from vacuum"] = _nrmse(_after_rpie(flat, batch, iterations), batch.truth, lit)
         table[f"{dose:.0e}"] = row
     return table
+
+
+def _held_out(device: torch.device, photons: float, pool: int, probe: Tensor | None) -> Batch:
+    """Scenes that training doesn't draw."""
+    shape = VALIDATION_SHAPE if probe is None else VALIDATION_SHAPE.of_frames(probe.shape[-1])
+    stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, probe=probe)
+    return stream.draw(shape, exact=True)
 
 
 def _after_rpie(canvas: Tensor, batch: Batch, epochs: int) -> Tensor:

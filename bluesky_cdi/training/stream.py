@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.physics.forward import Diffraction, extract, to_centre
 from bluesky_cdi.physics.probes import orthogonal_modes
 from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum, Propagator
@@ -40,17 +41,24 @@ class SceneShape:
     scenes: int
     share: float
 
+    def of_frames(self, frame_px: int) -> SceneShape:
+        """The same for frames of another size: as much room around them."""
+        return replace(self, frame_px=frame_px, canvas_px=self.canvas_px - self.frame_px + frame_px)
+
 
 SHAPES = (
-    SceneShape(64, 128, (4, 48), 48, 0.40),
+    SceneShape(64, 128, (4, 48), 48, 0.35),
     SceneShape(64, 192, (24, 120), 22, 0.22),
     SceneShape(128, 224, (6, 40), 17, 0.25),
     SceneShape(64, 96, (1, 8), 80, 0.06),
     SceneShape(256, 416, (4, 16), 5, 0.07),
+    SceneShape(512, 560, (2, 8), 2, 0.05),
 )
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
 NEAR_SHARE = 0.12
 FRESNEL_NUMBERS = (2.0, 30.0)
+# Share of the objects that turn the phase by up to 9 rad, as some micrometres of gold do; the others by up to 2.6.
+THICK_SHARE = 0.12
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +92,13 @@ class SceneStream:
         Objects kept and cut from; one in 64 batches renews an eighth of them.
     object_px : int
         Side of the objects in the pool; a canvas can't be larger.
+    probe : Tensor, shape (M, N, N), complex, optional
+        The true probe of all scenes, up to its photons, and all are far fields; each has its own if absent.
+
+    Raises
+    ------
+    ConfigError
+        If no shape of `SHAPES` has frames of the probe's size.
     """
 
     def __init__(
@@ -92,9 +107,12 @@ class SceneStream:
         seed: int,
         photons: tuple[float, float] = (1e3, 1e8),
         pool: int = 256,
-        object_px: int = 448,
+        object_px: int = 560,
+        probe: Tensor | None = None,
     ) -> None:
         self.device = device
+        self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
+        self._shapes = shapes_for(probe)
         self._generator = torch.Generator(device=device)
         # What decides about a whole batch is drawn beside the GPU, which so is never waited for.
         self._decisions = torch.Generator()
@@ -156,11 +174,13 @@ class SceneStream:
         truth = self._cut(scenes, shape.canvas_px)
         photons = 10 ** self.uniform(scenes, low=math.log10(self.photons[0]), high=math.log10(self.photons[1]))
         modes = 1 if self.chance(0.5) else self.whole(2, 3)
-        probe = self.probes(scenes, size, modes) * photons.sqrt()[:, None, None, None]
+        unit = self.probes(scenes, size, modes) if self._probe is None else self._probe
+        probe = unit * photons.sqrt()[:, None, None, None]
         per_scene = self.whole(*shape.frames)
         centre, scene = self._positions(scenes, per_scene, size, shape.canvas_px)
         gain = (1 + 0.03 * self.normal(len(centre))).clamp(0.5, 1.5)
-        propagator = FAR_FIELD if exact or not self.chance(NEAR_SHARE) else self._near_field(size)
+        far = exact or self._probe is not None or not self.chance(NEAR_SHARE)
+        propagator = FAR_FIELD if far else self._near_field(size)
         corner, shift = place(centre, size, shape.canvas_px)
         canvases = (scenes, shape.canvas_px, shape.canvas_px)
         blank = torch.zeros((), device=self.device).expand(len(centre), size, size)
@@ -181,7 +201,9 @@ class SceneStream:
         blend = self.uniform(number, 1, 1, low=-1, high=0.6).clamp_min(0)
         thickness = (1 - blend) * thickness + blend * fields[0] * (thickness > 0)
         absorber = torch.where(self.uniform(number, 1, 1) < 0.6, thickness, fields[1])
-        phase = self.uniform(number, 1, 1, low=0.1, high=2.6) * thickness
+        thick = self.uniform(number, 1, 1) < THICK_SHARE
+        least, most = torch.where(thick, 2.6, 0.1), torch.where(thick, 9.0, 2.6)
+        phase = (least + (most - least) * self.uniform(number, 1, 1)) * thickness
         sign = torch.where(self.uniform(number, 1, 1) < 0.75, -1.0, 1.0)
         loss = self.uniform(number, 1, 1, low=-0.3, high=0.8).clamp_min(0)
         return torch.polar(torch.exp(-loss * absorber), sign * phase)
@@ -215,12 +237,12 @@ class SceneStream:
         return basis * shares.sqrt()[:, :, None, None]
 
     def _pick_shape(self) -> SceneShape:
-        pick, total = self.between(0, 1), 0.0
-        for shape in SHAPES:
+        pick, total = self.between(0, sum(shape.share for shape in self._shapes)), 0.0
+        for shape in self._shapes:
             total += shape.share
             if pick < total:
                 return shape
-        return SHAPES[0]
+        return self._shapes[0]
 
     def _error(self, most: float) -> float:
         """Half of the batches have none, the others up to `most`."""
@@ -330,6 +352,29 @@ class SceneStream:
         wave = torch.sin(2 * math.pi * (x * turn.cos() + y * turn.sin()) / period)
         disc = self.uniform(number, 1, 1, low=0.15, high=0.9) * size - torch.hypot(y - cy, x - cx)
         return (wave * period / 6 + 0.5).clamp(0, 1) * (disc + 0.5).clamp(0, 1)
+
+
+def shapes_for(probe: Tensor | None) -> tuple[SceneShape, ...]:
+    """The shapes of `SHAPES` that have frames of a probe's size (..., N, N); all without one.
+
+    Raises
+    ------
+    ConfigError
+        If there are none.
+    """
+    if probe is None:
+        return SHAPES
+    size = probe.shape[-1]
+    fitting = tuple(shape for shape in SHAPES if shape.frame_px == size)
+    if not fitting:
+        sizes = ", ".join(str(known) for known in sorted({shape.frame_px for shape in SHAPES}))
+        raise ConfigError(f"training draws frames of {sizes} pixels a side; the probe has {size}")
+    return fitting
+
+
+def _of_unit_energy(probe: Tensor) -> Tensor:
+    """(M, N, N) to the same shape."""
+    return probe / probe.abs().square().sum().sqrt()
 
 
 def place(centre: Tensor, size: int, canvas: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bluesky_cdi.bench.throughput import Pipeline, Workload, simulate
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import PTYCHOGRAPHY, make_engine
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
@@ -103,6 +104,21 @@ def test_recorded_graphs_give_the_same_gradients():
         sum(scene_losses(net, batch, config, stream).values()).backward()
         found.append(torch.cat([p.grad.reshape(-1) for p in net.parameters()]))
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.02
+
+
+def test_a_recorded_batch_gives_the_same_image():
+    work, cuda = Workload(64, scans=2, side=6), torch.device("cuda")
+    measured, net = simulate(work, cuda), load_weights(device="cuda").canvas_net
+    with torch.inference_mode():
+        pipeline = Pipeline(net, measured, work.canvas_px, cuda)
+        raw = measured.on(cuda)
+        expected = net(raw.probe, pipeline.placed(raw))[-1]
+        for run in (pipeline.one, pipeline.streamed, pipeline.streamed, pipeline.computed):
+            found = run()
+            # Sums are added up in another order each time, and rounded to bf16.
+            assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+            assert float((found - expected).norm() / expected.norm()) < 5e-3
+            found.zero_()
 
 
 def test_a_network_is_tuned_on_the_gpu(scan):

@@ -18,13 +18,13 @@ from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench import SUITES
 from bluesky_cdi.engines.ptychography import Schedule
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.io import Scan
+from bluesky_cdi.io import Scan, read_scan
 from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
 from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.physics import forward
 from bluesky_cdi.physics.forward import to_centre
-from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.physics.geometry import Canvas, Geometry
 from bluesky_cdi.physics.probes import width_px
 
 CPU = torch.device("cpu")
@@ -98,6 +98,24 @@ def test_the_same_seed_is_the_same_scan():
     one, same, other = (simulate(SMALL, seed, CPU) for seed in (1, 1, 2))
     assert torch.equal(one.data.counts, same.data.counts) and np.array_equal(one.truth, same.truth)
     assert one.data.counts.shape != other.data.counts.shape or not torch.equal(one.data.counts, other.data.counts)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "cxi"])
+def test_a_scan_in_a_file_is_the_one_that_is_judged(tmp_path, capsys, suffix):
+    path = tmp_path / "new" / f"scan.{suffix}"
+    assert main(["bench", "scan", str(path), "--dose", "1e4", "--seed", "2", "--json"]) == 0
+    said, scan = json.loads(capsys.readouterr().out), read_scan(path)
+    case = Case(dose=1e4)
+    problem = simulate(case, 2, CPU)
+    assert said["frames"] == len(scan) == len(problem.data) and scan.source["propagation"] == "far field"
+    np.testing.assert_array_equal(scan.counts[:], to_centre(problem.data.counts))
+    told = problem.probe[0].numpy()
+    # A guess that is read has the photons of the frames, not those of the beam through vacuum.
+    np.testing.assert_allclose(scan.probe / np.linalg.norm(scan.probe), told / np.linalg.norm(told), atol=1e-6)
+    canvas = Canvas(problem.origin_m, problem.data.canvas_shape[1:], problem.pixel_m, 64)
+    corner, shift = canvas.place(scan.positions_m)
+    place_px = torch.from_numpy(corner + shift)
+    torch.testing.assert_close(place_px, problem.data.corner + problem.data.shift_px.double(), atol=1e-5, rtol=0)
 
 
 def test_the_told_probe_is_wrong_by_what_is_stated():

@@ -292,7 +292,8 @@ def test_an_untrained_network_of_any_size_runs(scan):
     assert len(stages) == 2 and finite(*stages)
     _, features = net.judge(stages[-1], scan.probe, scan.data)
     assert features.shape == (1, 8, 28, 28)
-    assert config.as_dict() == {"stages": 2, "channels": 8, "levels": 2, "stem": 4, "blocks": 2, "memory": 3}
+    sizes = {"stages": 2, "steps": 1, "channels": 8, "levels": 2, "stem": 4, "blocks": 2, "memory": 3}
+    assert config.as_dict() == sizes
     assert CanvasConfig(**config.as_dict()) == config
 
 

@@ -104,14 +104,18 @@ def separate_stages(net, probe, data):
     """The network's definition, every stage by itself."""
     canvas = torch.ones(data.canvas_shape, dtype=probe.dtype)
     memory = torch.zeros(data.canvas_shape[0], net.config.memory, *data.canvas_shape[1:])
-    for unet, size in zip(net.stages, net.step_size, strict=True):
+    damping, steps = STEP_DAMPING * peak_intensity(probe), net.config.steps
+    for number, unet in enumerate(net.stages):
+        sizes = net.step_size[number * steps : (number + 1) * steps]
+        for size in sizes[:-1]:
+            numerator, light = canvas_step(canvas, probe, data, chunk=3)
+            canvas = canvas + size * numerator / (light + damping)
         numerator, light = canvas_step(canvas, probe, data, chunk=3)
-        damping = STEP_DAMPING * peak_intensity(probe)
         step, support = numerator / (light + damping), light / (light + damping)
         seen = [canvas.real - 1, canvas.imag, step.real, step.imag, support, torch.log10(1 + light) / 3]
         change, _ = run_unet(unet, torch.cat([torch.stack(seen, dim=1), memory], dim=1))
         memory = change[:, 2:]
-        canvas = canvas + size * step + support * torch.complex(change[:, 0], change[:, 1])
+        canvas = canvas + sizes[-1] * step + support * torch.complex(change[:, 0], change[:, 1])
     return canvas
 
 
@@ -127,11 +131,15 @@ def test_the_trained_network_gives_the_image_of_separate_stages():
     )
 
 
-def test_training_gets_the_gradients_of_separate_stages():
+@pytest.mark.parametrize("steps", [1, 3])
+def test_training_gets_the_gradients_of_separate_stages(steps):
     torch.manual_seed(1)
-    batch, net = small_batch(), CanvasNet(CanvasConfig(stages=3, channels=8, levels=2))
+    batch, net = small_batch(), CanvasNet(CanvasConfig(stages=3, steps=steps, channels=8, levels=2))
+    with torch.no_grad():
+        net.step_size.copy_(torch.linspace(0.4, 1.2, 3 * steps))
+    learning = [net.step_size, *net.stages.parameters()]
     gradients = [
-        torch.autograd.grad((image - batch.truth).abs().square().mean(), list(net.stages.parameters()))
+        torch.autograd.grad((image - batch.truth).abs().square().mean(), learning)
         for image in (net(batch.probe, batch.data)[-1], separate_stages(net, batch.probe, batch.data))
     ]
     assert sum(float(g.abs().sum()) for g in gradients[1]) > 0

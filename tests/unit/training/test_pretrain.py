@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from bluesky_cdi.cli import MODELS
-from bluesky_cdi.errors import WeightsError
+from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.metrics import complex_nrmse
 from bluesky_cdi.models.canvas import PRESETS, STEP_DAMPING, CanvasConfig, CanvasNet
 from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import intensity, peak_intensity
 from bluesky_cdi.physics.lit_frames import canvas_step
+from bluesky_cdi.physics.propagators import FAR_FIELD
 from bluesky_cdi.training import calibration
 from bluesky_cdi.training import pretrain as module
 from bluesky_cdi.training import stream as stream_module
@@ -192,7 +193,9 @@ def tiny_shapes(monkeypatch):
     monkeypatch.setattr(calibration, "SHAPE", SHAPE)
     for user in (module, calibration):
         monkeypatch.setattr(
-            user, "SceneStream", lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
+            user,
+            "SceneStream",
+            lambda device, seed, photons, pool=8, probe=None: SceneStream(device, seed, photons, 8, 48, probe),
         )
 
 
@@ -211,7 +214,7 @@ def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
 
 
 def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     brief = replace(TINY, seconds=0.01)
     pretrain(brief, Team(CPU), first)
@@ -223,7 +226,7 @@ def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
 
 
 def test_further_stages_begin_as_steps_of_the_physics(tiny_shapes, stream, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
     first, longer = tmp_path / "first.safetensors", replace(TINY.model, stages=4)
     pretrain(replace(TINY, seconds=0.01), Team(CPU), first)
     earlier, net = load_weights(first).net, CanvasNet(longer)
@@ -237,18 +240,64 @@ def test_further_stages_begin_as_steps_of_the_physics(tiny_shapes, stream, tmp_p
     torch.testing.assert_close(after[2], stepped, rtol=1e-5, atol=1e-5)
 
 
+def test_further_steps_of_a_stage_come_first(stream):
+    torch.manual_seed(2)
+    earlier, net = CanvasNet(TINY.model), CanvasNet(replace(TINY.model, stages=3, steps=2))
+    with torch.no_grad():
+        earlier.step_size.copy_(torch.tensor([0.3, 0.6]))
+    net.go_on_from(earlier)
+    assert net.step_size.tolist() == pytest.approx([1, 0.3, 1, 0.6, 1, 1])
+    batch, vacuum = stream.draw(SHAPE, exact=True), torch.ones(1, dtype=torch.complex64)
+    with torch.no_grad():
+        # Where the further steps have no length, the network is what it was.
+        net.step_size[::2] = 0
+        torch.testing.assert_close(net(batch.probe, batch.data)[1], earlier(batch.probe, batch.data)[1])
+        for stage in net.stages:
+            for parameter in stage.exit.parameters():
+                parameter.zero_()
+        net.step_size[0], net.step_size[1:] = 0.7, 0
+        numerator, light = canvas_step(vacuum.expand(batch.data.canvas_shape), batch.probe, batch.data)
+        step = 0.7 * numerator / (light + STEP_DAMPING * peak_intensity(batch.probe))
+        torch.testing.assert_close(net(batch.probe, batch.data)[-1], vacuum + step, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [TINY.model, PtychoNNConfig(channels=4, levels=2)])
+def test_a_run_for_one_probe_sees_no_other(tiny_shapes, tmp_path, monkeypatch, model):
+    rng = np.random.default_rng(6)
+    probe = torch.from_numpy(rng.normal(size=(2, 16, 16)) + 1j * rng.normal(size=(2, 16, 16)))
+    drawn, draw = [], SceneStream.draw
+    monkeypatch.setattr(SceneStream, "draw", lambda *args, **rest: drawn.append(draw(*args, **rest)) or drawn[-1])
+    config = replace(TINY, seconds=0.01, probe="scan.npz", model=model)
+    record = pretrain(config, Team(CPU), tmp_path / "one.safetensors", probe=probe)
+    assert record["config"]["probe"] == "scan.npz" and len(drawn) >= 5
+    for batch in drawn:
+        # The told probe has errors, the scenes' own is behind the counts of exact ones.
+        assert batch.probe.shape[1:] == (2, 16, 16) and batch.data.propagator is FAR_FIELD
+    exact = drawn[-1].probe
+    expected = probe.to(torch.complex64) * (exact[0].norm() / probe.norm())
+    torch.testing.assert_close(exact, expected.expand_as(exact), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_probe_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match="frames of 64, 128, 256, 512 pixels a side; the probe has 100"):
+        SceneStream(CPU, 1, probe=torch.ones(1, 100, 100))
+
+
 @pytest.mark.parametrize("model", [replace(TINY.model, stages=1), replace(TINY.model, channels=16), PtychoNNConfig()])
 def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, tmp_path, monkeypatch, model):
-    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
     first = tmp_path / "first.safetensors"
     pretrain(replace(TINY, seconds=0.01), Team(CPU), first)
     with pytest.raises(WeightsError, match="can't go on from first"):
         pretrain(replace(TINY, model=model), Team(CPU), tmp_path / "second.safetensors", start=first)
 
 
-def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, stream):
+def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, monkeypatch):
     """Of a critic that says the same of every pixel, much too little."""
     torch.manual_seed(5)
+    # Of the few thick objects a pool of eight would be no sample.
+    monkeypatch.setattr(stream_module, "THICK_SHARE", 0.0)
+    stream = SceneStream(CPU, 21, (1e4, 1e5), pool=8, object_px=48)
     net = CanvasNet(TINY.model).eval().requires_grad_(False)
     for parameter in net.critic.exit.parameters():
         parameter.zero_()
@@ -262,7 +311,7 @@ def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, stream):
 
 
 def test_the_baseline_is_trained_by_the_same_run(tiny_shapes, stream, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
     out = tmp_path / "baseline.safetensors"
     config = replace(TINY, physics=0.0, model=PtychoNNConfig(channels=4, levels=2))
     record = pretrain(config, Team(CPU), out)
@@ -278,7 +327,7 @@ def state_of(path):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
     monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
     out, long = tmp_path / "run.safetensors", replace(TINY, seconds=60.0)
     steps = []
@@ -327,9 +376,9 @@ from bluesky_cdi.training.team import joined
 torch.set_num_threads(1)
 stream.SHAPES = (SceneShape(16, 32, (6, 9), 4, 1.0),)
 module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
-module.SceneStream = lambda device, seed, photons, pool=8: SceneStream(device, seed, photons, 8, 48)
-module.validate = lambda net, device: {}
-module.calibrate = lambda net, device: net.log_std_offset
+module.SceneStream = lambda device, seed, photons, pool=8, probe=None: SceneStream(device, seed, photons, 8, 48)
+module.validate = lambda net, device, probe: {}
+module.calibrate = lambda net, device, probe: net.log_std_offset
 config = module.PretrainConfig(seconds=1.0, model=CanvasConfig(stages=2, channels=8, levels=2))
 out = Path(sys.argv[1])
 with joined("cpu") as team:

@@ -70,6 +70,18 @@ def test_objects_are_transmissions_of_mixed_kinds():
     assert (share > 0.3).any() and (share < 0.01).any()
 
 
+def test_some_objects_turn_the_phase_more_than_once_around(monkeypatch):
+    def all_around(objects):
+        phases = torch.angle(objects).flatten(start_dim=1)
+        return float(((phases.amin(dim=1) < -3) & (phases.amax(dim=1) > 3)).float().mean())
+
+    thin = make(6, object_px=48)
+    monkeypatch.setattr(module, "THICK_SHARE", 0.0)
+    assert all_around(thin.objects(40, 48)) == 0
+    monkeypatch.setattr(module, "THICK_SHARE", 1.0)
+    assert all_around(thin.objects(40, 48)) > 0.5
+
+
 @pytest.mark.parametrize("modes", [1, 2, 3])
 def test_probes_have_unit_energy_and_orthogonal_modes(modes):
     probes = make(7).probes(6, 32, modes)
