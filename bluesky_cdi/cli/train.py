@@ -29,7 +29,8 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
     add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
     add("--probe", type=Path, metavar="SCAN", help="train for the probe of this scan file alone (default: all kinds)")
-    add("--start", metavar="FILE", help="weights to go on from, shipped or a file, of this size or with fewer stages")
+    # `torchrun` looks through the options too, so none may be short for one of its own (`--start`: `--start-method`).
+    add("--initial", metavar="FILE", help="weights to go on from, shipped or a file, of this size or with fewer stages")
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
     train.set_defaults(run=_train)
@@ -67,7 +68,7 @@ def _train(args: argparse.Namespace) -> int:
     )
     probe = _probe(args.probe) if args.probe else None
     with joined(args.device) as team:
-        record = pretrain(config, team, args.out, args.start, probe=probe, resume=args.resume, quiet=bool(args.quiet))
+        record = pretrain(config, team, args.out, args.initial, probe=probe, resume=args.resume, quiet=bool(args.quiet))
     if not team.leads:
         return 0
     rows = [

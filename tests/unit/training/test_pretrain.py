@@ -1,5 +1,6 @@
 """Losses against what they should measure, and a training run of a few steps."""
 
+import argparse
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from bluesky_cdi.cli import MODELS
+from bluesky_cdi.cli.train import _add_train
 from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.metrics import complex_nrmse
 from bluesky_cdi.models.canvas import PRESETS, STEP_DAMPING, CanvasConfig, CanvasNet
@@ -417,6 +419,18 @@ def test_alone_without_torchrun(monkeypatch):
 
 def test_the_command_line_offers_every_model():
     assert set(MODELS) == {*PRESETS, "ptychonn"}
+
+
+def test_torchrun_takes_no_option_for_its_own():
+    from torch.distributed.run import get_args_parser
+
+    commands = argparse.ArgumentParser().add_subparsers()
+    _add_train(commands, argparse.ArgumentParser(add_help=False))
+    options = [option for option in commands.choices["train"]._option_string_actions if option != "-h"]
+    assert "--initial" in options
+    for option in options:
+        line = ["--nproc-per-node=2", "-m", "bluesky_cdi", "train", "out.safetensors", option]
+        assert get_args_parser().parse_args(line).training_script_args == ["train", "out.safetensors", option]
 
 
 def test_validation_compares_with_rpie(tiny_shapes):
