@@ -30,7 +30,10 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
     add("--probe", type=Path, metavar="SCAN", help="train for the probe of this scan file alone (default: all kinds)")
     # `torchrun` looks through the options too, so none may be short for one of its own (`--start`: `--start-method`).
-    add("--initial", metavar="FILE", help="weights to go on from, shipped or a file, of this size or with fewer stages")
+    add(
+        "--initial", action="append", default=[], metavar="FILE",
+        help="weights to go on from, shipped or a file, of this size or with fewer stages; repeated: from their mean",
+    )  # fmt: skip
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
     train.set_defaults(run=_train)

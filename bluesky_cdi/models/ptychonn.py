@@ -55,6 +55,10 @@ class PtychoNN(nn.Module):
         )
         self.amplitude = self._decoder(widths)
         self.phase = self._decoder(widths)
+        for layer in self.modules():
+            # With PyTorch's default, which thins the signal out from layer to layer, it learned constants alone.
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, probe: Tensor, data: Diffraction) -> list[Tensor]:
         """Reconstruct.

@@ -15,6 +15,7 @@ import pickle
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def pretrain(
     config: PretrainConfig,
     team: Team,
     out: Path,
-    start: Path | str | None = None,
+    initial: Sequence[Path | str] = (),
     *,
     probe: Tensor | None = None,
     resume: bool = False,
@@ -103,8 +104,10 @@ def pretrain(
         The processes that train; each draws its own scenes.
     out : Path
         Weights file, ends in ``.safetensors``.
-    start : Path or str, optional
-        Weights to go on from, of the same size or with fewer stages; their record goes into the new one.
+    initial : sequence of Path or str
+        Weights to go on from, of the same size or with fewer stages and steps; from the mean of several, which
+        is often better than each where one went on from another (Wortsman et al., Proc. Mach. Learn. Res. 162,
+        23965 (2022)). Their records go into the new one.
     probe : Tensor, shape (M, N, N), complex, optional
         Train for this probe alone. The configuration's `probe` says which it is.
     resume : bool
@@ -123,10 +126,9 @@ def pretrain(
         If there is no run to resume, it has another configuration, or the weights to go on from don't fit.
     """
     torch.manual_seed(config.seed)
-    earlier = load_weights(start) if start else None
+    earlier = [load_weights(name) for name in initial]
     net = build_network(config.model)
-    if earlier is not None:
-        _go_on_from(net, earlier)
+    _go_on_from(net, earlier)
     net = net.to(device=team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     run = _Run(net, config, team, out.with_suffix(".resume"), probe)
     if resume:
@@ -147,21 +149,27 @@ def pretrain(
         "torch": torch.__version__,
         "critic_factors": factors,
         "validation": validate(net, team.device, probe=probe),
-        "earlier": None if earlier is None else dict(earlier.record),
+        "earlier": [dict(each.record) for each in earlier],
     }
     save_weights(net, out, record)
     run.state_file.unlink(missing_ok=True)
     return record
 
 
-def _go_on_from(net: Network, earlier: Trained) -> None:
-    try:
-        if isinstance(net, CanvasNet):
-            net.go_on_from(earlier.canvas_net)
-        else:
-            net.load_state_dict(earlier.net.state_dict())
-    except (ValueError, RuntimeError) as err:
-        raise WeightsError(f"a network of {net.config} can't go on from {earlier.name}: {err}") from err
+def _go_on_from(net: Network, earlier: Sequence[Trained]) -> None:
+    """Take the mean of what some networks have learned; nothing without any."""
+    states = []
+    for each in earlier:
+        try:
+            if isinstance(net, CanvasNet):
+                net.go_on_from(each.canvas_net)
+            else:
+                net.load_state_dict(each.net.state_dict())
+        except (ValueError, RuntimeError) as err:
+            raise WeightsError(f"a network of {net.config} can't go on from {each.name}: {err}") from err
+        states.append({name: value.clone() for name, value in net.state_dict().items()})
+    if states:
+        net.load_state_dict({name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
 
 
 class SceneLosses(nn.Module):
@@ -190,7 +198,7 @@ class _Run:
         self._losses = team.shared(SceneLosses(net, config))
         fused = team.device.type == "cuda"
         self._optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused)
-        self._stream = SceneStream(team.device, config.seed + 1_000_003 * team.rank, config.photons, probe=probe)
+        self._stream = SceneStream(team.device, self._seed(), config.photons, probe=probe, decisions=config.seed)
         self._held_out = _held_out(team.device, 1e5, 16, probe)
         self._step, self._frames, self._seconds = 0, 0, 0.0
         self._curve: list[dict[str, float]] = []
@@ -233,7 +241,11 @@ class _Run:
         self._step, self._frames, self._seconds = state["step"], state["frames"], state["seconds"]
         self._curve = state["curve"]
         # New scenes, not those that the first part of the run has seen.
-        self._stream.reseed(self._config.seed + 1_000_003 * self._team.rank + 7 * self._step)
+        self._stream.reseed(self._seed() + 7 * self._step, self._config.seed + 7 * self._step)
+
+    def _seed(self) -> int:
+        """Of the scenes of this process."""
+        return self._config.seed + 1_000_003 * self._team.rank
 
     def _one_step(self, progress: float) -> dict[str, Tensor]:
         warm_up, cosine = min(1.0, (self._step + 1) / 200), 0.5 * (1 + math.cos(math.pi * progress))

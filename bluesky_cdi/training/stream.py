@@ -94,6 +94,9 @@ class SceneStream:
         Side of the objects in the pool; a canvas can't be larger.
     probe : Tensor, shape (M, N, N), complex, optional
         The true probe of all scenes, up to its photons, and all are far fields; each has its own if absent.
+    decisions : int, optional
+        Seed of what decides about whole batches, their sizes among it; default: `seed`. Streams with the same draw
+        batches of the same size, so that of processes that train together none waits for another.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class SceneStream:
         pool: int = 256,
         object_px: int = 560,
         probe: Tensor | None = None,
+        decisions: int | None = None,
     ) -> None:
         self.device = device
         self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
@@ -116,17 +120,17 @@ class SceneStream:
         self._generator = torch.Generator(device=device)
         # What decides about a whole batch is drawn beside the GPU, which so is never waited for.
         self._decisions = torch.Generator()
-        self.reseed(seed)
+        self.reseed(seed, decisions)
         self.photons = photons
         self.object_px = object_px
         self._drawn = 0
         eighth = max(1, pool // 8)
         self._pool = [self.objects(eighth, object_px) for _ in range(8)]
 
-    def reseed(self, seed: int) -> None:
+    def reseed(self, seed: int, decisions: int | None = None) -> None:
         """Begin another sequence of scenes."""
         self._generator.manual_seed(seed)
-        self._decisions.manual_seed(seed)
+        self._decisions.manual_seed(seed if decisions is None else decisions)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform random numbers of the stream."""

@@ -197,7 +197,9 @@ def tiny_shapes(monkeypatch):
         monkeypatch.setattr(
             user,
             "SceneStream",
-            lambda device, seed, photons, pool=8, probe=None: SceneStream(device, seed, photons, 8, 48, probe),
+            lambda device, seed, photons, pool=8, probe=None, decisions=None: SceneStream(
+                device, seed, photons, 8, 48, probe, decisions
+            ),
         )
 
 
@@ -220,11 +222,28 @@ def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     brief = replace(TINY, seconds=0.01)
     pretrain(brief, Team(CPU), first)
-    record = pretrain(replace(brief, learning_rate=1e-9), Team(CPU), second, start=first)
-    assert record["earlier"]["sha256"] == load_weights(first).sha256
+    record = pretrain(replace(brief, learning_rate=1e-9), Team(CPU), second, [first])
+    assert record["earlier"][0]["sha256"] == load_weights(first).sha256
     earlier, later = load_weights(first).net, load_weights(second).net
     for a, b in zip(earlier.parameters(), later.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", [TINY.model, PtychoNNConfig(channels=4, levels=2)])
+def test_a_run_goes_on_from_the_mean_of_several(tiny_shapes, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+    monkeypatch.setattr(module, "calibrate", lambda net, device, probe: net.log_std_offset)
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "mean")]
+    brief = replace(TINY, seconds=0.01, physics=0.0, model=model)
+    for seed, path in enumerate(paths[:2]):
+        pretrain(replace(brief, seed=seed), Team(CPU), path)
+    record = pretrain(replace(brief, learning_rate=1e-9), Team(CPU), paths[2], paths[:2])
+    one, two, mean = (load_weights(path) for path in paths)
+    assert [each["sha256"] for each in record["earlier"]] == [one.sha256, two.sha256]
+    states = [trained.net.state_dict() for trained in (one, two, mean)]
+    assert max(float((a - b).abs().max()) for a, b in zip(states[0].values(), states[1].values(), strict=True)) > 0.1
+    for a, b, middle in zip(*(state.values() for state in states), strict=True):
+        torch.testing.assert_close(middle, (a + b) / 2, atol=1e-3, rtol=1e-3)
 
 
 def test_further_stages_begin_as_steps_of_the_physics(tiny_shapes, stream, tmp_path, monkeypatch):
@@ -291,7 +310,7 @@ def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, tmp_path, 
     first = tmp_path / "first.safetensors"
     pretrain(replace(TINY, seconds=0.01), Team(CPU), first)
     with pytest.raises(WeightsError, match="can't go on from first"):
-        pretrain(replace(TINY, model=model), Team(CPU), tmp_path / "second.safetensors", start=first)
+        pretrain(replace(TINY, model=model), Team(CPU), tmp_path / "second.safetensors", [first])
 
 
 def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, monkeypatch):
@@ -378,7 +397,9 @@ from bluesky_cdi.training.team import joined
 torch.set_num_threads(1)
 stream.SHAPES = (SceneShape(16, 32, (6, 9), 4, 1.0),)
 module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
-module.SceneStream = lambda device, seed, photons, pool=8, probe=None: SceneStream(device, seed, photons, 8, 48)
+module.SceneStream = lambda device, seed, photons, pool=8, probe=None, decisions=None: SceneStream(
+    device, seed, photons, 8, 48, probe, decisions
+)
 module.validate = lambda net, device, probe: {}
 module.calibrate = lambda net, device, probe: net.log_std_offset
 config = module.PretrainConfig(seconds=1.0, model=CanvasConfig(stages=2, channels=8, levels=2))

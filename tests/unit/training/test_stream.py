@@ -33,6 +33,16 @@ def test_a_seed_names_a_stream():
     assert not torch.equal(first.draw(SHAPE).truth, a.truth)
 
 
+def test_streams_of_one_team_draw_batches_of_one_size(monkeypatch):
+    monkeypatch.setattr(module, "SHAPES", (SHAPE, SceneShape(16, 40, (2, 20), 2, 1.0)))
+    one, other = make(3), make(1_000_006, decisions=3)
+    for _ in range(12):
+        a, b = one.draw(), other.draw()
+        assert a.data.counts.shape == b.data.counts.shape and a.probe.shape == b.probe.shape
+        assert (a.data.mask is None) == (b.data.mask is None)
+        assert not torch.equal(a.truth, b.truth) and not torch.equal(a.data.counts, b.data.counts)
+
+
 def test_the_global_generator_plays_no_part():
     torch.manual_seed(1)
     a = make(3).draw(SHAPE)
