@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,13 @@ class PtychoNN(nn.Module):
         )
         self.amplitude = self._decoder(widths)
         self.phase = self._decoder(widths)
+        # PyTorch's own beginning thins the signal out from layer to layer, and large values at the end saturate: from
+        # both it learned constants alone.
         for layer in self.modules():
-            # With PyTorch's default, which thins the signal out from layer to layer, it learned constants alone.
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        for decoder in (self.amplitude, self.phase):
+            nn.init.zeros_(cast(nn.Conv2d, decoder[-1]).weight)
 
     def forward(self, probe: Tensor, data: Diffraction) -> list[Tensor]:
         """Reconstruct.

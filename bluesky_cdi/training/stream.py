@@ -54,6 +54,8 @@ SHAPES = (
     SceneShape(256, 416, (4, 16), 5, 0.07),
     SceneShape(512, 560, (2, 8), 2, 0.05),
 )
+# Of these scenes a batch on a CPU has so many: with all of them a run would make few steps.
+CPU_SHARE = 1 / 8
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
 NEAR_SHARE = 0.12
 FRESNEL_NUMBERS = (2.0, 30.0)
@@ -116,7 +118,8 @@ class SceneStream:
     ) -> None:
         self.device = device
         self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
-        self._shapes = shapes_for(probe)
+        share = 1 if device.type == "cuda" else CPU_SHARE
+        self._shapes = [replace(each, scenes=max(1, round(share * each.scenes))) for each in shapes_for(probe)]
         self._generator = torch.Generator(device=device)
         # What decides about a whole batch is drawn beside the GPU, which so is never waited for.
         self._decisions = torch.Generator()
