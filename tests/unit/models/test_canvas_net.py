@@ -214,15 +214,15 @@ def test_any_modes_on_any_canvas(net, scan, modes, canvas):
 
 def test_all_modes_are_used(net):
     """Data of several modes give a better image with all of them than with the first and all the photons."""
-    batch = draw(seed=6, photons=1e6, frames=49)
-    assert batch.probe.shape[1] > 1
+    batch = draw(seed=10, photons=1e6, frames=49)
+    assert batch.probe.shape[1] > 1 and float((batch.probe[0, 0].norm() / batch.probe.norm()) ** 2) < 0.8
     first = batch.probe[:, :1]
     first = first * (batch.probe.norm() / first.norm())
     mask = lit(batch)[0].numpy()
     several, one = (
         complex_nrmse(net(p, batch.data)[-1][0].numpy(), batch.truth[0].numpy(), mask) for p in (batch.probe, first)
     )
-    assert several < 0.7 * one
+    assert several < 0.5 * one
 
 
 def test_frames_of_128_pixels(net):
