@@ -52,21 +52,24 @@ def calibrate(
     offsets = []
     for photons in PHOTONS:
         stream = SceneStream(device, seed, (photons, 1.001 * photons), pool=32, probe=probe)
-        offsets += [(_surprise(net, stream.draw(shape)).quantile(SHARE, dim=1) / WITHIN).log() for _ in range(batches)]
-    # The mean over batches: one in which all is easy or all is hard would rule the quantile of all pixels.
+        for _ in range(batches):
+            scans = _surprise(net, stream.draw(shape))
+            offsets += [(scan.quantile(SHARE, dim=1) / WITHIN).log() for scan in scans]
+    # The mean over scans: the few in which all is hard would rule the quantile of all pixels.
     net.log_std_offset.copy_(torch.stack(offsets).mean(dim=0))
     return net.log_std_offset.exp()
 
 
-def _surprise(net: CanvasNet, batch: Batch, most: int = 100_000) -> Tensor:
-    """Errors of amplitude and phase over their predicted deviations, of at most `most` lit pixels, (2, pixels)."""
+def _surprise(net: CanvasNet, batch: Batch, most: int = 100_000) -> list[Tensor]:
+    """Errors of amplitude and phase over their predicted deviations: of each scan, (2, pixels), at most `most` lit ones."""
     data = batch.data
     light = illumination(batch.probe, data)
     lit = light > LIT * peak_intensity(batch.probe)
     canvas = net(batch.probe, data)[-1]
     log_std, _ = net.judge(canvas, batch.probe, data)
     fixed = gauge_fixed(canvas, batch.truth, lit.to(light.dtype))
-    errors = torch.stack([fixed.abs() - batch.truth.abs(), torch.angle(fixed * batch.truth.conj())])  # (2, B, Y, X)
-    ratio = (errors.abs() * torch.exp(-log_std.transpose(0, 1)))[:, lit]
+    errors = torch.stack([fixed.abs() - batch.truth.abs(), torch.angle(fixed * batch.truth.conj())], dim=1)
+    ratios = errors.abs() * torch.exp(-log_std)  # (B, 2, Y, X)
+    scans = (ratio[:, here] for ratio, here in zip(ratios, lit, strict=True))
     # A quantile needs no more, and PyTorch's takes no more than some millions.
-    return ratio[:, :: max(1, ratio.shape[1] // most)]
+    return [scan[:, :: max(1, scan.shape[1] // most)] for scan in scans]
