@@ -61,7 +61,7 @@ def calibrate(
 
 
 def _surprise(net: CanvasNet, batch: Batch, most: int = 100_000) -> list[Tensor]:
-    """Errors of amplitude and phase over their predicted deviations: of each scan, (2, pixels), at most `most` lit ones."""
+    """Errors of amplitude and phase over their predicted deviations: (2, pixels) a scan, at most `most` lit ones."""
     data = batch.data
     light = illumination(batch.probe, data)
     lit = light > LIT * peak_intensity(batch.probe)
