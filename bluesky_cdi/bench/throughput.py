@@ -91,7 +91,7 @@ class Workload:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A batch as a detector and a stage leave it, in the host's memory.
+    """A batch as a detector and a stage leave it, in the host's memory or copied to a device.
 
     Attributes
     ----------
@@ -196,7 +196,10 @@ class Pipeline:
         self.computed = recorded(lambda: self._reconstructed(self._batch), device)
 
     def copied(self) -> Measured:
-        """The batch on the device; the copy may still be under way in the current stream."""
+        """The batch on the device; the copy may still be under way in the current stream.
+
+        `streamed` copies to the same place from a stream of its own: synchronise between the two.
+        """
         self._arriving.take(self._host)
         return self._arriving
 
@@ -211,7 +214,7 @@ class Pipeline:
         return self.computed()
 
     def streamed(self) -> Tensor:
-        """Reconstruct the batch that is being copied, and begin to copy the one after it; else as `one`."""
+        """Reconstruct the batch that is being copied, and begin to copy the one after it; on a CPU as `one`."""
         copying = self._copying
         if copying is None:
             return self.one()
@@ -246,7 +249,7 @@ def recorded(run: Callable[[], Result], device: torch.device) -> Callable[[], Re
     Returns
     -------
     callable
-        Its result is the same tensor each time, and so holds until the next call.
+        On a GPU its result lies in the same place each time, and so holds until the next call.
     """
     if device.type != "cuda":
         return run

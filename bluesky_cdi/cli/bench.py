@@ -126,11 +126,11 @@ def _add_scan(parts: Any, common: argparse.ArgumentParser) -> None:
         "scan", parents=[common], help="write a scan of `bench quality`, for other programs or `train --probe`"
     )
     add = command.add_argument
-    add("out", type=Path, help="file to write, ending in .npz (canonical) or .cxi")
-    add("--sample", default="star", metavar="KIND", help="as in the quality tables (default: %(default)s)")
+    add("out", type=Path, help="file to write, ending in .npz (canonical), .cxi, or .h5 (Ptychodus)")
+    add("--sample", default="star", metavar="KIND", help="star, natural, circuit, gold, ... (default: %(default)s)")
     add("--dose", type=_above_0, default=1e5, metavar="PHOTONS", help="of a frame (default: %(default)s)")
     add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of sample, positions and noise (default: %(default)s)")
+    add("--seed", type=_from_0, default=0, help="of sample, positions and noise (default: %(default)s)")
     command.set_defaults(run=_bench_scan)
 
 
@@ -158,6 +158,12 @@ def _networks(weights: Sequence[str], baseline: Path | None, device: torch.devic
     if len(set(names)) < len(names):
         raise BlueskyCDIError(f"networks go by their files' names, which must differ; they are {', '.join(names)}")
     return networks
+
+
+def _from_0(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on; got {text!r}")
+    return int(text)
 
 
 def _above_0(text: str) -> float:

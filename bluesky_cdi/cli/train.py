@@ -32,7 +32,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     # `torchrun` looks through the options too, so none may be short for one of its own (`--start`: `--start-method`).
     add(
         "--initial", action="append", default=[], metavar="FILE",
-        help="weights to go on from, shipped or a file, of this size or with fewer stages; repeated: from their mean",
+        help="weights to go on from, shipped or a file, of this size or fewer stages and steps; repeated: their mean",
     )  # fmt: skip
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
@@ -66,7 +66,6 @@ def _train(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         physics=args.physics,
         photons=(args.photons[0], args.photons[1]),
-        probe=args.probe.name if args.probe else None,
         model=PtychoNNConfig() if args.model == "ptychonn" else PRESETS[args.model],
     )
     probe = _probe(args.probe) if args.probe else None

@@ -147,7 +147,7 @@ class CanvasNet(nn.Module):
         self.register_buffer("log_std_offset", torch.zeros(2))
 
     def go_on_from(self, earlier: CanvasNet) -> None:
-        """Take what a network has learned; further stages make the physics step alone until they learn better.
+        """Take what a network has learned; further stages and steps are steps of the physics until they learn better.
 
         Raises
         ------
@@ -162,6 +162,7 @@ class CanvasNet(nn.Module):
             stage.load_state_dict(trained.state_dict())
         self.critic.load_state_dict(earlier.critic.state_dict())
         with torch.no_grad():
+            self.step_size.fill_(1.0)
             # The further steps of a stage come before those that its U-Net knows.
             self._step_sizes()[: theirs.stages, ours.steps - theirs.steps :] = earlier._step_sizes()
             for stage in self.stages[theirs.stages :]:

@@ -56,8 +56,8 @@ class PtychoNN(nn.Module):
         )
         self.amplitude = self._decoder(widths)
         self.phase = self._decoder(widths)
-        # PyTorch's own beginning thins the signal out from layer to layer, and large values at the end saturate: from
-        # both it learned constants alone.
+        # With PyTorch's own weights the signal fades from layer to layer; large weights in the last layer saturate the
+        # outputs. Either way it learned only constants.
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

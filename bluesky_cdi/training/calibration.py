@@ -2,7 +2,8 @@
 
 The critic learns the Gaussian likelihood of errors that it meets in training, those of early stages among them, and
 the deviations that it then predicts for good objects are too large. One factor for amplitude and one for phase, found
-on scenes that training has not seen, makes nine in ten errors lie within the central 90 % interval (the recalibration
+on scenes that training has not seen, makes nine in ten errors of a typical scan lie within the central 90 % interval
+(the recalibration
 of Kuleshov, Fenner and Ermon, Proc. Mach. Learn. Res. 80, 2796 (2018), for one quantile).
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from bluesky_cdi.models.canvas import CanvasNet
 from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.training.losses import LIT, gauge_fixed, illumination
-from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream
+from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream
 
 SHAPE = SceneShape(64, 146, (60, 121), 4, 1.0)
 PHOTONS = (1e4, 1e5, 1e6)
@@ -51,7 +52,8 @@ def calibrate(
     shape = SHAPE if probe is None else SHAPE.of_frames(probe.shape[-1])
     offsets = []
     for photons in PHOTONS:
-        stream = SceneStream(device, seed, (photons, 1.001 * photons), pool=32, probe=probe)
+        object_px = max(OBJECT_PX, shape.canvas_px)
+        stream = SceneStream(device, seed, (photons, 1.001 * photons), 32, object_px, probe)
         for _ in range(batches):
             scans = _surprise(net, stream.draw(shape))
             offsets += [(scan.quantile(SHARE, dim=1) / WITHIN).log() for scan in scans]
@@ -72,4 +74,4 @@ def _surprise(net: CanvasNet, batch: Batch, most: int = 100_000) -> list[Tensor]
     ratios = errors.abs() * torch.exp(-log_std)  # (B, 2, Y, X)
     scans = (ratio[:, here] for ratio, here in zip(ratios, lit, strict=True))
     # A quantile needs no more, and PyTorch's takes no more than some millions.
-    return [scan[:, :: max(1, scan.shape[1] // most)] for scan in scans]
+    return [scan[:, :: -(-scan.shape[1] // most)] for scan in scans]

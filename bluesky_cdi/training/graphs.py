@@ -46,8 +46,10 @@ def record_graphs(net: CanvasNet, shapes: Sequence[SceneShape], device: torch.de
             channels = PHYSICS_CHANNELS + (0 if unet is net.critic else net.config.memory)
             image = torch.zeros(shape.scenes, channels, height, width, dtype=torch.bfloat16, device=device)
             image = image.contiguous(memory_format=torch.channels_last)
-            # What the first stage and the critic look at depends on no parameter.
-            images.append((image.requires_grad_(unet not in (unets[0], net.critic)),))
+            # What the critic looks at depends on no parameter, and what the first U-Net does only on the length of the
+            # steps before it.
+            learned = unet is not net.critic and (unet is not unets[0] or net.config.steps > 1)
+            images.append((image.requires_grad_(learned),))
         graphed = torch.cuda.make_graphed_callables(tuple(_InBf16(unet) for unet in unets), tuple(images))
         for unet, call in zip(unets, graphed, strict=True):
             unet.graphs[shape.scenes, height, width] = cast(Callable[[Tensor], tuple[Tensor, Tensor]], call)

@@ -7,6 +7,7 @@ simulated truth. The critic learns the Gaussian likelihood of the object's error
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import pickle
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from bluesky_cdi.training.losses import (
     relative_deviance,
     relative_error,
 )
-from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream, shapes_for
+from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream, shapes_for
 from bluesky_cdi.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,6 @@ class PretrainConfig:
         Weight of the Poisson deviance.
     photons : tuple of float
         Least and most photons of a frame.
-    probe : str, optional
-        What the one probe that it trains for is called; none if each scene has its own.
     model : CanvasConfig or PtychoNNConfig
     """
 
@@ -79,7 +78,6 @@ class PretrainConfig:
     supervised: float = 1.0
     physics: float = 1.0
     photons: tuple[float, float] = (1e3, 1e8)
-    probe: str | None = None
     model: NetworkConfig = field(default_factory=CanvasConfig)
 
 
@@ -105,11 +103,11 @@ def pretrain(
     out : Path
         Weights file, ends in ``.safetensors``.
     initial : sequence of Path or str
-        Weights to go on from, of the same size or with fewer stages and steps; from the mean of several, which
-        is often better than each where one went on from another (Wortsman et al., Proc. Mach. Learn. Res. 162,
+        Weights to go on from, of the same size or with fewer stages and steps; from the mean of several of one size,
+        which is often better than each where one went on from another (Wortsman et al., Proc. Mach. Learn. Res. 162,
         23965 (2022)). Their records go into the new one.
     probe : Tensor, shape (M, N, N), complex, optional
-        Train for this probe alone. The configuration's `probe` says which it is.
+        Train for this probe alone.
     resume : bool
         Go on with the run that was interrupted, of the same configuration.
     quiet : bool
@@ -123,14 +121,20 @@ def pretrain(
     Raises
     ------
     WeightsError
-        If there is no run to resume, it has another configuration, or the weights to go on from don't fit.
+        If there is no run to resume, it is another, or the weights to go on from don't fit.
+    ConfigError
+        If training draws no frames of the probe's size.
     """
     torch.manual_seed(config.seed)
     earlier = [load_weights(name) for name in initial]
     net = build_network(config.model)
     _go_on_from(net, earlier)
     net = net.to(device=team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    run = _Run(net, config, team, out.with_suffix(".resume"), probe)
+    begin = {
+        "initial_sha256": [each.sha256 for each in earlier],
+        "probe_sha256": None if probe is None else hashlib.sha256(probe.cpu().numpy().tobytes()).hexdigest(),
+    }
+    run = _Run(net, config, team, out.with_suffix(".resume"), probe, begin)
     if resume:
         run.resume()
     curve = run.to_the_end(quiet)
@@ -140,6 +144,7 @@ def pretrain(
     factors = calibrate(net, team.device, probe=probe).tolist() if isinstance(net, CanvasNet) else None
     record = {
         "config": asdict(config),
+        **begin,
         "steps": curve[-1]["step"],
         "frames_seen": curve[-1]["frames"],
         "curve": curve,
@@ -158,6 +163,9 @@ def pretrain(
 
 def _go_on_from(net: Network, earlier: Sequence[Trained]) -> None:
     """Take the mean of what some networks have learned; nothing without any."""
+    if any(each.net.config != earlier[0].net.config for each in earlier):
+        sizes = ", ".join(f"{each.name}: {each.net.config}" for each in earlier)
+        raise WeightsError(f"only networks of one size have a mean; they are {sizes}")
     states = []
     for each in earlier:
         try:
@@ -189,9 +197,16 @@ class _Run:
     """A training run underway."""
 
     def __init__(
-        self, net: Network, config: PretrainConfig, team: Team, state_file: Path, probe: Tensor | None
+        self,
+        net: Network,
+        config: PretrainConfig,
+        team: Team,
+        state_file: Path,
+        probe: Tensor | None,
+        begin: Mapping[str, Any],
     ) -> None:
         self.state_file = state_file
+        self._which = json.dumps({**asdict(config), **begin})
         self._config, self._team, self._net = config, team, net
         if isinstance(net, CanvasNet) and team.device.type == "cuda":
             record_graphs(net, shapes_for(probe), team.device)
@@ -231,10 +246,10 @@ class _Run:
             state = torch.load(self.state_file, map_location=self._team.device, weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError) as err:
             raise WeightsError(f"can't resume from {self.state_file}: {err}. Start anew without resuming.") from err
-        if state["config"] != json.dumps(asdict(self._config)):
+        if state.get("run") != self._which:
             raise WeightsError(
-                f"{self.state_file} is of a run with another configuration ({state['config']}); "
-                "resume it with the same options, or start anew"
+                f"{self.state_file} is of another run ({state.get('run')}); "
+                "resume it with the same options, initial weights and probe, or start anew"
             )
         self._net.load_state_dict(state["net"])
         self._optimiser.load_state_dict(state["optimiser"])
@@ -281,7 +296,7 @@ class _Run:
         partial = self.state_file.with_name(f".{self.state_file.name}.{os.getpid()}")
         torch.save(
             {
-                "config": json.dumps(asdict(self._config)), "net": self._net.state_dict(),
+                "run": self._which, "net": self._net.state_dict(),
                 "optimiser": self._optimiser.state_dict(), "step": self._step, "frames": self._frames,
                 "seconds": self._seconds, "curve": self._curve,
             },
@@ -372,7 +387,8 @@ def validate(
 def _held_out(device: torch.device, photons: float, pool: int, probe: Tensor | None) -> Batch:
     """Scenes that training doesn't draw."""
     shape = VALIDATION_SHAPE if probe is None else VALIDATION_SHAPE.of_frames(probe.shape[-1])
-    stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, probe=probe)
+    object_px = max(OBJECT_PX, shape.canvas_px)
+    stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, object_px, probe)
     return stream.draw(shape, exact=True)
 
 

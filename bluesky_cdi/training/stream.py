@@ -1,6 +1,7 @@
 """Simulated measurements for training: objects, probes, positions, counts, made where the network is.
 
-Everything is drawn from one seeded generator, so a seed and a device name a training run.
+Everything is drawn from two seeded generators, one for what decides about whole batches, so a seed and a device name a
+training run.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class SceneShape:
     share: float
 
     def of_frames(self, frame_px: int) -> SceneShape:
-        """The same for frames of another size: as much room around them."""
-        return replace(self, frame_px=frame_px, canvas_px=self.canvas_px - self.frame_px + frame_px)
+        """As much room around frames of another size, and as many fewer scenes as larger frames have more pixels."""
+        scenes = min(self.scenes, max(1, round(self.scenes * (self.frame_px / frame_px) ** 2)))
+        return replace(self, frame_px=frame_px, canvas_px=self.canvas_px - self.frame_px + frame_px, scenes=scenes)
 
 
 SHAPES = (
@@ -54,6 +56,8 @@ SHAPES = (
     SceneShape(256, 416, (4, 16), 5, 0.07),
     SceneShape(512, 560, (2, 8), 2, 0.05),
 )
+# Side of the objects that canvases are cut from.
+OBJECT_PX = 560
 # Of these scenes a batch on a CPU has so many: with all of them a run would make few steps.
 CPU_SHARE = 1 / 8
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
@@ -112,14 +116,14 @@ class SceneStream:
         seed: int,
         photons: tuple[float, float] = (1e3, 1e8),
         pool: int = 256,
-        object_px: int = 560,
+        object_px: int = OBJECT_PX,
         probe: Tensor | None = None,
         decisions: int | None = None,
     ) -> None:
         self.device = device
         self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
-        share = 1 if device.type == "cuda" else CPU_SHARE
-        self._shapes = [replace(each, scenes=max(1, round(share * each.scenes))) for each in shapes_for(probe)]
+        of_scenes = 1 if device.type == "cuda" else CPU_SHARE
+        self._shapes = [replace(each, scenes=max(1, round(of_scenes * each.scenes))) for each in shapes_for(probe)]
         self._generator = torch.Generator(device=device)
         # What decides about a whole batch is drawn beside the GPU, which so is never waited for.
         self._decisions = torch.Generator()
@@ -161,7 +165,7 @@ class SceneStream:
         Parameters
         ----------
         shape : SceneShape, optional
-            A random one of `SHAPES` if absent.
+            If absent a random one of `SHAPES`, on a CPU with fewer scenes.
         exact : bool
             Tell the true probe and positions of far fields, and mask nothing.
 
@@ -375,7 +379,7 @@ def shapes_for(probe: Tensor | None) -> tuple[SceneShape, ...]:
     fitting = tuple(shape for shape in SHAPES if shape.frame_px == size)
     if not fitting:
         sizes = ", ".join(str(known) for known in sorted({shape.frame_px for shape in SHAPES}))
-        raise ConfigError(f"training draws frames of {sizes} pixels a side; the probe has {size}")
+        raise ConfigError(f"training draws frames of {sizes} pixels a side; the probe has {size}: crop or pad it")
     return fitting
 
 

@@ -111,13 +111,13 @@ def test_the_report_has_a_case_for_each_network_and_size(devices):
 def test_a_device_that_fails_stops_the_others(monkeypatch):
     began = threading.Event()
 
-    def broken(net, device, original=bench._on):
+    def broken(pipeline, original=bench.Pipeline.streamed):
         if began.is_set():
             raise RuntimeError("no memory")
         began.set()
-        return original(net, device)
+        return original(pipeline)
 
-    monkeypatch.setattr(bench, "_on", broken)
+    monkeypatch.setattr(bench.Pipeline, "streamed", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         bench.throughput({"a": CanvasNet(bench.model_config(TINY))}, (16,), [CPU, CPU], 0.02, frames=4)
 

@@ -197,7 +197,7 @@ def tiny_shapes(monkeypatch):
         monkeypatch.setattr(
             user,
             "SceneStream",
-            lambda device, seed, photons, pool=8, probe=None, decisions=None: SceneStream(
+            lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None: SceneStream(
                 device, seed, photons, 8, 48, probe, decisions
             ),
         )
@@ -242,6 +242,10 @@ def test_a_run_goes_on_from_the_mean_of_several(tiny_shapes, tmp_path, monkeypat
     assert [each["sha256"] for each in record["earlier"]] == [one.sha256, two.sha256]
     states = [trained.net.state_dict() for trained in (one, two, mean)]
     assert max(float((a - b).abs().max()) for a, b in zip(states[0].values(), states[1].values(), strict=True)) > 0.1
+    other = tmp_path / "other.safetensors"
+    pretrain(replace(brief, model=replace(TINY.model, stages=3)), Team(CPU), other)
+    with pytest.raises(WeightsError, match="only networks of one size have a mean"):
+        pretrain(replace(brief, model=replace(TINY.model, stages=4)), Team(CPU), paths[2], [paths[0], other])
     for a, b, middle in zip(*(state.values() for state in states), strict=True):
         torch.testing.assert_close(middle, (a + b) / 2, atol=1e-3, rtol=1e-3)
 
@@ -288,15 +292,25 @@ def test_a_run_for_one_probe_sees_no_other(tiny_shapes, tmp_path, monkeypatch, m
     probe = torch.from_numpy(rng.normal(size=(2, 16, 16)) + 1j * rng.normal(size=(2, 16, 16)))
     drawn, draw = [], SceneStream.draw
     monkeypatch.setattr(SceneStream, "draw", lambda *args, **rest: drawn.append(draw(*args, **rest)) or drawn[-1])
-    config = replace(TINY, seconds=0.01, probe="scan.npz", model=model)
+    config = replace(TINY, seconds=0.01, model=model)
     record = pretrain(config, Team(CPU), tmp_path / "one.safetensors", probe=probe)
-    assert record["config"]["probe"] == "scan.npz" and len(drawn) >= 5
+    assert len(record["probe_sha256"]) == 64 and len(drawn) >= 5
     for batch in drawn:
         # The told probe has errors, the scenes' own is behind the counts of exact ones.
         assert batch.probe.shape[1:] == (2, 16, 16) and batch.data.propagator is FAR_FIELD
     exact = drawn[-1].probe
     expected = probe.to(torch.complex64) * (exact[0].norm() / probe.norm())
     torch.testing.assert_close(exact, expected.expand_as(exact), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", sorted({shape.frame_px for shape in stream_module.SHAPES}))
+def test_held_out_scenes_fit_every_size_of_frames(size):
+    for shape in (module.VALIDATION_SHAPE.of_frames(size), calibration.SHAPE.of_frames(size)):
+        assert shape.frame_px == size and shape.canvas_px - size == 82 and shape.scenes >= 1
+        assert shape.scenes * size**2 <= max(size**2, 8 * 64**2)
+    probe = torch.ones(1, 512, 512)
+    held_out = module._held_out(CPU, 1e5, 8, probe).data
+    assert held_out.canvas_shape == (1, 594, 594) and held_out.counts.shape[1:] == (512, 512)
 
 
 def test_a_probe_of_another_size_is_refused():
@@ -379,7 +393,7 @@ def test_only_the_same_run_is_resumed(tiny_shapes, tmp_path):
     with pytest.raises(WeightsError, match="can't resume from"):
         pretrain(TINY, Team(CPU), out, resume=True)
     torch.save({"config": "another"}, out.with_suffix(".resume"))
-    with pytest.raises(WeightsError, match="another configuration"):
+    with pytest.raises(WeightsError, match="another run"):
         pretrain(TINY, Team(CPU), out, resume=True)
     out.with_suffix(".resume").write_bytes(b"cut short")
     with pytest.raises(WeightsError, match="can't resume from"):
@@ -395,9 +409,9 @@ from bluesky_cdi.training import pretrain as module, stream
 from bluesky_cdi.training.stream import SceneShape, SceneStream
 from bluesky_cdi.training.team import joined
 torch.set_num_threads(1)
-stream.SHAPES = (SceneShape(16, 32, (6, 9), 4, 1.0),)
+stream.SHAPES = (SceneShape(16, 32, (6, 9), 8, 0.5), SceneShape(16, 40, (12, 20), 8, 0.5))
 module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
-module.SceneStream = lambda device, seed, photons, pool=8, probe=None, decisions=None: SceneStream(
+module.SceneStream = lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None: SceneStream(
     device, seed, photons, 8, 48, probe, decisions
 )
 module.validate = lambda net, device, probe: {}
@@ -412,9 +426,16 @@ with joined("cpu") as team:
             super().__init__(net, *rest)
             nets.append(net)
     module._Run = Kept
+    sizes, draw = [], SceneStream.draw
+    def drawn(*args, **rest):
+        batch = draw(*args, **rest)
+        sizes.append(list(batch.data.counts.shape))
+        return batch
+    SceneStream.draw = drawn
     record = module.pretrain(config, team, out)
     digest = sum(float(p.double().sum()) for p in nets[0].parameters())
-    Path(f"{out}.{team.rank}").write_text(json.dumps({"digest": digest, "record": bool(record), "size": team.size}))
+    told = {"digest": digest, "sizes": sizes, "record": bool(record), "size": team.size}
+    Path(f"{out}.{team.rank}").write_text(json.dumps(told))
 """
 
 
@@ -427,6 +448,8 @@ def test_two_processes_train_one_network(tmp_path):
     told = [json.loads((tmp_path / f"two.safetensors.{rank}").read_text()) for rank in (0, 1)]
     # Each drew its own scenes; the weights stayed the same, since the gradients were shared.
     assert told[0]["digest"] == told[1]["digest"]
+    # Neither waited for a larger batch of the other.
+    assert told[0]["sizes"] == told[1]["sizes"] and len({size[0] for size in told[0]["sizes"]}) > 2
     assert [t["record"] for t in told] == [True, False] and told[0]["size"] == 2
     record = load_weights(out).record
     assert record["processes"] == 2 and record["steps"] > 1
