@@ -3,8 +3,7 @@
 The critic learns the Gaussian likelihood of errors that it meets in training, those of early stages among them, and
 the deviations that it then predicts for good objects are too large. One factor for amplitude and one for phase, found
 on scenes that training has not seen, makes nine in ten errors of a typical scan lie within the central 90 % interval
-(the recalibration
-of Kuleshov, Fenner and Ermon, Proc. Mach. Learn. Res. 80, 2796 (2018), for one quantile).
+(the recalibration of Kuleshov, Fenner and Ermon, Proc. Mach. Learn. Res. 80, 2796 (2018), for one quantile).
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ def calibrate(
     """
     net.log_std_offset.zero_()
     shape = SHAPE if probe is None else SHAPE.of_frames(probe.shape[-1])
-    offsets = []
+    object_px, offsets = max(OBJECT_PX, shape.canvas_px), []
     for photons in PHOTONS:
-        object_px = max(OBJECT_PX, shape.canvas_px)
         stream = SceneStream(device, seed, (photons, 1.001 * photons), 32, object_px, probe)
         for _ in range(batches):
             scans = _surprise(net, stream.draw(shape))
