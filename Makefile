@@ -4,18 +4,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# A test process for each core, at most eight: each needs about 1 GB. Who runs out of tests takes some of another's.
+PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+# `make test COVERAGE=1` also tells which lines ran. From Python 3.12 on the interpreter itself can, at next to no cost.
+MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test lint types contracts wheel clean
+.PHONY: demo test test-busy test-faults lint types contracts wheel clean
 
 demo: $(READY)
 	$(BIN)/bluesky-cdi demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults $(if $(COVERAGE),--cov --cov-report=)
+	$(if $(COVERAGE),$(BIN)/python tests/coverage_by_room.py)
+
+# What a session does when parts of it are killed, hang, or run out of room; some minutes more.
+test-faults: $(READY)
+	$(BIN)/$(PYTEST) tests/faults
+
+# Twice, beside processes that keep every core busy; the second time in a random order, whose seed is printed.
+test-busy: $(READY)
+	PYTHON=$(BIN)/python tests/busy_machine.sh
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(READY)
 	$(BIN)/mypy
@@ -23,14 +37,18 @@ types: $(READY)
 contracts: $(READY)
 	$(BIN)/lint-imports
 
-# The tests again, from another directory, against what a user would install.
+# What a user would install, from another directory: that it holds every file of the package as it is here, so that the
+# tests of single functions need no second run, and that everything works that finds its files by itself.
+INSTALLED := system unit/test_packaging.py unit/test_demo.py unit/test_config.py unit/test_cli_files.py \
+	unit/test_cli_reconstruct_single.py unit/models/test_weights.py unit/bench/test_programs.py unit/catalog
 wheel: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/site dist/*.whl
 	mkdir -p build/elsewhere
 	cd build/elsewhere && PYTHONPATH=$(CURDIR)/build/site BLUESKY_CDI_WHEEL=$(CURDIR)/build/site \
-		$(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider $(CURDIR)/tests
+		$(CURDIR)/$(BIN)/$(PYTEST) -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider \
+		$(addprefix $(CURDIR)/tests/,$(INSTALLED))
 
 clean:
 	rm -rf $(VENV) build dist demo_output

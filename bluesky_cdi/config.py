@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bluesky_cdi.errors import ConfigError
 
+# A configuration has some hundred keys in two levels. What is far beyond that could take minutes, or all memory.
+FILE_MAX = 256 * 2**10
+DEPTH_MAX = 16
+
 
 class Section(BaseModel):
     """Base of every part of the configuration."""
@@ -74,8 +78,11 @@ class ScanConfig(Section):
     decision_timeout_s: float = Field(default=5.0, ge=0)
     """How long the plan waits for a decision before it takes the next point of the coverage path, seconds."""
 
+    on_reconstruction_failure: Literal["continue", "pause", "abort"] = "continue"
+    """What becomes of the scan when its reconstruction fails; what is measured is kept in any case."""
+
     def as_plan_arguments(self) -> dict[str, Any]:
-        """The scan as the keyword arguments of `bluesky_cdi.plans.adaptive_ptycho`."""
+        """Give the scan as the keyword arguments of `bluesky_cdi.plans.adaptive_ptycho`."""
         return {
             "centre_um": list(self.centre_um),
             "extent_um": list(self.extent_um),
@@ -83,6 +90,7 @@ class ScanConfig(Section):
             "budget": self.budget,
             "batch": self.batch,
             "decision_timeout_s": self.decision_timeout_s,
+            "on_reconstruction_failure": self.on_reconstruction_failure,
         }
 
 
@@ -140,19 +148,31 @@ class ReconstructorConfig(Section):
     saturation: float | None = Field(default=None, gt=0)
     """Counts from which on a pixel is saturated and left out of its frame; None: none is."""
     window_px: int | None = Field(default=512, ge=64)
-    """Most pixels along one side of what is reconstructed at a time: a larger canvas is reconstructed region by
+    """Most pixels along one side of what is reconstructed at a time: a larger object is reconstructed region by
     region, and new frames cost only the regions that they touch. A region is never narrower than three frames.
-    None: the whole canvas at a time, whatever its size."""
+    None: the whole object at a time, whatever its size."""
     memory_mb: int = Field(default=4096, ge=0)
     """Most MiB of counts held in memory; further frames go to unnamed files in the folder for temporary files
     (``TMPDIR``)."""
+    checkpoint_s: float = Field(default=60.0, ge=0)
+    """Time between two checkpoints, from which a reconstruction that was interrupted goes on (``bluesky-cdi resume``),
+    seconds; 0: none."""
+    file_timeout_s: float = Field(default=10.0, ge=0)
+    """How long the frames of a file are waited for that documents announce and that is not there yet, seconds; the
+    scan itself does not wait."""
+    in_process: bool = False
+    """Reconstruct in the session's own process: for debuggers and tests. Else there is one for it, which may fail, hang
+    or be killed without harm to the scan, and is started again."""
     queue_frames: int = Field(default=2048, ge=1)
     """Frames that may wait for the worker; more are left out of the live image (never of the raw run)."""
 
     @model_validator(mode="after")
     def _fits_the_reconstructor(self) -> ReconstructorConfig:
         if self.name not in ("lsqml", "pinn") and (self.refine_positions or self.refine_flux):
-            raise ValueError(f"only lsqml and pinn refine positions and fluxes; the reconstructor is {self.name}")
+            raise ValueError(
+                f"only lsqml and pinn refine positions and fluxes; the reconstructor is {self.name}: "
+                "set refine_positions and refine_flux to false"
+            )
         if self.name != "pinn" and self.fine_tune_s:
             raise ValueError(f"only a network is tuned; the reconstructor is {self.name}: set fine_tune_s to 0")
         return self
@@ -163,18 +183,24 @@ class CatalogConfig(Section):
 
     directory: Path = Path("~/bluesky_cdi_data")
     """Folder of the embedded server's catalog and files."""
-    uri: str | None = None
+    uri: str | None = Field(default=None, repr=False)
     """Address of an existing Tiled server, used instead of the embedded one."""
-    api_key: str | None = None
+    api_key: str | None = Field(default=None, repr=False)
     """Key for that server."""
+    reserve_mb: float = Field(default=256.0, ge=0)
+    """Room that must be left on the disks of journal, frames and results, megabytes: below it the scan pauses before
+    measured data can't be kept."""
+    in_process: bool = False
+    """Serve and feed the catalog in the session's own process: for debuggers and tests. Else it has one of its own,
+    which may fail, hang or be killed without harm to the scan."""
 
 
 class SimulationConfig(Section):
     """The simulated beamline: the truth, and the faults of its devices."""
 
-    sample: Literal[
-        "star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold"
-    ] = "star"
+    sample: Literal["star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold"] = (
+        "star"
+    )
     """What is under the beam; `physics.objects.make_sample` describes each kind."""
     seed: int = 0
     """Seed of sample, noise and faults."""
@@ -194,12 +220,16 @@ class SimulationConfig(Section):
     """Counts at which a pixel saturates."""
     position_error_m: float = Field(default=3e-9, ge=0)
     """Standard deviation of true minus read-back position, metres."""
-    beam_fluctuation: float = Field(default=0.03, ge=0, lt=1)
+    flux_fluctuation: float = Field(default=0.03, ge=0, lt=1)
     """Relative standard deviation of the incident flux."""
     velocity_m_per_s: float = Field(default=2e-4, gt=0)
     """Speed of the stage, metres per second."""
     frames: Literal["file", "inline"] = "file"
     """Frames go to an HDF5 file announced by asset documents, or inside the event."""
+
+
+# Keys of earlier versions, and what they are called now.
+RENAMED_KEYS = {"simulation.beam_fluctuation": "simulation.flux_fluctuation"}
 
 
 class Config(Section):
@@ -216,7 +246,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _batch_fits_budget(self) -> Config:
         if self.scan.batch > self.scan.budget:
-            raise ValueError(f"scan.batch ({self.scan.batch}) exceeds scan.budget ({self.scan.budget})")
+            raise ValueError(
+                f"scan.batch ({self.scan.batch}) exceeds scan.budget ({self.scan.budget}): "
+                "lower the first or raise the second"
+            )
         return self
 
 
@@ -233,24 +266,80 @@ def load_config(paths: Sequence[Path | str] = (), overrides: Mapping[str, Any] |
     Raises
     ------
     ConfigError
-        If a file can't be read, is no mapping, holds an unknown key or a value out of bounds.
+        If a file can't be read, is no mapping, holds an unknown key or a value out of bounds, or is larger or nested
+        more deeply than a configuration is, or has aliases.
     """
-    import yaml
-
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            loaded = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-            raise ConfigError(f"can't read the configuration file {path}: {err}") from err
-        merged = _merge(merged, _as_mapping(loaded, path))
+        merged = _merge(merged, _as_mapping(_read_yaml(Path(path).expanduser()), path))
     merged = _merge(merged, overrides or {})
     try:
         return Config.model_validate(merged)
     except ValidationError as err:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']} (got {e['input']!r})" for e in err.errors()]
+        lines = [_complaint(e["loc"], e["type"], e["msg"], e["input"]) for e in err.errors()]
         where = ", ".join(map(str, paths)) or "the configuration"
-        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from err
+        # Without pydantic's own error, which quotes every value: also the catalog's key.
+        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> object:
+    """Read a YAML file; what would grow in memory is refused before it does."""
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_MAX + 1)
+        if len(content) > FILE_MAX:
+            raise ConfigError(f"the configuration file {path} must have at most {FILE_MAX} bytes; it has more")
+        text = content.decode("utf-8")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(
+                    f"the configuration file {path} must have no aliases (line {_line(event)}: "
+                    f"*{event.anchor}); write out what is meant"
+                )
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH_MAX:
+                raise ConfigError(
+                    f"the configuration file {path} must nest at most {DEPTH_MAX} levels; line "
+                    f"{_line(event)} is in the next"
+                )
+        return yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except yaml.MarkedYAMLError as err:
+        # Not with the line itself, which may be that of the catalog's key.
+        where = "" if err.problem_mark is None else f" (line {err.problem_mark.line + 1})"
+        raise ConfigError(f"can't read the configuration file {path}: {err.problem}{where}") from None
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise ConfigError(f"can't read the configuration file {path}: {err}") from err
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _complaint(place: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
+    """Say in one line what is wrong with one key."""
+    key = ".".join(map(str, place))
+    if key in RENAMED_KEYS:
+        return f"{key} is called {RENAMED_KEYS[key]} now: rename it"
+    # Among the values of the catalog, or of the whole, is the server's key.
+    got = "" if key.startswith("catalog") or isinstance(value, (Mapping, BaseModel)) else f" (got {value!r})"
+    if kind == "extra_forbidden":
+        return f"{key} is no key of the configuration{got}; known here are {', '.join(_known_keys(place))}"
+    return f"{key or 'config'}: {message}{got}"
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    """List the keys beside one that is not known: those of its section, or the sections."""
+    model: type[BaseModel] = Config
+    for name in place[:-1]:
+        section = model.model_fields[str(name)].annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            model = section
+    return list(model.model_fields)
 
 
 def _as_mapping(loaded: object, path: Path | str) -> Mapping[str, Any]:

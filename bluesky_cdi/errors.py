@@ -42,3 +42,7 @@ class SearchSpaceError(BlueskyCDIError, ValueError):
 
 class CatalogError(BlueskyCDIError, ConnectionError):
     """The catalog can't be reached, or does not hold what was asked for."""
+
+
+class JournalError(BlueskyCDIError, OSError):
+    """A run's documents can't be written to the journal or read from it."""

@@ -6,7 +6,7 @@ loading a network library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -33,15 +33,15 @@ class Frame:
         Photons per pixel, raw; zero frequency at ``[H // 2, W // 2]``.
     exposure_s : float
         Exposure time in seconds; NaN where the documents don't tell.
-    monitor : float
-        Incident flux relative to any fixed scale; 1 where nothing monitors it.
+    flux : float
+        Incident flux, as a monitor tells it, on any fixed scale; 1 where nothing monitors it.
     """
 
     seq_num: int
     position_m: FloatArray
     counts: npt.NDArray[Any]
     exposure_s: float = float("nan")
-    monitor: float = 1.0
+    flux: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class RunInfo:
 class Estimate:
     """A reconstruction at one moment of a run.
 
-    Images share one canvas of shape (Y, X): pixel ``[0, 0]`` is centred on ``origin_m``. Per-frame
+    Images share one object of shape (Y, X): pixel ``[0, 0]`` is centred on ``origin_m``. Per-frame
     arrays share the order of `frame_seq_nums`.
 
     Attributes
@@ -100,11 +100,13 @@ class Estimate:
         Poisson deviance per valid pixel of each frame; near 1 where the model explains
         bright pixels to the photon noise.
     novelty : ndarray, shape (n,), float32
-        Distance of each embedding to its nearest other one, divided by the median distance.
+        Distance of each embedding to its nearest neighbour, divided by the median distance.
     seconds : float
         Time that the step took.
     source : Mapping
         What made it: name and version of model or engine, weights' checksum, settings.
+    vacuum_residual : ndarray, shape (n,), or None
+        Poisson deviance per valid pixel of each frame without any object: what the estimate must be better than.
     """
 
     n_frames: int
@@ -123,6 +125,7 @@ class Estimate:
     novelty: FloatArray
     seconds: float = float("nan")
     source: Mapping[str, Any] = field(default_factory=dict)
+    vacuum_residual: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +166,30 @@ class Reconstructor(Protocol):
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; a known `seq_num` replaces the earlier frame."""
 
-    def step(self, budget_s: float) -> Estimate | None:
-        """Work for about `budget_s` seconds; None while there is nothing to estimate from or to improve."""
+    def step(self, budget_s: float, interrupted: Callable[[], bool] | None = None) -> Estimate | None:
+        """Work for a while; None while there is nothing to estimate from or to improve.
 
-    def checkpoint(self) -> Mapping[str, Any]:
-        """Everything needed to go on later, as arrays and plain values."""
+        Parameters
+        ----------
+        budget_s : float
+            About how long, seconds.
+        interrupted : callable, optional
+            Asked now and then whether to come back at once, with the estimate as it is.
+        """
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `checkpoint` gave."""
+    def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Give all that is needed to go on later, but for the frames themselves, as arrays that NPZ files hold."""
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
+        """Go on from what `checkpoint` gave, with the run's frames; those that it did not know are new.
+
+        Parameters
+        ----------
+        state : Mapping
+            What `checkpoint` gave, as read from an NPZ file.
+        frames : sequence of Frame
+            All of the run.
+        """
 
 
 @runtime_checkable
@@ -189,13 +208,13 @@ class Agent(Protocol):
         """Choose points: mappings with ``_id``, ``y``, ``x`` (metres)."""
 
     def get_best_points(self) -> Sequence[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
-        """The measured points that taught most: (id, parameters, outcomes)."""
+        """Give the measured points that taught most: (id, parameters, outcomes)."""
 
     def propose(self, n: int) -> Proposal:
         """Choose up to `n` positions; none of them is chosen again."""
 
     def coverage_path(self) -> FloatArray:
-        """All positions in an order that covers the window evenly, shape (m, 2), metres."""
+        """Give all positions in an order that covers the window evenly, shape (m, 2), metres."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +266,15 @@ class ScanSource(Protocol):
         """Prepare for a scan; forget the one before."""
 
     def request(self, n: int, after: int) -> Future[Proposal]:
-        """Ask for `n` positions, decided once frame number `after` is in the reconstruction."""
+        """Ask for `n` positions, decided once frame number `after` is in the reconstruction.
+
+        Parameters
+        ----------
+        n : int
+            Most positions.
+        after : int
+            Number of frames measured so far; they are waited for.
+        """
 
     def check(self) -> None:
         """Raise the worker's error if it failed."""

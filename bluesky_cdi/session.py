@@ -7,29 +7,34 @@ a real beamline.
 from __future__ import annotations
 
 import contextlib
-import logging
-import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.catalog.feeder import PROCESSED, RAW, ended_files, refused_files, waiting_files
 from bluesky_cdi.config import Config
-from bluesky_cdi.errors import WorkerError
-from bluesky_cdi.protocols import ComplexArray, Estimate, RunInfo
+from bluesky_cdi.errors import CatalogError, WorkerError
+from bluesky_cdi.journal import Journal, start_of
+from bluesky_cdi.protocols import ComplexArray, Estimate
+from bluesky_cdi.recording import Recording
+from bluesky_cdi.remote import WorkerProcess
+from bluesky_cdi.remote.setup import LIVE, factory_of, live_arguments
+from bluesky_cdi.signals import EndingSignals, during_task
 
 if TYPE_CHECKING:
     from bluesky import RunEngine
 
     from bluesky_cdi.agent.space import SearchSpace
-    from bluesky_cdi.catalog import Catalog, ResultPublisher
+    from bluesky_cdi.catalog import Catalog
+    from bluesky_cdi.catalog.keeper import Keeper
+    from bluesky_cdi.document_buffer import DocumentBuffer
+    from bluesky_cdi.live.worker import LiveWorker
 
-logger = logging.getLogger(__name__)
-
-# A message to a document buffer that asks for a sign when everything before it is done.
-_DRAIN = "drain"
+LOOK_S = 0.02
 
 
 class Session:
@@ -40,7 +45,7 @@ class Session:
     config : Config
     directory : path, optional
         Folder of the embedded catalog; by default that of the configuration. The subfolders
-        ``frames`` (for detectors), ``results`` and ``backup`` belong to it.
+        ``frames`` (for detectors), ``results``, ``checkpoints`` and ``journal`` belong to it.
     space : SearchSpace, optional
         The positions that an agent may choose, where the scan's grid is not meant.
     probe : ndarray, shape (modes, N, N), complex, optional
@@ -52,14 +57,19 @@ class Session:
     monitor_key : str, optional
         Data key of the incident flux.
     listeners : sequence of callable
-        Called with each estimate in the worker's thread.
+        Called with estimates, in a thread of their own.
+    factory : str
+        ``module:function`` of what the worker is made of, in the place and with the arguments of
+        `bluesky_cdi.remote.setup.live_setup`: for a reconstructor or an agent of one's own.
 
     Attributes
     ----------
     RE : RunEngine
-    live : LiveWorker
-        What plans take as `live`.
+    live : WorkerProcess or LiveWorker
+        What plans take as `live`: in a process of its own, or in this one (``reconstructor.in_process``).
     catalog : Catalog
+    keeper : Keeper or None
+        Looks after the catalog's process, where it has one.
     directory : Path
     uri : str
         Address of the catalog's server, with its key.
@@ -81,26 +91,26 @@ class Session:
         mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
         monitor_key: str | None = None,
         listeners: Sequence[Callable[[Estimate], None]] = (),
+        factory: str = LIVE,
     ) -> None:
-        from bluesky_cdi.live.build import build_agent, build_reconstructor
-        from bluesky_cdi.live.worker import WorkerParts
-
         self.config = config
+        self._latest_uid = ""
+        self.keeper: Keeper | None = None
         self.directory = Path(directory or config.catalog.directory).expanduser().resolve()
+        arguments = live_arguments(
+            config, self.directory, space=space, probe=probe, probe_width_m=probe_width_m, mask=mask,
+            monitor_key=monitor_key,
+        )  # fmt: skip
         with contextlib.ExitStack() as stack:
-            self.uri, self.catalog = self._open_catalog(stack)
-            self._raw_writer = self._writer(stack, self.catalog.raw, batch_size=16)
-            self._result_writer = self._writer(stack, self.catalog.processed, batch_size=1)
-            self.live = self._worker(
-                stack,
-                WorkerParts(
-                    make_reconstructor=lambda info: build_reconstructor(info, config, probe=probe, mask=mask),
-                    make_agent=lambda area: build_agent(area, config, space=space, probe_width_m=probe_width_m),
-                    make_recorder=self._recorder,
-                    listeners=tuple(listeners),
-                ),
-            )
+            signals = stack.enter_context(EndingSignals())
+            # Both processes begin together; on closing the catalog takes what the reconstruction writes last.
+            address = self._serve_catalog(stack)
+            until_last = stack.enter_context(contextlib.ExitStack())
+            self._live(stack, factory, arguments, listeners)
+            self.uri = address()
+            self.catalog = self._open_catalog(until_last)
             self.RE = self._run_engine(stack, monitor_key)
+            signals.watch(self.RE)
             self._stack = stack.pop_all()
 
     @property
@@ -109,23 +119,21 @@ class Session:
         return self.directory / "frames"
 
     def wait(self, timeout_s: float = 120.0) -> None:
-        """Wait until the latest run is reconstructed and everything is in the catalog.
+        """Wait until the latest run is reconstructed, and all that has ended is in the catalog.
 
         Raises
         ------
         WorkerError
             If the reconstruction failed or takes longer.
         CatalogError
-            If the catalog did not take a document; where the backup lies is in the message.
+            If the catalog does not take all in time, or refuses a document of the latest run; nothing is lost: the
+            journal keeps it, and its file is in the message.
         """
         try:
             self._drain_documents(timeout_s)
             self.live.wait(timeout_s)
         finally:
-            self._raw_writer.drain(timeout_s)
-            self._result_writer.drain(timeout_s)
-            self._raw_writer.check()
-            self._result_writer.check()
+            self._wait_for_catalog(timeout_s)
 
     def close(self) -> None:
         """Finish what is under way and stop the server; the catalog's folder can be served again."""
@@ -139,82 +147,120 @@ class Session:
     ) -> None:
         self.close()
 
-    def _open_catalog(self, stack: contextlib.ExitStack) -> tuple[str, Catalog]:
-        from bluesky_cdi.catalog import open_catalog, serve
+    def _serve_catalog(self, stack: contextlib.ExitStack) -> Callable[[], str]:
+        """Begin to serve the catalog; what waits for its address."""
+        from bluesky_cdi.catalog import serve
+        from bluesky_cdi.catalog.keeper import Keeper
 
         settings = self.config.catalog
-        uri = settings.uri or stack.enter_context(serve(self.directory, api_key=settings.api_key))
-        catalog = open_catalog(uri, settings.api_key)
+        if settings.in_process:
+            uri = settings.uri or stack.enter_context(serve(self.directory, api_key=settings.api_key))
+            return lambda: uri
+        keeper = self.keeper = stack.enter_context(Keeper(self.directory, uri=settings.uri, api_key=settings.api_key))
+        return lambda: keeper.uri
+
+    def _open_catalog(self, stack: contextlib.ExitStack) -> Catalog:
+        from bluesky_cdi.catalog import open_catalog
+        from bluesky_cdi.catalog.keeper import feeding
+
+        settings = self.config.catalog
+        catalog = open_catalog(self.uri, settings.api_key)
         stack.callback(catalog.close)
-        return uri, catalog
+        if settings.in_process:
+            stack.enter_context(feeding(self.directory, catalog))
+        return catalog
 
-    def _writer(self, stack: contextlib.ExitStack, container: Any, batch_size: int) -> Any:
-        from bluesky_cdi.catalog import run_writer
+    def _journal(
+        self, stack: contextlib.ExitStack, name: str, appended: Callable[[Path], None] | None = None
+    ) -> Journal:
+        journal = Journal(self.directory / "journal" / name, appended)
+        stack.callback(journal.close)
+        return journal
 
-        writer = run_writer(container, self.directory / "backup", batch_size=batch_size)
-        stack.callback(writer.close)
-        return writer
-
-    def _worker(self, stack: contextlib.ExitStack, parts: Any) -> Any:
-        from bluesky_cdi.live.points import points_of
-        from bluesky_cdi.live.worker import LiveWorker
-
-        settings = self.config.reconstructor
-        worker = LiveWorker(
-            parts,
-            points_of,
-            step_budget_s=settings.step_budget_s,
-            final_budget_s=settings.final_budget_s,
-            final_steps=settings.final_steps,
-            queue_frames=settings.queue_frames,
-        )
-        stack.callback(worker.close)
-        return worker
-
-    def _recorder(self, info: RunInfo, uid: str) -> ResultPublisher:
-        from bluesky_cdi.catalog import ResultPublisher
-
-        return ResultPublisher(info, self.directory / "results", self._result_writer, uid)
+    def _live(
+        self,
+        stack: contextlib.ExitStack,
+        factory: str,
+        arguments: Mapping[str, Any],
+        listeners: Sequence[Callable[[Estimate], None]],
+    ) -> None:
+        """Make the worker, and the journal that it gets the runs from."""
+        # Closed in the other order: what the worker writes last is in the journal before that closes.
+        self._documents: DocumentBuffer | None = None
+        if not self.config.reconstructor.in_process:
+            self.live: LiveWorker | WorkerProcess = WorkerProcess(factory, arguments, listeners)
+            stack.callback(self.live.close)
+            self._raw_journal = self._journal(stack, RAW, self.live.appended)
+            return
+        self._raw_journal = self._journal(stack, RAW)
+        self._result_journal = self._journal(stack, PROCESSED)
+        setup = factory_of(factory)(arguments, emit=lambda name, doc: self._result_journal(name, doc))
+        self.live, self._documents = setup.start(listeners)
+        stack.callback(self.live.close)
+        stack.callback(self._documents.close)
 
     def _run_engine(self, stack: contextlib.ExitStack, monitor_key: str | None) -> RunEngine:
         from bluesky import RunEngine
-        from bluesky.callbacks.buffer import BufferingWrapper
 
-        from bluesky_cdi.callbacks import FrameAssembler
+        from bluesky_cdi.callbacks import ValueCheck
+        from bluesky_cdi.catalog.scan_numbers import ScanNumbers
         from bluesky_cdi.physics.geometry import Geometry
 
         geometry = Geometry(**self.config.geometry.model_dump())
-        engine = RunEngine({"geometry": geometry.as_metadata(), "scan_id": _last_scan_id(self.catalog)})
-        assembler = FrameAssembler(self.live, monitor_key=monitor_key)
-
-        def assemble(name: str, doc: Any) -> None:
-            if name == _DRAIN:
-                doc.set()
-            else:
-                assembler(name, doc)
-
-        # Frames are read from their files in this buffer's thread, not in the RunEngine's.
-        self._documents = BufferingWrapper(assemble)
-        stack.callback(self._documents.shutdown)
-        engine.subscribe(self._raw_writer)
-        engine.subscribe(self._documents)
+        metadata = {"geometry": geometry.as_metadata(), "scan_id": self._last_scan_id()}
+        numbers = ScanNumbers(self.catalog, self.directory)
+        engine = RunEngine(metadata, during_task=during_task(), scan_id_source=numbers)
+        if monitor_key is not None:
+            # So that whoever reads the run later knows it too.
+            engine.md["monitor"] = monitor_key
+        # The journal first: what anybody else makes of a document, it is on disk.
+        folders = {
+            "the journal": self._raw_journal.folder,
+            "frames": self.frames_directory,
+            "results": self.directory / "results",
+        }
+        recording = Recording(self._raw_journal, engine, folders, int(self.config.catalog.reserve_mb * 1e6))
+        stack.callback(recording.close)
+        engine.subscribe(recording)
+        engine.subscribe(self._note_run, "start")
+        if self._documents is not None:
+            engine.subscribe(self._documents)
+        engine.subscribe(ValueCheck())
         # On closing the engine stops first: aborting a paused run makes documents.
         stack.callback(_stop_engine, engine)
         return engine
 
+    def _note_run(self, _: str, doc: Mapping[str, Any]) -> None:
+        self._latest_uid = doc["uid"]
+
+    def _last_scan_id(self) -> int:
+        """Find the highest number of a raw run, so that a new session counts on; 0 where there is none."""
+        with self.catalog.reaching():
+            newest = self.catalog.raw.values().last().start.get("scan_id", 0) if len(self.catalog.raw) else 0
+        starts = [start_of(path) for path in waiting_files(self.directory / "journal")]
+        return max(int(newest), *(int(start.get("scan_id", 0)) for start in starts), 0)
+
+    def _wait_for_catalog(self, timeout_s: float) -> None:
+        """Wait until the catalog has taken what has ended."""
+        journal, deadline = self.directory / "journal", time.monotonic() + timeout_s
+        while left := ended_files(journal):
+            if time.monotonic() > deadline:
+                raise CatalogError(
+                    f"the catalog did not take all documents within {timeout_s:g} s; {len(left)} run(s) wait in "
+                    f"{journal}, and nothing is lost. Check that the Tiled server runs, and wait again."
+                )
+            time.sleep(LOOK_S)
+        if refused := refused_files(journal, self._latest_uid):
+            raise CatalogError(
+                f"the catalog did not take all of the run {self._latest_uid}: what it refused is in "
+                f"{', '.join(map(str, refused))}; the log says why."
+            )
+
     def _drain_documents(self, timeout_s: float) -> None:
-        done = threading.Event()
-        self._documents(_DRAIN, done)
-        if not done.wait(timeout_s):
+        if self._documents is not None and not self._documents.drain(timeout_s):
             raise WorkerError(
                 f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the session"
             )
-
-
-def _last_scan_id(catalog: Catalog) -> int:
-    """The number of the newest raw run, so that a new session counts on; 0 for an empty catalog."""
-    with catalog.reaching():
-        return int(catalog.raw.values().last().start.get("scan_id", 0)) if len(catalog.raw) else 0
 
 
 def _stop_engine(engine: RunEngine) -> None:

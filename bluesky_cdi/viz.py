@@ -9,18 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.metrics import FRC, ILLUMINATED_SHARE
+from bluesky_cdi.evaluation import FRC, transfer_resolution_px
+from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
+
+    from bluesky_cdi.io import SingleShotImage
+    from bluesky_cdi.physics.geometry import Geometry
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -31,6 +35,8 @@ PATH_COLOUR = "#1b9e77"
 PERCENTILES = (0.5, 99.5)
 # A measured position is a proposed one if it is this near; read-back errors are smaller, scan steps larger.
 SAME_POSITION_PX = 2.0
+# Share of an object's largest modulus below which no phase is drawn.
+DIM_SHARE = 0.1
 MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
@@ -40,6 +46,7 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     Parameters
     ----------
     estimate : Estimate
+        What is known at one moment of a run.
     fig : Figure, optional
         Drawn anew, whatever it held; a new one of 11 x 9 inches otherwise.
 
@@ -77,15 +84,16 @@ def figure_demo(
     estimate : Estimate
         The last one of the run.
     reference : ndarray, shape (Y, X), complex, or None
-        Truth or better reconstruction on the estimate's canvas (`metrics.Aligned.truth`). Without
+        Truth or better reconstruction on the estimate's object grid (`evaluation.Aligned.truth`). Without
         it, the reference's phase and the phase error are left out.
     aligned : ndarray, shape (Y, X), complex, or None
-        The estimate's object without ramp and scale (`metrics.Aligned.object`); None: as it is.
+        The estimate's object without ramp and scale (`evaluation.Aligned.object`); None: as it is.
     path_m : ndarray, shape (n, 2)
-        Measured positions in the order of the scan, metres.
+        Measured positions (y, x) in the order of the scan, metres.
     table : Mapping of str to str
         Names and values, with their units, to print under the panels.
     title : str
+        Above all panels.
     proposals : sequence of Proposal, optional
         What the agent chose; positions get the mark of their proposal's reason.
 
@@ -97,7 +105,7 @@ def figure_demo(
     Raises
     ------
     ValueError
-        If `reference` or `aligned` is not on the estimate's canvas.
+        If `reference` or `aligned` is not on the estimate's object grid.
     """
     view = _view_of(estimate)
     shown = estimate.object if aligned is None else aligned
@@ -150,9 +158,11 @@ def show_comparison(
     mask : ndarray, shape (Y, X), bool
         Pixels that count; the others are grey.
     frc : FRC
+        Its curve, thresholds and crossings are drawn.
     origin_m : tuple of float
         Sample position (y, x) of pixel [0, 0], metres.
     pixel_m : float
+        Sample pixel, metres.
     square_px : tuple of int
         Row, column and side of the square where `frc` was taken; it is drawn on the difference.
     names : tuple of str
@@ -160,6 +170,7 @@ def show_comparison(
     against_truth : bool
         `b` is a known truth, and the correlation with it no measure of resolution: its panel says so.
     title : str
+        Above all panels.
     fig : Figure, optional
         Drawn anew, whatever it held; a new one of 11.5 x 9.5 inches otherwise.
 
@@ -206,7 +217,9 @@ def show_images(
     origin_m : tuple of float
         Sample position (y, x) of pixel [0, 0], metres.
     pixel_m : float
+        Sample pixel, metres.
     title : str
+        Above all panels.
     fig : Figure, optional
         Drawn anew, whatever it held; a new one otherwise.
 
@@ -243,14 +256,179 @@ def show_images(
     return fig
 
 
+def show_single_shot(
+    image: SingleShotImage,
+    counts: FloatArray,
+    mask: BoolArray,
+    *,
+    title: str = "",
+    fig: Figure | None = None,
+) -> Figure:
+    """Draw a single-shot reconstruction: frame, object, support, transfer function, and R-factors of all starts.
+
+    Parameters
+    ----------
+    image : SingleShotImage
+        The reconstruction.
+    counts : ndarray, shape (N, N)
+        The frame.
+    mask : ndarray, shape (N, N), bool
+        True where a pixel of the frame is valid; the others are grey.
+    title : str
+        Above all panels.
+    fig : Figure, optional
+        Drawn anew, whatever it held; a new one of 14 x 8.5 inches otherwise.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If the frame and its mask have not the object's shape.
+    """
+    if not counts.shape == mask.shape == image.object.shape:
+        raise ValueError(
+            f"frame and mask must have the object's shape {image.object.shape}; "
+            f"they have {counts.shape} and {mask.shape}"
+        )
+    fig = _prepared(fig, (14.0, 8.5))
+    axes = fig.subplots(2, 3)
+    size, pixel_um = len(counts), None if image.pixel_m is None else 1e6 * image.pixel_m
+    logarithm = np.ma.array(np.log10(np.where(mask, counts, 0.0) + 1), mask=~mask)
+    _draw_centred(axes[0, 0], logarithm, "Frame", "log10(photons + 1)", "magma", None, size, None)
+    window = _window_around(image.support)
+    shown, support = image.object[window], image.support[window]
+    # Where there is nearly no wave, its phase says nothing.
+    inside = support & (np.abs(shown) > DIM_SHARE * np.abs(shown).max(initial=0.0))
+    phase = np.ma.array(_phase_rad(shown, inside), mask=~inside)
+    where = (len(shown), pixel_um)
+    _draw_centred(axes[0, 1], np.ma.array(np.abs(shown)), "Amplitude", _amplitude_unit(image), "cividis", None, *where)
+    scale, limits = _phase_scale(phase)
+    _draw_centred(axes[0, 2], phase, "Phase, inside the support", "rad", scale, limits, *where)
+    _draw_centred(axes[1, 0], np.ma.array(support, float), "Support", "", "Greys_r", (0.0, 1.0), *where)
+    _draw_transfer(axes[1, 1], image)
+    _draw_history(axes[1, 2], image)
+    fig.suptitle(title, fontsize="x-large")
+    return fig
+
+
+def show_probes(probes: Mapping[str, ComplexArray], geometry: Geometry) -> Figure:
+    """Draw probes one below the other: at the sample, at the pupil, along the beam, and the powers of their modes.
+
+    Of several modes the strongest is drawn; amplitudes and caustic are of all of them together.
+
+    Parameters
+    ----------
+    probes : Mapping of str to ndarray, shape (modes, N, N), complex
+        By what is written beside them.
+    geometry : Geometry
+        Gives lengths and angles.
+
+    Returns
+    -------
+    Figure
+    """
+    fig = _prepared(None, (19.0, 3.3 * len(probes)))
+    rows = fig.subplots(len(probes), 6, squeeze=False)
+    half_um = 0.5e6 * geometry.frame_px * geometry.pixel_m
+    # Angles of the pupil's pixels are wavelength / (N pixel) apart.
+    half_mrad = 0.5e3 * geometry.wavelength_m / geometry.pixel_m
+    depth_m = max(_depth_m(modes, geometry) for modes in probes.values())
+    for axes, (name, modes) in zip(rows, probes.items(), strict=True):
+        powers = np.square(np.abs(modes)).sum(axis=(1, 2))
+        main = int(powers.argmax())
+        at_pupil = _to_pupil(modes)
+        for k, (waves, half, unit, where) in enumerate(
+            [(modes, half_um, "µm", "at the sample"), (at_pupil, half_mrad, "mrad", "at the pupil")]
+        ):
+            bright = np.sqrt(np.square(np.abs(waves)).sum(axis=0))
+            dim = np.abs(waves[main]) < DIM_SHARE * np.abs(waves[main]).max()
+            phase = np.ma.array(_phase_rad(_without_ramp(waves[main], dim), ~dim), mask=dim)
+            extent = (-half, half, half, -half)
+            _show(axes[2 * k], bright / bright.max(), extent, f"{name}: amplitude {where}", unit, "cividis")
+            _show(axes[2 * k + 1], phase, extent, f"phase {where}, rad", unit, "twilight", limits=(-np.pi, np.pi))
+        caustic = _caustic(at_pupil, geometry, depth_m)
+        depth, depth_unit = (1e3 * depth_m, "mm") if depth_m > 1e-3 else (1e6 * depth_m, "µm")
+        extent = (-depth, depth, half_um, -half_um)
+        _show(axes[4], np.sqrt(caustic / caustic.max()), extent, "along the beam", "µm", "magma", aspect="auto")
+        axes[4].axvline(0.0, color="w", linewidth=0.6)
+        axes[4].set_xlabel(f"from the sample, {depth_unit}")
+        axes[5].bar(np.arange(1, len(powers) + 1), powers / powers.sum(), color=PATH_COLOUR)
+        axes[5].set(
+            title="powers of the modes",
+            ylim=(0, 1),
+            xlim=(0.2, max(3, len(powers)) + 0.8),
+            xticks=np.arange(1, len(powers) + 1),
+        )
+    return fig
+
+
+def _show(
+    ax: Axes,
+    image: npt.NDArray[Any],
+    extent: tuple[float, float, float, float],
+    title: str,
+    unit: str,
+    colours: str,
+    *,
+    limits: tuple[float | None, float | None] = (None, None),
+    aspect: Literal["equal", "auto"] = "equal",
+) -> None:
+    ax.set_facecolor(UNCOVERED)
+    shown = ax.imshow(
+        image, cmap=colours, vmin=limits[0], vmax=limits[1], extent=extent, aspect=aspect, interpolation="nearest"
+    )
+    ax.set(title=title, xlabel=unit)
+    ax.figure.colorbar(shown, ax=ax, shrink=0.8)
+
+
+def _to_pupil(modes: ComplexArray) -> ComplexArray:
+    shifted = np.fft.ifftshift(modes, axes=(-2, -1))
+    return np.asarray(np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), axes=(-2, -1)))
+
+
+def _without_ramp(wave: ComplexArray, dim: BoolArray) -> ComplexArray:
+    """Take out the mean slope of a wave's phase: it says where the middle is, and hides all else."""
+    y, x = np.meshgrid(*(np.arange(n) for n in wave.shape), indexing="ij")
+    bright = np.where(dim, 0, wave)
+    slopes = [np.angle(np.sum(np.roll(bright, -1, axis) * bright.conj())) for axis in (0, 1)]
+    return np.asarray(wave * np.exp(-1j * (slopes[0] * y + slopes[1] * x)))
+
+
+def _depth_m(modes: ComplexArray, geometry: Geometry) -> float:
+    """How far along the beam a probe stays within half of the frame's window, about, metres."""
+    step = geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m)
+    index = (np.arange(geometry.frame_px) - geometry.frame_px // 2) * step
+    power = np.square(np.abs(_to_pupil(modes))).sum(axis=0)
+    squared = (index[:, None] ** 2 + index[None, :] ** 2) * power
+    angle = float(np.sqrt(squared.sum() / power.sum()))
+    return 0.3 * geometry.frame_px * geometry.pixel_m / max(angle, 1e-12)
+
+
+def _caustic(at_pupil: ComplexArray, geometry: Geometry, depth_m: float, planes: int = 121) -> FloatArray:
+    """Intensity along the beam, summed over rows: (N columns, planes)."""
+    step = geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m)
+    index = (np.arange(geometry.frame_px) - geometry.frame_px // 2) * step
+    squared = index[:, None] ** 2 + index[None, :] ** 2
+    lines = []
+    for z in np.linspace(-depth_m, depth_m, planes):
+        waves = at_pupil * np.exp(-1j * np.pi * z * squared / geometry.wavelength_m)
+        field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(waves, axes=(-2, -1))), axes=(-2, -1))
+        lines.append(np.square(np.abs(field)).sum(axis=(0, 1)))
+    return np.stack(lines, axis=1)
+
+
 def save_figure(fig: Figure, path: Path | str) -> None:
     """Write a figure so that `path` holds either all of it or what it held before.
 
     Parameters
     ----------
     fig : Figure
+        The figure.
     path : path
-        The suffix tells the format.
+        Its suffix is the format.
 
     Raises
     ------
@@ -269,7 +447,7 @@ def save_figure(fig: Figure, path: Path | str) -> None:
 
 
 class _View:
-    """A canvas as images are drawn on it: axes in micrometres, gaps in grey."""
+    """Object grid as images are drawn on it: axes in micrometres, gaps in grey."""
 
     def __init__(self, covered: BoolArray, origin_m: tuple[float, float], pixel_m: float) -> None:
         self.covered = covered
@@ -301,7 +479,7 @@ class _View:
 
 def _view_of(estimate: Estimate) -> _View:
     coverage = estimate.coverage
-    enough = ILLUMINATED_SHARE * np.max(coverage, initial=0.0)
+    enough = MEASURED_SHARE * np.max(coverage, initial=0.0)
     return _View(np.asarray((coverage >= enough) & (coverage > 0)), estimate.origin_m, estimate.pixel_m)
 
 
@@ -316,7 +494,7 @@ def _prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
 
 
 def _bounds(mask: BoolArray) -> tuple[tuple[int, int], tuple[slice, slice]]:
-    """First row and column of the smallest window that holds a mask, and the window."""
+    """Return first row and column of the smallest window that holds a mask, and the window."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     window = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
     return (window[0].start, window[1].start), window
@@ -367,9 +545,7 @@ def _draw_comparison(
     return error_scale
 
 
-def _draw_square(
-    ax: Axes, origin_m: tuple[float, float], pixel_m: float, square_px: tuple[int, int, int]
-) -> None:
+def _draw_square(ax: Axes, origin_m: tuple[float, float], pixel_m: float, square_px: tuple[int, int, int]) -> None:
     from matplotlib.patches import Rectangle
 
     row, column, side = square_px
@@ -379,7 +555,7 @@ def _draw_square(
 
 
 def _draw_frc(ax: Axes, frc: FRC, title: str) -> None:
-    """Draw correlation and thresholds over the frequency in 1/µm; the upper axis tells full periods."""
+    """Draw correlation and thresholds over the frequency in 1/µm; the upper axis is in full periods."""
     frequency = 1e-6 * frc.frequency_per_m
     ax.plot(frequency, frc.correlation, color="#1f4e9c", label="correlation")
     thresholds = (
@@ -408,7 +584,7 @@ def _draw_frc(ax: Axes, frc: FRC, title: str) -> None:
 
 
 def _round_periods_nm(shortest_nm: float) -> list[float]:
-    """Periods of 1, 2, 3 or 5 times a power of ten whose frequencies leave room for their labels on the axis."""
+    """Choose periods of 1, 2, 3 or 5 times a power of ten whose frequencies leave room for their labels on the axis."""
     decade = 10.0 ** np.floor(np.log10(shortest_nm))
     candidates = [step * scale for scale in (decade, 10 * decade) for step in (1.0, 2.0, 3.0, 5.0)]
     periods: list[float] = []
@@ -419,8 +595,71 @@ def _round_periods_nm(shortest_nm: float) -> list[float]:
     return periods
 
 
+def _draw_centred(
+    ax: Axes,
+    image: np.ma.MaskedArray[Any, Any],
+    title: str,
+    unit: str,
+    cmap: str,
+    limits: tuple[float, float] | None,
+    size: int,
+    pixel_um: float | None,
+) -> None:
+    """Draw a square image with pixel N // 2 at the origin, in micrometres or, without a pixel size, in pixels."""
+    from matplotlib import colormaps
+
+    step, name = (1.0, "px") if pixel_um is None else (pixel_um, "µm")
+    low, high = (-(size // 2) - 0.5) * step, (size - size // 2 - 0.5) * step
+    bottom, top = limits or _limits(image)
+    colours = colormaps[cmap].with_extremes(bad=UNCOVERED)
+    drawn = ax.imshow(image, cmap=colours, vmin=bottom, vmax=top, extent=(low, high, low, high), origin="lower")
+    ax.set(title=title, xlabel=f"x ({name})", ylabel=f"y ({name})")
+    if unit:
+        _colour_bar(ax, drawn, unit, 1.03)
+
+
+def _window_around(support: BoolArray) -> tuple[slice, slice]:
+    """Return the central square that holds a support and half as much around it; the whole image if it is empty."""
+    size = len(support)
+    places = np.argwhere(support)
+    half = size // 2 if not len(places) else min(size // 2, int(1.5 * np.abs(places - size // 2).max()) + 2)
+    return slice(size // 2 - half, size // 2 + half), slice(size // 2 - half, size // 2 + half)
+
+
+def _amplitude_unit(image: SingleShotImage) -> str:
+    return "transmission" if image.provenance.get("illumination") else "sqrt(photons)"
+
+
+def _draw_transfer(ax: Axes, image: SingleShotImage) -> None:
+    """Draw the transfer function over the ring of the frame, and where it falls below 1/e."""
+    ring = np.arange(len(image.transfer))
+    averaged = max(1, image.status.count("converged"))
+    ax.plot(ring, image.transfer, color="#1f4e9c", label=f"mean of {averaged} start{'' if averaged == 1 else 's'}")
+    ax.axhline(1 / np.e, color="0.35", linestyle="--", linewidth=0.8, label="1/e")
+    period_px = transfer_resolution_px(image.transfer, len(image.object))
+    if period_px is not None and np.isfinite(period_px):
+        ax.axvline(len(image.object) / period_px, color="0.35", linestyle=":", linewidth=0.8)
+    ax.set(xlim=(0, ring[-1]), ylim=(0, max(1.1, float(np.nanmax(image.transfer, initial=0.0)) * 1.05)))
+    ax.set(title="Phase retrieval transfer function", xlabel="ring of the frame (pixels)", ylabel="PRTF")
+    ax.legend(loc="lower left", fontsize="small")
+
+
+def _draw_history(ax: Axes, image: SingleShotImage) -> None:
+    """Draw the R-factor of every start over the cycles, the best one in colour, and that of photon noise."""
+    cycle = np.arange(len(image.history))
+    for start, values in enumerate(image.history.T):
+        best = start == image.best
+        style: dict[str, Any] = (
+            {"color": "#d95f02", "linewidth": 1.6, "zorder": 3} if best else {"color": "0.6", "linewidth": 0.7}
+        )
+        ax.plot(cycle, values, label="best start" if best else None, **style)
+    ax.axhline(image.noise_r_factor, color="#1f4e9c", linestyle="--", linewidth=1.0, label="photon noise")
+    ax.set(title="R-factor of all starts", xlabel="cycle", ylabel="R-factor", yscale="log")
+    ax.legend(loc="upper right", fontsize="small")
+
+
 def _reasons(path_m: FloatArray, proposals: Sequence[Proposal] | None, tolerance_m: float) -> list[str]:
-    """Tell of each measured position which proposal's reason brought it there."""
+    """Return the reason of the proposal that brought each measured position."""
     from scipy.spatial import KDTree
 
     chosen = [p for p in proposals or () if len(p.positions_m)]
@@ -432,7 +671,7 @@ def _reasons(path_m: FloatArray, proposals: Sequence[Proposal] | None, tolerance
 
 
 def _draw_path(ax: Axes, path_m: FloatArray, reasons: Sequence[str]) -> None:
-    """Draw the path as a line and its points, coloured by order, marked by reason."""
+    """Draw the path as a line, and its points coloured by order and marked by reason."""
     if not len(path_m):
         return
     x, y = 1e6 * path_m[:, 1], 1e6 * path_m[:, 0]

@@ -34,9 +34,9 @@ _PARENT = {
 
 
 class FrameAssembler:
-    """Joins each image with its position and hands the frames of a run to a sink.
+    """Joins each frame with its position and hands the frames of a run to a sink.
 
-    A callback for ``RE.subscribe``. It takes images inside events and event pages, in HDF5 files
+    A callback for ``RE.subscribe``. It takes frames inside events and event pages, in HDF5 files
     announced by StreamResource and StreamDatum, and in those of the older Resource and Datum;
     positions in events or, for fly scans, in StreamDatum columns. A frame is held until its
     position is known, whatever the order of the documents; of a `seq_num` that comes twice the
@@ -46,9 +46,10 @@ class FrameAssembler:
     reading of that frame from its file. Even so, subscribe it through
     ``bluesky.callbacks.buffer.BufferingWrapper``, so that a slow file system can't slow the scan.
 
-    It never raises into the RunEngine, where an exception would abort the scan. Input that can't
-    be used is logged, kept in `error`, and told to the sink by one call of ``fail``; the rest of
-    that run is then left out, and the run itself goes on being recorded.
+    It never raises into the RunEngine, where an exception would abort the scan. A frame that can't be used (another
+    shape, NaN, negative counts, no position, no file) is left out, and told to the sink by ``leave_out``. Documents
+    from which no frame can come are logged, kept in `error`, and told to the sink by one call of ``fail``; the rest of
+    that run is then left out. The run itself goes on being recorded.
 
     Runs may be interleaved, but one at a time is fed: a run that opens its stream while another
     one is being fed is left out with a warning.
@@ -59,13 +60,16 @@ class FrameAssembler:
         Receives the frames.
     stream : str
         Name of the stream that holds them.
-    image_key : str, optional
-        Data key of the image; without it, the only data key with one 2-D frame an event.
+    frame_key : str, optional
+        Data key of the frames; without it, the only data key with one 2-D frame an event.
     position_keys : tuple of str, optional
         Data keys of the position, (y, x); without them, the start document's pair `motors`.
         The data keys state the unit of length.
     monitor_key : str, optional
         Data key of the incident flux; without it, the start document's `monitor`, if it has one.
+    file_timeout_s : float
+        How long to wait for a file, or for rows of one, that documents announce and that are not there yet, seconds.
+        A file that has not come in that time is not waited for again.
 
     Attributes
     ----------
@@ -78,14 +82,16 @@ class FrameAssembler:
         sink: FrameSink,
         *,
         stream: str = "primary",
-        image_key: str | None = None,
+        frame_key: str | None = None,
         position_keys: tuple[str, str] | None = None,
         monitor_key: str | None = None,
+        file_timeout_s: float = 0.0,
     ) -> None:
         self.error: BlueskyCDIError | None = None
         self._sink = sink
         self._stream = stream
-        self._choice = KeyChoice(image_key, position_keys, monitor_key)
+        self._choice = KeyChoice(frame_key, position_keys, monitor_key)
+        self._file_timeout_s = file_timeout_s
         self._feeds: dict[str, RunFeed] = {}
         self._left_out: set[str] = set()
         self._run_of: dict[str, str] = {}
@@ -95,7 +101,7 @@ class FrameAssembler:
         """Take one document of any open run."""
         if name == "start":
             self.error = None
-            self._feeds[doc["uid"]] = RunFeed(doc, self._stream, self._choice, self._sink)
+            self._feeds[doc["uid"]] = RunFeed(doc, self._stream, self._choice, self._sink, self._file_timeout_s)
         elif name == "stop":
             self._stop(doc)
         else:
@@ -113,7 +119,7 @@ class FrameAssembler:
             self._receive(run, *orphan)
 
     def _run_uid(self, name: str, doc: Mapping[str, Any]) -> str | None:
-        """The run of a document; None while its parent hasn't come."""
+        """Find the run of a document; None while its parent hasn't come."""
         if name in _PARENT:
             return self._run_of.get(doc[_PARENT[name]])
         # Resources of older schemas name no run: they belong to the latest one.
@@ -158,7 +164,7 @@ class FrameAssembler:
             self.error = err if isinstance(err, BlueskyCDIError) else _unreadable(name, err)
             logger.error("run %s can't be reconstructed (it goes on being recorded): %s", run, self.error, exc_info=err)
             self._left_out.add(run)
-            self._sink.fail(self.error)
+            self._sink.fail(self.error, self._feeds[run].start)
 
 
 def _unreadable(name: str, err: Exception) -> DocumentError:

@@ -12,11 +12,12 @@ from bluesky_cdi.protocols import Frame
 
 
 def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
-    """Refuse a frame from which no image can come.
+    """Refuse a frame from which nothing can be reconstructed.
 
     Parameters
     ----------
     frame : Frame
+        The frame, counts of shape (H, W).
     shape : tuple of int
         (H, W) as the descriptor announced it.
 
@@ -24,7 +25,7 @@ def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
     ------
     FrameError
         If counts are of another shape, no real numbers, not finite or negative, if the position
-        is not finite, or if the monitor is not finite and positive.
+        is not finite, or if the incident flux is not finite and positive.
     """
     counts, which = frame.counts, f"frame {frame.seq_num}"
     if counts.shape != shape:
@@ -33,16 +34,19 @@ def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
             "The detector's region of interest or binning must not change during a run."
         )
     if counts.dtype.kind not in "biuf":
-        raise FrameError(f"{which} must hold counts, real numbers; its type is {counts.dtype}. Check the image key.")
+        raise FrameError(
+            f"{which} must hold counts, real numbers; its type is {counts.dtype}. "
+            "Name the data key of the frames: FrameAssembler(..., frame_key=...)."
+        )
     _check_counts(counts, which)
     if not np.isfinite(frame.position_m).all():
         raise FrameError(
             f"{which} must have a finite position; it is {frame.position_m} m (y, x). Check the encoders' read-back."
         )
-    if not (math.isfinite(frame.monitor) and frame.monitor > 0):
+    if not (math.isfinite(frame.flux) and frame.flux > 0):
         raise FrameError(
-            f"{which} must have a finite, positive monitor value; it is {frame.monitor}. "
-            "Was there beam? Suspend the scan without it, or choose another monitor."
+            f"{which} must have a finite, positive incident flux; the monitor gave {frame.flux}. "
+            "Was there beam? Suspend the scan without it, or name another monitor with monitor_key."
         )
 
 

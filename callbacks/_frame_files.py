@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.request import url2pathname
@@ -11,13 +12,18 @@ import h5py
 import numpy as np
 
 from bluesky_cdi.errors import ScanFileError
+from bluesky_cdi.io.hdf5 import CheckedFile
 
 # What h5py raises for a damaged, locked or differently laid out file.
 _H5PY_ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError)
+# How often a file that is late is looked for, seconds.
+LOOK_S = 0.1
+# More than any detector's frame: what states more is damaged, or would fill the memory.
+ROW_BYTES_MAX = 2**30
 
 
 def path_of(uri: str) -> str:
-    """The local path of a ``file`` URI: percent-encoding undone, host left out.
+    """Give the local path of a ``file`` URI: percent-encoding undone, host left out.
 
     Some producers don't encode: a character that a URI can't hold is taken as it is, and so is
     the whole path where only that exists.
@@ -29,7 +35,10 @@ def path_of(uri: str) -> str:
     """
     scheme, _, path = uri.partition(":")
     if scheme != "file":
-        raise ScanFileError(f"frames must lie in a file that can be opened here (file://...); the resource is at {uri}")
+        raise ScanFileError(
+            f"frames must lie in a file that can be opened here (file://...); the resource is at "
+            f"{uri}. Let the detector write to a disk that this process sees."
+        )
     if path.startswith("//"):
         path = path[path.find("/", 2) :]
     decoded = url2pathname(path)
@@ -41,13 +50,34 @@ class FrameFiles:
 
     Every method raises `ScanFileError` if a file is absent, truncated, of another layout or of
     another form than HDF5, or holds less than its documents announce.
+
+    Parameters
+    ----------
+    timeout_s : float
+        How long to wait for a file or rows that are not there yet, seconds; once for each file.
     """
 
-    def __init__(self) -> None:
-        self._files: dict[str, h5py.File] = {}
+    def __init__(self, timeout_s: float = 0.0) -> None:
+        self._files: dict[str, CheckedFile] = {}
+        self._datasets: dict[tuple[str, str], h5py.Dataset] = {}
+        self._timeout_s = timeout_s
+        self._given_up: set[str] = set()
 
     def frame(self, resource: Mapping[str, Any], index: int) -> np.ndarray[Any, Any]:
-        """Read one frame of a dataset of shape (n, H, W) or (n, 1, H, W); returns (H, W)."""
+        """Read one frame of a dataset of shape (n, H, W) or (n, 1, H, W).
+
+        Parameters
+        ----------
+        resource : Mapping
+            The StreamResource document, which names file and dataset.
+        index : int
+            Row of the dataset, from 0.
+
+        Returns
+        -------
+        ndarray, shape (H, W)
+            Counts, of the dataset's type.
+        """
         block = self._read(resource, index, index + 1)
         if block.ndim == 4 and block.shape[1] == 1:
             block = block[:, 0]  # (1, 1, H, W) -> (1, H, W)
@@ -60,24 +90,60 @@ class FrameFiles:
         return frame
 
     def column(self, resource: Mapping[str, Any], start: int, stop: int) -> list[float]:
-        """Read a range of a dataset of one number an event, shape (n,) or (n, 1)."""
+        """Read a range of a dataset of one number an event, shape (n,) or (n, 1).
+
+        Parameters
+        ----------
+        resource : Mapping
+            The StreamResource document, which names file and dataset.
+        start, stop : int
+            First row, from 0, and the row after the last.
+
+        Returns
+        -------
+        list of float
+            In the unit of the resource's data key.
+        """
         block = self._read(resource, start, stop)
         if block.size != stop - start or block.dtype.kind not in "iuf":
             raise ScanFileError(
                 f"{_place(resource)} must hold one number an event; "
-                f"{stop - start} events gave {block.dtype} {block.shape}"
+                f"{stop - start} events gave {block.dtype} {block.shape}. Write one row of one number for each event."
             )
         return [float(value) for value in block.ravel()]
 
     def close(self) -> None:
         """Close every file."""
-        while self._files:
-            self._files.popitem()[1].close()
+        for path in list(self._files):
+            self._close(path)
 
     def _read(self, resource: Mapping[str, Any], start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Read rows, and wait for them where they are late: once for each file."""
+        path = _local(resource)
+        deadline = time.monotonic() + (0.0 if path in self._given_up else self._timeout_s)
+        while True:
+            try:
+                block = self._read_now(path, resource, start, stop)
+            except ScanFileError:
+                if time.monotonic() >= deadline:
+                    self._given_up.add(path)
+                    raise
+            else:
+                self._given_up.discard(path)
+                return block
+            # Opened anew: what a file held is not looked up again where its writer is no SWMR writer.
+            self._close(path)
+            time.sleep(LOOK_S)
+
+    def _read_now(self, path: str, resource: Mapping[str, Any], start: int, stop: int) -> np.ndarray[Any, Any]:
         try:
-            dataset = self._dataset(resource)
+            dataset = self._dataset(path, resource)
             held = dataset.shape[0]
+            if dataset.size and dataset.nbytes // held > ROW_BYTES_MAX:
+                raise ScanFileError(
+                    f"a row of {_place(resource)} must have at most {ROW_BYTES_MAX / 2**30:g} GiB; its shape is "
+                    f"{dataset.shape} of {dataset.dtype}. Write one frame for each event."
+                )
             block = np.asarray(dataset[start:stop])
         except ScanFileError:
             raise
@@ -92,29 +158,53 @@ class FrameFiles:
             )
         return block
 
-    def _dataset(self, resource: Mapping[str, Any]) -> h5py.Dataset:
-        if resource["mimetype"] != "application/x-hdf5":
-            raise ScanFileError(
-                f"frames must come as HDF5 or inside the events; {resource['uri']} is {resource['mimetype']}. "
-                "Set the detector's file writer to HDF5."
-            )
-        dataset = self._open(path_of(resource["uri"]))[resource["parameters"]["dataset"]]
-        if not isinstance(dataset, h5py.Dataset):
-            raise ScanFileError(f"{_place(resource)} must be a dataset; it is a {type(dataset).__name__}")
+    def _dataset(self, path: str, resource: Mapping[str, Any]) -> h5py.Dataset:
+        # One handle a dataset: HDF5 crashes where one is refreshed while another one of the same dataset is open.
+        name = resource["parameters"]["dataset"]
+        dataset = self._datasets.get((path, name))
+        if dataset is None:
+            dataset = self._open(path)[name]
+            if not isinstance(dataset, h5py.Dataset):
+                raise ScanFileError(
+                    f"{_place(resource)} must be a dataset; it is a {type(dataset).__name__}. "
+                    "Name the dataset itself in the stream_resource's parameters."
+                )
+            self._datasets[path, name] = dataset
         if dataset.file.swmr_mode:
             dataset.id.refresh()
         return dataset
 
-    def _open(self, path: str) -> h5py.File:
+    def _close(self, path: str) -> None:
+        self._datasets = {key: dataset for key, dataset in self._datasets.items() if key[0] != path}
+        if path in self._files:
+            self._files.pop(path).close()
+
+    def _open(self, path: str) -> CheckedFile:
         if path not in self._files:
             import hdf5plugin  # noqa: F401  # registers the compression filters of fast detectors
 
             try:
-                self._files[path] = h5py.File(path, "r", libver="latest", swmr=True)
+                self._files[path] = CheckedFile(path, libver="latest", swmr=True)
             except OSError:
                 # A finished file, or one whose format doesn't know single writer, multiple readers.
-                self._files[path] = h5py.File(path, "r")
+                self._files[path] = CheckedFile(path)
         return self._files[path]
+
+
+def _local(resource: Mapping[str, Any]) -> str:
+    """Give the path of a resource's file.
+
+    Raises
+    ------
+    ScanFileError
+        If it is no HDF5 file that can be opened here.
+    """
+    if resource["mimetype"] != "application/x-hdf5":
+        raise ScanFileError(
+            f"frames must come as HDF5 or inside the events; {resource['uri']} is {resource['mimetype']}. "
+            "Set the detector's file writer to HDF5."
+        )
+    return path_of(resource["uri"])
 
 
 def _place(resource: Mapping[str, Any]) -> str:

@@ -27,7 +27,20 @@ class SeqNumJoin:
         self._values: dict[int, dict[str, Any]] = {}
 
     def add(self, seq_num: int, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Take parts of one event; return all of them once the last one has come."""
+        """Take parts of one event; return all of them once the last one has come.
+
+        Parameters
+        ----------
+        seq_num : int
+            Number of the event.
+        values : Mapping
+            Its parts by name: a frame (in memory, or where it lies in a file) or a number.
+
+        Returns
+        -------
+        Mapping or None
+            All parts of the event; None while one is missing, or not yet renewed.
+        """
         known = self._values.setdefault(seq_num, {})
         known.update(values)
         new = self._new.setdefault(seq_num, set())
@@ -45,6 +58,10 @@ class SeqNumJoin:
             if self._values[seq_num].keys() == self._parts:
                 yield seq_num, self._values[seq_num]
 
+    def missing(self, seq_num: int) -> list[str]:
+        """List the parts of an event that never came."""
+        return sorted(self._parts - self._values[seq_num].keys())
+
     def incomplete(self) -> list[int]:
-        """The numbers of the events of which a part never came."""
+        """List the numbers of the events of which a part never came."""
         return [s for s in sorted(self._new) if self._values[s].keys() != self._parts]

@@ -39,6 +39,7 @@ class LiveReconstruction:
     Attributes
     ----------
     figure : Figure or None
+        What is drawn into; None before the first estimate.
     """
 
     def __init__(self, *, min_interval_s: float = 0.5, figure: Figure | None = None) -> None:
@@ -94,7 +95,7 @@ def _new_figure() -> Figure:
 
 
 def _toolkit() -> str | None:
-    """Name of the window toolkit of matplotlib's backend; None where it has no windows."""
+    """Name the window toolkit of matplotlib's backend; None where it has no windows."""
     import matplotlib
     from matplotlib.backends.registry import backend_registry
 
@@ -103,5 +104,5 @@ def _toolkit() -> str | None:
 
 
 def _belongs_to_another_thread() -> bool:
-    """Whether drawing here would touch the windows of a toolkit that only the main thread may touch."""
+    """Tell whether drawing here would touch windows that only the main thread may touch."""
     return threading.current_thread() is not threading.main_thread() and _toolkit() not in (None, "qt")

@@ -16,7 +16,8 @@ from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
-from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.callbacks._tally import FrameTally
+from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
 from bluesky_cdi.protocols import Frame, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,23 @@ class RunFeed:
     stream : str
         Name of the stream with the frames.
     choice : KeyChoice
+        What the user fixes of the stream's keys.
     sink : FrameSink
+        Receives the frames.
+
+    Attributes
+    ----------
+    start : Mapping
+        The run's start document.
+    started : bool
+        Whether the sink has had the run's `start_run`.
     """
 
-    def __init__(self, start: Document, stream: str, choice: KeyChoice, sink: FrameSink) -> None:
+    def __init__(
+        self, start: Document, stream: str, choice: KeyChoice, sink: FrameSink, file_timeout_s: float = 0.0
+    ) -> None:
         self.started = False
-        self._start = start
+        self.start = start
         self._stream = stream
         self._choice = choice
         self._sink = sink
@@ -55,15 +67,33 @@ class RunFeed:
         self._exposures_s: dict[str, float] = {}
         self._exposure_of_event_s: dict[int, float] = {}
         self._join = SeqNumJoin(())
-        self._files = FrameFiles()
+        self._files = FrameFiles(file_timeout_s)
         self._resources: dict[str, Document] = {}
         self._unread: defaultdict[str, list[Document]] = defaultdict(list)
         self._descriptors: list[Document] = []
         self._seq_num_of_datum: dict[str, int] = {}
         self._normalize: Callable[[str, Document], None] | None = None
+        self._tally = FrameTally()
 
     def receive(self, name: str, doc: Document) -> None:
-        """Take one document; those of older schemas are brought to StreamResource and StreamDatum first."""
+        """Take one document; those of older schemas are brought to StreamResource and StreamDatum first.
+
+        Parameters
+        ----------
+        name : str
+            Kind of the document, as the RunEngine names it: ``descriptor``, ``event``, ...
+        doc : Mapping
+            The document, of this run.
+
+        Raises
+        ------
+        DocumentError
+            If the documents lack a key, a unit or a seq_num, or announce other frames than before.
+        ScanFileError
+            If a file of frames can't be read.
+        FrameError
+            If a frame can't be used.
+        """
         if name == "event_page":
             for event in unpack_event_page(doc):
                 self.receive("event", event)
@@ -75,7 +105,7 @@ class RunFeed:
             return
         if name == "event" and self._keys is not None:
             # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
-            for key in (self._keys.image, *self._keys.position, self._keys.monitor):
+            for key in (self._keys.frame, *self._keys.position, self._keys.monitor):
                 if isinstance(datum_id := doc["data"].get(key), str):
                     self._seq_num_of_datum[datum_id] = doc["seq_num"]
         self._normalize(name, doc)
@@ -85,8 +115,18 @@ class RunFeed:
         self.receive("stop", stop)
         for seq_num, parts in self._join.renewed():
             self._hand_on(seq_num, parts)
-        if missing := self._join.incomplete():
-            logger.warning("%d event(s) lack their image or their position, the first is %d", len(missing), missing[0])
+        for seq_num in self._join.incomplete():
+            missing = " and ".join(self._join.missing(seq_num))
+            self._tally.leave_out("lack their frame or their position")
+            self._sink.leave_out(
+                seq_num,
+                FrameError(
+                    f"event {seq_num} must have a frame and a position; its {missing} never came. "
+                    "Does the plan read all of them in each event?"
+                ),
+            )
+        if told := self._tally.summary:
+            logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
 
     def close(self) -> None:
         """Close the run's files."""
@@ -109,7 +149,7 @@ class RunFeed:
         from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
         normalizer = RunNormalizer()
-        normalizer("start", self._start)
+        normalizer("start", self.start)
         for descriptor in self._descriptors:
             normalizer("descriptor", descriptor)
         normalizer.subscribe(self._accept)
@@ -119,15 +159,17 @@ class RunFeed:
         self._descriptors.append(doc)
         if doc["name"] != self._stream:
             return
-        keys = StreamKeys.from_documents(self._start, doc, self._choice)
+        keys = StreamKeys.from_documents(self.start, doc, self._choice)
         self._exposures_s[doc["uid"]] = keys.exposure_s
         if self._keys is not None:
             _check_same_frames(self._keys, keys)
             return
         self._keys = keys
-        self._join = SeqNumJoin({"image", "y", "x"} | ({"monitor"} if keys.monitor else set()))
+        stated = doc["data_keys"][keys.frame].get("dtype_numpy")
+        self._tally.stated = np.dtype(stated) if isinstance(stated, str) and stated else None
+        self._join = SeqNumJoin({"frame", "y", "x"} | ({"monitor"} if keys.monitor else set()))
         self._sink.start_run(
-            RunInfo(self._start["uid"], int(self._start.get("scan_id", 0)), self._start, keys.frame_shape)
+            RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
         )
         self.started = True
 
@@ -135,8 +177,8 @@ class RunFeed:
         if doc["descriptor"] not in self._exposures_s:
             return
         parts = {part: doc["data"][key] for key, part in self._parts().items() if key in doc["data"]}
-        if "image" in parts:
-            parts["image"] = np.asarray(parts["image"])
+        if "frame" in parts:
+            parts["frame"] = np.asarray(parts["frame"])
         self._add(doc["seq_num"], parts, doc["descriptor"])
 
     def _stream_datum(self, doc: Document) -> None:
@@ -151,7 +193,7 @@ class RunFeed:
             return
         seq_nums, start, stop = self._seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
         values: list[Any]
-        if part == "image":
+        if part == "frame":
             values = [FileFrame(resource, index) for index in range(start, stop)]
         else:
             values = list(self._files.column(resource, start, stop))
@@ -172,7 +214,7 @@ class RunFeed:
         if self._keys is None:
             return {}
         y, x = self._keys.position
-        parts: dict[str | None, str] = {self._keys.image: "image", y: "y", x: "x"}
+        parts: dict[str | None, str] = {self._keys.frame: "frame", y: "y", x: "x"}
         if self._keys.monitor is not None:
             parts[self._keys.monitor] = "monitor"
         return parts
@@ -186,25 +228,46 @@ class RunFeed:
     def _hand_on(self, seq_num: int, parts: Mapping[str, Any]) -> None:
         if self._keys is None:
             return
-        image = parts["image"]
-        frame = Frame(
+        try:
+            frame = self._frame(seq_num, parts, self._keys)
+            check_frame(frame, self._keys.frame_shape)
+        except (FrameError, ScanFileError) as err:
+            self._tally.leave_out("could not be used")
+            self._sink.leave_out(seq_num, err)
+        else:
+            self._tally.take(seq_num)
+            self._sink.put(frame)
+
+    def _frame(self, seq_num: int, parts: Mapping[str, Any], keys: StreamKeys) -> Frame:
+        where = parts["frame"]
+        if isinstance(where, FileFrame):
+            counts = self._files.frame(where.resource, where.index)
+            self._tally.look(counts.dtype)
+        else:
+            counts = _squeezed(where)
+        return Frame(
             seq_num=seq_num,
-            position_m=np.array([float(parts["y"]), float(parts["x"])]) * self._keys.metres_per,
-            counts=self._files.frame(image.resource, image.index) if isinstance(image, FileFrame) else _squeezed(image),
+            position_m=np.array([_number(parts[axis], seq_num, axis) for axis in ("y", "x")]) * keys.metres_per,
+            counts=counts,
             exposure_s=self._exposure_of_event_s[seq_num],
-            monitor=float(parts.get("monitor", 1.0)),
+            flux=_number(parts.get("monitor", 1.0), seq_num, "monitor"),
         )
-        check_frame(frame, self._keys.frame_shape)
-        self._sink.put(frame)
 
 
-def _squeezed(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(1, H, W) -> (H, W); any other shape is left to the check."""
-    return image[0] if image.ndim == 3 and image.shape[0] == 1 else image
+def _number(value: Any, seq_num: int, part: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as err:
+        raise FrameError(f"frame {seq_num} must have a number for its {part}; it has {value!r}") from err
+
+
+def _squeezed(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Bring (1, H, W) to (H, W); any other shape is left to the check."""
+    return counts[0] if counts.ndim == 3 and counts.shape[0] == 1 else counts
 
 
 def _is_legacy(name: str, doc: Document) -> bool:
-    """Whether a document needs the conversion to StreamResource and StreamDatum."""
+    """Tell whether a document needs the conversion to StreamResource and StreamDatum."""
     match name:
         case "resource" | "datum" | "datum_page":
             return True

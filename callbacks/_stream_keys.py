@@ -1,4 +1,4 @@
-"""Which data keys of a stream are the image, the position and the flux: read from the documents, never guessed."""
+"""Which data keys of a stream are the frame, the position and the flux: read from the documents, never guessed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPOSURE_SUFFIXES = ("exposure_s", "exposure_time", "acquire_time")
 class KeyChoice:
     """What the user fixes instead of leaving it to the documents; None leaves it."""
 
-    image_key: str | None = None
+    frame_key: str | None = None
     position_keys: tuple[str, str] | None = None
     monitor_key: str | None = None
 
@@ -29,19 +29,21 @@ class StreamKeys:
 
     Attributes
     ----------
-    image : str
+    frame : str
+        Data key of the frames.
     frame_shape : tuple of int
         (H, W) as announced.
     position : tuple of str
-        (y, x).
+        Data keys (y, x).
     metres_per : tuple of float
         Metres that one unit of each position key is.
     monitor : str or None
+        Data key of the incident flux.
     exposure_s : float
         Seconds; NaN where the descriptor doesn't tell.
     """
 
-    image: str
+    frame: str
     frame_shape: tuple[int, int]
     position: tuple[str, str]
     metres_per: tuple[float, float]
@@ -52,28 +54,37 @@ class StreamKeys:
     def from_documents(cls, start: Mapping[str, Any], descriptor: Mapping[str, Any], choice: KeyChoice) -> StreamKeys:
         """Choose the keys of a stream.
 
+        Parameters
+        ----------
+        start : Mapping
+            The run's start document; its `motors` and `monitor` name keys where `choice` does not.
+        descriptor : Mapping
+            The stream's descriptor: data keys with shapes and units, hints, configuration.
+        choice : KeyChoice
+            What the user fixes.
+
         Raises
         ------
         DocumentError
-            If there is no image key or more than one, no pair of position keys, a position
+            If there is no frame key or more than one, no pair of position keys, a position
             without a unit of length, or no such monitor.
         """
-        image = _image_key(descriptor, choice.image_key)
+        frame = _frame_key(descriptor, choice.frame_key)
         position = _position_keys(start, descriptor, choice.position_keys)
         data_keys = descriptor["data_keys"]
         scale_y, scale_x = (metres_per(data_keys[key].get("units"), f"the position key {key!r}") for key in position)
         return cls(
-            image=image,
-            frame_shape=_frame_shape(data_keys[image]) or (0, 0),
+            frame=frame,
+            frame_shape=_frame_shape(data_keys[frame]) or (0, 0),
             position=position,
             metres_per=(scale_y, scale_x),
             monitor=_monitor_key(start, descriptor, choice.monitor_key),
-            exposure_s=_exposure_s(descriptor, image),
+            exposure_s=_exposure_s(descriptor, frame),
         )
 
 
 def _frame_shape(data_key: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(H, W) of a data key that holds one 2-D frame an event, else None."""
+    """Read (H, W) of a data key that holds one 2-D frame an event, else give None."""
     shape = tuple(data_key.get("shape") or ())
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
@@ -82,21 +93,22 @@ def _frame_shape(data_key: Mapping[str, Any]) -> tuple[int, int] | None:
     return shape[0], shape[1]
 
 
-def _image_key(descriptor: Mapping[str, Any], chosen: str | None) -> str:
+def _frame_key(descriptor: Mapping[str, Any], chosen: str | None) -> str:
     data_keys, stream = descriptor["data_keys"], descriptor["name"]
     candidates = [key for key, value in data_keys.items() if _frame_shape(value)]
     if chosen is not None:
         if chosen not in candidates:
             raise DocumentError(
-                f"the stream {stream!r} must hold 2-D frames under image_key={chosen!r}; "
-                f"those of its keys that hold frames: {_listed(candidates)}; all its keys: {_listed(data_keys)}."
+                f"the stream {stream!r} must hold 2-D frames under frame_key={chosen!r}; "
+                f"those of its keys that hold frames: {_listed(candidates)}; all its keys: {_listed(data_keys)}. "
+                "Give frame_key one of the first, or leave it out if there is only one."
             )
         return chosen
     if len(candidates) != 1:
         raise DocumentError(
             f"the stream {stream!r} must have exactly one data key with a 2-D frame an event; "
             f"it has {len(candidates)}: {_listed(candidates)} (all its keys: {_listed(data_keys)}). "
-            "Read one area detector in this stream, or name the key with the option image_key."
+            "Read one area detector in this stream, or name the key: FrameAssembler(..., frame_key=...)."
         )
     return str(candidates[0])
 
@@ -109,14 +121,14 @@ def _position_keys(
         raise DocumentError(
             f"a position is a pair (y, x); the run names {len(motors)} motors: {_listed(motors)}. "
             "Put the two scanned motors into the start document's `motors`, in the order y, x, "
-            "or name their data keys with the option position_keys."
+            "or name their data keys: FrameAssembler(..., position_keys=(y, x))."
         )
     y, x = (_read_back_key(motor, descriptor) for motor in motors)
     return y, x
 
 
 def _read_back_key(motor: str, descriptor: Mapping[str, Any]) -> str:
-    """The data key of a motor's position: its own name, or the one field that its hints name."""
+    """Find the data key of a motor's position: its own name, or the one field that its hints name."""
     data_keys = descriptor["data_keys"]
     if motor in data_keys:
         return motor
@@ -125,7 +137,7 @@ def _read_back_key(motor: str, descriptor: Mapping[str, Any]) -> str:
         raise DocumentError(
             f"the stream {descriptor['name']!r} must hold the position of {motor!r}, as a data key of that name or as "
             f"the one field of its hints; its keys: {_listed(data_keys)}. Read the motor in every event, "
-            "or name the keys (y, x) with the option position_keys."
+            "or name the keys: FrameAssembler(..., position_keys=(y, x))."
         )
     return str(fields[0])
 
@@ -135,15 +147,16 @@ def _monitor_key(start: Mapping[str, Any], descriptor: Mapping[str, Any], chosen
     if key is not None and key not in descriptor["data_keys"]:
         raise DocumentError(
             f"the monitor {key!r} must be a data key of the stream {descriptor['name']!r}; "
-            f"its keys: {_listed(descriptor['data_keys'])}. Read it in every event, or leave `monitor` out."
+            f"its keys: {_listed(descriptor['data_keys'])}. Read it in every event, "
+            "or leave out monitor_key and the metadata's `monitor`."
         )
     return key
 
 
-def _exposure_s(descriptor: Mapping[str, Any], image_key: str) -> float:
-    """Exposure in the configuration of the device that owns the image, seconds; NaN where it isn't told."""
+def _exposure_s(descriptor: Mapping[str, Any], frame_key: str) -> float:
+    """Find the exposure in the configuration of the frames' device, seconds; NaN where it isn't stated."""
     configuration = descriptor.get("configuration", {})
-    owners = [name for name, keys in descriptor.get("object_keys", {}).items() if image_key in keys]
+    owners = [name for name, keys in descriptor.get("object_keys", {}).items() if frame_key in keys]
     for owner in owners:
         for key, value in configuration.get(owner, {}).get("data", {}).items():
             if key.endswith(EXPOSURE_SUFFIXES) and isinstance(value, (int, float)):

@@ -12,23 +12,17 @@ import bluesky.plan_stubs as bps
 import numpy as np
 
 from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.plans._beside import Beside, OnFailure
 from bluesky_cdi.plans._decisions import STREAM, DecisionRecord
-from bluesky_cdi.plans._measure import (
-    Instrument,
-    Plan,
-    as_run,
-    result_of,
-    result_within,
-    run_metadata,
-    scan_area,
-    window_args,
-)
+from bluesky_cdi.plans._measure import Instrument, Plan, as_run, run_metadata, scan_area, window_args
 from bluesky_cdi.protocols import FloatArray, Proposal, ScanArea, ScanSource, ScanTicket
 
 logger = logging.getLogger(__name__)
 
 # Points of the coverage path taken when a decision is late, before it is looked for again.
 FALLBACK_POINTS = 4
+# Why the scan measures its coverage path, or ends.
+LATE, FAILED = "decision late", "reconstruction failed"
 BUDGET_SPENT = "budget"
 # Positions closer than this share of the step are one place: rounding in the units of the stage.
 SAME_PLACE = 1e-3
@@ -46,14 +40,15 @@ def adaptive_ptycho(
     centre_um: Sequence[float] = (0.0, 0.0),
     batch: int = 16,
     decision_timeout_s: float = 5.0,
+    on_reconstruction_failure: OnFailure = "continue",
     md: Mapping[str, Any] | None = None,
 ) -> Plan[str]:
     """Scan where the live reconstruction learns most, until the agent stops or the budget is spent.
 
     Each decision is an event of the stream ``agent``. A decision that is late by more than
     `decision_timeout_s` is bridged with points of a precomputed path that covers the window evenly,
-    so beam time is not lost. An error of the worker ends the plan; the raw run is closed as
-    usual and holds everything measured.
+    so beam time is not lost: the scan waits once, and then looks for the decision after every few points. If the
+    reconstruction fails, the scan goes on along that path, and asks again when the reconstruction is there again.
 
     Parameters
     ----------
@@ -75,6 +70,8 @@ def adaptive_ptycho(
         Positions a decision.
     decision_timeout_s : float
         How long to wait for a decision, seconds.
+    on_reconstruction_failure : {'continue', 'pause', 'abort'}
+        What becomes of the scan when the reconstruction fails. What is measured is kept in any case.
     md : Mapping, optional
         Metadata.
 
@@ -89,9 +86,12 @@ def adaptive_ptycho(
         If the window, budget or batch is not sound.
     DocumentError
         If an axis states no unit of length.
+    ConfigError
+        If `on_reconstruction_failure` is none of the three.
     WorkerError
-        If the reconstruction failed.
+        If the reconstruction can't begin, or has failed and that is to end the scan.
     """
+    beside = Beside(live, on_reconstruction_failure)
     instrument = Instrument(detectors, axis_y, axis_x)
     area = scan_area(centre_um, extent_um, step_um, budget, adaptive=True)
     if batch < 1:
@@ -101,11 +101,12 @@ def adaptive_ptycho(
         "budget": int(budget),
         "batch": int(batch),
         "decision_timeout_s": float(decision_timeout_s),
+        "on_reconstruction_failure": on_reconstruction_failure,
     }
     _ = instrument.metres
-    ticket = yield from result_of(live.begin(area), live)
+    ticket = yield from beside.begin(area)
     metadata = run_metadata("adaptive_ptycho", instrument, area, args, md)
-    scan = _AdaptiveScan(instrument, live, area, ticket, batch, decision_timeout_s)
+    scan = _AdaptiveScan(instrument, beside, area, ticket, batch, decision_timeout_s)
     metadata["reconstruction_uid"] = ticket.reconstruction_uid
     return (yield from as_run(instrument, scan.run(), metadata))
 
@@ -114,9 +115,9 @@ class _AdaptiveScan:
     """One scan's loop and what it has to remember."""
 
     def __init__(
-        self, instrument: Instrument, live: ScanSource, area: ScanArea, ticket: ScanTicket, batch: int, timeout_s: float
+        self, instrument: Instrument, beside: Beside, area: ScanArea, ticket: ScanTicket, batch: int, timeout_s: float
     ) -> None:
-        self._instrument, self._live, self._area = instrument, live, area
+        self._instrument, self._beside, self._area = instrument, beside, area
         self._path = list(ticket.coverage_path_m)
         self._batch, self._timeout_s = batch, timeout_s
         self._record = DecisionRecord(batch)
@@ -128,20 +129,19 @@ class _AdaptiveScan:
         """Measure batches until the agent stops or the budget is spent."""
         future = self._ask(self._area.budget)
         while True:
-            decided = yield from result_within(future, self._live, self._timeout_s)
-            bridge = self._bridge() if decided is None else None
-            asked = decided or bridge or (yield from result_of(future, self._live))
+            decided = yield from self._beside.answer(future, 0.0 if self._overtaken else self._timeout_s)
+            asked = decided or (yield from self._bridged(future))
             proposal = self._safe(asked)
             yield from self._save(proposal)
             left = self._area.budget - len(self._measured) - len(proposal.positions_m)
             if not len(proposal.positions_m) and not (len(asked.positions_m) and self._overtaken):
                 return "no proposed position can be measured" if len(asked.positions_m) else asked.reason
-            self._overtaken = self._overtaken or bridge is not None
-            if bridge is None and left > 0:
+            self._overtaken = self._overtaken or decided is None
+            if left > 0 and (decided is not None or (yield from self._must_ask_again(future))):
                 # Decided while the points below are measured, from what is measured by now.
                 future = self._ask(left)
             for point in proposal.positions_m:
-                self._live.check()
+                yield from self._beside.is_well()
                 yield from self._instrument.measure(point)
                 self._measured.append(point)
             if left <= 0:
@@ -151,27 +151,41 @@ class _AdaptiveScan:
 
     def _ask(self, left: int) -> Future[Proposal]:
         self._overtaken = False
-        return self._live.request(min(self._batch, left), len(self._measured))
+        return self._beside.request(min(self._batch, left), len(self._measured))
 
-    def _bridge(self) -> Proposal | None:
-        """The next points of the coverage path that nothing measured lies on; None when it is used up."""
+    def _must_ask_again(self, future: Future[Proposal]) -> Plan[bool]:
+        """Tell whether a question went down with a worker that is there again."""
+        is_lost = future.done() and future.exception() is not None
+        return is_lost and (yield from self._beside.is_well())
+
+    def _bridged(self, future: Future[Proposal]) -> Plan[Proposal]:
+        """Give the next points of the coverage path; where it is used up, the decision, or none: that ends the scan."""
+        well = yield from self._beside.is_well()
+        reason = LATE if well and not (future.done() and future.exception()) else FAILED
+        points = self._next_of_path(min(FALLBACK_POINTS, self._batch) if reason == LATE else self._batch)
+        if len(points):
+            if not self._overtaken and reason == LATE:
+                logger.warning(
+                    "the decision is late by more than %g s: measuring the coverage path until it comes",
+                    self._timeout_s,
+                )
+            return Proposal(points, np.full(len(points), np.nan), "coverage path", reason)
+        if reason == LATE and (decided := (yield from self._beside.answer(future, self._timeout_s))) is not None:
+            return decided
+        return Proposal(np.empty((0, 2)), np.empty(0), "coverage path", f"{reason}: the coverage path is measured")
+
+    def _next_of_path(self, wanted: int) -> FloatArray:
+        """Take up to so many points off the coverage path that nothing measured lies on, shape (n, 2), metres."""
         taken: list[FloatArray] = []
-        wanted = min(FALLBACK_POINTS, self._batch, self._area.budget - len(self._measured))
+        wanted = min(wanted, self._area.budget - len(self._measured))
         while self._path and len(taken) < wanted:
             point = self._path.pop(0)
             if _distance(point, [*self._measured, *taken]) > self._area.step_m / 2:
                 taken.append(point)
-        if not taken:
-            return None
-        logger.warning(
-            "the decision is late by more than %g s: measuring %d points of the coverage path",
-            self._timeout_s,
-            len(taken),
-        )
-        return Proposal(np.array(taken), np.full(len(taken), np.nan), "coverage path", "decision late")
+        return np.array(taken).reshape(-1, 2)
 
     def _safe(self, proposal: Proposal) -> Proposal:
-        """What can be measured of it: finite, inside the window, at new places, no more than asked for."""
+        """Keep what can be measured: finite, inside the window, at new places, no more than asked for."""
         points = np.asarray(proposal.positions_m, dtype=np.float64).reshape(-1, 2)
         same = SAME_PLACE * self._area.step_m
         low, high = np.array(self._area.low_m) - same, np.array(self._area.high_m) + same
@@ -194,5 +208,5 @@ class _AdaptiveScan:
 
 
 def _distance(point: FloatArray, others: Sequence[FloatArray]) -> float:
-    """Distance of a point to the nearest of others; infinite if there are none."""
+    """Compute the distance of a point to the nearest of others; infinite if there are none."""
     return min((float(np.hypot(*(point - other))) for other in others), default=float("inf"))

@@ -50,11 +50,11 @@ class DecisionRecord:
         self._time = time.time()
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """The decision, as Bluesky reads it."""
+        """Give the decision as Bluesky reads it."""
         return {key: {"value": value, "timestamp": self._time} for key, value in self._values.items()}
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Data keys of `read`."""
+        """Give the data keys of `read`, with their units."""
         return {key: {"source": "bluesky_cdi", **_kind(key, self._batch)} for key in self._values}
 
     def _filled(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

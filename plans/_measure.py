@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,16 +12,11 @@ import numpy as np
 from bluesky.utils import Msg
 
 from bluesky_cdi.errors import GeometryError
-from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
+from bluesky_cdi.protocols import FloatArray, ScanArea
 from bluesky_cdi.units import metres_per
 
 T = TypeVar("T")
 Plan = Generator[Msg, Any, T]
-
-# How often a plan that waits looks whether the worker still lives, seconds.
-LOOK_S = 0.5
-# How often it looks for the answer, seconds: little beside any decision or move.
-POLL_S = 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +58,17 @@ def scan_area(
 ) -> ScanArea:
     """Check a window given in micrometres and turn it into metres.
 
+    Parameters
+    ----------
+    centre_um, extent_um : sequence of float
+        Centre and extent (y, x) of the window of probe centres, micrometres.
+    step_um : float
+        Step of the full scan, micrometres.
+    budget : int
+        Most frames.
+    adaptive : bool
+        Whether positions will be asked for.
+
     Raises
     ------
     GeometryError
@@ -88,7 +91,20 @@ def scan_area(
 
 
 def window_args(centre_um: Sequence[float], extent_um: Sequence[float], step_um: float) -> dict[str, Any]:
-    """The window as plan arguments: plain numbers, whatever sequence came."""
+    """Give the window as plan arguments: plain numbers, whatever sequence came.
+
+    Parameters
+    ----------
+    centre_um, extent_um : sequence of float
+        Centre and extent (y, x) of the window, micrometres.
+    step_um : float
+        Step of the full scan, micrometres.
+
+    Returns
+    -------
+    dict
+        JSON can hold it, as a queue server needs.
+    """
     return {
         "extent_um": [float(v) for v in extent_um],
         "step_um": float(step_um),
@@ -99,7 +115,21 @@ def window_args(centre_um: Sequence[float], extent_um: Sequence[float], step_um:
 def run_metadata(
     name: str, instrument: Instrument, area: ScanArea, args: Mapping[str, Any], md: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Start-document metadata of a scan; what is in `md` wins."""
+    """Make the start-document metadata of a scan; what is in `md` wins.
+
+    Parameters
+    ----------
+    name : str
+        The plan's.
+    instrument : Instrument
+        Its devices.
+    area : ScanArea
+        Its window, step and budget.
+    args : Mapping
+        The plan's arguments but for the devices.
+    md : Mapping or None
+        Metadata of the user.
+    """
     axes = [instrument.axis_y.name, instrument.axis_x.name]
     detectors = [d.name for d in instrument.detectors]
     return {
@@ -116,7 +146,22 @@ def run_metadata(
 
 
 def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any]) -> Plan[T]:
-    """Do a plan as one run with the detectors staged; its result comes back (`run_wrapper` gives the run's uid)."""
+    """Do a plan as one run with the detectors staged, and give its result (`run_wrapper` gives the run's uid).
+
+    Parameters
+    ----------
+    instrument : Instrument
+        Its detectors are staged, and unstaged at the end.
+    plan : generator
+        What is done inside the run.
+    metadata : Mapping
+        For the start document.
+
+    Returns
+    -------
+    object
+        What `plan` returns.
+    """
     results: list[T] = []
 
     def keep() -> Plan[None]:
@@ -124,37 +169,3 @@ def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any]) -
 
     yield from bpp.stage_wrapper(bpp.run_wrapper(keep(), md=dict(metadata)), list(instrument.detectors))
     return results[0]
-
-
-def result_of(future: Future[T], live: ScanSource) -> Plan[T]:
-    """Wait for an answer of the worker, as long as the worker lives.
-
-    Raises
-    ------
-    WorkerError
-        If the worker failed, or died without answering.
-    """
-    while not future.done():
-        live.check()
-        yield from _wait(future, LOOK_S)
-    return future.result()
-
-
-def result_within(future: Future[T], live: ScanSource, timeout_s: float) -> Plan[T | None]:
-    """Wait `timeout_s` seconds at most; None when the answer is late. Errors as in `result_of`."""
-    deadline = time.monotonic() + timeout_s
-    while not future.done() and (left := deadline - time.monotonic()) > 0:
-        live.check()
-        yield from _wait(future, min(left, LOOK_S))
-    return future.result() if future.done() else None
-
-
-def _wait(future: Future[Any], seconds: float) -> Plan[None]:
-    """Let the RunEngine wait without blocking: it can be paused meanwhile, and waits again when resumed."""
-
-    async def done() -> None:
-        deadline = time.monotonic() + seconds
-        while not future.done() and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_S)
-
-    yield from bps.wait_for([done])

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bluesky_cdi.agent.patterns import fermat_spiral, raster
-from bluesky_cdi.plans._measure import Instrument, Plan, as_run, result_of, run_metadata, scan_area, window_args
+from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.plans._beside import Beside, OnFailure
+from bluesky_cdi.plans._measure import Instrument, Plan, as_run, run_metadata, scan_area, window_args
 from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
 
 
@@ -19,6 +21,7 @@ def ptycho_raster(
     extent_um: Sequence[float],
     step_um: float,
     centre_um: Sequence[float] = (0.0, 0.0),
+    on_reconstruction_failure: OnFailure = "continue",
     md: Mapping[str, Any] | None = None,
 ) -> Plan[str]:
     """Scan a window line by line, to and fro.
@@ -26,15 +29,19 @@ def ptycho_raster(
     Parameters
     ----------
     detectors : sequence of Readable
+        Detector with the frames, and whatever else is read at each point (the flux monitor).
     axis_y, axis_x : Movable
+        Stage axes; they state their unit.
     live : ScanSource, optional
-        The session's worker; its failure ends the scan.
+        The session's worker.
     extent_um : sequence of float
         Extent (y, x) of the window of probe centres, micrometres.
     step_um : float
         Step, micrometres.
     centre_um : sequence of float
         Centre (y, x) of the window, micrometres.
+    on_reconstruction_failure : {'continue', 'pause', 'abort'}
+        What becomes of the scan when the reconstruction fails. What is measured is kept in any case.
     md : Mapping, optional
         Metadata.
 
@@ -47,13 +54,18 @@ def ptycho_raster(
     ------
     GeometryError
         If the window is not sound.
+    DocumentError
+        If an axis states no unit of length.
+    ConfigError
+        If `on_reconstruction_failure` is none of the three.
     WorkerError
-        If the reconstruction failed.
+        If the reconstruction has failed and that is to end the scan.
     """
     area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
     points = raster(area.low_m, area.high_m, area.step_m)
     args = window_args(centre_um, extent_um, step_um)
-    return (yield from _scan("ptycho_raster", Instrument(detectors, axis_y, axis_x), live, area, points, args, md))
+    beside = None if live is None else Beside(live, on_reconstruction_failure)
+    return (yield from _scan("ptycho_raster", Instrument(detectors, axis_y, axis_x), beside, area, points, args, md))
 
 
 def ptycho_spiral(
@@ -65,22 +77,57 @@ def ptycho_spiral(
     extent_um: Sequence[float],
     step_um: float,
     centre_um: Sequence[float] = (0.0, 0.0),
+    on_reconstruction_failure: OnFailure = "continue",
     md: Mapping[str, Any] | None = None,
 ) -> Plan[str]:
     """Scan a window along a Fermat spiral with one point for each square of the step.
 
-    Parameters, result and errors as in `ptycho_raster`.
+    Parameters
+    ----------
+    detectors : sequence of Readable
+        Detector with the frames, and whatever else is read at each point (the flux monitor).
+    axis_y, axis_x : Movable
+        Stage axes; they state their unit.
+    live : ScanSource, optional
+        The session's worker.
+    extent_um : sequence of float
+        Extent (y, x) of the window of probe centres, micrometres.
+    step_um : float
+        Side of the square that one point stands for, micrometres.
+    centre_um : sequence of float
+        Centre (y, x) of the window, micrometres.
+    on_reconstruction_failure : {'continue', 'pause', 'abort'}
+        What becomes of the scan when the reconstruction fails. What is measured is kept in any case.
+    md : Mapping, optional
+        Metadata.
+
+    Returns
+    -------
+    str
+        ``"complete"``.
+
+    Raises
+    ------
+    GeometryError
+        If the window is not sound.
+    DocumentError
+        If an axis states no unit of length.
+    ConfigError
+        If `on_reconstruction_failure` is none of the three.
+    WorkerError
+        If the reconstruction has failed and that is to end the scan.
     """
     area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
     points = fermat_spiral(area.low_m, area.high_m, area.step_m)
     args = window_args(centre_um, extent_um, step_um)
-    return (yield from _scan("ptycho_spiral", Instrument(detectors, axis_y, axis_x), live, area, points, args, md))
+    beside = None if live is None else Beside(live, on_reconstruction_failure)
+    return (yield from _scan("ptycho_spiral", Instrument(detectors, axis_y, axis_x), beside, area, points, args, md))
 
 
 def _scan(
     name: str,
     instrument: Instrument,
-    live: ScanSource | None,
+    beside: Beside | None,
     area: ScanArea,
     points: FloatArray,
     args: Mapping[str, Any],
@@ -90,14 +137,16 @@ def _scan(
     area = ScanArea(area.low_m, area.high_m, area.step_m, len(points), adaptive=False)
     _ = instrument.metres
     metadata = run_metadata(name, instrument, area, args, {"num_points": len(points), **(md or {})})
-    if live is not None:
-        ticket = yield from result_of(live.begin(area), live)
-        metadata["reconstruction_uid"] = ticket.reconstruction_uid
+    if beside is not None:
+        try:
+            metadata["reconstruction_uid"] = (yield from beside.begin(area)).reconstruction_uid
+        except WorkerError as err:
+            yield from beside.failed(err)
 
     def inner() -> Plan[str]:
         for point in points:
-            if live is not None:
-                live.check()
+            if beside is not None:
+                yield from beside.is_well()
             yield from instrument.measure(point)
         return "complete"
 

@@ -28,10 +28,10 @@ class Shot:
 
 
 class Beam:
-    """Draws the incident flux of each exposure.
+    """Incident beam, which draws its flux for each exposure.
 
     The detector calls `expose` when it is triggered; the monitor reads `last` when it is read.
-    In a plan every reading follows all triggers of its point, so both see the same shot,
+    In a plan every device is read after all triggers of its point, so both see the same shot,
     whichever of them the plan names first.
 
     Parameters
@@ -41,7 +41,7 @@ class Beam:
     seed : int or sequence of int
         Seed of the fluctuation.
     is_open : callable, optional
-        Tells whether the shutter lets the beam through; absent, it always does.
+        Returns whether the shutter lets the beam through; absent, it always does.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Beam:
         return self._last
 
     def expose(self, exposure_s: float) -> Shot:
-        """Draw the flux of a new exposure."""
+        """Draw the flux of a new exposure of `exposure_s` seconds."""
         # Drawn behind a closed shutter too: what follows does not depend on the shutter's history.
         flux = max(0.0, 1.0 + self._fluctuation * float(self._rng.standard_normal()))
         is_open = self._is_open is None or self._is_open()
@@ -67,8 +67,19 @@ class Beam:
 
 
 def relative_exposure(exposure_s: float, nominal_s: float) -> float:
-    """Exposure as a share of the one that the stated photons belong to.
+    """Compute an exposure as a share of the one that the stated photons belong to.
 
     A nominal exposure of 0 stands for a simulation that spends no time on exposures: the share is 1.
+
+    Parameters
+    ----------
+    exposure_s : float
+        Exposure, seconds.
+    nominal_s : float
+        Exposure that the stated photons belong to, seconds.
+
+    Returns
+    -------
+    float
     """
     return exposure_s / nominal_s if nominal_s > 0 else 1.0

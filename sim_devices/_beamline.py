@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.sim_devices._beam import Beam
+from bluesky_cdi.sim_devices._clock import Clock
 from bluesky_cdi.sim_devices._detector import FrameMode, SimAreaDetector
 from bluesky_cdi.sim_devices._monitor import SimMonitor
 from bluesky_cdi.sim_devices._replayed import RecordedScan, ReplayedSource
@@ -42,7 +43,7 @@ class Beamline:
     truth: Truth | None
 
 
-def simulated_beamline(config: Config, directory: Path | str) -> Beamline:
+def simulated_beamline(config: Config, directory: Path | str, clock: Clock | None = None) -> Beamline:
     """Make a beamline with a synthetic sample.
 
     Parameters
@@ -53,6 +54,8 @@ def simulated_beamline(config: Config, directory: Path | str) -> Beamline:
         ``config.simulation.photons`` and ``background`` belong to, and the detector's first one.
     directory : path
         Folder of the detector's files.
+    clock : Clock, optional
+        The time that moves and exposures take; absent, it is real.
 
     Raises
     ------
@@ -62,12 +65,13 @@ def simulated_beamline(config: Config, directory: Path | str) -> Beamline:
     simulation, exposure_s = config.simulation, config.scan.exposure_s
     source = SimulatedSource(config)
     shutter = SimShutter(name="shutter")
-    beam = Beam(simulation.beam_fluctuation, seed=(simulation.seed, 1), is_open=lambda: shutter.is_open)
+    beam = Beam(simulation.flux_fluctuation, seed=(simulation.seed, 1), is_open=lambda: shutter.is_open)
     stage = SimStage(
         name="stage",
         velocity_um_per_s=simulation.velocity_m_per_s * UM_PER_M,
         limits_um=travel_limits_um(config),
         start_um=config.scan.centre_um,
+        clock=clock,
     )
     detector = SimAreaDetector(
         name="diff",
@@ -77,6 +81,7 @@ def simulated_beamline(config: Config, directory: Path | str) -> Beamline:
         directory=directory,
         frame_mode=simulation.frames,
         exposure_s=exposure_s,
+        clock=clock,
     )
     monitor = SimMonitor(name="i0", beam=beam, nominal_s=exposure_s, seed=(simulation.seed, 2))
     return Beamline(detector, stage, monitor, shutter, source.truth)
@@ -92,6 +97,7 @@ def replayed_beamline(scan: RecordedScan, directory: Path | str, frames: FrameMo
     Parameters
     ----------
     scan : RecordedScan
+        Frames, positions and geometry.
     directory : path
         Folder of the detector's files.
     frames : {'file', 'inline'}

@@ -16,6 +16,7 @@ from ophyd.status import DeviceStatus
 
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.sim_devices._beam import Beam, Shot
+from bluesky_cdi.sim_devices._clock import Clock, RealClock
 from bluesky_cdi.sim_devices._errors import NotStagedError
 from bluesky_cdi.sim_devices._frame_file import FrameFile
 from bluesky_cdi.sim_devices._signals import BoundedSignal
@@ -48,6 +49,8 @@ class SimAreaDetector(Device):  # type: ignore[misc]
     frame_mode : {'file', 'inline'}
     exposure_s : float
         First value of `exposure_s`, seconds.
+    clock : Clock, optional
+        Absent, exposures take real time.
     **kwargs
         As for `ophyd.Device`; `name` is required.
 
@@ -78,6 +81,7 @@ class SimAreaDetector(Device):  # type: ignore[misc]
         directory: Path | str,
         frame_mode: FrameMode = "file",
         exposure_s: float = 0.0,
+        clock: Clock | None = None,
         **kwargs: Any,
     ) -> None:
         if frame_mode not in ("file", "inline"):
@@ -93,9 +97,10 @@ class SimAreaDetector(Device):  # type: ignore[misc]
         self._frame_mode = frame_mode
         self._file: FrameFile | None = None
         self._worker: ThreadPoolExecutor | None = None
-        self._cut_short = threading.Event()
-        self._image: Counts = np.zeros(source.frame_shape, source.frame_dtype)
-        self._image_time = time.time()
+        self._exposure = _Exposure(until_s=0.0)
+        self._clock = clock or RealClock()
+        self._frame: Counts = np.zeros(source.frame_shape, source.frame_dtype)
+        self._frame_time = time.time()
         self.exposure_s.put(exposure_s)
 
     @property
@@ -104,7 +109,7 @@ class SimAreaDetector(Device):  # type: ignore[misc]
         return self._frame_mode
 
     @property
-    def image_key(self) -> str:
+    def frame_key(self) -> str:
         """Data key of the frames."""
         return f"{self.name}_image"
 
@@ -114,13 +119,13 @@ class SimAreaDetector(Device):  # type: ignore[misc]
         if self._frame_mode == "file":
             self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{self.name}_{uuid.uuid4().hex}.h5"
-            self._file = FrameFile(path, self.image_key, self._source.frame_shape, self._source.frame_dtype)
+            self._file = FrameFile(path, self.frame_key, self._source.frame_shape, self._source.frame_dtype)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
         return staged
 
     def unstage(self) -> list[object]:
         """End an exposure in progress, and complete the file."""
-        self._cut_short.set()
+        self._exposure.cut_short()
         if self._worker is not None:
             self._worker.shutdown()
             self._worker = None
@@ -143,12 +148,12 @@ class SimAreaDetector(Device):  # type: ignore[misc]
                 f"{self.name} must be staged before it is triggered. Use a plan that stages its detectors, "
                 f"or wrap yours in bluesky.preprocessors.stage_wrapper(plan, [{self.name}])."
             )
-        self._cut_short.set()
-        self._cut_short = threading.Event()
+        self._exposure.cut_short()
         shot = self._beam.expose(float(self.exposure_s.get()))
+        self._exposure = _Exposure(self._clock.now_s() + shot.exposure_s)
         status = DeviceStatus(self, call_stop_on_failure=False)
-        exposure = self._worker.submit(self._expose, self._position_m(), shot, self._cut_short)
-        exposure.add_done_callback(lambda done: _settle(status, done))
+        frame = self._worker.submit(self._expose, self._position_m(), shot, self._exposure)
+        frame.add_done_callback(lambda done: _settle(status, done))
         return status
 
     def pause(self) -> None:
@@ -158,16 +163,16 @@ class SimAreaDetector(Device):  # type: ignore[misc]
             self._file.unclaim_unsaved()
 
     def read(self) -> dict[str, Any]:
-        """Values of an event; the frame among them if it is inline."""
+        """Return the values of an event; the frame is among them if it is inline."""
         reading: dict[str, Any] = super().read()
         if self._frame_mode == "inline":
-            reading[self.image_key] = {"value": self._image, "timestamp": self._image_time}
+            reading[self.frame_key] = {"value": self._frame, "timestamp": self._frame_time}
         return reading
 
     def describe(self) -> dict[str, Any]:
-        """Data keys of an event, the frame's among them."""
+        """Return the data keys of an event, the frame's among them."""
         described: dict[str, Any] = super().describe()
-        described[self.image_key] = {
+        described[self.frame_key] = {
             "source": f"SIM:{self.name}",
             "dtype": "array",
             "shape": list(self._source.frame_shape),
@@ -175,29 +180,49 @@ class SimAreaDetector(Device):  # type: ignore[misc]
             "dims": [f"{self.name}_row", f"{self.name}_col"],
         }
         if self._frame_mode == "file":
-            described[self.image_key]["external"] = "STREAM:"
+            described[self.frame_key]["external"] = "STREAM:"
         return described
 
     def get_index(self) -> int:
-        """Number of frames in the file that belong to events."""
+        """Return the number of frames in the file that belong to events."""
         return 0 if self._file is None else self._file.claimed
 
     def collect_asset_docs(self, index: int | None = None) -> Iterator[tuple[str, Any]]:
-        """Documents of the frame that the event being read claims."""
+        """Yield the documents of the frame that the event being read claims; `index` is ophyd's, and not used."""
         if self._file is not None:
             yield from self._file.claim()
 
-    def _expose(self, position_m: tuple[float, float], shot: Shot, cut_short: threading.Event) -> None:
-        begun = time.monotonic()
+    def _expose(self, position_m: tuple[float, float], shot: Shot, exposure: _Exposure) -> None:
         frame = self._source.expose(position_m, shot.exposure_s, shot.flux)
-        if not cut_short.wait(max(0.0, begun + shot.exposure_s - time.monotonic())):
+        if exposure.lasts(self._clock):
             self._record(frame)
 
     def _record(self, frame: Counts) -> None:
         if self._file is not None:
             self._file.write(frame)
-        self._image, self._image_time = frame, time.time()
+        self._frame, self._frame_time = frame, time.time()
         self.total.put(float(np.nansum(frame, dtype=np.float64)))
+
+
+class _Exposure:
+    """The time that the shutter of the sensor is open, which ends by itself or is cut short."""
+
+    def __init__(self, until_s: float) -> None:
+        self._until_s = until_s
+        self._is_over = threading.Event()
+        self._is_cut_short = False
+
+    def cut_short(self) -> None:
+        """End it now."""
+        self._is_cut_short = True
+        self._is_over.set()
+
+    def lasts(self, clock: Clock) -> bool:
+        """Wait for its end; whether it came by itself."""
+        alarm = clock.call_at(self._until_s, self._is_over.set)
+        self._is_over.wait()
+        alarm.cancel()
+        return not self._is_cut_short
 
 
 def _settle(status: DeviceStatus, done: Future[None]) -> None:

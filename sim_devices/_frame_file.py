@@ -17,7 +17,7 @@ DATASET = "/entry/data/data"
 
 
 class FrameFile:
-    """Frames as they are taken, readable by others meanwhile (HDF5 single writer, multiple readers).
+    """HDF5 file of frames as they are taken, readable by others meanwhile (single writer, multiple readers).
 
     A frame is written to the first slot that no event has claimed. A frame taken again after a
     pause therefore overwrites the one that no event will ever show, and slot i belongs to event i.
@@ -31,6 +31,7 @@ class FrameFile:
     shape : tuple of int
         (H, W).
     dtype : dtype
+        Of a frame.
     """
 
     def __init__(self, path: Path, data_key: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
@@ -59,7 +60,7 @@ class FrameFile:
         return self._claimed
 
     def write(self, frame: Counts) -> None:
-        """Put a frame into the first unclaimed slot."""
+        """Put a frame (H, W) into the first unclaimed slot."""
         with self._lock:
             if self._frames.shape[0] == self._claimed:
                 self._frames.resize(self._claimed + 1, axis=0)
@@ -81,7 +82,7 @@ class FrameFile:
         yield "stream_datum", self._last_datum
 
     def unclaim_unsaved(self) -> None:
-        """Take back the last claim if a pause came between its reading and the saving of its event.
+        """Take back the last claim if a pause came after the read and before the save of its event.
 
         The RunEngine fills in a document's descriptor and run when it saves the event, and forgets
         what it read otherwise; the frame will be taken again.

@@ -19,12 +19,12 @@ NOMINAL_COUNTS = 1e6
 class SimMonitor(Signal):  # type: ignore[misc]
     """Counts of the flux that reaches the sample, during the detector's latest exposure.
 
-    It stands behind the shutter. Reading it again before the next exposure gives the same value;
-    before the first exposure it reads 0.
+    It stands behind the shutter. Until the next exposure it keeps its value; before the first it reads 0.
 
     Parameters
     ----------
     beam : Beam
+        Whose latest exposure it measures.
     nominal_s : float
         Exposure in which the mean flux gives 1e6 counts, seconds.
     seed : int or sequence of int, optional
@@ -43,11 +43,11 @@ class SimMonitor(Signal):  # type: ignore[misc]
 
     @property
     def timestamp(self) -> float:
-        """Time of reading."""
+        """Time at which it is read."""
         return time.time()
 
     def get(self, **kwargs: Any) -> int:
-        """Counts during the latest exposure."""
+        """Return the counts during the latest exposure."""
         shot = self._beam.last
         mean = NOMINAL_COUNTS * shot.flux * relative_exposure(shot.exposure_s, self._nominal_s)
         if self._seed is None:
@@ -55,5 +55,16 @@ class SimMonitor(Signal):  # type: ignore[misc]
         return int(np.random.default_rng([*self._seed, shot.number]).poisson(mean))
 
     def put(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: a monitor is only read."""
+        """Refuse: a monitor is only read.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As ophyd passes them; not looked at.
+
+        Raises
+        ------
+        ReadOnlyError
+            Always.
+        """
         raise ReadOnlyError(f"{self.name} is a monitor and can only be read")

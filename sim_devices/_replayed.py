@@ -18,7 +18,7 @@ TOLERANCE_SPACINGS = 3.0
 
 
 class RecordedScan(Protocol):
-    """What a replay needs of a scan; the package's `Scan` has it."""
+    """Parts of a scan that a replay needs; the package's `Scan` has them."""
 
     @property
     def counts(self) -> Frames:
@@ -71,7 +71,18 @@ class ReplayedSource:
         return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
 
     def snap(self, position_m: tuple[float, float]) -> tuple[float, float]:
-        """Turn a position into the nearest recorded one; leave one that is beyond the tolerance as it is."""
+        """Turn a position into the nearest recorded one; leave one that is beyond the tolerance as it is.
+
+        Parameters
+        ----------
+        position_m : tuple of float
+            (y, x), metres.
+
+        Returns
+        -------
+        tuple of float
+            (y, x), metres.
+        """
         distance, index = self._nearest(position_m)
         if distance > self.tolerance_m:
             return position_m
@@ -79,6 +90,20 @@ class ReplayedSource:
 
     def expose(self, position_m: tuple[float, float], exposure_s: float, flux: float) -> Counts:
         """Give the frame recorded nearest to a position; behind a closed shutter (flux 0), zeros.
+
+        Parameters
+        ----------
+        position_m : tuple of float
+            Read-back of the stage (y, x), metres.
+        exposure_s : float
+            Not used: the frame has the exposure of its recording.
+        flux : float
+            Incident flux relative to its mean; 0 behind a closed shutter.
+
+        Returns
+        -------
+        ndarray, shape (H, W)
+            Counts.
 
         Raises
         ------
@@ -102,7 +127,7 @@ class ReplayedSource:
 
 
 def _median_spacing(positions_m: FloatArray) -> float:
-    """Median distance of distinct positions to their nearest neighbour; 0 if there is only one."""
+    """Compute the median distance of distinct positions to their nearest neighbour; 0 if there is only one."""
     distinct = np.unique(positions_m, axis=0)
     if len(distinct) < 2:
         return 0.0

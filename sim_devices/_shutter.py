@@ -33,6 +33,7 @@ class SimShutter(SoftSignal):
         Raises
         ------
         OutOfRangeError
+            If `value` is neither ``'open'`` nor ``'closed'``.
         """
         if value not in STATES:
             raise OutOfRangeError(f"{self.name} takes 'open' or 'closed'; got {value!r}")

@@ -15,7 +15,20 @@ class SoftSignal(Signal):  # type: ignore[misc]
     """Signal whose `set` is done when it returns, and raises a refused value to the caller."""
 
     def set(self, value: Any, *, timeout: float | None = None, settle_time: float | None = None) -> Status:
-        """Take a value; the status is finished."""
+        """Take a value at once.
+
+        Parameters
+        ----------
+        value : Any
+            The new value.
+        timeout, settle_time : float, optional
+            Passed to the status, seconds.
+
+        Returns
+        -------
+        Status
+            Finished.
+        """
         self.put(value)
         status = Status(self, timeout=timeout, settle_time=settle_time or 0)
         status.set_finished()
@@ -31,6 +44,8 @@ class BoundedSignal(SoftSignal):
         Smallest value taken.
     units : str
         Unit that `describe` states.
+    **kwargs
+        As for `ophyd.Signal`; `name` is required.
     """
 
     def __init__(self, *, minimum: float, units: str, **kwargs: Any) -> None:
@@ -44,6 +59,7 @@ class BoundedSignal(SoftSignal):
         Raises
         ------
         OutOfRangeError
+            If `value` is not.
         """
         if not (math.isfinite(value) and value >= self._minimum):
             raise OutOfRangeError(

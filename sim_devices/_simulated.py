@@ -1,4 +1,4 @@
-"""Frames computed from a sample, a probe and the faults of real devices."""
+"""Frames computed from a sample, a probe, and the errors and bad pixels of real devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bluesky_cdi.config import Config, SimulationConfig
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.physics.geometry import Canvas, Geometry
+from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 from bluesky_cdi.sim_devices._beam import relative_exposure
 from bluesky_cdi.sim_devices._source import Counts
@@ -24,7 +24,7 @@ LARGEST_ERROR_SIGMA = 8
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a simulation knows and its documents don't tell.
+    """True sample, probe and errors of a simulation, which its documents do not hold.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Truth:
         Transmission function; vacuum is 1.
     probe : ndarray, shape (modes, N, N), complex64
         Incoherent modes; the sum of ``abs(probe)**2`` is the mean photons of a frame.
-    canvas : Canvas
+    grid : ObjectGrid
         Where the object's pixels are.
     dead, hot : ndarray, shape (N, N), bool
         Pixels that always read 0, and those that always read saturation.
@@ -42,7 +42,7 @@ class Truth:
 
     object: ComplexArray
     probe: ComplexArray
-    canvas: Canvas
+    grid: ObjectGrid
     dead: PixelMask
     hot: PixelMask
     positions_m: list[tuple[float, float]] = field(default_factory=list)
@@ -50,12 +50,12 @@ class Truth:
     @property
     def origin_m(self) -> tuple[float, float]:
         """Sample position (y, x) of the object's pixel [0, 0], metres."""
-        return self.canvas.origin_m
+        return self.grid.origin_m
 
     @property
     def pixel_m(self) -> float:
         """Sample pixel, metres."""
-        return self.canvas.pixel_m
+        return self.grid.pixel_m
 
 
 class SimulatedSource:
@@ -96,7 +96,7 @@ class SimulatedSource:
     @property
     def frame_shape(self) -> tuple[int, int]:
         """(N, N)."""
-        return self.truth.canvas.frame_px, self.truth.canvas.frame_px
+        return self.truth.grid.frame_px, self.truth.grid.frame_px
 
     @property
     def frame_dtype(self) -> np.dtype[Any]:
@@ -104,7 +104,21 @@ class SimulatedSource:
         return self._dtype
 
     def expose(self, position_m: tuple[float, float], exposure_s: float, flux: float) -> Counts:
-        """Take one frame; see `FrameSource.expose`.
+        """Take one frame, at the position plus a normal error.
+
+        Parameters
+        ----------
+        position_m : tuple of float
+            Read-back of the stage (y, x), metres.
+        exposure_s : float
+            Exposure, seconds.
+        flux : float
+            Incident flux relative to its mean; 0 behind a closed shutter.
+
+        Returns
+        -------
+        ndarray, shape (N, N)
+            Counts, zero frequency at ``[N // 2, N // 2]``.
 
         Raises
         ------
@@ -121,7 +135,22 @@ class SimulatedSource:
         return counts.astype(self._dtype)
 
     def expected(self, position_m: tuple[float, float], exposure_s: float, flux: float) -> FloatArray:
-        """Mean counts at a true position, before saturation and bad pixels, shape (N, N)."""
+        """Compute mean counts at a true position, before saturation and bad pixels.
+
+        Parameters
+        ----------
+        position_m : tuple of float
+            True position (y, x), metres.
+        exposure_s : float
+            Exposure, seconds.
+        flux : float
+            Incident flux relative to its mean; 0 behind a closed shutter.
+
+        Returns
+        -------
+        ndarray, shape (N, N), float64
+            Photons.
+        """
         share = relative_exposure(exposure_s, self._nominal_s)
         sample = self._intensity(position_m) * flux if flux > 0 else np.zeros(self.frame_shape)
         return (sample + self._simulation.background) * share
@@ -131,16 +160,21 @@ class SimulatedSource:
 
         from bluesky_cdi.physics.forward import extract, frame_probes, rate
 
-        canvas = self.truth.canvas
-        corner, shift = canvas.place(np.array([position_m]))
+        grid = self.truth.grid
+        corner, shift = grid.place(np.array([position_m]))
         probes = frame_probes(torch.from_numpy(self.truth.probe)[None], torch.from_numpy(shift))  # (1, M, N, N)
         sample = torch.from_numpy(self.truth.object)[None]  # (1, Y, X)
-        patches = extract(sample, torch.from_numpy(corner), canvas.frame_px)  # (1, N, N)
+        patches = extract(sample, torch.from_numpy(corner), grid.frame_px)  # (1, N, N)
         return np.asarray(rate(probes, patches)[0].numpy(), np.float64)
 
 
 def counts_dtype(saturation: int) -> np.dtype[Any]:
-    """Smallest of uint16 and uint32 that holds the saturation.
+    """Choose the smaller of uint16 and uint32 that holds the saturation.
+
+    Parameters
+    ----------
+    saturation : int
+        Largest count of a pixel.
 
     Raises
     ------
@@ -154,7 +188,7 @@ def counts_dtype(saturation: int) -> np.dtype[Any]:
 
 
 def travel_limits_um(config: Config) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limits of the simulated stage for y, then x: the scan's window and a margin, micrometres."""
+    """Compute the limits of the simulated stage for y, then x: the scan's window and a margin, micrometres."""
     (cy, cx), (ey, ex) = config.scan.centre_um, config.scan.extent_um
     half_y, half_x = (0.5 + TRAVEL_MARGIN) * ey, (0.5 + TRAVEL_MARGIN) * ex
     return (cy - half_y, cy + half_y), (cx - half_x, cx + half_x)
@@ -166,6 +200,7 @@ def make_truth(config: Config, rng: np.random.Generator) -> Truth:
     Parameters
     ----------
     config : Config
+        Its sections `geometry`, `probe`, `scan` and `simulation`.
     rng : Generator
         Chooses the bad pixels.
 
@@ -179,10 +214,10 @@ def make_truth(config: Config, rng: np.random.Generator) -> Truth:
     geometry = Geometry(**config.geometry.model_dump())
     limits_m = np.array(travel_limits_um(config)) * 1e-6  # (2, low and high)
     reach = LARGEST_ERROR_SIGMA * config.simulation.position_error_m
-    canvas = Canvas.covering(limits_m[:, 0] - reach, limits_m[:, 1] + reach, geometry.pixel_m, geometry.frame_px)
-    sample = make_sample(config.simulation.sample, canvas.shape, config.simulation.seed)
+    grid = ObjectGrid.covering(limits_m[:, 0] - reach, limits_m[:, 1] + reach, geometry.pixel_m, geometry.frame_px)
+    sample = make_sample(config.simulation.sample, grid.shape, config.simulation.seed)
     dead, hot = _bad_pixels(config.simulation, geometry.frame_px, rng)
-    return Truth(sample, _true_probe(config, geometry), canvas, dead, hot)
+    return Truth(sample, _true_probe(config, geometry), grid, dead, hot)
 
 
 def _true_probe(config: Config, geometry: Geometry) -> ComplexArray:

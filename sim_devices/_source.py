@@ -11,7 +11,7 @@ Counts = npt.NDArray[Any]
 
 
 class FrameSource(Protocol):
-    """What stands behind a simulated detector.
+    """Source of a simulated detector's frames.
 
     Attributes
     ----------

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ophyd import Component, Device, Signal
@@ -15,6 +15,7 @@ from ophyd.positioner import PositionerBase
 from ophyd.status import MoveStatus
 from ophyd.utils.errors import UnknownStatusFailure
 
+from bluesky_cdi.sim_devices._clock import Alarm, Clock, RealClock
 from bluesky_cdi.sim_devices._errors import OutOfRangeError
 from bluesky_cdi.sim_devices._signals import BoundedSignal
 from bluesky_cdi.units import METRES_PER
@@ -24,14 +25,14 @@ SLOWEST_UM_PER_S = 1e-6
 UNLIMITED = (-math.inf, math.inf)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Move:
     start: float
     target: float
     begun_s: float
     duration_s: float
     status: MoveStatus
-    ended: threading.Event = field(default_factory=threading.Event)
+    arrival: Alarm | None = None
 
     def at(self, now_s: float) -> float:
         share = min(1.0, (now_s - self.begun_s) / self.duration_s) if self.duration_s > 0 else 1.0
@@ -56,7 +57,7 @@ class _Readback(Signal):  # type: ignore[misc]
 
 
 class SimAxis(Device, PositionerBase):  # type: ignore[misc]
-    """One axis; a move lasts its distance divided by `velocity`, in real time.
+    """One axis; a move lasts its distance divided by `velocity` on the axis' clock.
 
     A new target, or `stop`, ends the move in progress where the axis then is.
 
@@ -68,6 +69,8 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         Lowest and highest position, micrometres.
     start : float
         First position, micrometres.
+    clock : Clock, optional
+        Absent, moves take real time.
     **kwargs
         As for `ophyd.Device`; `name` is required.
 
@@ -75,15 +78,24 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
     ----------
     velocity : Signal
         Micrometres per second; changes apply from the next move.
+    clock : Clock
+        Tells how far a move has come, and ends it.
     """
 
     readback = Component(_Readback, value=0.0, kind="hinted")
     velocity = Component(BoundedSignal, value=200.0, minimum=SLOWEST_UM_PER_S, units="um/s", kind="config")
 
     def __init__(
-        self, prefix: str = "", *, limits: tuple[float, float] = UNLIMITED, start: float = 0.0, **kwargs: Any
+        self,
+        prefix: str = "",
+        *,
+        limits: tuple[float, float] = UNLIMITED,
+        start: float = 0.0,
+        clock: Clock | None = None,
+        **kwargs: Any,
     ) -> None:
         self._limits = limits
+        self.clock = clock or RealClock()
         self._rest = start
         self._move: _Move | None = None
         self._state_lock = threading.Lock()
@@ -105,11 +117,11 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
     def encoder(self) -> float:
         """Where the axis is, micrometres."""
         with self._state_lock:
-            return self._rest if self._move is None else self._move.at(time.monotonic())
+            return self._rest if self._move is None else self._move.at(self.clock.now_s())
 
     @property
     def position(self) -> float:
-        """The read-back, micrometres: what documents show."""
+        """Read-back, micrometres: what documents show."""
         return self.encoder if self.readback_from is None else self.readback_from()
 
     @property
@@ -118,7 +130,20 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         return self._move is not None
 
     def restrict(self, limits: tuple[float, float], start: float) -> None:
-        """Set the limits and put the axis, at rest, somewhere inside them; micrometres."""
+        """Set the limits and put the axis, at rest, somewhere inside them.
+
+        Parameters
+        ----------
+        limits : tuple of float
+            Lowest and highest position, micrometres.
+        start : float
+            Where the axis is put, micrometres.
+
+        Raises
+        ------
+        OutOfRangeError
+            If `start` is outside the limits.
+        """
         self._limits = limits
         self.check_value(start)
         self._rest = float(start)
@@ -129,6 +154,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         Raises
         ------
         OutOfRangeError
+            If `position`, micrometres, is outside.
         """
         low, high = self._limits
         if not (math.isfinite(position) and low <= position <= high):
@@ -157,6 +183,11 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         timeout : float, optional
             Seconds after which the status fails.
 
+        Returns
+        -------
+        MoveStatus
+            Finished when the axis arrives.
+
         Raises
         ------
         OutOfRangeError
@@ -174,7 +205,13 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         return status
 
     def stop(self, *, success: bool = False) -> None:
-        """End the move in progress here; its status succeeds or fails as `success` tells."""
+        """End the move in progress where the axis is.
+
+        Parameters
+        ----------
+        success : bool
+            Whether the status of that move succeeds; it fails otherwise.
+        """
         ended = self._end_move(self._move, arrived=False)
         if ended is None:
             return
@@ -186,16 +223,12 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
 
     def _begin(self, target: float, status: MoveStatus) -> None:
         start = self.encoder
-        move = _Move(start, target, time.monotonic(), abs(target - start) / self.velocity.get(), status)
+        move = _Move(start, target, self.clock.now_s(), abs(target - start) / self.velocity.get(), status)
         with self._state_lock:
             self._move = move
-        if move.duration_s > 0:
-            threading.Thread(target=self._arrive, args=(move,), name=self.name, daemon=True).start()
-        else:
-            self._arrive(move)
+        move.arrival = self.clock.call_at(move.begun_s + move.duration_s, functools.partial(self._arrive, move))
 
     def _arrive(self, move: _Move) -> None:
-        move.ended.wait(move.begun_s + move.duration_s - time.monotonic())
         if self._end_move(move, arrived=True) is not None:
             self._run_subs(sub_type=self.SUB_DONE, timestamp=time.time(), value=self.position)
             move.status.set_finished()
@@ -205,9 +238,10 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         with self._state_lock:
             if move is None or move is not self._move:
                 return None
-            self._rest = move.target if arrived else move.at(time.monotonic())
+            self._rest = move.target if arrived else move.at(self.clock.now_s())
             self._move = None
-        move.ended.set()
+        if move.arrival is not None:
+            move.arrival.cancel()
         self._run_subs(sub_type=self.SUB_READBACK, timestamp=time.time(), value=self.position)
         return move
 
@@ -227,6 +261,8 @@ class SimStage(Device):  # type: ignore[misc]
         First position (y, x), micrometres.
     snap : callable, optional
         Turns the axes' position (y, x) in metres into the one read back; absent, they are the same.
+    clock : Clock, optional
+        Absent, moves take real time.
     **kwargs
         As for `ophyd.Device`; `name` is required.
     """
@@ -243,11 +279,13 @@ class SimStage(Device):  # type: ignore[misc]
         limits_um: tuple[tuple[float, float], tuple[float, float]] = (UNLIMITED, UNLIMITED),
         start_um: tuple[float, float] = (0.0, 0.0),
         snap: Callable[[tuple[float, float]], tuple[float, float]] | None = None,
+        clock: Clock | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(prefix, **kwargs)
         self._snap = snap
         for axis, limits, start in zip((self.y, self.x), limits_um, start_um, strict=True):
+            axis.clock = clock or axis.clock
             axis.velocity.put(velocity_um_per_s)
             axis.restrict(limits, start)
         if snap is not None:
@@ -256,6 +294,6 @@ class SimStage(Device):  # type: ignore[misc]
 
     @property
     def position_m(self) -> tuple[float, float]:
-        """The read-back (y, x), metres."""
+        """Read-back (y, x), metres."""
         here = (self.y.encoder * METRES_PER[UNIT], self.x.encoder * METRES_PER[UNIT])
         return here if self._snap is None else self._snap(here)

@@ -23,12 +23,15 @@ def make_agent(
     Parameters
     ----------
     config : AgentConfig
+        Which agent, and how it chooses.
     space : SearchSpace
+        The positions to choose from.
     probe_width_m : float
         Full width at half maximum of the illumination, metres.
     budget : int
         Most frames.
     seed : int
+        Of what it draws at random.
     step_m : float
         Step of the full scan, metres.
 

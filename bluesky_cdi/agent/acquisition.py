@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +101,8 @@ class Coverage:
         """Share left dark at each candidate, shape (m,)."""
 
     def copy(self) -> Coverage:
-        """A copy whose illumination can go on by itself."""
-        twin = object.__new__(Coverage)
-        twin.__dict__.update(self.__dict__)
+        """Copy it; the illumination of either can go on by itself."""
+        twin = copy.copy(self)
         twin.dark = self.dark.copy()
         return twin
 
@@ -168,6 +168,7 @@ def choose_batch(
     coverage : Coverage
         With pending points lit; changed by the choice.
     allowed : ndarray, shape (m,), bool
+        Candidates that may be chosen.
     q : int
         Candidates to choose; fewer where fewer are allowed.
     alpha : float

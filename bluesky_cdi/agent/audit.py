@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
+from bluesky_cdi.agent.patterns import MaskArray
 from bluesky_cdi.protocols import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -26,11 +28,47 @@ class GainAudit:
 
     def __init__(self) -> None:
         self._failures = 0
+        self._expected: dict[int, float] = {}
+        self._n_reviewed = 0
 
     @property
     def failed(self) -> bool:
         """Whether the predictions are not to be trusted any more."""
         return self._failures >= FAILURES_MAX
+
+    def expect(self, ids: Sequence[int], not_vacuum: FloatArray) -> None:
+        """Keep what is expected of proposed frames.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            Of the proposals.
+        not_vacuum : ndarray, shape (n,)
+            How surely each shows something else than vacuum.
+        """
+        self._expected.update(zip(ids, not_vacuum.tolist(), strict=True))
+
+    def review(
+        self, ids: Sequence[int | None], not_vacuum: FloatArray, valid: MaskArray, residuals: FloatArray
+    ) -> None:
+        """Compare the frames chosen adaptively since the last review, once there are enough of them.
+
+        Parameters
+        ----------
+        ids : sequence of int or None
+            Of the proposal that each measured frame settled, for all frames in their order.
+        not_vacuum : ndarray, shape (n,)
+            As measured.
+        valid : ndarray, shape (n,), bool
+            Whether a frame's outcome is usable.
+        residuals : ndarray, shape (n, k)
+            Standardised residuals of the surrogate's outputs.
+        """
+        new = enumerate(ids[self._n_reviewed :], start=self._n_reviewed)
+        found = {row: self._expected[key] for row, key in new if key in self._expected and valid[row]}
+        rows = list(found)
+        if self.compare(np.array(list(found.values())), not_vacuum[rows], residuals[rows]):
+            self._n_reviewed = len(ids)
 
     def compare(self, predicted_not_vacuum: FloatArray, not_vacuum: FloatArray, residuals: FloatArray) -> bool:
         """Compare a group of frames; False asks for more frames first.

@@ -114,6 +114,7 @@ def principal_components(embedding: FloatArray) -> FloatArray:
     Parameters
     ----------
     embedding : ndarray, shape (n, d)
+        Of n frames.
 
     Returns
     -------
@@ -138,6 +139,7 @@ def predict_not_vacuum(mean: FloatArray, variance: FloatArray, targets: Targets)
     variance : ndarray, shape (m,)
         Posterior variance.
     targets : Targets
+        Scale and offset of the outputs.
 
     Returns
     -------

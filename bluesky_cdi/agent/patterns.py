@@ -18,7 +18,7 @@ GOLDEN_ANGLE_RAD = np.pi * (3.0 - np.sqrt(5.0))
 
 
 def grid_axes(low_m: npt.ArrayLike, high_m: npt.ArrayLike, step_m: float) -> tuple[FloatArray, FloatArray]:
-    """Coordinates of a regular grid, centred in its window.
+    """Compute the coordinates of a regular grid, centred in its window.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def grid_axes(low_m: npt.ArrayLike, high_m: npt.ArrayLike, step_m: float) -> tup
 
 
 def raster(low_m: npt.ArrayLike, high_m: npt.ArrayLike, step_m: float) -> FloatArray:
-    """Regular raster, every other row backwards.
+    """Lay a regular raster, every other row backwards.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def raster(low_m: npt.ArrayLike, high_m: npt.ArrayLike, step_m: float) -> FloatA
 
 
 def fermat_spiral(low_m: npt.ArrayLike, high_m: npt.ArrayLike, step_m: float) -> FloatArray:
-    """Fermat spiral from the centre of the window, clipped to it; one point per ``step_m**2``.
+    """Lay a Fermat spiral from the centre of the window, clipped to it; one point per ``step_m**2``.
 
     Point k lies at radius ``step_m * sqrt(k / pi)`` and angle k times the golden angle
     (Huang et al., Optics Express 22, 12634 (2014)).
@@ -140,7 +140,7 @@ def within_budget(
 
 
 def random_uniform(low_m: npt.ArrayLike, high_m: npt.ArrayLike, n: int, seed: int) -> FloatArray:
-    """Independent uniform positions.
+    """Draw independent uniform positions.
 
     Parameters
     ----------
@@ -149,6 +149,7 @@ def random_uniform(low_m: npt.ArrayLike, high_m: npt.ArrayLike, n: int, seed: in
     n : int
         Number of positions.
     seed : int
+        Of the draw.
 
     Returns
     -------

@@ -40,6 +40,7 @@ def nearest_neighbour(positions_m: FloatArray, start_m: FloatArray) -> IndexArra
     positions_m : ndarray, shape (n, 2)
         (y, x), metres.
     start_m : ndarray, shape (2,)
+        Where the path begins, metres.
 
     Returns
     -------
@@ -63,6 +64,7 @@ def two_opt(positions_m: FloatArray, order: IndexArray, start_m: FloatArray) -> 
     positions_m : ndarray, shape (n, 2)
         (y, x), metres.
     order : ndarray, shape (n,), int64
+        The path to improve.
     start_m : ndarray, shape (2,)
         Fixed beginning of the path.
 
@@ -88,13 +90,14 @@ def two_opt(positions_m: FloatArray, order: IndexArray, start_m: FloatArray) -> 
 
 
 def path_length_m(positions_m: FloatArray, start_m: FloatArray | None = None) -> float:
-    """Length of the path through positions in the order given, metres.
+    """Sum up the length of the path through positions in the order given, metres.
 
     Parameters
     ----------
     positions_m : ndarray, shape (n, 2)
         (y, x), metres.
     start_m : ndarray, shape (2,), optional
+        Where the path begins, metres; at the first position by default.
     """
     points = positions_m if start_m is None else np.vstack([start_m, positions_m])
     return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.agent.ledger import Ledger, as_suggestions
+from bluesky_cdi.agent.observations import Observations, as_suggestions
 from bluesky_cdi.agent.patterns import coverage_order
 from bluesky_cdi.agent.space import SearchSpace
 from bluesky_cdi.agent.stopping import StoppingRule
@@ -33,7 +33,7 @@ class StaticAgent:
     def __init__(self, space: SearchSpace, order_m: FloatArray, name: str, budget: int | None = None) -> None:
         self.name = name
         self._order_m = _snapped(space, order_m) if space.recorded else np.asarray(order_m, dtype=np.float64)
-        self._ledger = Ledger(space.spacing_m / 2)
+        self._observations = Observations(space.spacing_m / 2)
         self._rule = StoppingRule(len(self._order_m) if budget is None else budget)
         self._n_issued = 0
 
@@ -45,7 +45,7 @@ class StaticAgent:
         SearchSpaceError
             If a position is absent or not finite.
         """
-        self._ledger.take(points)
+        self._observations.take(points)
 
     def suggest(self, num_points: int | None = None) -> list[Mapping[str, Any]]:
         """Give the next points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop."""
@@ -56,32 +56,32 @@ class StaticAgent:
         return self._decide(n)[0]
 
     def get_best_points(self) -> list[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
-        """The ten measured points of the largest novelty: (id, parameters, outcomes)."""
-        return self._ledger.best()
+        """Give the ten measured points of the largest novelty: (id, parameters, outcomes)."""
+        return self._observations.best()
 
     def coverage_path(self) -> FloatArray:
-        """The pattern's positions in an order that covers the window evenly, shape (n, 2), metres."""
+        """Give the pattern's positions in an order that covers the window evenly, shape (n, 2), metres."""
         return coverage_order(self._order_m, seed=0)
 
     def should_stop(self) -> tuple[bool, str | None]:
-        """Whether to stop, and why."""
+        """Tell whether to stop, and why."""
         reason = self._rule.reason(self._n_issued, len(self._order_m) - self._n_issued)
         return reason is not None, reason
 
     def _decide(self, n: int) -> tuple[Proposal, list[Mapping[str, Any]]]:
-        started, pending = time.perf_counter(), self._ledger.n_pending
+        started, pending = time.perf_counter(), len(self._observations.pending_ids)
         stop, reason = self.should_stop()
         last = self._n_issued if stop else min(self._n_issued + n, self._rule.budget)
         chosen = self._order_m[self._n_issued : last]
         self._n_issued += len(chosen)
-        ids = self._ledger.issue(chosen)
+        ids = self._observations.issue(chosen)
         proposal = Proposal(
             positions_m=chosen,
             expected_gain=np.zeros(len(chosen)),
             acquisition=self.name,
             reason=reason or self.name,
             pending=pending,
-            n_ingested=len(self._ledger),
+            n_ingested=len(self._observations),
             decision_s=time.perf_counter() - started,
         )
         return proposal, as_suggestions(ids, chosen)

@@ -170,7 +170,7 @@ class CandidatePosterior:
 
 
 def matern52(a: torch.Tensor, b: torch.Tensor, hyper: Hyperparameters) -> torch.Tensor:
-    """Matern kernel of order 5/2 with one length scale an axis.
+    """Compute the Matern kernel of order 5/2 with one length scale an axis.
 
     Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), eq. 4.17.
 
@@ -179,6 +179,7 @@ def matern52(a: torch.Tensor, b: torch.Tensor, hyper: Hyperparameters) -> torch.
     a, b : Tensor, shape (n, 2), (m, 2)
         (y, x), probe widths.
     hyper : Hyperparameters
+        Length scales and output scale.
 
     Returns
     -------

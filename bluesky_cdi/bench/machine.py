@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from bluesky_cdi import __version__
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.physics.lit_frames import has_triton
+from bluesky_cdi.physics.illuminated_frames import has_triton
 
 
 def machine(devices: Sequence[torch.device]) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Say what the numbers were measured on."""
     return {
         "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else platform.machine() for d in devices],
         "cores": os.cpu_count(),
@@ -27,8 +28,47 @@ def machine(devices: Sequence[torch.device]) -> dict[str, Any]:
     }
 
 
+def record(devices: Sequence[torch.device], settings: Mapping[str, Any], **results: Any) -> dict[str, Any]:
+    """Put results together with what they were measured on, as plain JSON values.
+
+    Parameters
+    ----------
+    devices : sequence of torch.device
+        Devices that computed.
+    settings : Mapping
+        What was asked for.
+    **results
+        Each under its name; in them numbers that are not finite, which JSON does not know, become null.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``settings`` and the results.
+    """
+    return {"machine": machine(devices), "settings": dict(settings), **{name: _plain(r) for name, r in results.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def devices_of(name: str, number: int) -> list[torch.device]:
-    """The first `number` devices of a kind; ``auto``: GPUs where there are any, else the CPU (`number` times).
+    """Find the first `number` devices of a kind.
+
+    Parameters
+    ----------
+    name : str
+        As PyTorch calls it; ``auto``: GPUs where there are any, else the CPU.
+    number : int
+        How many; of the CPU it is the same one.
+
+    Returns
+    -------
+    list of torch.device
 
     Raises
     ------

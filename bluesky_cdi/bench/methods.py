@@ -15,9 +15,9 @@ from bluesky_cdi.bench.machine import synchronise
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, iterate
-from bluesky_cdi.live.refinement import prior_of, refiner
-from bluesky_cdi.models.canvas import CanvasNet
+from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Network as Net
+from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 # Iterations that go on from a network's object.
 REFINED_FOR = 5
@@ -41,17 +41,17 @@ class Network:
     Attributes
     ----------
     name : str
-    read : CanvasNet or PtychoNN
+    net : UnrolledNet or PtychoNN
         Frames under a probe to objects, the last of which is the result.
     """
 
     name: str
-    read: Net
+    net: Net
 
     @property
     def refined_name(self) -> str | None:
         """The name of what goes on from its object; None where it has no critic to say how far off that is."""
-        return f"{self.name}, refined" if isinstance(self.read, CanvasNet) else None
+        return f"{self.name}, refined" if isinstance(self.net, UnrolledNet) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Found:
 
     Attributes
     ----------
-    canvas : Tensor, shape (1, Y, X), complex64
+    object : Tensor, shape (1, Y, X), complex64
     probe : Tensor, shape (1, M, N, N), complex64
     seconds : float
         To the end of the computing on the device.
@@ -68,14 +68,14 @@ class Found:
         Iterations of an engine.
     """
 
-    canvas: Tensor
+    object: Tensor
     probe: Tensor
     seconds: float
     epochs: int = 0
 
 
 def rpie_name(iterations: int) -> str:
-    """The name of rPIE from vacuum."""
+    """Name rPIE from vacuum."""
     return f"{iterations} rPIE"
 
 
@@ -86,7 +86,9 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     Parameters
     ----------
     problem : Problem
+        The scan.
     networks : sequence of Network
+        Each comes first alone, then refined.
     seed : int
         Seed of the order of frames in iterative engines.
 
@@ -97,9 +99,9 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     found: dict[str, Found] = {}
     budget_s: float | None = None
     for network in networks:
-        found[network.name] = read(network, problem)
-        if network.refined_name and isinstance(network.read, CanvasNet):
-            both = found[network.refined_name] = read_and_refined(network.read, problem, seed)
+        found[network.name] = predict(network, problem)
+        if network.refined_name and isinstance(network.net, UnrolledNet):
+            both = found[network.refined_name] = predict_and_refine(network.net, problem, seed)
             budget_s = both.seconds if budget_s is None else budget_s
     for iterations in RPIE_ITERATIONS:
         found[rpie_name(iterations)] = engine("rpie", problem, Schedule(iterations), seed)
@@ -109,29 +111,73 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     return found
 
 
-def read(network: Network, problem: Problem) -> Found:
-    """One pass of a network."""
-    network.read(problem.probe, problem.data)
-    canvas, seconds = timed(lambda: network.read(problem.probe, problem.data)[-1], problem.probe.device)
-    return Found(canvas, problem.probe, seconds)
+def predict(network: Network, problem: Problem) -> Found:
+    """Run a network once.
+
+    Parameters
+    ----------
+    network : Network
+        It has been used before when the clock starts.
+    problem : Problem
+        The scan.
+
+    Returns
+    -------
+    Found
+    """
+    network.net(problem.probe, problem.data)
+    obj, seconds = timed(lambda: network.net(problem.probe, problem.data)[-1], problem.probe.device)
+    return Found(obj, problem.probe, seconds)
 
 
-def read_and_refined(net: CanvasNet, problem: Problem, seed: int) -> Found:
-    """One pass of a network that was used before, and physics from there, as the live reconstructor does it."""
+def predict_and_refine(net: UnrolledNet, problem: Problem, seed: int) -> Found:
+    """Run a network once, and go on with physics from there, as the live reconstructor does it.
+
+    Parameters
+    ----------
+    net : UnrolledNet
+        It has been used before when the clock starts.
+    problem : Problem
+        The scan.
+    seed : int
+        Seed of the order of frames.
+
+    Returns
+    -------
+    Found
+    """
 
     def run(iterations: int) -> tuple[Solution, int]:
-        reading = net(problem.probe, problem.data)[-1]
-        prior = prior_of(net, reading, problem.probe, problem.data)
+        prediction = net(problem.probe, problem.data)[-1]
+        prior = prior_of(net, prediction, problem.probe, problem.data)
         engine = refiner(prior, len(problem.data), REFINED_FOR, seed)
-        return _iterated(engine, problem, Schedule(iterations), reading)
+        return _iterated(engine, problem, Schedule(iterations), prediction)
 
     run(1)
     (solution, epochs), seconds = timed(lambda: run(REFINED_FOR), problem.probe.device)
-    return Found(solution.canvas, solution.probe, seconds, epochs)
+    return Found(solution.object, solution.probe, seconds, epochs)
 
 
 def engine(name: str, problem: Problem, schedule: Schedule, seed: int, budget_s: float | None = None) -> Found:
-    """An iterative engine from vacuum; with a budget it makes as many epochs as begin in that time."""
+    """Run an iterative engine from vacuum.
+
+    Parameters
+    ----------
+    name : str
+        Of the engine.
+    problem : Problem
+        The scan.
+    schedule : Schedule
+        How many epochs, and what ends them.
+    seed : int
+        Seed of the order of frames.
+    budget_s : float, optional
+        As many epochs are made as begin in that time.
+
+    Returns
+    -------
+    Found
+    """
 
     def run(schedule: Schedule) -> tuple[Solution, int]:
         return _iterated(make_engine(name, seed), problem, schedule, problem.vacuum, budget_s)
@@ -139,14 +185,14 @@ def engine(name: str, problem: Problem, schedule: Schedule, seed: int, budget_s:
     # One epoch makes the plans and kernels that the clock should not see.
     run(Schedule(1))
     (solution, epochs), seconds = timed(lambda: run(schedule), problem.probe.device)
-    return Found(solution.canvas, solution.probe, seconds, epochs)
+    return Found(solution.object, solution.probe, seconds, epochs)
 
 
 def _iterated(
-    engine: Engine, problem: Problem, schedule: Schedule, canvas: Tensor, budget_s: float | None = None
+    engine: Engine, problem: Problem, schedule: Schedule, obj: Tensor, budget_s: float | None = None
 ) -> tuple[Solution, int]:
-    """Object and probe after an engine, and its epochs."""
-    start = Solution.start(canvas, problem.probe, problem.data)
+    """Return object and probe after an engine, and its epochs."""
+    start = Solution.start(obj, problem.probe, problem.data)
     schedule = Schedule(schedule.epochs, 0 if problem.refine_probe else -1, tolerance=schedule.tolerance)
     began = time.perf_counter()
 
@@ -158,7 +204,22 @@ def _iterated(
 
 
 def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """The result of a call, and its seconds to the end of the computing: the median of up to `REPEATS` calls."""
+    """Time a call to the end of the computing.
+
+    Parameters
+    ----------
+    run : callable
+        Called up to `REPEATS` times.
+    device : torch.device
+        Device that computes.
+
+    Returns
+    -------
+    result
+        Of the last call.
+    float
+        Median of the seconds of the calls.
+    """
     synchronise(device)
     times: list[float] = []
     while not times or (len(times) < REPEATS and sum(times) < REPEAT_FOR_S):

@@ -1,4 +1,4 @@
-"""A scan as a method is told it, and how far the method's object is from the truth."""
+"""A scan as a method is given it, and how far the method's object is from the truth."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bluesky_cdi.comparison import relative_phases, similarity
-from bluesky_cdi.metrics import align, complex_nrmse, phase_mae_rad
-from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
-from bluesky_cdi.physics.lit_frames import frames_at_once
-from bluesky_cdi.protocols import ComplexArray, FloatArray
+from bluesky_cdi.evaluation import Comparison, compare
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.protocols import ComplexArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +22,17 @@ class Problem:
     Attributes
     ----------
     data : Diffraction
-        The frames on their canvas, on the device that computes.
+        The frames on their object, on the device that computes.
     probe : Tensor, shape (1, M, N, N), complex64
-        As it is told.
+        The assumed one.
     refine_probe : bool
         Whether engines refine it.
     truth : ndarray, shape (Y, X), complex
-        The sample, or a reference, on the canvas.
-    lit : ndarray, shape (Y, X), bool
+        The sample, or a reference, on the object.
+    illuminated : ndarray, shape (Y, X), bool
         Pixels that count.
     origin_m : tuple of float
-        Sample position (y, x) of the canvas's pixel [0, 0], metres.
+        Sample position (y, x) of the object's pixel [0, 0], metres.
     pixel_m : float
     held_out : Diffraction, optional
         Frames that no method sees.
@@ -45,7 +43,7 @@ class Problem:
     probe: Tensor
     refine_probe: bool
     truth: ComplexArray
-    lit: npt.NDArray[np.bool_]
+    illuminated: npt.NDArray[np.bool_]
     origin_m: tuple[float, float]
     pixel_m: float
     held_out: Diffraction | None = None
@@ -54,47 +52,21 @@ class Problem:
     @property
     def vacuum(self) -> Tensor:
         """What engines begin with, (1, Y, X), complex64."""
-        return torch.ones(self.data.canvas_shape, dtype=torch.complex64, device=self.probe.device)
+        return torch.ones(self.data.object_shape, dtype=torch.complex64, device=self.probe.device)
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """How far an object is from the truth.
-
-    Attributes
-    ----------
-    errors : dict
-        ``complex_nrmse``, ``phase_mae_rad``, ``ssim_phase``.
-    object : ndarray, shape (Y, X), complex128
-        Without its ramp, scaled to the truth.
-    """
-
-    errors: dict[str, float]
-    object: npt.NDArray[np.complex128]
-
-
-def judge(canvas: Tensor, problem: Problem) -> Judged:
-    """Remove shift, ramp and scale, and measure what is left on the lit pixels.
+def judge(obj: Tensor, problem: Problem) -> Comparison:
+    """Compare a method's object with the problem's truth on the illuminated pixels.
 
     Parameters
     ----------
-    canvas : Tensor, shape (1, Y, X), complex
+    obj : Tensor, shape (1, Y, X), complex
+        What the method found.
     problem : Problem
+        What it was given.
+
+    Returns
+    -------
+    Comparison
     """
-    aligned = align(canvas[0].cpu().numpy(), problem.truth, problem.lit)
-    found, truth, lit = aligned.object, aligned.truth, problem.lit
-    errors = {
-        "complex_nrmse": complex_nrmse(found, truth, lit),
-        "phase_mae_rad": phase_mae_rad(found, truth, lit),
-        # The truth's own range of phases is full contrast.
-        "ssim_phase": similarity(*relative_phases(found, truth, lit), lit)[0],
-    }
-    return Judged(errors, found)
-
-
-def light_of(probe: Tensor, data: Diffraction) -> FloatArray:
-    """Summed illumination of a scan, photons per pixel, (1, M, N, N) to (Y, X)."""
-    total = torch.zeros(data.canvas_shape, device=probe.device)
-    for part in data.chunks(frames_at_once(probe)):
-        total += accumulate(intensity(part.probes(probe)), part.corner, part.canvas_shape)
-    return np.asarray(total[0].cpu().numpy())
+    return compare(obj[0].cpu().numpy(), problem.truth, problem.illuminated)

@@ -9,39 +9,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bluesky_cdi.catalog.browse import ResultSummary, find_raw, find_results, list_results, load_result
+    from bluesky_cdi.catalog.browse import (
+        ResultSummary,
+        find_raw,
+        find_results,
+        find_run,
+        list_results,
+        load_result,
+    )
     from bluesky_cdi.catalog.connect import Catalog, open_catalog
+    from bluesky_cdi.catalog.documents import run_documents
+    from bluesky_cdi.catalog.feeder import Feeder
     from bluesky_cdi.catalog.results import ResultPublisher
     from bluesky_cdi.catalog.server import serve
-    from bluesky_cdi.catalog.writer import RunWriter, restore_backup, run_writer
 
 _MODULE_OF = {
     "Catalog": "connect",
+    "Feeder": "feeder",
     "ResultPublisher": "results",
     "ResultSummary": "browse",
-    "RunWriter": "writer",
     "find_raw": "browse",
     "find_results": "browse",
+    "find_run": "browse",
     "list_results": "browse",
     "load_result": "browse",
     "open_catalog": "connect",
-    "restore_backup": "writer",
-    "run_writer": "writer",
+    "run_documents": "documents",
     "serve": "server",
 }
 
 __all__ = [
     "Catalog",
+    "Feeder",
     "ResultPublisher",
     "ResultSummary",
-    "RunWriter",
     "find_raw",
     "find_results",
+    "find_run",
     "list_results",
     "load_result",
     "open_catalog",
-    "restore_backup",
-    "run_writer",
+    "run_documents",
     "serve",
 ]
 

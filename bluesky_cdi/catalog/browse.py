@@ -69,6 +69,13 @@ def list_results(catalog: Catalog) -> list[ResultSummary]:
 def find_results(catalog: Catalog, raw_uid: str) -> list[ResultSummary]:
     """List the reconstructions of one raw run, oldest first; empty if there are none.
 
+    Parameters
+    ----------
+    catalog : Catalog
+        Where to look.
+    raw_uid : str
+        Uid of the raw run, in full.
+
     Raises
     ------
     CatalogError
@@ -88,6 +95,7 @@ def find_raw(catalog: Catalog, result: ResultSummary | str | int) -> Any:
     Parameters
     ----------
     catalog : Catalog
+        Where to look.
     result : ResultSummary, str or int
         A row of `list_results`, or what `load_result` takes.
 
@@ -99,8 +107,43 @@ def find_raw(catalog: Catalog, result: ResultSummary | str | int) -> Any:
     with catalog.reaching():
         uid = result.raw_uid if isinstance(result, ResultSummary) else _find(catalog, result).start["raw_uid"]
         if uid not in catalog.raw:
-            raise CatalogError(f"the catalog at {catalog.uri} does not hold the raw run {uid}")
+            raise CatalogError(
+                f"the catalog at {catalog.uri} does not hold the raw run {uid}. Open the catalog that the scan "
+                "was recorded in."
+            )
         return catalog.raw[uid]
+
+
+def find_run(catalog: Catalog, which: str | int) -> Any:
+    """Return a raw run (a ``BlueskyRun``), whether it has a result or not.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where to look.
+    which : str or int
+        Uid of the run or of a result of it, or the beginning of one; a scan number, of which the newest run counts;
+        or a negative index, -1 being the newest run.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such run, or several match.
+    """
+    with catalog.reaching():
+        if isinstance(which, str):
+            return _find_run_uid(catalog, which)
+        runs, n = catalog.raw, len(catalog.raw)
+        if which < 0:
+            if -which > n:
+                raise CatalogError(f"there is no run [{which}]: the catalog at {catalog.uri} holds {n} run(s)")
+            return runs.values()[which]
+        from tiled.queries import Key
+
+        found = runs.search(Key("scan_id") == int(which))
+        if len(found) == 0:
+            raise CatalogError(f"the catalog at {catalog.uri} holds no run of scan {which}")
+        return found.values().last()
 
 
 def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimate:
@@ -109,6 +152,7 @@ def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimat
     Parameters
     ----------
     catalog : Catalog
+        Where to look.
     which : str or int
         Uid of a result or of its raw run, or the beginning of one; a scan number, of which the
         newest result counts; or a negative index, -1 being the newest result.
@@ -169,7 +213,10 @@ def _find(catalog: Catalog, which: str | int) -> Any:
     if which < 0:
         n = len(results)
         if -which > n:
-            raise CatalogError(f"there is no result [{which}]: the catalog at {catalog.uri} holds {n} result(s)")
+            raise CatalogError(
+                f"there is no result [{which}]: the catalog at {catalog.uri} holds {n} result(s); "
+                "`list_results` shows what there is"
+            )
         return results.values()[which]
     from tiled.queries import Key
 
@@ -197,18 +244,35 @@ def _find_uid(catalog: Catalog, results: Any, uid: str) -> Any:
     )
 
 
+def _find_run_uid(catalog: Catalog, uid: str) -> Any:
+    from tiled.queries import Like
+
+    runs = catalog.raw.search(Like("start.uid", f"{uid}%"))
+    uids = list(runs.keys())
+    if not uids:
+        made_from = _results(catalog).search(Like("start.uid", f"{uid}%")).values()
+        uids = sorted({run.start["raw_uid"] for run in made_from} & set(catalog.raw.keys()))
+    if len(uids) == 1:
+        return catalog.raw[uids[0]]
+    if uids:
+        raise CatalogError(f"{len(uids)} runs match {uid!r}: {', '.join(uids)}. Give the uid of one of them.")
+    raise CatalogError(
+        f"the catalog at {catalog.uri} holds no run with a uid (its own, or a result's) that begins with {uid!r}"
+    )
+
+
 def _read(run: Any, update: int) -> Estimate:
     streams = {name: stream.base for name, stream in run.items()}
     arrays = dict(streams[UPDATES].items()) if UPDATES in streams else {}
     events = _events(arrays)
     index = _index(run, len(events), update)
-    canvas = streams[UPDATES].metadata["configuration"][SOURCE]["data"]
+    obj = streams[UPDATES].metadata["configuration"][SOURCE]["data"]
     final = index == len(events) - 1 and PER_FRAME in streams
     return Estimate(
         n_frames=int(events[index]["n_frames"]),
         seconds=float(events[index]["seconds"]),
-        origin_m=(float(canvas["origin_y_m"]), float(canvas["origin_x_m"])),
-        pixel_m=float(canvas["pixel_m"]),
+        origin_m=(float(obj["origin_y_m"]), float(obj["origin_x_m"])),
+        pixel_m=float(obj["pixel_m"]),
         source=dict(run.start["source"]),
         **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
         **_frames(dict(streams[PER_FRAME].items()) if final else {}),
@@ -232,7 +296,10 @@ def _index(run: Any, n_updates: int, update: int) -> int:
         newest = f"pass update={index} for the newest" if n_updates else "there is nothing to load"
         raise CatalogError(f"the result {run.start['uid']} {_state(stop)}; it holds {n_updates} update(s): {newest}")
     if not 0 <= index < n_updates:
-        raise CatalogError(f"the result {run.start['uid']} holds {n_updates} update(s); there is no update {update}")
+        raise CatalogError(
+            f"the result {run.start['uid']} holds {n_updates} update(s); there is no update {update}. "
+            "Updates count from 0, or from -1 back."
+        )
     return index
 
 
@@ -247,15 +314,18 @@ def _frames(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return the per-frame fields of an `Estimate`, empty where nothing is stored."""
     columns = {
         name: np.asarray(arrays[name].read(), column.dtype)
-        if arrays
+        if name in arrays
         else np.zeros((0,) * (1 + len(column.dims)), column.dtype)
         for name, column in FRAMES.items()
     }
+    vacuum = columns["vacuum_residual"]
     return {
         "frame_seq_nums": columns["frame_seq_num"],
         "positions_m": np.stack([columns["y_m"], columns["x_m"]], axis=-1),
         "embedding": columns["embedding"],
         "frame_uncertainty": columns["uncertainty_rad"],
         "residual": columns["residual"],
+        # Files before this was stored, and makers that don't tell it, have none.
+        "vacuum_residual": vacuum if len(vacuum) == len(columns["residual"]) and np.isfinite(vacuum).all() else None,
         "novelty": columns["novelty"],
     }

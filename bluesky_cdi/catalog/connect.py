@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from bluesky_cdi.errors import CatalogError
 
-REACH_TIMEOUT_S = 5.0
+# A server that is gone refuses at once; one that shares its cores with other work may take seconds to answer.
+REACH_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ class Catalog:
             self.raw.context.http_client.get(self.uri, timeout=REACH_TIMEOUT_S)
             yield
         except httpx.HTTPError as err:
-            raise _failed(self.uri, err) from err
+            raise failed(self.uri, err) from err
 
 
 def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
@@ -63,7 +65,7 @@ def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
     Raises
     ------
     CatalogError
-        If no server answers within a few seconds, it is no Tiled server, the key is refused, or
+        If no server answers within half a minute, it is no Tiled server, the key is refused, or
         one of the two names is taken by something that holds no runs.
     """
     import httpx
@@ -83,7 +85,7 @@ def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
             on_failure.pop_all()
         return opened
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, RuntimeError) as err:
-        raise _failed(uri.split("?")[0], err) from err
+        raise failed(uri.split("?")[0], err, api_key or _key_in(uri)) from err
 
 
 def _probe(address: Any, key: str | None) -> None:
@@ -116,11 +118,37 @@ def _runs(root: Any, key: str) -> Any:
     return found
 
 
-def _failed(uri: str, err: Exception) -> CatalogError:
+def _key_in(uri: str) -> str:
+    """Find the key that an address carries, however it is written; empty if it has none."""
+    found = re.search(r"api_key=([^&#\s]+)", uri)
+    return found[1] if found else ""
+
+
+def is_server_fault(err: CatalogError) -> bool:
+    """Tell whether a server that could be reached failed on what it was sent: its status was 500."""
+    import httpx
+
+    return isinstance(err.__cause__, httpx.HTTPStatusError) and err.__cause__.response.status_code == 500
+
+
+def failed(uri: str, err: Exception, key: str = "") -> CatalogError:
+    """Make the error that tells what is wrong with a catalog from what its client raised.
+
+    Parameters
+    ----------
+    uri : str
+        The server's address, without the key.
+    err : Exception
+        What was raised.
+    key : str
+        The server's key, which the message must not tell.
+    """
     import httpx
 
     hint = "Check that the Tiled server runs, and catalog.uri and catalog.api_key."
     if isinstance(err, httpx.HTTPStatusError) and err.response.status_code >= 500:
         hint = "The server's log says why; often a data file was moved, or lies outside the folders that it may read."
     first_line = str(err).partition("\n")[0].rstrip(".")
+    if key:
+        uri, first_line = uri.replace(key, "(key)"), first_line.replace(key, "(key)")
     return CatalogError(f"can't use the catalog at {uri}: {type(err).__name__}: {first_line}. {hint}")

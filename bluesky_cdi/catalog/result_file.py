@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.recording import free_bytes
 
-# Longest side of an HDF5 chunk: a complex64 chunk then stays below 8 MB whatever the canvas.
+# Longest side of an HDF5 chunk: a complex64 chunk then stays below 8 MB whatever the object.
 CHUNK_PX = 1024
 CHUNK_ROWS = 1024
+# Room beyond the data: HDF5's own tables, and what others write meanwhile.
+SPARE_BYTES = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,15 @@ class Column:
     units: str | None = None
 
 
-CANVAS = ("canvas_row", "canvas_col")
+OBJECT_SHAPE = ("canvas_row", "canvas_col")
 
 # "row" and "col" are prefixed: a dimension named like a motor would hide that motor in xarray.
 IMAGES: Mapping[str, Column] = {
-    "object": Column("<c8", CANVAS),
+    "object": Column("<c8", OBJECT_SHAPE),
     "probe": Column("<c8", ("probe_mode", "probe_row", "probe_col")),
-    "std_amplitude": Column("<f4", CANVAS),
-    "std_phase_rad": Column("<f4", CANVAS, "rad"),
-    "coverage": Column("<f4", CANVAS, "photons"),
+    "std_amplitude": Column("<f4", OBJECT_SHAPE),
+    "std_phase_rad": Column("<f4", OBJECT_SHAPE, "rad"),
+    "coverage": Column("<f4", OBJECT_SHAPE, "photons"),
 }
 
 FRAMES: Mapping[str, Column] = {
@@ -53,6 +56,7 @@ FRAMES: Mapping[str, Column] = {
     "embedding": Column("<f4", ("embedding_component",)),
     "uncertainty_rad": Column("<f4", (), "rad"),
     "residual": Column("<f4"),
+    "vacuum_residual": Column("<f4"),
     "novelty": Column("<f4"),
 }
 
@@ -96,7 +100,9 @@ class ResultFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = h5py.File(path, "x", libver="latest")
         except OSError as err:
-            raise CatalogError(f"can't create the result's file {path}: {err}") from err
+            raise CatalogError(
+                f"can't create the result's file {path}: {err}. Its folder must be writable, and a uid has one file."
+            ) from err
         self._file.attrs.update({**attributes, "complete": False})
         for group, columns in groups.items():
             for name, column in columns.items():
@@ -112,7 +118,28 @@ class ResultFile:
         return f"file://localhost{self.path.as_posix()}"
 
     def write(self, group: str, start: int, rows: Arrays) -> None:
-        """Write rows, shape (n, ...) each, from row `start` on, and let readers see them."""
+        """Write rows, shape (n, ...) each, from row `start` on, and let readers see them.
+
+        Parameters
+        ----------
+        group : str
+            Name of the stream.
+        start : int
+            Row, from 0, that the first of `rows` becomes; what was there is replaced.
+        rows : Mapping
+            Arrays (n, ...) by column, n the same in all.
+
+        Raises
+        ------
+        CatalogError
+            If the disk has no room: HDF5 does not survive a write that fails.
+        """
+        needed = 2 * sum(values.nbytes for values in rows.values()) + SPARE_BYTES
+        if (free := free_bytes(self.path.parent)) < needed:
+            raise CatalogError(
+                f"the result's file {self.path} needs {needed / 1e6:.0f} MB more, and its disk has {free / 1e6:.0f} MB "
+                "left. Make room there; what is measured is not affected."
+            )
         for name, values in rows.items():
             dataset = self._file[group][name]
             dataset.resize(start + len(values), axis=0)

@@ -45,7 +45,7 @@ class ResultPublisher:
     """Turns the estimates of one raw run into the documents of its derived run.
 
     The start document goes out with the first estimate, which tells what made it, or with
-    `close`. All estimates must share canvas, probe shape and embedding length. May be called from
+    `close`. All estimates must share grid, probe shape and embedding length. May be called from
     any thread.
 
     Parameters
@@ -55,14 +55,24 @@ class ResultPublisher:
     directory : path
         Folder for the file ``<uid>.h5``; the catalog's server must be able to read it.
     emit : callable
-        Takes (name, document), as a `RunWriter` does.
+        Takes (name, document), as a `Journal` does.
     derived_uid : str, optional
         The derived run's uid, when something refers to it before; a random one by default.
+    continues : str, optional
+        Uid of the derived run that this one goes on from.
     """
 
-    def __init__(self, info: RunInfo, directory: Path | str, emit: Emit, derived_uid: str | None = None) -> None:
+    def __init__(
+        self,
+        info: RunInfo,
+        directory: Path | str,
+        emit: Emit,
+        derived_uid: str | None = None,
+        continues: str | None = None,
+    ) -> None:
         self.uid = derived_uid or str(uuid.uuid4())
         self._info = info
+        self._continues = continues
         self._path = Path(directory).expanduser().resolve() / f"{self.uid}.h5"
         self._emit = emit
         self._lock = threading.RLock()
@@ -80,13 +90,16 @@ class ResultPublisher:
         Raises
         ------
         DocumentError
-            If the run is closed, or the estimate's canvas or shapes differ from the first one's.
+            If the run is closed, or the estimate's grid or shapes differ from the first one's.
         CatalogError
             If the file can't be created.
         """
         with self._lock:
             if self._closed:
-                raise DocumentError(f"the derived run {self.uid} is closed; it takes no further estimates")
+                raise DocumentError(
+                    f"the derived run {self.uid} is closed; it takes no further estimates. "
+                    "Make another ResultPublisher."
+                )
             file, updates = self._open(estimate)
             rows = {name: _row(getattr(estimate, name), column) for name, column in IMAGES.items()}
             # Where the documents stand, not the file: an update that failed half-way is overwritten.
@@ -107,6 +120,7 @@ class ResultPublisher:
         estimate : Estimate or None
             The final one; published first if it wasn't.
         exit_status : {'success', 'abort', 'fail'}
+            The raw run's, as its stop document has it.
         reason : str
             Why the run ended, if not as planned.
 
@@ -143,6 +157,8 @@ class ResultPublisher:
             "versions": {"bluesky_cdi": __version__},
             "tiled_specs": [SPEC],
         }
+        if self._continues is not None:
+            metadata["continues"] = self._continues
         self._bundle = compose_run(uid=self.uid, metadata=metadata, event_counters=self._counters)
         self._emit("start", self._bundle.start_doc)
 
@@ -158,8 +174,8 @@ class ResultPublisher:
             self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, IMAGES, layout, _SCALARS)
         elif layout != self._layout:
             raise DocumentError(
-                f"all estimates of a run must share one canvas and one layout; the first had {self._layout}, "
-                f"this one has {layout}. Begin a new derived run for another canvas."
+                f"all estimates of a run must share one grid and one layout; the first had {self._layout}, "
+                f"this one has {layout}. Begin a new derived run for another grid."
             )
         return self._file, self._updates
 
@@ -311,6 +327,7 @@ def _median(values: FloatArray) -> float:
 
 
 def _frame_rows(estimate: Estimate) -> dict[str, npt.NDArray[Any]]:
+    vacuum = estimate.vacuum_residual
     columns = {
         "frame_seq_num": estimate.frame_seq_nums,
         "y_m": estimate.positions_m[:, 0],
@@ -318,6 +335,7 @@ def _frame_rows(estimate: Estimate) -> dict[str, npt.NDArray[Any]]:
         "embedding": estimate.embedding,
         "uncertainty_rad": estimate.frame_uncertainty,
         "residual": estimate.residual,
+        "vacuum_residual": np.full(len(estimate.residual), np.nan) if vacuum is None else vacuum,
         "novelty": estimate.novelty,
     }
     return {name: np.asarray(values, FRAMES[name].dtype) for name, values in columns.items()}

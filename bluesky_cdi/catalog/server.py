@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bluesky_cdi.catalog.guard import Guard
 from bluesky_cdi.errors import CatalogError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,12 @@ _SERVING = threading.Lock()
 
 @contextlib.contextmanager
 def serve(
-    directory: Path | str, *, readable: Sequence[Path | str] = (), port: int = 0, api_key: str | None = None
+    directory: Path | str,
+    *,
+    readable: Sequence[Path | str] = (),
+    port: int = 0,
+    api_key: str | None = None,
+    claim_s: float = 0.0,
 ) -> Iterator[str]:
     """Serve the catalog kept in a folder for as long as the context lasts.
 
@@ -40,13 +46,16 @@ def serve(
     Parameters
     ----------
     directory : path
-        Folder of the catalog; created when absent. Data files below it can be read.
+        Folder of the catalog; created when absent, for its owner alone (the mode of one that exists stays). Data
+        files below it can be read.
     readable : sequence of path
         Further folders whose files can be read: those of detectors and results elsewhere.
     port : int
         TCP port; 0 takes a free one.
     api_key : str, optional
         The single user's key, letters and digits; a random one by default.
+    claim_s : float
+        How long to wait for another session that has the folder, seconds.
 
     Yields
     ------
@@ -63,9 +72,9 @@ def serve(
     key = api_key or secrets.token_hex(16)
     if not (key.isascii() and key.isalnum()):
         raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
-    with _claimed(root), _alone(), _bound(port) as listener:
+    with _claimed(root, claim_s), _alone(), _bound(port) as listener:
         address = f"http://{HOST}:{listener.getsockname()[1]}"
-        server = _Server(_build_app(root, readable, key), listener)
+        server = _Server(Guard(_build_app(root, readable, key), key), listener)
         server.start(address)
         try:
             yield f"{address}/api/v1?api_key={key}"
@@ -76,9 +85,15 @@ def serve(
 def _usable(directory: Path) -> Path:
     root = directory.expanduser().resolve()
     if {"?", "#"} & set(str(root)):
-        raise CatalogError(f"the catalog's folder must have a name without '?' and '#'; it is {root}")
+        raise CatalogError(
+            f"the catalog's folder must have a path without '?' and '#'; it is {root}. "
+            "Set catalog.directory to another folder."
+        )
     try:
-        (root / "data").mkdir(parents=True, exist_ok=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        # Others on this machine see nothing of it, unless whoever owns the folder gives them leave.
+        root.mkdir(mode=0o700, exist_ok=True)
+        (root / "data").mkdir(exist_ok=True)
     except OSError as err:
         raise CatalogError(
             f"the catalog needs a folder that can be written; {root} can't be used: {err}. "
@@ -88,9 +103,9 @@ def _usable(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _claimed(root: Path) -> Iterator[None]:
+def _claimed(root: Path, wait_s: float) -> Iterator[None]:
     """Keep other sessions out; the operating system lifts the lock even if this process is killed."""
-    with contextlib.closing(sqlite3.connect(root / "session.lock", timeout=0, check_same_thread=False)) as lock:
+    with contextlib.closing(sqlite3.connect(root / "session.lock", timeout=wait_s, check_same_thread=False)) as lock:
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as err:
@@ -125,8 +140,7 @@ def _bound(port: int) -> Iterator[socket.socket]:
             listener.bind((HOST, port))
         except (OSError, OverflowError) as err:
             raise CatalogError(
-                f"the catalog's server can't listen on {HOST}:{port}: {err}. "
-                "Take another port, or 0 for any free one."
+                f"the catalog's server can't listen on {HOST}:{port}: {err}. Take another port, or 0 for any free one."
             ) from err
         yield listener
 
@@ -156,7 +170,10 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
             storage_max_overflow=0,
         )
     except (DatabaseInitializationError, OSError, ValueError) as err:
-        raise CatalogError(f"can't open the catalog {database}: {err}") from err
+        raise CatalogError(
+            f"can't open the catalog {database}: {err}. Set catalog.directory to another folder, "
+            "or put a copy of that file in its place."
+        ) from err
     # Without this, `run.documents()` is refused by the server.
     registry = copy.deepcopy(default_serialization_registry)
     registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
@@ -174,9 +191,18 @@ class _Server:
     def __init__(self, app: Any, listener: socket.socket) -> None:
         import uvicorn
 
+        from bluesky_cdi.catalog.connections import LimitedProtocol
+
         # log_config=None: the application configures logging, not the server.
         self._uvicorn = uvicorn.Server(
-            uvicorn.Config(app, loop="asyncio", log_config=None, access_log=False, timeout_graceful_shutdown=3)
+            uvicorn.Config(
+                app,
+                loop="asyncio",
+                http=LimitedProtocol,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=3,
+            )
         )
         self._listener = listener
         self._thread = threading.Thread(target=self._run, name="tiled-server", daemon=True)
@@ -193,11 +219,15 @@ class _Server:
             if not self._thread.is_alive():
                 raise CatalogError(
                     "the catalog's server could not start; the log of 'uvicorn.error' says why. A catalog "
-                    "written by another version of Tiled needs `tiled catalog upgrade-database`."
+                    "written by an earlier version of Tiled needs "
+                    "`tiled catalog upgrade-database sqlite:///FOLDER/catalog.db`."
                 )
             if time.monotonic() > deadline:
                 self.stop()
-                raise CatalogError(f"the catalog's server at {address} was not healthy within {START_TIMEOUT_S:g} s")
+                raise CatalogError(
+                    f"the catalog's server at {address} was not healthy within {START_TIMEOUT_S:g} s; "
+                    "the log of 'uvicorn.error' says how far it came. Begin again when the machine is less busy."
+                )
             time.sleep(0.02)
 
     def _healthy(self, address: str) -> bool:

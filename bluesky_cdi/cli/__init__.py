@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bluesky_cdi import __version__
-from bluesky_cdi.cli.bench import _add_bench
-from bluesky_cdi.cli.browse import _add_browse
-from bluesky_cdi.cli.compare import _add_compare
-from bluesky_cdi.cli.convert import _add_convert
-from bluesky_cdi.cli.demo import _add_demo
-from bluesky_cdi.cli.reconstruct import _add_reconstruct
-from bluesky_cdi.cli.shell import _add_shell
-from bluesky_cdi.cli.train import MODELS, _add_train
+from bluesky_cdi.cli.bench import add_bench
+from bluesky_cdi.cli.browse import add_browse
+from bluesky_cdi.cli.compare import add_compare
+from bluesky_cdi.cli.convert import add_convert
+from bluesky_cdi.cli.demo import add_demo
+from bluesky_cdi.cli.probe import add_probe
+from bluesky_cdi.cli.reconstruct import add_reconstruct
+from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
+from bluesky_cdi.cli.restore import add_restore
+from bluesky_cdi.cli.resume import add_resume
+from bluesky_cdi.cli.shell import add_shell
+from bluesky_cdi.cli.train import MODELS, add_train
 from bluesky_cdi.errors import BlueskyCDIError
 
 __all__ = ["MODELS", "main"]
@@ -55,7 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the result as JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_command in (
-        _add_demo, _add_reconstruct, _add_convert, _add_compare, _add_browse, _add_shell, _add_train, _add_bench,
-    ):  # fmt: skip
+        add_demo,
+        add_reconstruct,
+        add_probe,
+        add_reconstruct_single,
+        add_convert,
+        add_compare,
+        add_browse,
+        add_resume,
+        add_restore,
+        add_shell,
+        add_train,
+        add_bench,
+    ):
         add_command(commands, common)
     return parser

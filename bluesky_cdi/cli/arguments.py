@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
-    from bluesky_cdi.config import Config
+    from bluesky_cdi.catalog import Catalog
+    from bluesky_cdi.config import CatalogConfig, Config
+
+logger = logging.getLogger(__name__)
+
+# How long a catalog may take for what a killed session has left.
+RESTORE_S = 600.0
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Read a whole number from 0 on."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be 0 or a positive whole number; got {text!r}")
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a positive whole number."""
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a positive whole number; got {text!r}")
     return int(text)
 
 
-def _config(args: argparse.Namespace) -> Config:
+def above_0(text: str) -> float:
+    """Read a positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
+    return value
+
+
+def configured(args: argparse.Namespace) -> Config:
+    """Load the configuration from the files that are named."""
     from bluesky_cdi.config import load_config
 
     return load_config(args.config)
 
 
-def _set_threads(config: Config) -> None:
+def set_threads(config: Config) -> None:
     """Keep PyTorch from taking the cores that the RunEngine and the simulated detector need."""
     import torch
 
@@ -38,9 +62,111 @@ def _set_threads(config: Config) -> None:
         torch.set_num_threads(config.reconstructor.threads)
 
 
-def _make_folder(folder: Path) -> None:
-    """Before the work, not after it."""
+def make_folder(folder: Path) -> None:
+    """Make a folder, before the work and not after it.
+
+    Raises
+    ------
+    BlueskyCDIError
+        If it can't be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise BlueskyCDIError(f"can't write into {folder}: {err}. Name another place.") from err
+
+
+def result_writer(path: Path) -> Callable[..., None]:
+    """Choose the function that writes an estimate to a file, by the file's ending.
+
+    Raises
+    ------
+    BlueskyCDIError
+        If the ending tells no format.
+    """
+    from bluesky_cdi.io import write_cxi_result, write_product
+
+    writers: dict[str, Callable[..., None]] = {".h5": write_product, ".hdf5": write_product, ".cxi": write_cxi_result}
+    if path.suffix not in writers:
+        raise BlueskyCDIError(f"--out must end in {', '.join(writers)}, which tells the format; got {path}")
+    return writers[path.suffix]
+
+
+def run_or_result(text: str) -> str | int:
+    """Read which run or result is meant: a scan number or a negative index, else the beginning of a uid."""
+    # A uid may consist of digits only; a scan number never has eight of them.
+    return int(text) if text.lstrip("-").isdigit() and len(text) < 8 else text
+
+
+def restored(catalog: Catalog, directory: Path) -> list[str]:
+    """Bring to the catalog what a folder's journal holds of runs that nobody measures any more.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the runs go.
+    directory : Path
+        Folder of the session.
+
+    Returns
+    -------
+    list of str
+        What became of each run, a line each.
+    """
+    from bluesky_cdi.catalog import Feeder
+    from bluesky_cdi.catalog.feeder import ended_files
+
+    journal = directory / "journal"
+    lines: list[str] = []
+    if not ended_files(journal):
+        return lines
+    for fed in Feeder(journal, catalog).finish(RESTORE_S):
+        line = f"restored: {fed.container} run {fed.uid}, {fed.events} events"
+        line += f", {fed.refused} documents refused" if fed.refused else ""
+        lines.append(line + (f" ({fed.note})" if fed.note else ""))
+    lines += [f"not restored: {path}" for path in ended_files(journal)]
+    return lines
+
+
+@contextlib.contextmanager
+def reached_catalog(
+    directory: Path | None, settings: CatalogConfig, *, feed: bool = True
+) -> Iterator[tuple[Catalog, Path]]:
+    """Serve the catalog of a folder, or connect to the configured one.
+
+    Parameters
+    ----------
+    directory : Path or None
+        Folder of an embedded catalog, which goes before the configured one.
+    settings : CatalogConfig
+        Which catalog is the configured one.
+    feed : bool
+        First bring to it what a session that was killed has left in its journal.
+
+    Yields
+    ------
+    catalog : Catalog
+    directory : Path
+        Folder of the session's own files.
+
+    Raises
+    ------
+    CatalogError, BlueskyCDIError
+        If there is none, or it can't be used.
+    """
+    from bluesky_cdi.catalog import open_catalog, serve
+
+    with contextlib.ExitStack() as stack:
+        local = directory or (None if settings.uri else settings.directory)
+        if local is not None and not (local.expanduser() / "catalog.db").is_file():
+            raise BlueskyCDIError(
+                f"{local} holds no catalog yet: give the folder of a session, or run `bluesky-cdi demo` first"
+            )
+        uri = stack.enter_context(serve(local)) if local is not None else str(settings.uri)
+        key = settings.api_key if local is None else None
+        catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
+        folder = (local or settings.directory).expanduser()
+        if feed:
+            for line in restored(catalog, folder):
+                logger.warning("%s", line)
+        yield catalog, folder

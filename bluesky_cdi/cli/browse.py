@@ -8,15 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import _config
-from bluesky_cdi.cli.output import _say, _say_result
+from bluesky_cdi.cli.arguments import configured, reached_catalog, run_or_result
+from bluesky_cdi.cli.output import say, say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import ResultSummary
 
 
-def _add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     browse = commands.add_parser("browse", parents=[common], help="list what a catalog holds, or show one result")
     add = browse.add_argument
     add("directory", type=Path, nargs="?", help="folder of an embedded catalog (default: the configured one)")
@@ -26,28 +35,20 @@ def _add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _browse(args: argparse.Namespace) -> int:
-    import contextlib
+    from bluesky_cdi.catalog import list_results, load_result
 
-    from bluesky_cdi.catalog import list_results, load_result, open_catalog, serve
-
-    settings = _config(args).catalog
-    with contextlib.ExitStack() as stack:
-        local = args.directory or (None if settings.uri else settings.directory)
-        if local is not None and not (local.expanduser() / "catalog.db").is_file():
-            raise BlueskyCDIError(
-                f"{local} holds no catalog yet: give the folder of a session, or run `bluesky-cdi demo` first"
-            )
-        uri = stack.enter_context(serve(local)) if local is not None else str(settings.uri)
-        key = settings.api_key if local is None else None
-        catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
+    with reached_catalog(args.directory, configured(args).catalog) as (catalog, _):
         if args.show is None:
             _say_list(args, list_results(catalog))
             return 0
-        estimate = load_result(catalog, int(args.show) if _is_integer(args.show) else args.show)
+        estimate = load_result(catalog, run_or_result(args.show))
     from bluesky_cdi import viz
 
     path = args.figure or Path("reconstruction.png")
-    viz.save_figure(viz.show_estimate(estimate), path)
+    try:
+        viz.save_figure(viz.show_estimate(estimate), path)
+    except (ValueError, OSError) as err:
+        raise BlueskyCDIError(f"can't draw {path}: {err}. Give --figure another name.") from err
     numbers = {
         "frames": estimate.n_frames,
         "pixels": list(estimate.object.shape),
@@ -62,13 +63,8 @@ def _browse(args: argparse.Namespace) -> int:
         ("made by", f"{estimate.source.get('reconstructor')} with {estimate.source.get('network') or 'no network'}"),
         ("figure", str(path)),
     ]
-    _say_result(args, numbers, rows)
+    say_result(args, numbers, rows)
     return 0
-
-
-def _is_integer(text: str) -> bool:
-    # A uid may consist of digits only; a scan number never has eight of them.
-    return text.lstrip("-").isdigit() and len(text) < 8
 
 
 def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> None:
@@ -76,11 +72,11 @@ def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> Non
     from datetime import datetime
 
     if args.json:
-        _say(json.dumps([asdict(r) for r in results], indent=1))
+        say(json.dumps([asdict(r) for r in results], indent=1))
         return
-    _say(f"{'scan':>5}  {'time':<19}  {'plan':<16} {'frames':>6}  {'status':<8} {'result':<8}")
+    say(f"{'scan':>5}  {'time':<19}  {'plan':<16} {'frames':>6}  {'status':<8} {'result':<8}")
     for r in results:
         when = datetime.fromtimestamp(r.time).strftime("%Y-%m-%d %H:%M:%S")
         uid = (r.uid or "none")[:8]
         state = r.exit_status or "running"
-        _say(f"{r.scan_id or '':>5}  {when:<19}  {r.plan_name or '':<16} {r.n_frames or '':>6}  {state:<8} {uid:<8}")
+        say(f"{r.scan_id or '':>5}  {when:<19}  {r.plan_name or '':<16} {r.n_frames or '':>6}  {state:<8} {uid:<8}")

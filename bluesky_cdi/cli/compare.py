@@ -8,17 +8,28 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import _make_folder
-from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.cli.arguments import make_folder
+from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
-    from bluesky_cdi.comparison import Comparison
+    from bluesky_cdi.evaluation.products import ProductComparison
 
 logger = logging.getLogger(__name__)
 
+NUMBERS = ("complex_nrmse", "phase_mae_rad", "ssim_amplitude", "ssim_phase", "psnr_amplitude_db", "psnr_phase_db")
 
-def _add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
+
+def add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     command = commands.add_parser(
         "compare", parents=[common], help="how far two reconstructions agree, and the resolution of two halves"
     )
@@ -32,16 +43,16 @@ def _add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from bluesky_cdi import viz
-    from bluesky_cdi.comparison import compare_products
+    from bluesky_cdi.evaluation.products import compare_products
     from bluesky_cdi.io import read_reconstruction
 
-    _make_folder(args.figure.parent)
+    make_folder(args.figure.parent)
     found = compare_products(read_reconstruction(args.a), read_reconstruction(args.b))
     square = found.square
     figure = viz.show_comparison(
-        found.a,
-        found.b,
-        found.mask,
+        found.images.object,
+        found.images.truth,
+        found.images.mask,
         found.frc,
         origin_m=found.origin_m,
         pixel_m=found.pixel_m,
@@ -62,12 +73,12 @@ def _compare(args: argparse.Namespace) -> int:
     if not args.truth and found.shared_frames:
         logger.warning("A and B share %d frames by number: no independent halves", found.shared_frames)
     numbers = {**_comparison_numbers(found), "frc_claim": claim, "figure": str(args.figure)}
-    _say_result(args, numbers, [*_comparison_rows(found, claim), ("figure", str(args.figure))])
+    say_result(args, numbers, [*_comparison_rows(found, claim), ("figure", str(args.figure))])
     return 0
 
 
-def _warn_of_gaps(found: Comparison) -> None:
-    """A resolution is where the correlation *first* falls below: a single weak ring can decide it."""
+def _warn_of_gaps(found: ProductComparison) -> None:
+    """Warn where a single weak ring may decide: a resolution is where the correlation *first* falls below."""
     import numpy as np
 
     for name, threshold in (("half-bit", found.frc.half_bit), ("one-bit", found.frc.one_bit)):
@@ -78,25 +89,24 @@ def _warn_of_gaps(found: Comparison) -> None:
             logger.warning(
                 "the FRC falls below the %s threshold at ring %d of %d, but is above it in %d later rings, down to "
                 "%s: the first crossing may understate the agreement. Look at the curve for rings without signal.",
-                name, first + 1, len(above), above[first:].sum(), _length(last_m),
-            )  # fmt: skip
-
-
-def _comparison_numbers(found: Comparison) -> dict[str, Any]:
-    """Plain values; JSON has no infinity and no NaN, which become null."""
-    frc, square = found.frc, found.square
-    return {
-        "pixels": int(found.mask.sum()),
-        "pixel_m": found.pixel_m,
-        **{
-            key: _finite(getattr(found, key))
-            for key in (
-                "complex_nrmse", "phase_mae_rad", "ssim_amplitude", "ssim_phase", "psnr_amplitude_db", "psnr_phase_db",
+                name,
+                first + 1,
+                len(above),
+                above[first:].sum(),
+                _length(last_m),
             )
-        },
+
+
+def _comparison_numbers(found: ProductComparison) -> dict[str, Any]:
+    """Return plain values; JSON has no infinity and no NaN, which become null."""
+    frc, square, aligned = found.frc, found.square, found.images.aligned
+    return {
+        "pixels": int(found.images.mask.sum()),
+        "pixel_m": found.pixel_m,
+        **{key: _finite(found.images.numbers[key]) for key in NUMBERS},
         "shift_m": list(found.shift_m),
-        "ramp_rad_per_px": list(found.ramp_rad_per_px),
-        "scale": [found.scale.real, found.scale.imag],
+        "ramp_rad_per_px": list(aligned.ramp_rad_per_px),
+        "scale": [aligned.scale.real, aligned.scale.imag],
         "resolution_half_bit_m": _finite(frc.resolution_half_bit_m),
         "resolution_one_bit_m": _finite(frc.resolution_one_bit_m),
         "resolution_half_bit": _resolution(frc.resolution_half_bit_m, found.pixel_m),
@@ -106,24 +116,26 @@ def _comparison_numbers(found: Comparison) -> dict[str, Any]:
             key: getattr(frc, key).tolist()
             for key in ("frequency_per_m", "correlation", "n_pixels", "half_bit", "one_bit")
         },
-    }  # fmt: skip
+    }
 
 
-def _comparison_rows(found: Comparison, claim: str) -> list[tuple[str, str]]:
+def _comparison_rows(found: ProductComparison, claim: str) -> list[tuple[str, str]]:
     import cmath
 
-    side, pixel = found.square.side, found.pixel_m
-    (shift_y, shift_x), (ramp_y, ramp_x) = found.shift_m, found.ramp_rad_per_px
-    factor, phase = cmath.polar(found.scale)
+    side, pixel, n, aligned = found.square.side, found.pixel_m, found.images.numbers, found.images.aligned
+    (shift_y, shift_x), (ramp_y, ramp_x) = found.shift_m, aligned.ramp_rad_per_px
+    factor, phase = cmath.polar(aligned.scale)
+    ssim = f"amplitude {n['ssim_amplitude']:.4f}, phase {n['ssim_phase']:.4f}"
+    psnr = f"amplitude {n['psnr_amplitude_db']:.2f}, phase {n['psnr_phase_db']:.2f} dB"
     return [
-        ("common area", f"{int(found.mask.sum())} pixels of {pixel * 1e9:.4g} nm"),
+        ("common area", f"{int(found.images.mask.sum())} pixels of {pixel * 1e9:.4g} nm"),
         ("shift of A", f"({shift_y * 1e9:.3g}, {shift_x * 1e9:.3g}) nm (y, x), removed"),
         ("ramp of A", f"({ramp_y:.2g}, {ramp_x:.2g}) rad per pixel (y, x), removed"),
         ("scale of A to B", f"{factor:.4g}, {phase:.3g} rad, applied"),
-        ("complex NRMSE", f"{found.complex_nrmse:.4g}"),
-        ("phase MAE", f"{found.phase_mae_rad:.4g} rad"),
-        ("SSIM", f"amplitude {found.ssim_amplitude:.4f}, phase {found.ssim_phase:.4f} (range: B's own)"),
-        ("PSNR", f"amplitude {found.psnr_amplitude_db:.2f}, phase {found.psnr_phase_db:.2f} dB (peak: B's own range)"),
+        ("complex NRMSE", f"{n['complex_nrmse']:.4g}"),
+        ("phase MAE", f"{n['phase_mae_rad']:.4g} rad"),
+        ("SSIM", f"{ssim} (range: B's own)"),
+        ("PSNR", f"{psnr} (peak: B's own range)"),
         ("half-bit FRC", _resolution(found.frc.resolution_half_bit_m, pixel)),
         ("one-bit FRC", _resolution(found.frc.resolution_one_bit_m, pixel)),
         ("FRC is", f"of a square of {side} pixels, told in full periods; {claim}"),
@@ -131,7 +143,7 @@ def _comparison_rows(found: Comparison, claim: str) -> list[tuple[str, str]]:
 
 
 def _resolution(period_m: float | None, pixel_m: float) -> str:
-    """A ring correlation that stays above its threshold tells a limit only; one that never is above, nothing."""
+    """Tell a resolution: a correlation that stays above its threshold has a limit only, one that never is none."""
     if period_m is None:
         return f"better than {_length(2 * pixel_m)} (2 pixels, the finest that they show)"
     return _length(period_m) if math.isfinite(period_m) else "none"

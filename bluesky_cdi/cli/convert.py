@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import _make_folder
-from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.cli.arguments import make_folder
+from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
@@ -20,15 +20,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     command = commands.add_parser("convert", parents=[common], help="write a recorded scan in another form")
     add = command.add_argument
     add("scan", type=Path, metavar="IN", help="CXI, Ptychodus patterns, canonical NPZ or PtychoPINN NPZ")
     add("out", type=Path, metavar="OUT", help="file to write; in Ptychodus' form a product goes beside it")
     add(
-        "--format", type=_scan_format, metavar="FORM",
+        "--format",
+        type=_scan_format,
+        metavar="FORM",
         help="cxi, canonical, ptychopinn or ptychodus (default: what OUT's suffix stands for)",
-    )  # fmt: skip
+    )
     how = command.add_mutually_exclusive_group()
     how.add_argument("--product", type=Path, metavar="FILE", help="where Ptychodus patterns have their positions")
     how.add_argument(
@@ -43,7 +54,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     targets = _scan_files(args.out, args.format)
     _refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
-    _make_folder(args.out.parent)
+    make_folder(args.out.parent)
     if args.product:
         scan = read_ptychodus(args.scan, args.product)
     else:
@@ -68,12 +79,12 @@ def _convert(args: argparse.Namespace) -> int:
         ("masked pixels", str(read["masked_pixels"])),
         ("written", f"{', '.join(files)} ({back.source['format']})"),
     ]
-    _say_result(args, {**numbers, "not_kept": not_kept}, rows)
+    say_result(args, {**numbers, "not_kept": not_kept}, rows)
     return 0
 
 
 def _scan_files(out: Path, form: str | None) -> list[Path]:
-    """What `write_scan` makes: Ptychodus' form is two files."""
+    """List what `write_scan` makes: Ptychodus' form is two files."""
     from bluesky_cdi.io.ptychodus import companion_path
 
     pair = form == "ptychodus" or (form is None and out.suffix.lower() in (".h5", ".hdf5"))
@@ -107,7 +118,7 @@ def _scan_numbers(scan: Scan) -> dict[str, Any]:
 
 
 def _with_one_mode(scan: Scan) -> Scan:
-    """The scan with the strongest mode of its probe only, which gets the photons of all."""
+    """Keep the strongest mode of a scan's probe only, which gets the photons of all."""
     from dataclasses import replace
 
     import numpy as np
@@ -120,7 +131,7 @@ def _with_one_mode(scan: Scan) -> Scan:
 
 
 def _not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
-    """What of a scan (and of its `_scan_numbers`) its file lost, told by reading it back."""
+    """List what of a scan (and of its `_scan_numbers`) its file lost, by reading it back."""
     after = _scan_numbers(back)
     lost = [
         f"{key.replace('_', ' ')} ({before[key]:.7g} reads as {after[key]:.7g})"

@@ -6,13 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bluesky_cdi.cli.arguments import _config, _set_threads
-from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.cli.arguments import configured, set_threads
+from bluesky_cdi.cli.output import say_result
 
 DEMO_OUTPUT = Path("demo_output")
 
 
-def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     demo = commands.add_parser(
         "demo", parents=[common], help="an adaptive scan, reconstructed live, on a simulated or replayed beamline"
     )
@@ -26,9 +35,9 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from bluesky_cdi import demo
 
-    config = _config(args)
-    _set_threads(config)
+    config = configured(args)
+    set_threads(config)
     setting = demo.replayed(config, args.replay, args.reference) if args.replay else demo.simulated(config)
     outcome = demo.run(setting, args.out, show_progress=not args.quiet)
-    _say_result(args, dict(outcome.numbers), [*outcome.table.items(), ("figure", str(outcome.figure))])
+    say_result(args, dict(outcome.numbers), [*outcome.table.items(), ("figure", str(outcome.figure))])
     return 0

@@ -8,14 +8,26 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def _say_result(args: argparse.Namespace, numbers: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
+def say_result(args: argparse.Namespace, numbers: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
+    """Print a result: as JSON if that is asked for, else as a table of names and values.
+
+    Parameters
+    ----------
+    args : Namespace
+        With ``json``.
+    numbers : dict
+        What JSON says.
+    rows : sequence of tuple of str
+        What the table says.
+    """
     if args.json:
-        _say(json.dumps(numbers, indent=1, default=str))
+        say(json.dumps(numbers, indent=1, default=str))
         return
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        _say(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print to standard output."""
     print(text)  # noqa: T201 (a command line's own output)

@@ -4,50 +4,71 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import _count, _make_folder, _positive
-from bluesky_cdi.cli.output import _say_result
-from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.cli.arguments import count, make_folder, positive, result_writer
+from bluesky_cdi.cli.output import say_result
 
 if TYPE_CHECKING:
     from bluesky_cdi.config import Config
     from bluesky_cdi.io import Scan
+    from bluesky_cdi.reconstruction.probe_checkin import ScanCheckIn
 
 logger = logging.getLogger(__name__)
 
 
-def _add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     from bluesky_cdi.engines import PTYCHOGRAPHY
 
     command = commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded scan from its file")
     add = command.add_argument
     add("scan", type=Path, help="CXI, Ptychodus, canonical NPZ or PtychoPINN NPZ")
     add(
-        "--engine", choices=("pinn", *PTYCHOGRAPHY), default="lsqml",
+        "--engine",
+        choices=("pinn", *PTYCHOGRAPHY),
+        default="lsqml",
         help="an iterative engine, or the network and then LSQ-ML (default: %(default)s)",
-    )  # fmt: skip
-    add("--iterations", type=_count, default=100, help="most iterations (default: %(default)s)")
+    )
+    add("--iterations", type=count, default=100, help="most iterations (default: %(default)s)")
     add(
-        "--tolerance", type=float, default=1e-3,
+        "--tolerance",
+        type=float,
+        default=1e-3,
         help="end when five iterations lower the deviance by less than this share; 0: never (default: %(default)s)",
-    )  # fmt: skip
+    )
     add("--modes", type=int, choices=range(1, 9), default=3, help="incoherent probe modes (default: %(default)s)")
-    add("--batch", type=_positive, help="frames a mini-batch (default: the engine's own)")
+    add("--batch", type=positive, help="frames a mini-batch (default: the engine's own)")
     add("--fixed-positions", action="store_true", help="keep the positions (lsqml and pinn refine them)")
     add(
-        "--fine-tune", type=float, default=0.0, metavar="SECONDS",
+        "--fine-tune",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
         help="tune the network on this scan for so long (pinn only; default: not at all)",
-    )  # fmt: skip
+    )
     add("--half", type=int, choices=(1, 2), help="use every other frame only, for two independent halves")
     add("--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus")
+    add("--probe", type=Path, metavar="FILE", help="first guess of the probe, a file that `bluesky-cdi probe` wrote")
+    add("--trust-probe", action="store_true", help="don't check the probe by the frames before")
     add("--trust-orientation", action="store_true", help="don't check which way round the frames lie")
     add(
-        "--out", type=Path, action="append", metavar="FILE",
+        "--out",
+        type=Path,
+        action="append",
+        metavar="FILE",
         help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5)",
-    )  # fmt: skip
+    )
     command.set_defaults(run=_reconstruct)
 
 
@@ -56,32 +77,40 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bluesky_cdi import viz
-    from bluesky_cdi.io import read_scan
-    from bluesky_cdi.offline import reconstruct
+    from bluesky_cdi.io import read_probe, read_scan
+    from bluesky_cdi.reconstruction.batch import reconstruct
 
     outputs = args.out or [Path("reconstruction.h5")]
-    writers = [_result_writer(path) for path in outputs]
+    writers = [result_writer(path) for path in outputs]
     for path in outputs:
-        _make_folder(path.parent)
+        make_folder(path.parent)
     config = _reconstruct_config(args)
     scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
     chosen = np.arange(args.half - 1, len(scan), 2) if args.half else np.arange(len(scan))
     if args.half:
         scan = scan.subset(chosen)
+    if args.probe:
+        scan = replace(scan, probe=read_probe(args.probe).fitting(scan.geometry))
     if not args.trust_orientation:
         _warn_of_orientation(scan, config, quiet=bool(args.quiet))
+    checked = None if args.trust_probe else _checked(scan, config, args)
+    if checked is not None:
+        scan = checked.scan
     with tqdm(total=args.iterations, unit="iteration", disable=bool(args.quiet)) as bar:
 
-        def told(done: int, deviance: float) -> None:
+        def on_progress(done: int, deviance: float) -> None:
             bar.update(done - bar.n)
             bar.set_postfix_str(f"deviance {deviance:.4g} a pixel")
 
-        estimate = reconstruct(scan, config, args.iterations, told, numbers=(chosen + 1).tolist())
+        estimate = reconstruct(scan, config, args.iterations, on_progress, numbers=(chosen + 1).tolist())
+    if checked is not None:
+        estimate = replace(estimate, source={**estimate.source, "probe_check_in": checked.as_notes()})
     for path, write in zip(outputs, writers, strict=True):
         write(path, estimate, scan.geometry, scan.name or args.scan.stem)
     figure = outputs[0].with_suffix(".png")
     viz.save_figure(viz.show_estimate(estimate), figure)
     numbers = {
+        **({} if checked is None else {"probe": checked.says}),
         "frames": estimate.n_frames,
         "engine": args.engine,
         "iterations": estimate.source["iterations"],
@@ -93,7 +122,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
         "figure": str(figure),
     }
     rows = {**numbers, "result": ", ".join(numbers["result"])}
-    _say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
+    say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
     return 0
 
 
@@ -112,26 +141,33 @@ def _reconstruct_config(args: argparse.Namespace) -> Config:
     return load_config(args.config, {"reconstructor": settings, "probe": {"modes": args.modes}})
 
 
-def _result_writer(path: Path) -> Callable[..., None]:
-    from bluesky_cdi.io import write_cxi_result, write_product
+def _checked(scan: Scan, config: Config, args: argparse.Namespace) -> ScanCheckIn | None:
+    """Check the probe; a scan of too few frames has to be trusted."""
+    from bluesky_cdi.reconstruction.probe_checkin import LEAST_FRAMES, Wanted, check_in_scan
 
-    writers: dict[str, Callable[..., None]] = {".h5": write_product, ".hdf5": write_product, ".cxi": write_cxi_result}
-    if path.suffix not in writers:
-        raise BlueskyCDIError(f"--out must end in {', '.join(writers)}, which tells the format; got {path}")
-    return writers[path.suffix]
+    if len(scan) < LEAST_FRAMES:
+        logger.warning("%d frames are too few to check the probe by (at least %d): trusted", len(scan), LEAST_FRAMES)
+        return None
+    # Which way round the frames lie is checked before, with more frames, and only told: it may not be changed here.
+    return check_in_scan(
+        scan, config, wanted=Wanted(orientation=False), on_progress=lambda what: logger.info("probe check-in: %s", what)
+    )
 
 
 def _warn_of_orientation(scan: Scan, config: Config, *, quiet: bool) -> None:
     from tqdm import tqdm
 
-    from bluesky_cdi.offline import first_guess
-    from bluesky_cdi.orientation import ALL, AS_STATED, check_orientation
+    from bluesky_cdi.reconstruction.orientation import ALL, AS_STATED, check_orientation
+    from bluesky_cdi.reconstruction.probe_guess import first_guess
 
     with tqdm(total=len(ALL), unit="orientation", desc="orientation", leave=False, disable=quiet) as bar:
-        check = check_orientation(scan, first_guess(scan, config), told=lambda _: bar.update())
+        check = check_orientation(scan, first_guess(scan, config), on_progress=lambda _: bar.update())
     if check.better is not None:
         logger.warning(
             "%s is explained better with its positions %s (deviance %.3g a pixel) than as they are (%.3g): "
             "look at the axes and signs of the stage and the detector",
-            scan.name, check.better, check.deviance[check.better], check.deviance[AS_STATED],
-        )  # fmt: skip
+            scan.name,
+            check.better,
+            check.deviance[check.better],
+            check.deviance[AS_STATED],
+        )

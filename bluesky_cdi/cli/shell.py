@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
-def _add_shell(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_shell(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     shell = commands.add_parser(
         "shell", parents=[common], help="IPython with RE, devices, plans and catalog of a profile"
     )

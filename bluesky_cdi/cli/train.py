@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.output import _say_result
+from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
     import torch
 
-# The networks that can be trained: `models.canvas.PRESETS`, which would load torch, and the baseline.
+# The networks that can be trained: `models.unrolled.PRESETS`, which would load torch, and the baseline.
 MODELS = ("small", "large", "ptychonn")
 
 
-def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
     train = commands.add_parser("train", parents=[common], help="train the network on simulated scans")
     add = train.add_argument
     add("out", type=Path, help="file to write, ending in .safetensors; its record goes beside it")
@@ -25,15 +35,19 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=1)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
+    add("--attention", action="store_true", help="self-attention at the coarsest level of each stage")
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
     add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
     add("--probe", type=Path, metavar="SCAN", help="train for the probe of this scan file alone (default: all kinds)")
     # `torchrun` looks through the options too, so none may be short for one of its own (`--start`: `--start-method`).
     add(
-        "--initial", action="append", default=[], metavar="FILE",
-        help="weights to go on from, shipped or a file, of this size or fewer stages and steps; repeated: their mean",
-    )  # fmt: skip
+        "--initial",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="weights to go on from, shipped or a file, of this size or less of it; repeated: their mean",
+    )
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
     train.set_defaults(run=_train)
@@ -43,10 +57,11 @@ def _train(args: argparse.Namespace) -> int:
     import torch
 
     from bluesky_cdi.log import configure_logging
-    from bluesky_cdi.models.canvas import PRESETS
     from bluesky_cdi.models.ptychonn import PtychoNNConfig
+    from bluesky_cdi.models.unrolled import PRESETS
+    from bluesky_cdi.models.weights import is_shipped
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
-    from bluesky_cdi.training.team import joined
+    from bluesky_cdi.training.process_group import joined
 
     configure_logging(logging.INFO + 10 * args.quiet)
     if args.out.suffix != ".safetensors":
@@ -59,6 +74,8 @@ def _train(args: argparse.Namespace) -> int:
     # batches have another number of frames each time, and tuning for each took longer than training.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = args.model != "ptychonn"
+    if args.attention and args.model == "ptychonn":
+        raise BlueskyCDIError("--attention is an option of the unrolled networks: omit it with --model ptychonn")
     config = PretrainConfig(
         seconds=args.seconds,
         seed=args.seed,
@@ -66,19 +83,22 @@ def _train(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         physics=args.physics,
         photons=(args.photons[0], args.photons[1]),
-        model=PtychoNNConfig() if args.model == "ptychonn" else PRESETS[args.model],
+        model=PtychoNNConfig() if args.model == "ptychonn" else replace(PRESETS[args.model], attention=args.attention),
     )
     probe = _probe(args.probe) if args.probe else None
-    with joined(args.device) as team:
-        record = pretrain(config, team, args.out, args.initial, probe=probe, resume=args.resume, quiet=bool(args.quiet))
-    if not team.leads:
+    with joined(args.device) as processes:
+        record = pretrain(
+            config, processes, args.out, args.initial, probe=probe, resume=args.resume, quiet=bool(args.quiet)
+        )
+    if not processes.leads:
         return 0
     rows = [
         (f"{dose} photons, {method}", f"NRMSE {value}")
         for dose, row in record["validation"].items()
         for method, value in row.items()
     ]
-    _say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out))])
+    shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
+    say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out)), *shipped])
     return 0
 
 

@@ -16,6 +16,7 @@ def make_engine(name: str, seed: int = 0, batch: int | None = None) -> Engine:
     Parameters
     ----------
     name : {'epie', 'rpie', 'dm', 'raar', 'lsqml'}
+        The algorithm.
     seed : int
         Seed of the order of frames.
     batch : int, optional

@@ -12,7 +12,7 @@ from torch import Tensor
 from bluesky_cdi.engines.overlap import exit_waves, overlap, parts_of
 from bluesky_cdi.engines.ptychography import Refine, Solution, deviance_of
 from bluesky_cdi.engines.steps import ordered
-from bluesky_cdi.physics.lit_frames import frames_at_once
+from bluesky_cdi.physics.illuminated_frames import frames_at_once
 
 
 class DifferenceMap:
@@ -25,20 +25,45 @@ class DifferenceMap:
         self._waves: Tensor | None = None
 
     def epoch(self, solution: Solution, refine: Refine) -> Solution:
-        """Project all exit waves once."""
+        """Project all exit waves once.
+
+        Parameters
+        ----------
+        solution : Solution
+            The one to improve; its state of the frames is taken over.
+        refine : Refine
+            What may change besides the object.
+
+        Returns
+        -------
+        Solution
+            With the deviance that was met on the way, or that of the result.
+        """
         data = solution.data
-        waves = exit_waves(solution.canvas, solution.probe, data) if self._waves is None else self._waves
-        canvas, probe = overlap(solution, lambda part, which: waves[which], refine)
+        waves = exit_waves(solution.object, solution.probe, data) if self._waves is None else self._waves
+        obj, probe = overlap(solution, lambda part, which: waves[which], refine)
         for part, which in parts_of(data, frames_at_once(probe)):
-            model = part.probes(probe) * part.patches(canvas)[:, None]
+            model = part.probes(probe) * part.patches(obj)[:, None]
             reflected = 2 * model - waves[which]
             step, _ = part.modulus_step(reflected)
             # psi + (2 model - psi) + step - model
             waves[which] = model + step
         self._waves = waves
-        return Solution(canvas, probe, data, deviance_of(canvas, probe, data), solution.epochs + 1)
+        return Solution(obj, probe, data, deviance_of(obj, probe, data), solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes; the waves of the old ones are forgotten."""
+        """Order the modes, and forget the exit waves of the old ones.
+
+        Parameters
+        ----------
+        solution : Solution
+            That of the last epoch.
+        refine : Refine
+            What that epoch refined.
+
+        Returns
+        -------
+        Solution
+        """
         self._waves = None
         return ordered(solution, refine)

@@ -3,7 +3,7 @@
 Odstrcil, Menzel and Guizar-Sicairos, Opt. Express 26, 3108 (2018). The likelihood asks each exit
 wave for a change; preconditioned steps of object and probe share it, and their lengths solve a 2 x 2
 least-squares problem. Here that problem is one for a mini-batch, not one for a frame: summed over
-the frames, its inner products can be taken on canvas and probe, where they cost next to nothing.
+the frames, its inner products can be taken on object and probe, where they cost next to nothing.
 
 The first epochs step after every mini-batch, which gets near the answer soon and then wanders in the
 noise. The later ones step once for all frames, accelerated (Nesterov's momentum, begun anew where
@@ -20,13 +20,13 @@ from torch import Tensor
 from bluesky_cdi.engines.ptychography import Refine, Solution
 from bluesky_cdi.engines.steps import ordered, probe_spectrum, random_order, transmission
 from bluesky_cdi.physics.forward import Diffraction, Likelihood, accumulate, extract, intensity, peak_intensity
+from bluesky_cdi.physics.illuminated_frames import frames_at_once
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
-from bluesky_cdi.physics.lit_frames import frames_at_once
 
 
 @dataclass(frozen=True)
 class LsqmlSettings:
-    """Settings of the engine.
+    """Settings of LSQ-ML.
 
     Parameters
     ----------
@@ -56,18 +56,18 @@ class LsqmlSettings:
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What is believed of the object before the frames are asked again: a Gaussian around an image.
+    """Prior of the object: a Gaussian around an image.
 
     Attributes
     ----------
-    canvas : Tensor, shape (1, Y, X), complex
+    object : Tensor, shape (1, Y, X), complex
         Its mean, in the gauge of the object that the engine begins with.
     photons : Tensor, shape (1, Y, X)
-        Its precision as the photons on a pixel that would tell as much: ``1 / (4 s^2)`` for a standard deviation s
-        of the real and of the imaginary part.
+        Its precision, as the photons on a pixel that determine the object as well: ``1 / (4 s^2)`` for a standard
+        deviation s of the real and of the imaginary part.
     """
 
-    canvas: Tensor
+    object: Tensor
     photons: Tensor
 
 
@@ -95,10 +95,23 @@ class Lsqml:
         self._speeding = 0
 
     def epoch(self, solution: Solution, refine: Refine) -> Solution:
-        """Use every frame once."""
+        """Use every frame once: in mini-batches at first, later all of them in one accelerated step.
+
+        Parameters
+        ----------
+        solution : Solution
+            The one to improve; its state of the frames is taken over.
+        refine : Refine
+            What may change besides the object.
+
+        Returns
+        -------
+        Solution
+            With the deviance that was met on the way, or that of the result.
+        """
         together = 0 <= self.settings.together_from <= self._epochs
         self._epochs += 1
-        count, device = len(solution.data), solution.canvas.device
+        count, device = len(solution.data), solution.object.device
         if together:
             solution = self._carried_on(solution, refine)
             batches: tuple[Tensor, ...] = (torch.arange(count, device=device),)
@@ -106,24 +119,36 @@ class Lsqml:
             size = self.settings.batch or max(32, count // 16)
             batches = torch.split(random_order(count, self._seed, solution.epochs, device), size)
         step = 1.0 if together else self.settings.step
-        canvas, probe, data = solution.canvas, solution.probe, solution.data
+        obj, probe, data = solution.object, solution.probe, solution.data
         unmoved, same = torch.zeros(count, 2, device=device), torch.ones(count, device=device)
         seen = _Seen(torch.zeros_like(solution.deviance), unmoved, same)
         for picked in batches:
-            canvas, probe = self._improved(canvas, probe, data[picked], picked, seen, refine, step)
+            obj, probe = self._improved(obj, probe, data[picked], picked, seen, refine, step)
         if refine.positions:
             data = moved(data, seen.moves, self.settings.largest_move_px)
         if refine.flux:
             data = with_flux(data, seen.flux)
-        return Solution(canvas, probe, data, seen.deviance, solution.epochs + 1)
+        return Solution(obj, probe, data, seen.deviance, solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes; the momentum of the old ones is forgotten."""
+        """Order the modes, and forget the momentum of the old ones.
+
+        Parameters
+        ----------
+        solution : Solution
+            That of the last epoch.
+        refine : Refine
+            What that epoch refined.
+
+        Returns
+        -------
+        Solution
+        """
         self._last, self._speeding = None, 0
         return ordered(solution, refine)
 
     def _carried_on(self, solution: Solution, refine: Refine) -> Solution:
-        """The solution, gone on in the direction of the last epoch."""
+        """Carry a solution on in the direction of the last epoch."""
         last, self._last = self._last, solution
         # Written so that NaN, an unknown deviance, begins anew.
         falls = last is not None and solution.mean_deviance <= last.mean_deviance
@@ -131,33 +156,33 @@ class Lsqml:
         if last is None or not self._speeding:
             return solution
         momentum = self._speeding / (self._speeding + 3)
-        canvas = solution.canvas + momentum * (solution.canvas - last.canvas)
+        obj = solution.object + momentum * (solution.object - last.object)
         probe = solution.probe + momentum * (solution.probe - last.probe) if refine.probe else solution.probe
-        return replace(solution, canvas=canvas, probe=probe)
+        return replace(solution, object=obj, probe=probe)
 
     def _improved(
-        self, canvas: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine, step: float
+        self, obj: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine, step: float
     ) -> tuple[Tensor, Tensor]:
-        """Object and probe after the step of the frames `data`, number `picked` of all; fills in `seen`."""
-        asked = _asked(canvas, probe, data, picked, seen, refine, self.settings.likelihood)
+        """Step object and probe by the frames `data`, number `picked` of all; fills in `seen`."""
+        asked = _asked(obj, probe, data, picked, seen, refine, self.settings.likelihood)
         if self._prior is not None:
             # Each frame brings its share of the prior, so that an epoch brings all of it.
-            asked = _with_prior(asked, canvas, self._prior, len(picked) / len(seen.deviance))
-        to_object = asked.canvas / (asked.light + self.settings.object_floor * peak_intensity(probe))
+            asked = _with_prior(asked, obj, self._prior, len(picked) / len(seen.deviance))
+        to_object = asked.object / (asked.illumination + self.settings.object_floor * peak_intensity(probe))
         # Squared lengths of the exit waves' changes, and what they share with the changes asked for.
-        cost, gain = (asked.light * _square(to_object)).sum(), _inner(to_object, asked.canvas)
+        cost, benefit = (asked.illumination * _square(to_object)).sum(), _inner(to_object, asked.object)
         if not refine.probe:
-            return canvas + step * gain / cost.clamp_min(1e-30) * to_object, probe
+            return obj + step * benefit / cost.clamp_min(1e-30) * to_object, probe
         to_probe = asked.probe / (asked.transmission + self.settings.probe_floor * asked.transmission.max())
-        probe_cost, probe_gain = (asked.transmission * _square(to_probe)).sum(), _inner(to_probe, asked.probe)
-        mixed = _mixed(canvas, probe, data, to_object, to_probe)
-        lengths = _lengths(cost, mixed, probe_cost, gain, probe_gain)
-        return canvas + step * lengths[0] * to_object, probe + step * lengths[1] * to_probe
+        probe_cost, probe_benefit = (asked.transmission * _square(to_probe)).sum(), _inner(to_probe, asked.probe)
+        mixed = _mixed(obj, probe, data, to_object, to_probe)
+        lengths = _lengths(cost, mixed, probe_cost, benefit, probe_benefit)
+        return obj + step * lengths[0] * to_object, probe + step * lengths[1] * to_probe
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What an epoch learns of each frame: deviance (n,), move of its position (n, 2), factor on its flux (n,)."""
+    """Deviance of each frame (n,), move of its position (n, 2), and factor on its flux (n,), as an epoch finds them."""
 
     deviance: Tensor
     moves: Tensor
@@ -166,20 +191,20 @@ class _Seen:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What frames together ask for.
+    """Changes of object and probe that frames together ask for.
 
-    ``canvas`` is ``sum conj(P) step``, (1, Y, X), and `light` the illumination behind it; `probe` is
+    `object` is ``sum conj(P) step``, (1, Y, X), and `illumination` the ``sum |P|^2`` behind it; `probe` is
     ``sum conj(O) step`` at whole pixels, (1, M, N, N), and `transmission` the ``sum |O|^2`` behind it, (N, N).
     """
 
-    canvas: Tensor
-    light: Tensor
+    object: Tensor
+    illumination: Tensor
     probe: Tensor
     transmission: Tensor
 
 
 def _asked(
-    canvas: Tensor,
+    obj: Tensor,
     probe: Tensor,
     data: Diffraction,
     picked: Tensor,
@@ -188,16 +213,16 @@ def _asked(
     likelihood: Likelihood,
 ) -> _Asked:
     """Go through the frames a few at a time, which bounds memory and stays in a CPU's caches."""
-    total, light = torch.zeros_like(canvas), torch.zeros_like(canvas.real)
+    total, illumination = torch.zeros_like(obj), torch.zeros_like(obj.real)
     spectrum, power = torch.zeros_like(probe), torch.zeros_like(probe[0, 0].real)
-    slopes = _slopes(canvas) if refine.positions else None
+    slopes = _slopes(obj) if refine.positions else None
     size = frames_at_once(probe)
     for part, index in zip(data.chunks(size), torch.split(picked, size), strict=True):
-        probes, patches = part.probes(probe), part.patches(canvas)
-        step, rate = part.wave_step(probes, patches, likelihood)
+        probes, patches = part.probes(probe), part.patches(obj)
+        step, rate = part.exit_wave_step(probes, patches, likelihood)
         change, bright = (probes.conj() * step).sum(dim=1), intensity(probes)  # (n, N, N)
-        total += accumulate(change, part.corner, part.canvas_shape)
-        light += accumulate(bright, part.corner, part.canvas_shape)
+        total += accumulate(change, part.corner, part.object_shape)
+        illumination += accumulate(bright, part.corner, part.object_shape)
         if refine.probe:
             spectrum += probe_spectrum(patches, step, part)
             power += transmission(patches, part)
@@ -206,29 +231,31 @@ def _asked(
             seen.moves[index] = _moves(slopes, change, bright, part)
         if refine.flux:
             seen.flux[index] = _flux(rate, part)
-    return _Asked(total, light, torch.fft.ifft2(spectrum), power)
+    return _Asked(total, illumination, torch.fft.ifft2(spectrum), power)
 
 
-def _with_prior(asked: _Asked, canvas: Tensor, prior: Prior, share: float) -> _Asked:
+def _with_prior(asked: _Asked, obj: Tensor, prior: Prior, share: float) -> _Asked:
     photons = share * prior.photons
-    return replace(asked, canvas=asked.canvas + photons * (prior.canvas - canvas), light=asked.light + photons)
+    return replace(
+        asked, object=asked.object + photons * (prior.object - obj), illumination=asked.illumination + photons
+    )
 
 
-def _mixed(canvas: Tensor, probe: Tensor, data: Diffraction, to_object: Tensor, to_probe: Tensor) -> Tensor:
-    """Inner product of the exit waves' changes by object and by probe, both at whole pixels."""
+def _mixed(obj: Tensor, probe: Tensor, data: Diffraction, to_object: Tensor, to_probe: Tensor) -> Tensor:
+    """Compute the inner product of the exit waves' changes by object and by probe, both at whole pixels."""
     overlap = (probe.conj() * to_probe).sum(dim=1)  # (1, N, N)
     size = probe.shape[-1]
-    total = torch.zeros((), device=canvas.device)
+    total = torch.zeros((), device=obj.device)
     for part in data.chunks(frames_at_once(probe)):
-        turned = extract(to_object, part.corner, size).conj() * part.patches(canvas)  # (n, N, N)
+        turned = extract(to_object, part.corner, size).conj() * part.patches(obj)  # (n, N, N)
         total = total + (turned.sum(dim=0) * overlap[0]).real.sum()
     return total
 
 
 def _lengths(
-    cost: Tensor, mixed: Tensor, probe_cost: Tensor, gain: Tensor, probe_gain: Tensor
+    cost: Tensor, mixed: Tensor, probe_cost: Tensor, benefit: Tensor, probe_benefit: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solve [[cost, mixed], [mixed, probe_cost]] x = (gain, probe_gain).
+    """Solve [[cost, mixed], [mixed, probe_cost]] x = (benefit, probe_benefit).
 
     A mixed term as large as the others' would make the system singular: object and probe then ask
     for the same, and share it.
@@ -237,24 +264,24 @@ def _lengths(
     limit = 0.9 * (a * c).sqrt()
     b = mixed.maximum(-limit).minimum(limit)
     determinant = a * c - b * b
-    return (c * gain - b * probe_gain) / determinant, (a * probe_gain - b * gain) / determinant
+    return (c * benefit - b * probe_benefit) / determinant, (a * probe_benefit - b * benefit) / determinant
 
 
-def _slopes(canvas: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences of the object along rows and columns, (1, Y, X) each."""
-    down, across = ((torch.roll(canvas, -1, dims=d) - torch.roll(canvas, 1, dims=d)) / 2 for d in (-2, -1))
+def _slopes(obj: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute central differences of the object along rows and columns, (1, Y, X) each."""
+    down, across = ((torch.roll(obj, -1, dims=d) - torch.roll(obj, 1, dims=d)) / 2 for d in (-2, -1))
     return down, across
 
 
-def _moves(slopes: tuple[Tensor, Tensor], wanted: Tensor, light: Tensor, part: Diffraction) -> Tensor:
-    """By how much each frame's position should move, pixels, (n, 2).
+def _moves(slopes: tuple[Tensor, Tensor], wanted: Tensor, illumination: Tensor, part: Diffraction) -> Tensor:
+    """Compute by how much each frame's position should move, pixels, (n, 2).
 
     Least squares of the change that the frame asks for over the changes ``P dO/dy``, ``P dO/dx`` that a
-    move makes (the paper's eq. 25). `wanted` is ``sum conj(P) step`` and `light` ``sum |P|^2``, (n, N, N).
+    move makes (the paper's eq. 25). `wanted` is ``sum conj(P) step`` and `illumination` ``sum |P|^2``, (n, N, N).
     """
     down, across = (extract(slope, part.corner, wanted.shape[-1]) for slope in slopes)
     pairs = ((down, down), (down, across), (across, across))
-    yy, yx, xx = ((light * (a.conj() * b).real).sum(dim=(-2, -1)) for a, b in pairs)
+    yy, yx, xx = ((illumination * (a.conj() * b).real).sum(dim=(-2, -1)) for a, b in pairs)
     right = torch.stack([(g.conj() * wanted).real.sum(dim=(-2, -1)) for g in (down, across)], dim=-1)
     # A frame on vacuum can't tell where it is: the ridge, a small share of the scan's mean, keeps it there.
     ridge = 0.01 * (yy + xx).mean().clamp_min(1e-12)
@@ -264,19 +291,24 @@ def _moves(slopes: tuple[Tensor, Tensor], wanted: Tensor, light: Tensor, part: D
 
 
 def moved(data: Diffraction, moves: Tensor, largest_px: float) -> Diffraction:
-    """Frames at their new places, on the canvas; their mean place stays, for the object could follow it.
+    """Move frames to their new places, within the object; their mean place stays, for the object could follow it.
 
     Parameters
     ----------
     data : Diffraction
+        The frames and where they lie.
     moves : Tensor, shape (n, 2)
-        Pixels.
+        Rows, columns; pixels.
     largest_px : float
         Most that a position moves along an axis.
+
+    Returns
+    -------
+    Diffraction
     """
     moves = moves.clamp(-largest_px, largest_px)
     place = data.corner + data.shift_px.double() + (moves - moves.mean(dim=0))
-    room = torch.tensor(data.canvas_shape[1:], device=place.device) - data.counts.shape[-1]
+    room = torch.tensor(data.object_shape[1:], device=place.device) - data.counts.shape[-1]
     # Nearly half a pixel beyond the last corner is still nearest to it.
     place = place.clamp_min(-0.49).minimum(room + 0.49)
     corner = place.round().long()
@@ -284,14 +316,26 @@ def moved(data: Diffraction, moves: Tensor, largest_px: float) -> Diffraction:
 
 
 def with_flux(data: Diffraction, factor: Tensor) -> Diffraction:
-    """Frames whose flux is `factor` (n,) times what it was, but for their mean, which stays as it was."""
-    before = torch.ones_like(factor) if data.gain is None else data.gain
-    gain = before * factor
-    return replace(data, gain=gain * (before.mean() / gain.mean()))
+    """Multiply the fluxes of frames by factors, and divide by a common one, so that their mean stays.
+
+    Parameters
+    ----------
+    data : Diffraction
+        The frames.
+    factor : Tensor, shape (n,)
+        On each frame's flux.
+
+    Returns
+    -------
+    Diffraction
+    """
+    before = torch.ones_like(factor) if data.flux is None else data.flux
+    flux = before * factor
+    return replace(data, flux=flux * (before.mean() / flux.mean()))
 
 
 def _flux(rate: Tensor, part: Diffraction) -> Tensor:
-    """Half of the way to the flux that fits each frame's counts best, (n,), as a factor."""
+    """Compute half of the way to the flux that fits each frame's counts best, (n,), as a factor."""
     valid = torch.ones_like(rate) if part.valid is None else part.valid
     counted = ((part.counts - part.background) * valid).sum(dim=(-2, -1))
     expected = ((rate - part.background) * valid).sum(dim=(-2, -1))

@@ -1,4 +1,4 @@
-"""What iterative ptychography engines share: the solution they improve, and the loop that runs them."""
+"""The solution that iterative ptychography engines improve, their protocol, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.illuminated_frames import frames_at_once
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
-from bluesky_cdi.physics.lit_frames import frames_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Solution:
 
     Attributes
     ----------
-    canvas : Tensor, shape (B, Y, X), complex
+    object : Tensor, shape (B, Y, X), complex
     probe : Tensor, shape (B, M, N, N), complex
     data : Diffraction
         The frames, with positions and fluxes as refined so far.
@@ -36,35 +36,57 @@ class Solution:
         Epochs made so far.
     """
 
-    canvas: Tensor
+    object: Tensor
     probe: Tensor
     data: Diffraction
     deviance: Tensor
     epochs: int = 0
 
     @classmethod
-    def start(cls, canvas: Tensor, probe: Tensor, data: Diffraction, epochs: int = 0) -> Solution:
-        """A first guess, not judged yet."""
-        return cls(canvas, probe, data, torch.full((len(data),), float("nan"), device=canvas.device), epochs)
+    def start(cls, obj: Tensor, probe: Tensor, data: Diffraction, epochs: int = 0) -> Solution:
+        """Begin with a first guess, whose deviance is not known yet.
+
+        Parameters
+        ----------
+        obj : Tensor, shape (B, Y, X), complex
+            The object.
+        probe : Tensor, shape (B, M, N, N), complex
+            Its modes.
+        data : Diffraction
+            The frames and where they lie.
+        epochs : int
+            Epochs made before.
+
+        Returns
+        -------
+        Solution
+        """
+        return cls(obj, probe, data, torch.full((len(data),), float("nan"), device=obj.device), epochs)
 
     @property
     def mean_deviance(self) -> float:
-        """Mean over the frames."""
+        """Mean deviance of the frames."""
         return float(self.deviance.mean())
 
     def judged(self) -> Solution:
-        """The same with the deviance of its frames."""
-        return replace(self, deviance=deviance_of(self.canvas, self.probe, self.data))
+        """Return the same solution with the deviance of its frames."""
+        return replace(self, deviance=deviance_of(self.object, self.probe, self.data))
 
     @property
     def finite(self) -> bool:
-        """Whether object and probe are numbers."""
-        return bool(torch.isfinite(self.canvas).all() and torch.isfinite(self.probe).all())
+        """Whether object and probe are finite everywhere."""
+        return bool(torch.isfinite(self.object).all() and torch.isfinite(self.probe).all())
 
 
 @dataclass(frozen=True)
 class Refine:
-    """What an epoch may change besides the object."""
+    """What an epoch may change besides the object.
+
+    Parameters
+    ----------
+    probe, positions, flux : bool
+        The probe, the frames' positions, the frames' fluxes.
+    """
 
     probe: bool = True
     positions: bool = False
@@ -78,7 +100,7 @@ class Engine(Protocol):
     ----------
     name : str
     warm_up : int
-        First epochs, whose deviance doesn't tell yet whether it converges.
+        Number of first epochs whose deviance shows nothing yet about convergence.
     """
 
     name: str
@@ -88,13 +110,35 @@ class Engine(Protocol):
         """Use every frame once.
 
         The deviance that comes back may be that which was met on the way, before the frames' last updates.
+
+        Parameters
+        ----------
+        solution : Solution
+            The one to improve; its state of the frames is taken over.
+        refine : Refine
+            What may change besides the object.
+
+        Returns
+        -------
+        Solution
         """
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Turn the solution of the last epoch, which refined `refine`, into the result.
+        """Turn the solution of the last epoch into the result.
 
-        Modes may come out rotated: what the engine remembers of the waves before is forgotten, and a further
+        Modes may come out rotated: what the engine remembers of the exit waves before is forgotten, and a further
         epoch begins anew from the result.
+
+        Parameters
+        ----------
+        solution : Solution
+            That of the last epoch.
+        refine : Refine
+            What that epoch refined.
+
+        Returns
+        -------
+        Solution
         """
 
 
@@ -122,7 +166,7 @@ class Schedule:
     patience: int = 5
 
     def refine(self, epoch: int) -> Refine:
-        """What epoch number `epoch` refines."""
+        """Return what epoch number `epoch`, from 0, refines."""
         probe, positions, flux = (
             0 <= first <= epoch for first in (self.probe_from, self.positions_from, self.flux_from)
         )
@@ -136,7 +180,7 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run of an engine came to.
+    """Result of an engine's run.
 
     Attributes
     ----------
@@ -154,17 +198,20 @@ class Outcome:
 
 
 def iterate(
-    engine: Engine, start: Solution, schedule: Schedule, told: Callable[[int, Solution], bool] | None = None
+    engine: Engine, start: Solution, schedule: Schedule, should_continue: Callable[[int, Solution], bool] | None = None
 ) -> Outcome:
     """Run an engine.
 
     Parameters
     ----------
     engine : Engine
+        Makes the epochs.
     start : Solution
+        The first guess.
     schedule : Schedule
-    told : callable, optional
-        Called after each epoch with the epochs made and the solution; False ends the run.
+        How many epochs there are, and what each refines.
+    should_continue : callable, optional
+        Asked after each epoch, with the epochs made and the solution, whether there shall be another.
 
     Returns
     -------
@@ -183,12 +230,15 @@ def iterate(
         if not (solution.finite and history[-1] <= DIVERGED * lowest):
             logger.warning(
                 "%s diverged in epoch %d: deviance %.3g a pixel, lowest %.3g; the epoch with the lowest is kept",
-                engine.name, epoch + 1, history[-1], lowest,
-            )  # fmt: skip
+                engine.name,
+                epoch + 1,
+                history[-1],
+                lowest,
+            )
             return Outcome(best, tuple(history), "diverged")
         if history[-1] <= lowest:
             best = solution
-        if told is not None and told(epoch + 1, solution) is False:
+        if should_continue is not None and should_continue(epoch + 1, solution) is False:
             break
         if _stagnates(history[max(schedule.complete_from, engine.warm_up) :], schedule):
             ended = "converged"
@@ -198,11 +248,25 @@ def iterate(
     return Outcome(solution, tuple(history), ended)
 
 
-def deviance_of(canvas: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
-    """Poisson deviance per valid pixel of each frame, shape (n,)."""
+def deviance_of(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
+    """Compute the Poisson deviance per valid pixel of each frame.
+
+    Parameters
+    ----------
+    obj : Tensor, shape (B, Y, X), complex
+        The object.
+    probe : Tensor, shape (B, M, N, N), complex
+        Its modes.
+    data : Diffraction
+        The frames and where they lie.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+    """
     parts = []
     for part in data.chunks(frames_at_once(probe)):
-        rate = part.rate(part.probes(probe), part.patches(canvas))
+        rate = part.rate(part.probes(probe), part.patches(obj))
         parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.valid))
     return torch.cat(parts)
 

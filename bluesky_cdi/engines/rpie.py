@@ -21,7 +21,7 @@ from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 
 @dataclass(frozen=True)
 class RpieSettings:
-    """Settings of the engine.
+    """Settings of rPIE.
 
     Parameters
     ----------
@@ -59,29 +59,54 @@ class Rpie:
         self._seed = seed
 
     def epoch(self, solution: Solution, refine: Refine) -> Solution:
-        """Go once through all frames in random order."""
-        canvas, probe, data = solution.canvas, solution.probe, solution.data
+        """Go once through all frames in random order.
+
+        Parameters
+        ----------
+        solution : Solution
+            The one to improve; its state of the frames is taken over.
+        refine : Refine
+            What may change besides the object.
+
+        Returns
+        -------
+        Solution
+            With the deviance that was met on the way, or that of the result.
+        """
+        obj, probe, data = solution.object, solution.probe, solution.data
         deviance = torch.zeros_like(solution.deviance)
-        order = random_order(len(data), self._seed, solution.epochs, canvas.device)
+        order = random_order(len(data), self._seed, solution.epochs, obj.device)
         for picked in torch.split(order, self.settings.batch):
             part = data[picked]
-            probes, patches = part.probes(probe), part.patches(canvas)
-            step, rate = part.wave_step(probes, patches)
+            probes, patches = part.probes(probe), part.patches(obj)
+            step, rate = part.exit_wave_step(probes, patches)
             deviance[picked] = mean_over_valid(poisson_deviance(rate, part.counts), part.valid)
-            canvas = canvas + _object_change(probe, probes, step, part, self.settings.alpha)
+            obj = obj + _object_change(probe, probes, step, part, self.settings.alpha)
             if refine.probe:
                 probe = probe + _probe_change(patches, step, part, self.settings.beta)
-        return Solution(canvas, probe, data, deviance, solution.epochs + 1)
+        return Solution(obj, probe, data, deviance, solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Average out the noise that the order of the frames left in the object, and order the modes."""
-        canvas = averaged_step(solution.canvas, solution.probe, solution.data, self.settings.alpha)
-        return ordered(replace(solution, canvas=canvas), refine)
+        """Average out the noise that the order of the frames left in the object, and order the modes.
+
+        Parameters
+        ----------
+        solution : Solution
+            That of the last epoch.
+        refine : Refine
+            What that epoch refined.
+
+        Returns
+        -------
+        Solution
+        """
+        obj = averaged_step(solution.object, solution.probe, solution.data, self.settings.alpha)
+        return ordered(replace(solution, object=obj), refine)
 
 
 def _object_change(probe: Tensor, probes: Tensor, step: Tensor, part: Diffraction, alpha: float) -> Tensor:
-    numerator, light = object_step(probes, step, part.corner, part.canvas_shape, part.scene)
-    return numerator / ((1 - alpha) * light + alpha * peak_intensity(probe))
+    numerator, illumination = object_step(probes, step, part.corner, part.object_shape, part.scene)
+    return numerator / ((1 - alpha) * illumination + alpha * peak_intensity(probe))
 
 
 def _probe_change(patches: Tensor, step: Tensor, part: Diffraction, beta: float) -> Tensor:

@@ -1,37 +1,56 @@
 """Recorded scans and reconstructions in files: every reader of scans returns one `Scan`."""
 
+from bluesky_cdi.io._files import open_npz
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
+from bluesky_cdi.io.checkpoint import CheckpointFile, CheckpointHeader, read_checkpoint, remove_checkpoint
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
 from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats, write_scan
+from bluesky_cdi.io.frame_stack import FrameStack, read_frames, read_image
 from bluesky_cdi.io.frames import Frames, LazyFrames
+from bluesky_cdi.io.probe_file import ProbeFile, read_probe, write_probe
 from bluesky_cdi.io.product import Product, read_product, write_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn
 from bluesky_cdi.io.reference import Reference, read_reference
 from bluesky_cdi.io.scan import Scan
+from bluesky_cdi.io.single_shot_result import SingleShotImage, read_single_shot, write_single_shot
 
 __all__ = [
+    "CheckpointFile",
+    "CheckpointHeader",
+    "FrameStack",
     "Frames",
     "LazyFrames",
+    "ProbeFile",
     "Product",
     "Reference",
     "Scan",
+    "SingleShotImage",
+    "open_npz",
     "read_canonical",
+    "read_checkpoint",
     "read_cxi",
     "read_cxi_result",
+    "read_frames",
+    "read_image",
+    "read_probe",
     "read_product",
     "read_ptychodus",
     "read_ptychopinn",
     "read_reconstruction",
     "read_reference",
     "read_scan",
+    "read_single_shot",
+    "remove_checkpoint",
     "scan_formats",
     "write_canonical",
     "write_cxi",
     "write_cxi_result",
+    "write_probe",
     "write_product",
     "write_ptychodus",
     "write_ptychopinn",
     "write_scan",
+    "write_single_shot",
 ]

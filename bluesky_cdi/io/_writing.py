@@ -18,6 +18,13 @@ from bluesky_cdi.io.frames import Frames, blocks
 def write_npz(path: Path, arrays: Mapping[str, Frames | npt.NDArray[Any]]) -> None:
     """Write a compressed NPZ file: all of it, or nothing. Frames pass block by block, not as a whole.
 
+    Parameters
+    ----------
+    path : Path
+        The file to write.
+    arrays : Mapping
+        Arrays by key; those of three axes are taken for frames (n, H, W).
+
     Raises
     ------
     ScanFileError
@@ -37,7 +44,7 @@ def write_npz(path: Path, arrays: Mapping[str, Frames | npt.NDArray[Any]]) -> No
 
 
 def fixed_text(value: str) -> npt.NDArray[Any]:
-    """A text as HDF5 stores it in place, for attributes and datasets.
+    """Encode a text as HDF5 stores it in place, for attributes and datasets.
 
     Python strings would go to the file's global heap, whose damage can make the HDF5 library loop for ever.
     """
@@ -46,7 +53,19 @@ def fixed_text(value: str) -> npt.NDArray[Any]:
 
 
 def write_frames(group: h5py.Group, name: str, frames: Frames, **options: Any) -> h5py.Dataset:
-    """Make a dataset of frames, one frame a chunk, block by block; `options` as of ``create_dataset``."""
+    """Make a dataset of frames, one frame a chunk, block by block; `options` as of ``create_dataset``.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where the dataset goes.
+    name : str
+        Its path from there.
+    frames : Frames, shape (n, H, W)
+        What it holds, in their own type.
+    **options
+        Keywords of ``create_dataset``, such as the compression.
+    """
     dataset = group.create_dataset(name, frames.shape, frames.dtype, chunks=(1, *frames.shape[1:]), **options)
     start = 0
     for block in blocks(frames):

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.io._files import open_npz, real, text
+from bluesky_cdi.io._files import flags, json_object, naming, open_npz, real, text
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.frames import Frames
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
@@ -19,6 +18,13 @@ from bluesky_cdi.physics.geometry import Geometry
 
 NOMINAL_PIXEL_M = 10e-9
 FORM = "a canonical NPZ file"
+_KEYS = {
+    "frames": "`frames`",
+    "frame_px": "`frames`",
+    "positions": "`positions_m` or `positions_px`",
+    "probe": "`probe_guess`",
+    "mask": "`mask`",
+}
 
 
 def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
@@ -31,6 +37,7 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
     Parameters
     ----------
     path : path
+        The file to read.
     pixel_m : float
         Sample pixel, metres, for a file without `geometry`: then the geometry is nominal, and
         the scan's `source` says so.
@@ -41,10 +48,10 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
         If the file can't be read, or holds no usable scan.
     """
     path = Path(path)
-    with open_npz(path, FORM) as file:
+    with open_npz(path, FORM) as file, naming(path, **_KEYS):
         counts = file["frames"]
         frame_px = counts.shape[-1] if counts.ndim else 0
-        stated = json.loads(text(file["geometry"])) if "geometry" in file else None
+        stated = json_object(file["geometry"], "geometry") if "geometry" in file else None
         geometry = (
             nominal_geometry(pixel_m, frame_px)
             if stated is None
@@ -54,8 +61,8 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
             counts=counts,
             positions_m=_positions_m(file, geometry),
             geometry=geometry,
-            mask=file["mask"].astype(bool) if "mask" in file else None,
-            name=text(file["name"]) if "name" in file else path.parent.name,
+            mask=flags(file["mask"], "mask") if "mask" in file else None,
+            name=text(file["name"], "name") if "name" in file else path.parent.name,
             source={
                 "propagation": "far field",
                 **_source(file, nominal=stated is None),
@@ -69,6 +76,13 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
 
 def write_canonical(path: Path | str, scan: Scan) -> None:
     """Write a scan as ``canonical.npz``: all of it, bit by bit, or nothing.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    scan : Scan
+        What it holds; frames may lie in a file of their own.
 
     Raises
     ------
@@ -100,7 +114,4 @@ def _positions_m(file: Mapping[str, Any], geometry: Geometry) -> npt.NDArray[np.
 def _source(file: Mapping[str, Any], nominal: bool) -> dict[str, Any]:
     if nominal:
         return {"nominal_geometry": True}
-    source = json.loads(text(file["source"])) if "source" in file else {}
-    if not isinstance(source, dict):
-        raise ScanFileError(f"`source` must be a JSON object; it is {source!r}")
-    return source
+    return json_object(file["source"], "source") if "source" in file else {}

@@ -27,7 +27,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import GeometryError, ScanFileError
-from bluesky_cdi.io._files import array, number, open_hdf5, real, stated, written_whole
+from bluesky_cdi.io._files import (
+    array,
+    json_object,
+    naming,
+    number,
+    one,
+    open_hdf5,
+    real,
+    stated,
+    written_whole,
+)
 from bluesky_cdi.io._writing import fixed_text, write_frames
 from bluesky_cdi.io.cxi_nexus import add_nexus, declare_beam
 from bluesky_cdi.io.frames import LazyFrames
@@ -61,6 +71,18 @@ ENERGY = (
     f"{SOURCE}/energy",
 )
 WAVELENGTH = (f"{BEAM}/incident_wavelength", f"{SOURCE}/wavelength")
+# Where the parts are that a message may speak of.
+KEYS = {
+    "frames": f"`{DATA[1]}`",
+    "positions": f"`{TRANSLATION[1]}`",
+    "pixels": f"`{DETECTOR}/x_pixel_size`, `y_pixel_size`",
+    "frame_px": f"`{DATA[1]}`",
+    "energy_ev": f"`{ENERGY[0]}` or `{ENERGY[3]}`",
+    "distance_m": f"`{DETECTOR}/distance`",
+    "detector_pixel_m": f"`{DETECTOR}/x_pixel_size`",
+    "probe": f"`{ILLUMINATION[0]}`",
+    "mask": f"`{DETECTOR}/mask`",
+}
 # Laboratory directions (x, y, z) of a detector's rows and columns where the file states none.
 DEFAULT_BASIS = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0]])
 # CXI is in SI units; NeXus states them in an attribute, which need not be SI.
@@ -80,6 +102,7 @@ def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sca
     Parameters
     ----------
     path : path
+        The file to read.
     focus_to_sample_m : float, optional
         Distance from the focus to the sample, metres: declares a near-field scan (the sample
         behind a focus, the detector in its magnified shadow).
@@ -90,14 +113,14 @@ def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sca
         If the file can't be read, or holds no usable scan.
     """
     path = Path(path)
-    with open_hdf5(path, "a CXI file") as file:
-        counts = LazyFrames(path, _present(file, DATA))
+    with open_hdf5(path, "a CXI file") as file, naming(path, **KEYS):
+        counts = LazyFrames(path, present(file, DATA))
         geometry = read_geometry(file, counts.shape[-1], focus_to_sample_m)
         scan = Scan(
             counts=counts,
             positions_m=read_positions_m(file, len(counts)),
             geometry=geometry,
-            mask=_mask(file),
+            mask=read_mask(file),
             name=path.stem,
             source={**_source(file, geometry), "file": path.name, "format": "cxi"},
         )
@@ -110,6 +133,13 @@ def write_cxi(path: Path | str, scan: Scan) -> None:
 
     What `scan.source` says goes along as an attribute of ``entry_1``, so that a nominal geometry
     is not taken for a measured one.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    scan : Scan
+        What it holds; frames may lie in a file of their own.
 
     Raises
     ------
@@ -135,7 +165,16 @@ def write_cxi(path: Path | str, scan: Scan) -> None:
 
 
 def read_geometry(file: h5py.File, frame_px: int, focus_to_sample_m: float | None = None) -> Geometry:
-    """The geometry that a CXI file states, for frames of `frame_px` pixels.
+    """Read the geometry that a CXI file states.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    frame_px : int
+        Pixels along a side of its frames.
+    focus_to_sample_m : float, optional
+        Distance from the focus to the sample, metres: declares the near field; wins over what the file states.
 
     Raises
     ------
@@ -146,10 +185,10 @@ def read_geometry(file: h5py.File, frame_px: int, focus_to_sample_m: float | Non
     if not abs(pixel_x - pixel_y) <= 1e-3 * abs(pixel_x):
         raise GeometryError(f"detector pixels must be square; they are {pixel_y} x {pixel_x} m. Rebin the frames.")
     attributes = file["entry_1"].attrs
-    told = stated(attributes, "bluesky_cdi_propagation", "far")
+    stated_form = stated(attributes, "bluesky_cdi_propagation", "far")
     if focus_to_sample_m is None and (name := "bluesky_cdi_focus_to_sample_m") in attributes:
         focus_to_sample_m = number(attributes, name, Path(file.filename))
-    propagation: Literal["far", "near"] = "near" if told == "near" or focus_to_sample_m is not None else "far"
+    propagation: Literal["far", "near"] = "near" if stated_form == "near" or focus_to_sample_m is not None else "far"
     return Geometry(
         energy_ev=_energy_ev(file),
         distance_m=_number(file, f"{DETECTOR}/distance"),
@@ -161,7 +200,15 @@ def read_geometry(file: h5py.File, frame_px: int, focus_to_sample_m: float | Non
 
 
 def write_geometry(file: h5py.File, geometry: Geometry) -> None:
-    """State a geometry in a CXI file, in SI units, the detector in the default orientation."""
+    """State a geometry in a CXI file, in SI units, the detector in the default orientation.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Open for writing; it states none yet.
+    geometry : Geometry
+        What to state.
+    """
     pixel, half = geometry.detector_pixel_m, geometry.frame_px // 2
     detector = file.require_group(DETECTOR)
     for name, value in (("distance", geometry.distance_m), ("x_pixel_size", pixel), ("y_pixel_size", pixel)):
@@ -183,7 +230,27 @@ def write_geometry(file: h5py.File, geometry: Geometry) -> None:
 
 
 def read_positions_m(file: h5py.File, n: int) -> FloatArray:
-    """Positions (y, x) of `n` frames, metres, shape (n, 2)."""
+    """Read the positions of a CXI file's frames.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    n : int
+        Number of frames.
+
+    Returns
+    -------
+    ndarray, shape (n, 2), float64
+        (y, x) of the probe on the sample, metres.
+
+    Raises
+    ------
+    ScanFileError
+        If translations or detector directions are absent or of another shape.
+    GeometryError
+        If some are not finite, or a direction has no length.
+    """
     translation = _translation(file)
     if translation.shape == (3, n) and n != 3:  # PyNX writes x, y and z as rows
         translation = translation.T
@@ -206,21 +273,41 @@ def read_positions_m(file: h5py.File, n: int) -> FloatArray:
 
 
 def write_translation(file: h5py.File, positions_m: FloatArray) -> None:
-    """State positions (y, x), metres, as translations (x, y, z) of the sample."""
+    """State positions (y, x), metres, as translations (x, y, z) of the sample.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Open for writing; it states none yet.
+    positions_m : ndarray, shape (n, 2)
+        (y, x), metres.
+    """
     x, y = np.asarray(positions_m, np.float64).T[::-1]
     file[TRANSLATION[1]] = np.column_stack([x, y, np.zeros(len(x))])
 
 
 def _source(file: h5py.File, geometry: Geometry) -> dict[str, Any]:
-    source = json.loads(stated(file["entry_1"].attrs, "bluesky_cdi_source", "{}"))
-    if not isinstance(source, dict):
-        raise ScanFileError(f"{file.filename}: bluesky_cdi_source must be a JSON object; it is {source!r}")
-    told = str(source.get("propagation", "far field (assumed)"))
-    far = told if told.startswith("far field") else "far field (assumed)"
+    source = json_object(stated(file["entry_1"].attrs, "bluesky_cdi_source", "{}"), "bluesky_cdi_source")
+    stated_form = str(source.get("propagation", "far field (assumed)"))
+    far = stated_form if stated_form.startswith("far field") else "far field (assumed)"
     return {**source, "propagation": "near field" if geometry.propagation == "near" else far}
 
 
-def _present(file: h5py.File, places: tuple[str, ...]) -> str:
+def present(file: h5py.File, places: tuple[str, ...]) -> str:
+    """Find the first of several places where a file has a dataset.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    places : tuple of str
+        Paths in it, the preferred first.
+
+    Raises
+    ------
+    ScanFileError
+        If there is none.
+    """
     for place in places:
         # `get`, for a link may lead nowhere.
         if isinstance(file.get(place), h5py.Dataset):
@@ -229,7 +316,7 @@ def _present(file: h5py.File, places: tuple[str, ...]) -> str:
 
 
 def _si(file: h5py.File, place: str) -> npt.NDArray[np.float64]:
-    """A quantity in SI units."""
+    """Read a quantity and convert it to SI units."""
     values = real(array(file, place), place)
     unit = stated(file[place].attrs, "units", "").strip()
     if not unit:
@@ -240,10 +327,8 @@ def _si(file: h5py.File, place: str) -> npt.NDArray[np.float64]:
 
 
 def _number(file: h5py.File, *places: str) -> float:
-    values = _si(file, _present(file, places)).reshape(-1)
-    if not values.size:
-        raise ScanFileError(f"{file.filename}: {' or '.join(places)} must hold a number; it is empty")
-    return float(values[0])
+    place = present(file, places)
+    return one(_si(file, place), place)
 
 
 def _energy_ev(file: h5py.File) -> float:
@@ -264,16 +349,36 @@ def _translation(file: h5py.File) -> npt.NDArray[np.float64]:
         file.get(motor) is not None for motor in MOTORS
     ):
         x, y = (_si(file, motor).reshape(-1) for motor in MOTORS)
+        if len(x) != len(y):
+            raise ScanFileError(f"{' and '.join(MOTORS)} must be equally long; they hold {len(x)} and {len(y)} numbers")
         return np.column_stack([x, y, np.zeros(len(x))])
-    return _si(file, _present(file, TRANSLATION))
+    return _si(file, present(file, TRANSLATION))
 
 
-def _mask(file: h5py.File) -> npt.NDArray[np.bool_] | None:
-    place = f"{DETECTOR}/mask"
+def read_mask(file: h5py.File, place: str = f"{DETECTOR}/mask") -> npt.NDArray[np.bool_] | None:
+    """Read the pixels that a CXI mask calls valid.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The open file.
+    place : str
+        Dataset of CXI's mask bits.
+
+    Returns
+    -------
+    ndarray, shape (H, W), bool, or None
+        True where a pixel is valid; None if the file has no mask.
+
+    Raises
+    ------
+    ScanFileError
+        If the mask holds no integers.
+    """
     if place not in file:
         return None
     flags = array(file, place)
     if flags.dtype.kind not in "biu":
-        raise ScanFileError(f"{file.filename}: a mask must hold bits, integers; it holds {flags.dtype}")
+        raise ScanFileError(f"{place}, a mask, must hold bits, integers; it holds {flags.dtype}")
     flags = flags.astype(np.uint32)
     return np.asarray((flags == 0) | (flags == HAS_SIGNAL))

@@ -38,7 +38,15 @@ _CLASSES = {
 
 
 def add_nexus(file: h5py.File, scan: Scan) -> None:
-    """Complete the open CXI file of a scan to NXcxi_ptycho."""
+    """Complete the open CXI file of a scan to NXcxi_ptycho.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Open for writing, complete as CXI.
+    scan : Scan
+        What it holds.
+    """
     for place, name in _CLASSES.items():
         file.require_group(place).attrs["NX_class"] = fixed_text(name)
     entry, source = file["entry_1"], file["entry_1/instrument_1/source_1"]
@@ -52,7 +60,17 @@ def add_nexus(file: h5py.File, scan: Scan) -> None:
 
 
 def declare_beam(beam: h5py.Group, energy_j: float, wavelength_m: float) -> None:
-    """State the photons' energy under each of its names."""
+    """State the photons' energy under each of its names.
+
+    Parameters
+    ----------
+    beam : h5py.Group
+        The group ``beam_1``.
+    energy_j : float
+        Energy of a photon, joules.
+    wavelength_m : float
+        Its wavelength, metres.
+    """
     for name, value, unit in (
         ("incident_energy", energy_j, "J"),
         ("incident_beam_energy", energy_j, "J"),

@@ -17,10 +17,11 @@ import numpy as np
 
 from bluesky_cdi import __version__
 from bluesky_cdi.errors import GeometryError, ScanFileError
-from bluesky_cdi.io._files import array, open_hdf5, text, written_whole
+from bluesky_cdi.io._files import array, naming, one, open_hdf5, real, text, written_whole
 from bluesky_cdi.io._writing import fixed_text
 from bluesky_cdi.io.cxi import (
     DETECTOR,
+    KEYS,
     SOURCE,
     TRANSLATION,
     read_geometry,
@@ -35,6 +36,7 @@ from bluesky_cdi.protocols import Estimate
 OBJECT = "entry_1/image_1"
 PROBE = "entry_1/image_2"
 INDEXES = "entry_1/sample_1/geometry_1/frame_indexes"
+_KEYS = {**KEYS, "index": f"`{INDEXES}`", "object": f"`{OBJECT}/data`", "probe": f"`{PROBE}/data`"}
 # CXI's bit of an image's mask for pixels inside the support, and the part of the largest coverage that makes it so.
 INSIDE_SUPPORT = 0x10000
 LEAST_COVERAGE = 0.02
@@ -46,8 +48,11 @@ def write_cxi_result(path: Path | str, estimate: Estimate, geometry: Geometry, n
     Parameters
     ----------
     path : path
+        The file to write.
     estimate : Estimate
+        What was reconstructed.
     geometry : Geometry
+        Of the scan; its sample pixel is the estimate's.
     name : str
         The entry's title.
 
@@ -84,29 +89,34 @@ def read_cxi_result(path: Path | str) -> Product:
         If the file can't be read, or holds no such reconstruction.
     """
     path = Path(path)
-    with open_hdf5(path, "a CXI reconstruction") as file:
+    with open_hdf5(path, "a CXI reconstruction") as file, naming(path, **_KEYS):
         if file.get(f"{PROBE}/data") is None:
             raise ScanFileError(
                 f"{path} must hold {OBJECT} and {PROBE}, as write_cxi_result makes them; it holds no {PROBE}. "
                 "(A scan is read by read_cxi; other programs' reconstructions are not supported.)"
             )
         probe, image = array(file, f"{PROBE}/data"), array(file, f"{OBJECT}/data")
-        corner, pixel_m = array(file, f"{OBJECT}/corner_positions"), float(array(file, f"{OBJECT}/x_pixel_size"))
+        corner = real(array(file, f"{OBJECT}/corner_positions"), f"{OBJECT}/corner_positions").reshape(-1)
+        if len(corner) < 2:
+            raise ScanFileError(f"{path}: {OBJECT}/corner_positions must hold x and y; it holds {len(corner)} numbers")
+        pixel_m = one(array(file, f"{OBJECT}/x_pixel_size"), f"{OBJECT}/x_pixel_size")
         geometry = read_geometry(file, int(probe.shape[-1]) if probe.ndim else 0)
         if not abs(pixel_m - geometry.pixel_m) <= 1e-6 * geometry.pixel_m:
-            raise GeometryError(f"{path}: the object's pixel is {pixel_m} m, the geometry gives {geometry.pixel_m} m")
+            raise GeometryError(
+                f"the object's {OBJECT}/x_pixel_size is {pixel_m} m; the geometry gives {geometry.pixel_m} m for a "
+                f"probe of {geometry.frame_px} pixels a side. Parts of the file belong to different scans."
+            )
         indexes = array(file, INDEXES)
         return checked_product(
             Product(
-                name=text(array(file, "entry_1/title")),
+                name=text(array(file, "entry_1/title"), "entry_1/title"),
                 geometry=geometry,
                 indexes=indexes,
-                positions_m=read_positions_m(file, len(indexes)),
+                positions_m=read_positions_m(file, indexes.size),
                 probe=probe,
                 object=image,
                 origin_m=(float(corner[1]), float(corner[0])),
-            ),
-            path,
+            )
         )
 
 

@@ -15,6 +15,7 @@ from bluesky_cdi.io.product import Product, read_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn
 from bluesky_cdi.io.scan import Scan
+from bluesky_cdi.io.single_shot_result import is_single_shot
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _SUFFIXES = {".cxi": "cxi", ".npz": "canonical", ".h5": "ptychodus", ".hdf5": "p
 
 
 def scan_formats() -> tuple[str, ...]:
-    """Names of the forms that `read_scan` reads and `write_scan` writes."""
+    """List the forms that `read_scan` reads and `write_scan` writes."""
     return tuple(_WRITERS)
 
 
@@ -46,6 +47,7 @@ def read_scan(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sc
     Parameters
     ----------
     path : path
+        The file to read.
     focus_to_sample_m : float, optional
         Distance from the focus to the sample, metres: declares a near-field scan in a CXI file,
         which can't say so itself.
@@ -79,7 +81,9 @@ def write_scan(path: Path | str, scan: Scan, form: str | None = None) -> None:
     Parameters
     ----------
     path : path
+        The file to write.
     scan : Scan
+        What it holds.
     form : str, optional
         By default what the suffix says: ``.cxi``, ``.npz`` (canonical), ``.h5`` or ``.hdf5`` (Ptychodus: the patterns,
         and the product beside it).
@@ -121,6 +125,8 @@ def _hdf5_reader(path: Path) -> Callable[[Path], Scan]:
     with open_hdf5(path, "an HDF5 file") as file:
         keys = set(file)
         if "entry_1" in keys:
+            if is_single_shot(file):
+                raise ScanFileError(f"{path} holds single-shot reconstructions, no frames; read_single_shot reads it.")
             if "image_2" in file["entry_1"] and file.get(DATA[1]) is None:
                 raise ScanFileError(f"{path} holds a reconstruction, no frames; read_cxi_result reads it.")
             return read_cxi
@@ -139,7 +145,7 @@ def _hdf5_reader(path: Path) -> Callable[[Path], Scan]:
 
 def _npz_reader(path: Path) -> Callable[[Path], Scan]:
     with open_npz(path, "an NPZ file") as file:
-        keys = set(file.files)
+        keys = set(file)
     if {"frames", "positions_px"} <= keys:
         return read_canonical
     if {"xcoords", "ycoords"} <= keys and keys & {"diffraction", "diff3d"}:
@@ -161,4 +167,6 @@ def read_reconstruction(path: Path | str) -> Product:
     path = Path(path).expanduser()
     with open_hdf5(path, "a reconstruction (Ptychodus product or CXI)") as file:
         is_cxi = "entry_1" in file
+        if is_single_shot(file):
+            raise ScanFileError(f"{path} holds single-shot reconstructions, no scan's; read_single_shot reads it.")
     return read_cxi_result(path) if is_cxi else read_product(path)

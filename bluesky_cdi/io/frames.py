@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, ScanFileError
-from bluesky_cdi.io._files import open_dataset
+from bluesky_cdi.io._files import naming, open_dataset
 
 # Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
 BLOCK_BYTES = 2**24
@@ -36,13 +36,13 @@ class Frames(Protocol):
         """Type of a pixel."""
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
 
     def __getitem__(self, key: Any, /) -> npt.NDArray[Any]:
-        """Frames as an array in memory."""
+        """Read some frames as an array in memory."""
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> npt.NDArray[Any]:
-        """All frames as an array in memory."""
+        """Read all frames as an array in memory."""
 
 
 class LazyFrames:
@@ -76,7 +76,7 @@ class LazyFrames:
             self._frame_shape: tuple[int, ...] = tuple(dataset.shape[-2:])
             self._dtype: np.dtype[Any] = np.dtype(dataset.dtype)
         if len(self._frame_shape) != 2:
-            raise ScanFileError(f"{path} must hold frames (n, H, W) in {place}; they have {self._frame_shape}")
+            raise ScanFileError(f"{path} must hold frames (n, H, W) in `{place}`; they have {self._frame_shape}")
         # Absent for all of them: a damaged file may state more frames than there is memory to number.
         self._rows = rows
         self._mean_photons: dict[bytes | None, float] = {}
@@ -127,19 +127,20 @@ class LazyFrames:
         return frames if dtype is None else frames.astype(dtype, copy=False)
 
     def select(self, indices: Any) -> LazyFrames:
-        """The frames at `indices` (slice, integers, or a bool array), still in the file."""
+        """Select the frames at `indices` (slice, integers, or a bool array), still in the file."""
         with self._open():  # which finds out whether the file has changed
             return LazyFrames(self._path, self._place, self._chosen(indices))
 
     def mean_photons(self, mask: npt.NDArray[np.bool_] | None) -> float:
-        """Mean photons of a frame on valid pixels, checked; reads every frame at the first call."""
+        """Compute the mean photons of a frame on valid pixels, checked; every frame is read at the first call."""
         key = None if mask is None else mask.tobytes()
         if key not in self._mean_photons:
-            self._mean_photons[key] = _sum_checked(self, mask) / len(self)
+            with naming(self._path, frames=f"`{self._place}`"):
+                self._mean_photons[key] = _sum_checked(self, mask) / len(self)
         return self._mean_photons[key]
 
     def _chosen(self, first: Any) -> npt.NDArray[np.int64]:
-        """Rows of the dataset that an index on the first axis means."""
+        """Find the rows of the dataset that an index on the first axis means."""
         n = len(self)
         if isinstance(first, slice):
             picks = np.arange(*first.indices(n))
@@ -187,7 +188,7 @@ class LazyFrames:
 
 
 def blocks(frames: Frames) -> Iterator[npt.NDArray[Any]]:
-    """Frames in order, in arrays of at most `BLOCK_BYTES` (but at least one frame)."""
+    """Yield frames in order, in arrays of at most `BLOCK_BYTES` (but at least one frame)."""
     bytes_a_frame = math.prod(frames.shape[1:]) * frames.dtype.itemsize
     step = max(1, BLOCK_BYTES // max(1, bytes_a_frame))
     for start in range(0, len(frames), step):
@@ -195,16 +196,25 @@ def blocks(frames: Frames) -> Iterator[npt.NDArray[Any]]:
 
 
 def taken(frames: Frames, indices: Any) -> Frames:
-    """The frames at `indices`; those of a file stay there."""
-    return frames.select(indices) if isinstance(frames, LazyFrames) else frames[np.asarray(indices)]
-
-
-def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> float:
-    """Mean photons of a frame on its valid pixels.
+    """Take the frames at some indices; those of a file stay there.
 
     Parameters
     ----------
     frames : Frames, shape (n, H, W)
+        All.
+    indices : slice or array
+        Integers, or bool of shape (n,).
+    """
+    return frames.select(indices) if isinstance(frames, LazyFrames) else frames[np.asarray(indices)]
+
+
+def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> float:
+    """Compute the mean photons of a frame on its valid pixels.
+
+    Parameters
+    ----------
+    frames : Frames, shape (n, H, W)
+        Counts; they are looked at block by block.
     mask : ndarray, shape (H, W), bool, or None
         True where valid.
 

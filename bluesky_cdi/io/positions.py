@@ -23,7 +23,7 @@ LEAST_PIXELS = 1e-4
 def check_unit(positions_m: FloatArray, geometry: Geometry) -> None:
     """Refuse positions that can't be in metres, and warn of frames that do not overlap.
 
-    The yardstick is the field of view of one frame, ``N * pixel``, and how far the nearest other
+    The baseline is the field of view of one frame, ``N * pixel``, and how far the nearest other
     position is, in the median. Within one field of view frames overlap, as ptychography needs.
     Micrometres and millimetres in place of metres multiply the distance by 1e6 and 1e3: the
     first is always found, the second where the step is at least a tenth of the field of view.
@@ -33,6 +33,7 @@ def check_unit(positions_m: FloatArray, geometry: Geometry) -> None:
     positions_m : ndarray, shape (n, 2)
         (y, x), metres.
     geometry : Geometry
+        Of the scan; its frame and sample pixel make the field of view.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def check_unit(positions_m: FloatArray, geometry: Geometry) -> None:
 
 
 def median_spacing(distinct: np.ndarray[Any, Any]) -> float:
-    """Median distance of two or more different positions, shape (n, 2), to their nearest neighbours."""
+    """Compute the median distance of two or more different positions, shape (n, 2), to their nearest neighbours."""
     from scipy.spatial import KDTree
 
     distance, _ = KDTree(distinct).query(distinct, k=2)

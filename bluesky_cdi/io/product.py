@@ -14,12 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import GeometryError, ScanFileError
-from bluesky_cdi.io._files import array, number, open_hdf5, real, stated, written_whole
+from bluesky_cdi.io._files import array, naming, number, open_hdf5, real, stated, written_whole
 from bluesky_cdi.io._writing import fixed_text
 from bluesky_cdi.io.positions import check_unit
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
 
+_KEYS = {
+    "positions": "`probe_position_y_m`, `probe_position_x_m`",
+    "index": "`probe_position_indexes`",
+    "object": "`object`",
+    "probe": "`probe`",
+}
 # Ptychodus wants `name` as a text of variable length; a damaged one can make the HDF5 library loop for ever. So the
 # reader takes this one where it is.
 OWN_NAME = "bluesky_cdi_name"
@@ -42,6 +48,8 @@ class Product:
     object : ndarray, shape (Y, X), complex64
     origin_m : tuple of float
         Sample position (y, x) of the object's pixel [0, 0], metres.
+    comments : str
+        What is to be said of it; written, not read.
     """
 
     name: str
@@ -51,10 +59,22 @@ class Product:
     probe: ComplexArray
     object: ComplexArray
     origin_m: tuple[float, float]
+    comments: str = ""
 
 
 def write_product(path: Path | str, estimate: Estimate, geometry: Geometry, name: str = "bluesky_cdi") -> None:
     """Write an estimate as a product file: all of it, or nothing.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    estimate : Estimate
+        What was reconstructed.
+    geometry : Geometry
+        Of the scan; its sample pixel is the estimate's.
+    name : str
+        The product's name.
 
     Raises
     ------
@@ -67,7 +87,16 @@ def write_product(path: Path | str, estimate: Estimate, geometry: Geometry, name
 
 
 def product_of(estimate: Estimate, geometry: Geometry, name: str) -> Product:
-    """What of an estimate goes into a file.
+    """Gather what of an estimate goes into a file.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        What was reconstructed.
+    geometry : Geometry
+        Of the scan.
+    name : str
+        The product's name.
 
     Raises
     ------
@@ -75,7 +104,10 @@ def product_of(estimate: Estimate, geometry: Geometry, name: str) -> Product:
         If the estimate's pixel is not the geometry's.
     """
     if not abs(estimate.pixel_m - geometry.pixel_m) <= 1e-6 * geometry.pixel_m:
-        raise GeometryError(f"the estimate's pixel is {estimate.pixel_m} m, the geometry's {geometry.pixel_m} m")
+        raise GeometryError(
+            f"the estimate's pixel must be the geometry's, {geometry.pixel_m} m; it is {estimate.pixel_m} m. "
+            "Give the geometry of the scan that was reconstructed."
+        )
     return Product(
         name=name,
         geometry=geometry,
@@ -84,14 +116,23 @@ def product_of(estimate: Estimate, geometry: Geometry, name: str) -> Product:
         probe=estimate.probe,
         object=estimate.object,
         origin_m=estimate.origin_m,
+        comments=str(estimate.source.get("probe_check_in", {}).get("says", "")),
     )
 
 
 def write_contents(file: h5py.File, product: Product) -> None:
-    """Write what a product holds into an open, empty file."""
+    """Write what a product holds into an open, empty file.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Open for writing, empty.
+    product : Product
+        What it shall hold.
+    """
     geometry, pixel_m = product.geometry, product.geometry.pixel_m
     attributes = file.attrs
-    attributes["name"], attributes["comments"] = product.name, ""
+    attributes["name"], attributes["comments"] = product.name, product.comments
     attributes[OWN_NAME] = fixed_text(product.name)
     attributes["detector_object_distance_m"] = geometry.distance_m
     # The second name is that of later versions.
@@ -123,15 +164,22 @@ def read_product(path: Path | str) -> Product:
         If the file can't be read, or holds several layers or coherent (orthogonal probe relaxation) modes.
     """
     path = Path(path)
-    with open_hdf5(path, "a Ptychodus product") as file:
+    with open_hdf5(path, "a Ptychodus product") as file, naming(path, **_KEYS):
         probe, image = _one(array(file, "probe"), 4, path), _one(array(file, "object"), 3, path)
         attributes = file["object"].attrs
         pixel_m = number(attributes, "pixel_height_m", path)
-        if not abs(number(attributes, "pixel_width_m", path) - pixel_m) <= 1e-3 * abs(pixel_m):
-            raise GeometryError(f"{path}: the object's pixels must be square; they are not")
+        width_m = number(attributes, "pixel_width_m", path)
+        if not abs(width_m - pixel_m) <= 1e-3 * abs(pixel_m):
+            raise GeometryError(
+                f"{path}: the object's pixels must be square; they are {pixel_m} x {width_m} m. Resample the object."
+            )
         offset_y, offset_x = _centre_m((0.0, 0.0), image.shape, pixel_m)
         centre_y, centre_x = number(attributes, "center_y_m", path), number(attributes, "center_x_m", path)
         y, x = (real(array(file, name), name) for name in ("probe_position_y_m", "probe_position_x_m"))
+        if x.shape != y.shape:
+            raise ScanFileError(
+                f"{path} must hold as many probe_position_x_m as probe_position_y_m; they have {x.shape} and {y.shape}"
+            )
         return checked_product(
             Product(
                 name=stated(file.attrs, OWN_NAME if OWN_NAME in file.attrs else "name", path.stem),
@@ -141,13 +189,12 @@ def read_product(path: Path | str) -> Product:
                 probe=probe,
                 object=image,
                 origin_m=(centre_y - offset_y, centre_x - offset_x),
-            ),
-            path,
+            )
         )
 
 
-def checked_product(product: Product, path: Path) -> Product:
-    """The product with its arrays as complex64, if they can be one.
+def checked_product(product: Product) -> Product:
+    """Check a product, and give it with its arrays as complex64.
 
     Raises
     ------
@@ -157,18 +204,19 @@ def checked_product(product: Product, path: Path) -> Product:
     probe, image, indexes = product.probe, product.object, product.indexes
     if image.ndim != 2 or probe.ndim != 3 or probe.shape[1] != probe.shape[2] or not image.size or not probe.size:
         raise ScanFileError(
-            f"{path} must hold an object (Y, X) and a probe (modes, N, N); they have {image.shape} and {probe.shape}"
+            "a reconstruction must hold an object (Y, X) and a probe (modes, N, N); "
+            f"they have {image.shape} and {probe.shape}"
         )
     for name, values in (("object", image), ("probe", probe)):
         if values.dtype.kind not in "fc" or not np.isfinite(values).all():
-            raise ScanFileError(f"{path}: the {name} must hold finite complex numbers; it holds {values.dtype}")
+            raise ScanFileError(f"the {name} must hold finite complex numbers; it holds {values.dtype}")
     if indexes.dtype.kind not in "iu" or indexes.ndim != 1 or product.positions_m.shape != (len(indexes), 2):
         raise ScanFileError(
-            f"{path} must hold one position for each index; it holds {indexes.dtype} {indexes.shape} and positions "
-            f"{product.positions_m.shape}"
+            f"there must be one position for each index; indexes are {indexes.dtype} {indexes.shape}, "
+            f"positions {product.positions_m.shape}"
         )
     if not (np.isfinite(product.positions_m).all() and np.isfinite(product.origin_m).all()):
-        raise GeometryError(f"{path}: positions and the object's centre must be finite; some are not")
+        raise GeometryError("positions and the object's centre must be finite; some are not")
     check_unit(product.positions_m, product.geometry)
     return replace(product, probe=probe.astype(np.complex64), object=image.astype(np.complex64))
 

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import GeometryError, ScanFileError
-from bluesky_cdi.io._files import array, number, open_hdf5, real, written_whole
+from bluesky_cdi.io._files import array, flags, naming, number, one, open_hdf5, real, written_whole
 from bluesky_cdi.io._writing import write_frames
 from bluesky_cdi.io.frames import LazyFrames
 from bluesky_cdi.io.product import Product, read_product, write_contents
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
-from bluesky_cdi.physics.geometry import HC_EV_M, Canvas, Geometry
+from bluesky_cdi.physics.geometry import HC_EV_M, Geometry, ObjectGrid
 
 FORM = "Ptychodus diffraction patterns"
 WORKFLOW = ("product-in.h5", "product-out.h5")
@@ -41,6 +41,7 @@ def read_ptychodus(diffraction_path: Path | str, product_path: Path | str | None
     Parameters
     ----------
     diffraction_path : path
+        The file of the patterns.
     product_path : path, optional
         By default the first that exists beside the patterns: ``NAME-product.h5`` for ``NAME.h5``,
         ``NAME_para.hdf5`` for ``NAME_dp.hdf5``, ``product-in.h5``, ``product-out.h5``.
@@ -63,6 +64,7 @@ def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path
     Parameters
     ----------
     diffraction_path : path
+        The file of the patterns to write.
     scan : Scan
         With a probe.
     product_path : path, optional
@@ -76,7 +78,7 @@ def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path
     path = Path(diffraction_path)
     product_path = companion_path(path) if product_path is None else Path(product_path)
     if product_path == path:
-        raise ScanFileError(f"patterns and product need two files; both are {path}")
+        raise ScanFileError(f"patterns and product need two files; both are {path}. Give product_path another name.")
     product = _product(scan)
     with written_whole(path) as partial, written_whole(product_path) as partial_product:
         with h5py.File(partial, "w") as file:
@@ -91,7 +93,7 @@ def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path
 
 
 def companion_path(path: Path) -> Path:
-    """Where `write_ptychodus` puts the product of the patterns in `path`."""
+    """Tell where `write_ptychodus` puts the product of the patterns in `path`."""
     return path.with_name(WORKFLOW[0] if path.name == "diffraction.h5" else f"{path.stem}-product{path.suffix}")
 
 
@@ -104,7 +106,7 @@ def _found(path: Path) -> Path:
             return candidate
     raise ScanFileError(
         f"{path} holds patterns only, no positions; none of {', '.join(c.name for c in candidates)} is beside it. "
-        "Name the file that holds them: read_ptychodus(patterns, product)."
+        "Name the file that holds them: read_ptychodus(patterns, product), or bluesky-cdi convert --product FILE."
     )
 
 
@@ -119,8 +121,6 @@ def _read_assembled(path: Path, product_path: Path) -> Scan:
             f"{path} must hold an integer for each of its {len(frames)} patterns in `indexes`; "
             f"it holds {indexes.dtype} {indexes.shape}"
         )
-    if bad.dtype.kind not in "biu":
-        raise ScanFileError(f"{path}: `bad_pixels` must be bool; it is {bad.dtype}")
     if not abs(height - width) <= 1e-3 * abs(height):
         raise GeometryError(f"{path}: detector pixels must be square; they are {height} x {width} m. Rebin the frames.")
     row_of = {int(index): row for row, index in enumerate(indexes)}
@@ -128,20 +128,21 @@ def _read_assembled(path: Path, product_path: Path) -> Scan:
     if not pairs:
         raise ScanFileError(f"{path} and {product_path} have no index in common: they belong to different scans")
     rows, positions = (np.array(side) for side in zip(*pairs, strict=True))
-    scan = Scan(
-        counts=frames.select(rows),
-        positions_m=product.positions_m[positions],
-        geometry=_geometry(product, height, frames.shape[-1], path),
-        mask=~bad.astype(bool),
-        name=product.name,
-        source={
-            "propagation": "near field" if product.geometry.propagation == "near" else "far field",
-            "file": path.name,
-            "product": product_path.name,
-            "format": "ptychodus",
-        },
-    )
-    return recorded(scan, product.probe)
+    with naming(path, **_keys("patterns", product_path)):
+        scan = Scan(
+            counts=frames.select(rows),
+            positions_m=product.positions_m[positions],
+            geometry=_geometry(product, height, frames.shape[-1], path),
+            mask=~flags(bad, "bad_pixels"),
+            name=product.name,
+            source={
+                "propagation": "near field" if product.geometry.propagation == "near" else "far field",
+                "file": path.name,
+                "product": product_path.name,
+                "format": "ptychodus",
+            },
+        )
+        return recorded(scan, product.probe)
 
 
 def _geometry(product: Product, detector_pixel_m: float, frame_px: int, path: Path) -> Geometry:
@@ -159,9 +160,11 @@ def _read_dp(path: Path, companion: Path) -> Scan:
     frames = LazyFrames(path, "dp")
     with open_hdf5(companion, "positions for diffraction patterns") as file:
         geometry, probe = _nominal(file, frames.shape[-1])
+        positions_m = _positions_m(file)
+    with naming(path, **_keys("dp", companion)):
         scan = Scan(
             counts=frames,
-            positions_m=_positions_m(file),
+            positions_m=positions_m,
             geometry=geometry,
             name=path.stem.removesuffix("_dp"),
             source={
@@ -172,23 +175,39 @@ def _read_dp(path: Path, companion: Path) -> Scan:
                 "format": "ptychodus",
             },
         )
-    return recorded(scan, probe)
+        return recorded(scan, probe)
+
+
+def _keys(frames: str, companion: Path) -> dict[str, str]:
+    """Where the parts are of which a message about a scan may speak."""
+    return {
+        "frames": f"`{frames}`",
+        "frame_px": f"`{frames}`",
+        "mask": "`bad_pixels`",
+        "positions": f"`probe_position_x_m`, `probe_position_y_m` or `ppX`, `ppY` of {companion}",
+        "probe": f"`probe` of {companion}",
+    }
 
 
 def _positions_m(file: h5py.File) -> npt.NDArray[np.float64]:
     names = ("probe_position_y_m", "probe_position_x_m") if "probe_position_x_m" in file else ("ppY", "ppX")
-    return np.stack([real(array(file, name), name).reshape(-1) for name in names], axis=1)
+    y, x = (real(array(file, name), name).reshape(-1) for name in names)
+    if len(x) != len(y):
+        raise ScanFileError(
+            f"{file.filename} must hold as many {names[0]} as {names[1]}; it holds {len(y)} and {len(x)}"
+        )
+    return np.stack([y, x], axis=1)
 
 
 def _nominal(file: h5py.File, frame_px: int) -> tuple[Geometry, npt.NDArray[Any] | None]:
-    """Geometry and probe of a file of positions: it states the sample pixel, and at most the wavelength beside it."""
+    """Read geometry and probe of a file of positions, which states the sample pixel and at most the wavelength too."""
     if "object" in file:
         pixel_m = number(file["object"].attrs, "pixel_height_m", Path(file.filename))
         return nominal_geometry(pixel_m, frame_px), array(file, "probe") if "probe" in file else None
-    pixel_m = float(array(file, "dx").reshape(-1)[0])
+    pixel_m = one(array(file, "dx"), "dx")
     if "lambda" not in file:
         return nominal_geometry(pixel_m, frame_px), None
-    wavelength_m = float(array(file, "lambda").reshape(-1)[0])
+    wavelength_m = one(array(file, "lambda"), "lambda")
     if not wavelength_m > 0:
         raise GeometryError(f"{file.filename}: `lambda` must be a wavelength in metres; it is {wavelength_m}")
     return nominal_geometry(pixel_m, frame_px, HC_EV_M / wavelength_m), None
@@ -201,13 +220,13 @@ def _product(scan: Scan) -> Product:
             "Give it one: dataclasses.replace(scan, probe=...)."
         )
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
-    canvas = Canvas.covering(low, high, scan.geometry.pixel_m, scan.geometry.frame_px)
+    grid = ObjectGrid.covering(low, high, scan.geometry.pixel_m, scan.geometry.frame_px)
     return Product(
         name=scan.name,
         geometry=scan.geometry,
         indexes=np.arange(len(scan)),
         positions_m=scan.positions_m,
         probe=np.asarray(scan.probe, np.complex64),
-        object=np.ones(canvas.shape, np.complex64),
-        origin_m=canvas.origin_m,
+        object=np.ones(grid.shape, np.complex64),
+        origin_m=grid.origin_m,
     )

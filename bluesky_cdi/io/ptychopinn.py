@@ -9,15 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
-from bluesky_cdi.io._files import open_npz, real
+from bluesky_cdi.io._files import flags, naming, one, open_npz, real
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.canonical import NOMINAL_PIXEL_M
 from bluesky_cdi.io.frames import Frames
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
-from bluesky_cdi.physics.geometry import Canvas
+from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import ComplexArray
 
 FORM = "a PtychoPINN NPZ file"
+_KEYS = {
+    "frames": "squares of `diffraction` or `diff3d`",
+    "frame_px": "`diffraction` or `diff3d`",
+    "positions": "`ycoords` and `xcoords`",
+    "pixel": "`pixel_m`",
+    "probe": "`probeGuess`",
+    "mask": "`mask`",
+}
 
 
 def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
@@ -32,6 +40,7 @@ def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
     Parameters
     ----------
     path : path
+        The file to read.
     pixel_m : float, optional
         Sample pixel, metres. By default the file's `pixel_m`, or a nominal 10 nm. The geometry is
         nominal in any case, and the scan's `source` says so.
@@ -42,19 +51,20 @@ def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
         If the file can't be read, or holds no usable scan.
     """
     path = Path(path)
-    with open_npz(path, FORM) as file:
+    with open_npz(path, FORM) as file, naming(path, **_KEYS):
         key = "diffraction" if "diffraction" in file else "diff3d"
         x, y = (real(file[name], name).ravel() for name in ("xcoords", "ycoords"))
         if len(x) != len(y):
             raise ScanFileError(f"{path} must hold as many xcoords as ycoords; it holds {len(x)} and {len(y)}")
-        counts = _counts(_frames_first(file[key], len(x)))
-        pixel_m = float(file["pixel_m"]) if pixel_m is None and "pixel_m" in file else pixel_m or NOMINAL_PIXEL_M
+        counts = _counts(_frames_first(file[key], len(x), key), key)
+        if pixel_m is None:
+            pixel_m = one(file["pixel_m"], "pixel_m") if "pixel_m" in file else NOMINAL_PIXEL_M
         geometry = nominal_geometry(pixel_m, counts.shape[-1])
         scan = Scan(
             counts=counts,
             positions_m=np.stack([y, x], axis=1) * pixel_m,
             geometry=geometry,
-            mask=file["mask"].astype(bool) if "mask" in file else None,
+            mask=flags(file["mask"], "mask") if "mask" in file else None,
             name=path.stem,
             source={
                 "file": path.name,
@@ -76,6 +86,7 @@ def write_ptychopinn(path: Path | str, scan: Scan, sample: ComplexArray | None =
     Parameters
     ----------
     path : path
+        The file to write.
     scan : Scan
         With one probe mode, which is all that the form holds.
     sample : ndarray, shape (Y, X), complex64, optional
@@ -152,26 +163,26 @@ class _Amplitudes:
 
 def _vacuum(scan: Scan) -> ComplexArray:
     positions = scan.positions_m
-    canvas = Canvas.covering(
+    grid = ObjectGrid.covering(
         positions.min(axis=0), positions.max(axis=0), scan.geometry.pixel_m, scan.geometry.frame_px
     )
-    return np.ones(canvas.shape, np.complex64)
+    return np.ones(grid.shape, np.complex64)
 
 
-def _counts(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _counts(values: npt.NDArray[Any], key: str) -> npt.NDArray[Any]:
     if values.dtype.kind in "iu":
         return values
     if values.dtype.kind != "f":
-        raise FrameError(f"amplitudes must be real numbers; their type is {values.dtype}")
+        raise FrameError(f"`{key}` must hold amplitudes, real numbers; it holds {values.dtype}. Write their moduli.")
     if (values < 0).any():
-        raise FrameError("frames must hold amplitudes, which are not negative; some are. Are they logarithms?")
+        raise FrameError(f"`{key}` must hold amplitudes, which are not negative; some are. Are they logarithms?")
     # A count beyond float32 becomes infinite, which the scan refuses with the frame's number.
     with np.errstate(over="ignore"):
         return np.asarray(np.square(values, dtype=np.float32))
 
 
-def _frames_first(amplitude: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+def _frames_first(amplitude: npt.NDArray[Any], n: int, key: str) -> npt.NDArray[Any]:
     """Bring the older (H, W, n) to (n, H, W)."""
     if amplitude.ndim != 3 or n not in (amplitude.shape[0], amplitude.shape[2]):
-        raise ScanFileError(f"{n} positions need amplitudes of shape ({n}, H, W); they have {amplitude.shape}")
+        raise ScanFileError(f"{n} positions need amplitudes of shape ({n}, H, W); `{key}` has {amplitude.shape}")
     return amplitude if amplitude.shape[0] == n else np.moveaxis(amplitude, 2, 0)

@@ -37,7 +37,9 @@ def read_reference(path: Path | str, scan: Scan) -> Reference:
     Parameters
     ----------
     path : path
+        The file to read.
     scan : Scan
+        The scan that was reconstructed.
 
     Raises
     ------

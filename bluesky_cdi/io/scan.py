@@ -77,7 +77,7 @@ class Scan:
         return mean_photons(self.counts, self.mask)
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Scan:
-        """The scan with only some of its frames, in the order of `indices` (or where a bool array is True).
+        """Keep only some frames, in the order of `indices` (or where a bool array is True).
 
         Frames of a file stay there.
         """
@@ -148,7 +148,7 @@ def recorded(scan: Scan, probe: npt.NDArray[Any] | None = None) -> Scan:
 
 
 def _in_photons(probe: npt.NDArray[Any], photons: float) -> tuple[ComplexArray, float]:
-    if probe.ndim < 2 or probe.dtype.kind not in "biufc" or not np.isfinite(probe).all():
+    if probe.ndim < 2 or not probe.size or probe.dtype.kind not in "biufc" or not np.isfinite(probe).all():
         raise ScanFileError(f"a probe must hold finite numbers (modes, N, N); it holds {probe.dtype} {probe.shape}")
     modes = probe.reshape(-1, *probe.shape[-2:])
     power = float((np.abs(modes.astype(np.complex128)) ** 2).sum())
@@ -160,10 +160,24 @@ def _in_photons(probe: npt.NDArray[Any], photons: float) -> tuple[ComplexArray, 
 
 
 def nominal_geometry(pixel_m: float, frame_px: int, energy_ev: float = NOMINAL_ENERGY_EV) -> Geometry:
-    """A geometry whose sample pixel is `pixel_m`, metres, where nothing else (or only the energy) is known.
+    """Make up a geometry whose sample pixel is `pixel_m` where nothing else (or only the energy) is known.
 
     Energy (8 keV) and distance (1 m) are chosen and the detector pixel follows; a scan that uses
     it says ``nominal_geometry: True`` in its `source`.
+
+    Parameters
+    ----------
+    pixel_m : float
+        Sample pixel, metres.
+    frame_px : int
+        Pixels along a side of the frames.
+    energy_ev : float
+        Photon energy, eV.
+
+    Raises
+    ------
+    GeometryError
+        If pixel or energy are not finite and positive.
     """
     for name, value in (("pixel", pixel_m), ("energy", energy_ev)):
         if not (math.isfinite(value) and value > 0):

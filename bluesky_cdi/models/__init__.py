@@ -1,1 +1,1 @@
-"""The canvas network and its weights."""
+"""The unrolled network and its weights."""

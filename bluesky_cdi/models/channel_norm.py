@@ -23,9 +23,16 @@ SUMMING = 1024
 
 @triton.jit
 def _normalise(
-    image, weight, bias, out, pixels, eps,
-    channels: tl.constexpr, columns: tl.constexpr, rows: tl.constexpr,
-):  # fmt: skip
+    image,
+    weight,
+    bias,
+    out,
+    pixels,
+    eps,
+    channels: tl.constexpr,
+    columns: tl.constexpr,
+    rows: tl.constexpr,
+):
     pixel = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     channel = tl.arange(0, columns)
     known = channel < channels
@@ -75,7 +82,20 @@ def _gradients(
 
 
 def channel_norm(image: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm` over the channels of an image (B, C, Y, X), computed in float32, in the image's type."""
+    """Normalise over the channels of an image, computed in float32.
+
+    Parameters
+    ----------
+    image : Tensor, shape (B, C, Y, X)
+        On a GPU.
+    norm : LayerNorm
+        Over C; its weight and bias.
+
+    Returns
+    -------
+    Tensor, shape (B, C, Y, X)
+        In the image's type.
+    """
     result: Tensor = _ChannelNorm.apply(image, norm.weight, norm.bias, norm.eps)
     return result
 
@@ -116,7 +136,7 @@ class _ChannelNorm(torch.autograd.Function):
 
 
 def _sizes(image: Tensor) -> tuple[int, int, int, int]:
-    """Pixels, channels, channels filled up to a power of two, pixels that a program takes at a time."""
+    """Give pixels, channels, channels filled up to a power of two, and pixels that a program takes at a time."""
     batch, channels, height, width = image.shape
     columns = triton.next_power_of_2(channels)
     return batch * height * width, channels, columns, max(1, TILE // columns)

@@ -4,7 +4,7 @@ Encoder and two decoders as Cherukara et al., Appl. Phys. Lett. 117, 044103 (202
 levels of two convolutions each, 32, 64 and 128 channels wide, halved by max pooling and doubled again
 by interpolation; amplitude through a sigmoid, phase through a hyperbolic tangent times pi. It sees neither the
 probe nor its neighbours. Stitching the patches, weighted by the illumination, is what makes it answer as the
-canvas network does.
+unrolled network does.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity, peak_intensity, to_centre
-from bluesky_cdi.physics.lit_frames import frames_at_once
-
-# Share of the probe's peak from which on a pixel is stitched; the object is vacuum elsewhere.
-LIT = 1e-3
+from bluesky_cdi.physics.illuminated_frames import frames_at_once
+from bluesky_cdi.physics.illumination_shares import STITCHED_SHARE
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class PtychoNNConfig:
     levels: int = 3
 
     def as_dict(self) -> dict[str, int]:
-        """The configuration as plain values, for a weights file."""
+        """Give the configuration as plain values, for a weights file."""
         return asdict(self)
 
 
@@ -72,23 +70,37 @@ class PtychoNN(nn.Module):
         probe : Tensor, shape (B, M, N, N), complex64
             Its photons set the scale of the counts, its intensity the weights of the patches.
         data : Diffraction
+            The frames.
 
         Returns
         -------
         list of one Tensor, shape (B, Y, X), complex64
             The object; vacuum where no light fell.
         """
-        total = torch.zeros(data.canvas_shape, dtype=probe.dtype, device=probe.device)
-        light = torch.zeros_like(total.real)
+        total = torch.zeros(data.object_shape, dtype=probe.dtype, device=probe.device)
+        illumination = torch.zeros_like(total.real)
         for part in data.chunks(frames_at_once(probe)):
             weight = intensity(part.probes(probe))  # (n, N, N)
-            total = total + accumulate(weight * self.patches(probe, part), part.corner, part.canvas_shape, part.scene)
-            light = light + accumulate(weight, part.corner, part.canvas_shape, part.scene)
-        floor = LIT * peak_intensity(probe)
-        return [torch.where(light > floor, total / light.clamp_min(floor), 1.0)]
+            total = total + accumulate(weight * self.patches(probe, part), part.corner, part.object_shape, part.scene)
+            illumination = illumination + accumulate(weight, part.corner, part.object_shape, part.scene)
+        floor = STITCHED_SHARE * peak_intensity(probe)
+        return [torch.where(illumination > floor, total / illumination.clamp_min(floor), 1.0)]
 
     def patches(self, probe: Tensor, data: Diffraction) -> Tensor:
-        """Each frame's patch, (n, N, N), complex64."""
+        """Predict the object under each frame.
+
+        Parameters
+        ----------
+        probe : Tensor, shape (B, M, N, N), complex64
+            Its photons set the scale of the counts.
+        data : Diffraction
+            The frames.
+
+        Returns
+        -------
+        Tensor, shape (n, N, N), complex64
+            A patch of the object for each frame.
+        """
         size = probe.shape[-1]
         photons = intensity(probe).sum(dim=(-2, -1))  # (B,)
         mean = (photons[:1] if data.scene is None else photons[data.scene]) / size**2
@@ -115,8 +127,10 @@ class PtychoNN(nn.Module):
 
 
 def _two(inputs: int, outputs: int) -> list[nn.Module]:
-    """Two convolutions, each with its ReLU."""
+    """Make two convolutions, each with its ReLU."""
     return [
-        nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU(),
-    ]  # fmt: skip
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.ReLU(),
+    ]

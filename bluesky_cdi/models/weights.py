@@ -1,7 +1,8 @@
 """Network weights on disk: safetensors with the configuration inside and the training record beside.
 
 The record (JSON, same stem) holds the SHA-256 of the weights file; loading checks it, so a
-truncated or exchanged file never passes for the trained network.
+truncated or exchanged file never passes for the trained network. Whoever exchanges a file can exchange its record as
+well: shipped weights must also have the checksum that stands here.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from typing import Any
 import torch
 
 from bluesky_cdi.errors import WeightsError
-from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
 from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 
-Network = CanvasNet | PtychoNN
-NetworkConfig = CanvasConfig | PtychoNNConfig
+Network = UnrolledNet | PtychoNN
+NetworkConfig = UnrolledConfig | PtychoNNConfig
 # By the name of the architecture in a weights file.
-CONFIGS: Mapping[str, type[CanvasConfig] | type[PtychoNNConfig]]
-CONFIGS = {"canvas": CanvasConfig, "ptychonn": PtychoNNConfig}
+CONFIGS: Mapping[str, type[UnrolledConfig] | type[PtychoNNConfig]]
+CONFIGS = {"canvas": UnrolledConfig, "ptychonn": PtychoNNConfig}
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT = "canvas-small"
+# SHA-256 of what comes with the package.
+SHIPPED_SHA256: Mapping[str, str] = {
+    "canvas-large": "e237bdf774abb574a275a4e85da61a9f1ae0874172abd625cce500b54e3b2ef0",
+    "canvas-small": "b57dc24204691da90e63d145a8250a6a34ec1fb50dc6f5f17d2c1ee80bd679c1",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +41,7 @@ class Trained:
 
     Attributes
     ----------
-    net : CanvasNet or PtychoNN
+    net : UnrolledNet or PtychoNN
         In evaluation mode.
     name : str
     sha256 : str
@@ -50,7 +56,7 @@ class Trained:
     record: Mapping[str, Any]
 
     @property
-    def canvas_net(self) -> CanvasNet:
+    def unrolled_net(self) -> UnrolledNet:
         """The network, where it is one with a critic.
 
         Raises
@@ -58,14 +64,14 @@ class Trained:
         WeightsError
             If it is the baseline.
         """
-        if not isinstance(self.net, CanvasNet):
-            raise WeightsError(f"{self.name} holds a {type(self.net).__name__}; give weights of a canvas network")
+        if not isinstance(self.net, UnrolledNet):
+            raise WeightsError(f"{self.name} holds a {type(self.net).__name__}; give weights of an unrolled network")
         return self.net
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """An untrained network of a size."""
-    return CanvasNet(config) if isinstance(config, CanvasConfig) else PtychoNN(config)
+    """Make an untrained network of a size."""
+    return UnrolledNet(config) if isinstance(config, UnrolledConfig) else PtychoNN(config)
 
 
 def save_weights(net: Network, path: Path, record: Mapping[str, Any]) -> str:
@@ -73,7 +79,8 @@ def save_weights(net: Network, path: Path, record: Mapping[str, Any]) -> str:
 
     Parameters
     ----------
-    net : CanvasNet or PtychoNN
+    net : UnrolledNet or PtychoNN
+        The network.
     path : Path
         Ends in ``.safetensors``; the record goes beside it with ``.json``.
     record : Mapping
@@ -106,20 +113,17 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     name_or_path : str or Path
         A name among `shipped_weights`, or a path ending in ``.safetensors``.
     device : torch.device or str
+        Where to compute.
 
     Raises
     ------
     WeightsError
-        If the file is absent, damaged, or does not fit its record or its configuration.
+        If the file is absent, damaged, or does not fit its record or its configuration, or is no longer the one that
+        came with the package.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(name_or_path) if str(name_or_path).endswith(".safetensors") else SHIPPED / f"{name_or_path}.safetensors"
-    if not path.is_file():
-        raise WeightsError(
-            f"no weights at {path}; shipped names: {', '.join(shipped_weights())}. "
-            "Or train them: bluesky-cdi train --help"
-        )
+    path = _path_of(name_or_path)
     digest, record = _verified(path)
     try:
         with safe_open(str(path), "pt") as file:
@@ -135,9 +139,35 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     return Trained(net.requires_grad_(False), path.stem, digest, record)
 
 
+def weights_checksum(name_or_path: str | Path = DEFAULT) -> str:
+    """Compute the SHA-256 of weights, named as for `load_weights`.
+
+    Raises
+    ------
+    WeightsError
+        As for `load_weights`.
+    """
+    return _verified(_path_of(name_or_path))[0]
+
+
 def shipped_weights() -> list[str]:
-    """Names of the weights that come with the package."""
+    """List the names of the weights that come with the package."""
     return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+
+
+def is_shipped(path: Path) -> bool:
+    """Tell whether a file lies where the weights of the package do."""
+    return path.resolve().parent == SHIPPED.resolve()
+
+
+def _path_of(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path) if str(name_or_path).endswith(".safetensors") else SHIPPED / f"{name_or_path}.safetensors"
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights at {path}; shipped names: {', '.join(shipped_weights())}. "
+            "Or train them: bluesky-cdi train --help"
+        )
+    return path
 
 
 def _verified(path: Path) -> tuple[str, Mapping[str, Any]]:
@@ -155,6 +185,11 @@ def _verified(path: Path) -> tuple[str, Mapping[str, Any]]:
         raise WeightsError(
             f"{path} is damaged or not the trained file: SHA-256 {digest}, "
             f"its record says {record.get('sha256')}. Install it again."
+        )
+    if is_shipped(path) and digest != SHIPPED_SHA256.get(path.stem):
+        raise WeightsError(
+            f"{path} is not what came with the package: SHA-256 {digest}, SHIPPED_SHA256 in {__name__} says "
+            f"{SHIPPED_SHA256.get(path.stem, 'nothing')}. Install it again; your own weights go elsewhere."
         )
     return digest, record
 

@@ -1,10 +1,10 @@
 """The forward model of scanning diffraction, and the adjoint parts that a reconstruction needs.
 
-One formulation serves one scan and a batch of scans: canvases are ``(B, Y, X)``, the frames of
-all of them form one axis of length n, and ``scene`` tells which canvas a frame belongs to.
+One formulation serves one scan and a batch of scans: objects are ``(B, Y, X)``, the frames of
+all of them form one axis of length n, and ``scene`` is the number of the object that a frame belongs to.
 Sub-pixel positions are in the model: each frame has the probe shifted by its own fraction of a
 pixel. Shifting the probe instead of the object moves the whole exit wave, which no intensity
-in the far field can see; the other propagators are told of it and put the wave back.
+in the far field can see; other propagators take the shift and put the exit wave back.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ STEP_FLOOR = 1e-3
 
 
 def fft2c(field: Tensor) -> Tensor:
-    """Centred, orthonormal 2-D FFT over the last two axes; zero frequency at ``[H // 2, W // 2]``."""
+    """Transform the last two axes: centred, orthonormal 2-D FFT, zero frequency at ``[H // 2, W // 2]``."""
     centred = torch.fft.ifftshift(field, dim=(-2, -1))
     spectrum: Tensor = torch.fft.fftshift(torch.fft.fft2(centred, norm="ortho"), dim=(-2, -1))
     return spectrum
 
 
 def ifft2c(field: Tensor) -> Tensor:
-    """Inverse and adjoint of `fft2c`."""
+    """Invert `fft2c`; it is unitary, so this is its adjoint too."""
     centred = torch.fft.ifftshift(field, dim=(-2, -1))
     original: Tensor = torch.fft.fftshift(torch.fft.ifft2(centred, norm="ortho"), dim=(-2, -1))
     return original
 
 
-def patch_index(corner: Tensor, size: int, canvas_shape: tuple[int, ...], scene: Tensor | None = None) -> Tensor:
-    """Flat indices of each frame's patch in its canvas.
+def patch_index(corner: Tensor, size: int, object_shape: tuple[int, ...], scene: Tensor | None = None) -> Tensor:
+    """Compute flat indices of each frame's patch in its object.
 
     Parameters
     ----------
@@ -51,17 +51,17 @@ def patch_index(corner: Tensor, size: int, canvas_shape: tuple[int, ...], scene:
         First row and column of each patch.
     size : int
         Pixels along one side, N.
-    canvas_shape : tuple of int
+    object_shape : tuple of int
         (..., Y, X).
     scene : Tensor, shape (n,), int64, optional
-        Canvas of each frame; all 0 if absent.
+        Object of each frame; all 0 if absent.
 
     Returns
     -------
     Tensor, shape (n, N, N), int64
         Index into the flattened (B, Y, X).
     """
-    height, width = canvas_shape[-2:]
+    height, width = object_shape[-2:]
     steps = torch.arange(size, device=corner.device)
     rows = corner[:, :1] + steps  # (n, N)
     columns = corner[:, 1:] + steps  # (n, N)
@@ -70,36 +70,42 @@ def patch_index(corner: Tensor, size: int, canvas_shape: tuple[int, ...], scene:
     return rows[:, :, None] * width + columns[:, None, :]
 
 
-def extract(canvas: Tensor, corner: Tensor, size: int, scene: Tensor | None = None) -> Tensor:
-    """Cut each frame's patch out of its canvas.
+def extract(obj: Tensor, corner: Tensor, size: int, scene: Tensor | None = None) -> Tensor:
+    """Cut each frame's patch out of its object.
 
     Parameters
     ----------
-    canvas : Tensor, shape (B, Y, X)
+    obj : Tensor, shape (B, Y, X)
+        Transmission of each scene.
     corner : Tensor, shape (n, 2), int64
+        First row and column of each patch.
     size : int
-        N.
+        Pixels along one side of a patch, N.
     scene : Tensor, shape (n,), int64, optional
+        Object of each frame; all 0 if absent.
 
     Returns
     -------
     Tensor, shape (n, N, N)
     """
-    index = patch_index(corner, size, tuple(canvas.shape), scene)
-    found: Tensor = _Gather.apply(canvas, index)  # type: ignore[no-untyped-call]  # torch's own are untyped
+    index = patch_index(corner, size, tuple(obj.shape), scene)
+    found: Tensor = _Gather.apply(obj, index)  # type: ignore[no-untyped-call]  # torch's own are untyped
     return found
 
 
 def accumulate(patches: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None) -> Tensor:
-    """Sum patches into their canvases: the adjoint of `extract`.
+    """Sum patches into their objects: the adjoint of `extract`.
 
     Parameters
     ----------
     patches : Tensor, shape (n, N, N), real or complex
+        Of the object, one a frame.
     corner : Tensor, shape (n, 2), int64
+        First row and column of each patch.
     shape : tuple of int
         (B, Y, X).
     scene : Tensor, shape (n,), int64, optional
+        Object of each frame; all 0 if absent.
 
     Returns
     -------
@@ -118,17 +124,17 @@ def _scatter(patches: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """``canvas.reshape(-1)[index]``, whose gradient is summed by atomic additions; PyTorch's own sorts the index."""
+    """``object.reshape(-1)[index]``, whose gradient is summed by atomic additions; PyTorch's own sorts the index."""
 
     @staticmethod
-    def forward(canvas: Tensor, index: Tensor) -> Tensor:
-        return canvas.reshape(-1)[index]
+    def forward(obj: Tensor, index: Tensor) -> Tensor:
+        return obj.reshape(-1)[index]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        canvas, index = inputs
+        obj, index = inputs
         ctx.save_for_backward(index)
-        ctx.shape = tuple(canvas.shape)
+        ctx.shape = tuple(obj.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -142,6 +148,7 @@ def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:
     Parameters
     ----------
     fields : Tensor, shape (n, M, N, N) or (1, M, N, N), complex
+        One for all frames, or each frame's own.
     shift_px : Tensor, shape (n, 2)
         Rows, columns; positive moves content to higher indices.
 
@@ -152,7 +159,7 @@ def shift_fields(fields: Tensor, shift_px: Tensor) -> Tensor:
     return _shifted(torch.fft.fft2(fields, norm="forward"), shift_px)
 
 
-def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, scene: Tensor | None = None) -> Tensor:
+def frame_probes(probe: Tensor, shift_px: Tensor, flux: Tensor | None = None, scene: Tensor | None = None) -> Tensor:
     """Give every frame its own probe: shifted to its sub-pixel position, scaled to its flux.
 
     Parameters
@@ -160,25 +167,29 @@ def frame_probes(probe: Tensor, shift_px: Tensor, gain: Tensor | None = None, sc
     probe : Tensor, shape (B, M, N, N), complex
         Modes of each scene.
     shift_px : Tensor, shape (n, 2)
-    gain : Tensor, shape (n,), optional
+        Rows, columns; positive moves the probe to higher indices.
+    flux : Tensor, shape (n,), optional
         Incident flux of each frame relative to the mean.
     scene : Tensor, shape (n,), int64, optional
+        Probe of each frame; all 0 if absent.
 
     Returns
     -------
     Tensor, shape (n, M, N, N), complex
     """
     spectra = torch.fft.fft2(probe, norm="forward")  # (B, M, N, N)
-    return _shifted(spectra[:1] if scene is None else spectra[scene], shift_px, gain)
+    return _shifted(spectra[:1] if scene is None else spectra[scene], shift_px, flux)
 
 
 def diffract(probes: Tensor, patches: Tensor) -> Tensor:
-    """Far-field waves of each mode, zero frequency at ``[0, 0]``.
+    """Propagate the exit waves of each mode to the far field, zero frequency at ``[0, 0]``.
 
     Parameters
     ----------
     probes : Tensor, shape (n, M, N, N), complex
+        Each frame's own.
     patches : Tensor, shape (n, N, N), complex
+        Of the object, one a frame.
 
     Returns
     -------
@@ -193,17 +204,32 @@ def to_corner(frames: Tensor) -> Tensor:
 
 
 def to_centre(frames: Tensor) -> Tensor:
-    """Inverse of `to_corner`."""
+    """Move the zero frequency of frames or masks from ``[0, 0]`` to ``[H // 2, W // 2]``."""
     return FAR_FIELD.to_detector(frames)
 
 
 def rate(probes: Tensor, patches: Tensor, background: Tensor | float = 0.0) -> Tensor:
-    """Expected counts in the far field, ``sum_m |F psi_m|^2 + background``, (n, N, N), zero frequency at the centre."""
+    """Compute expected counts in the far field, ``sum_m |F psi_m|^2 + background``.
+
+    Parameters
+    ----------
+    probes : Tensor, shape (n, M, N, N), complex
+        In sqrt(photons).
+    patches : Tensor, shape (n, N, N), complex
+        Of the object, one a frame.
+    background : Tensor or float
+        Photons per pixel.
+
+    Returns
+    -------
+    Tensor, shape (n, N, N)
+        Photons; zero frequency at ``[N // 2, N // 2]``.
+    """
     return to_centre(intensity(diffract(probes, patches))) + background
 
 
 def intensity(waves: Tensor) -> Tensor:
-    """Sum of the modes' intensities: (n, M, N, N) complex to (n, N, N) real."""
+    """Sum the modes' intensities: (n, M, N, N) complex to (n, N, N) real."""
     return (waves.real.square() + waves.imag.square()).sum(dim=1)
 
 
@@ -216,7 +242,7 @@ def modulus_step(
     shift_px: Tensor | None = None,
     likelihood: Likelihood = "amplitude",
 ) -> tuple[Tensor, Tensor]:
-    """Change of the exit waves that the measured counts ask for, and the rate before it.
+    """Compute the change of exit waves that the measured counts ask for, and the rate before it.
 
     For the likelihood of the amplitudes, ``sum (sqrt(rate) - sqrt(counts))^2``, the step is its gradient,
     which for zero background is the projection on the measured modulus. For Poisson's it is the
@@ -229,15 +255,17 @@ def modulus_step(
     waves : Tensor, shape (n, M, N, N), complex
         Exit waves.
     counts : Tensor, shape (n, N, N)
-        In the propagator's working order.
+        Photons, in the propagator's working order.
     background : Tensor or float
         Photons per pixel.
     mask : Tensor, shape (N, N) or (n, N, N), bool, optional
-        True where a pixel is valid; in the propagator's working order.
+        True where a pixel is valid, in the propagator's working order; what other pixels count is not looked at.
     propagator : Propagator
+        From the sample to the detector.
     shift_px : Tensor, shape (n, 2), optional
         By how much the exit waves are displaced.
     likelihood : {'amplitude', 'poisson'}
+        How noise is counted.
 
     Returns
     -------
@@ -252,22 +280,26 @@ def modulus_step(
     else:
         factor = counts.sqrt() * (expected + STEP_FLOOR).rsqrt() - 1
     if mask is not None:
-        factor = factor * mask
+        # Selected, not multiplied: a masked pixel may hold anything, and NaN times 0 is NaN.
+        factor = torch.where(mask, factor, 0.0)
     return propagator.adjoint(at_detector * factor[:, None], shift_px), expected
 
 
 def object_step(
-    probes: Tensor, wave_step: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None
+    probes: Tensor, exit_wave_step: Tensor, corner: Tensor, shape: tuple[int, int, int], scene: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Stitch exit-wave changes into an object change and the illumination that supports it.
+    """Stitch changes of exit waves into a change of the object and the illumination behind it.
 
     Parameters
     ----------
-    probes, wave_step : Tensor, shape (n, M, N, N), complex
+    probes, exit_wave_step : Tensor, shape (n, M, N, N), complex
+        Each frame's probe, and the change of its exit waves.
     corner : Tensor, shape (n, 2), int64
+        First row and column of each patch.
     shape : tuple of int
         (B, Y, X).
     scene : Tensor, shape (n,), int64, optional
+        Object of each frame; all 0 if absent.
 
     Returns
     -------
@@ -276,28 +308,28 @@ def object_step(
     illumination : Tensor, shape (B, Y, X)
         ``sum |probe|^2``, photons per pixel.
     """
-    numerator = accumulate((probes.conj() * wave_step).sum(dim=1), corner, shape, scene)
+    numerator = accumulate((probes.conj() * exit_wave_step).sum(dim=1), corner, shape, scene)
     return numerator, accumulate(intensity(probes), corner, shape, scene)
 
 
 @dataclass(frozen=True, eq=False)
 class Diffraction:
-    """Measured frames, placed on their canvases and ready for computing.
+    """Measured frames, placed on their objects and ready for computing.
 
     Attributes
     ----------
     counts : Tensor, shape (n, N, N), float32
         Photons, in the propagator's working order: zero frequency at ``[0, 0]`` in the far field.
     corner : Tensor, shape (n, 2), int64
-        First row and column of each patch on its canvas.
+        First row and column of each patch on its object.
     shift_px : Tensor, shape (n, 2)
         Sub-pixel remainder of each position.
-    canvas_shape : tuple of int
+    object_shape : tuple of int
         (B, Y, X).
-    gain : Tensor, shape (n,), optional
+    flux : Tensor, shape (n,), optional
         Incident flux of each frame relative to the mean.
     scene : Tensor, shape (n,), int64, optional
-        Canvas of each frame; all 0 if absent.
+        Object of each frame; all 0 if absent.
     mask : Tensor, shape (N, N), bool, optional
         True where a pixel is valid; in the propagator's working order.
     background : float
@@ -311,8 +343,8 @@ class Diffraction:
     counts: Tensor
     corner: Tensor
     shift_px: Tensor
-    canvas_shape: tuple[int, int, int]
-    gain: Tensor | None = None
+    object_shape: tuple[int, int, int]
+    flux: Tensor | None = None
     scene: Tensor | None = None
     mask: Tensor | None = None
     background: float = 0.0
@@ -323,13 +355,13 @@ class Diffraction:
         return self.counts.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Diffraction:
-        """Select frames; the canvases stay."""
+        """Select frames; the objects stay."""
         return replace(
             self,
             counts=self.counts[index],
             corner=self.corner[index],
             shift_px=self.shift_px[index],
-            gain=None if self.gain is None else self.gain[index],
+            flux=None if self.flux is None else self.flux[index],
             scene=None if self.scene is None else self.scene[index],
         )
 
@@ -340,48 +372,87 @@ class Diffraction:
 
     @property
     def valid(self) -> Tensor | None:
-        """Valid pixels: (N, N), or (n, N, N) where pixels saturate; None: all."""
+        """Valid pixels, bool: (N, N), or (n, N, N) where pixels saturate; None if all are."""
         if self.saturation is None:
             return self.mask
         below = self.counts < self.saturation
         return below if self.mask is None else below & self.mask
 
     def rate(self, probes: Tensor, patches: Tensor) -> Tensor:
-        """Expected counts, ``sum_m |F psi_m|^2 + background``, (n, N, N), in the propagator's working order."""
+        """Compute expected counts, ``sum_m |F psi_m|^2 + background``.
+
+        Parameters
+        ----------
+        probes : Tensor, shape (n, M, N, N), complex
+            Each frame's own, in sqrt(photons).
+        patches : Tensor, shape (n, N, N), complex
+            Of the object, one a frame.
+
+        Returns
+        -------
+        Tensor, shape (n, N, N)
+            Photons, in the propagator's working order.
+        """
         return intensity(self.propagator.forward(probes * patches[:, None], self.shift_px)) + self.background
 
     def modulus_step(self, waves: Tensor, likelihood: Likelihood = "amplitude") -> tuple[Tensor, Tensor]:
-        """`modulus_step` of exit waves of these frames."""
-        return modulus_step(
-            waves, self.counts, self.background, self.valid, self.propagator, self.shift_px, likelihood
-        )
+        """Compute the change of exit waves that these frames ask for; see `modulus_step`.
 
-    def wave_step(
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Exit waves.
+        likelihood : {'amplitude', 'poisson'}
+            How noise is counted.
+
+        Returns
+        -------
+        step : Tensor, shape (n, M, N, N), complex
+        rate : Tensor, shape (n, N, N)
+        """
+        return modulus_step(waves, self.counts, self.background, self.valid, self.propagator, self.shift_px, likelihood)
+
+    def exit_wave_step(
         self, probes: Tensor, patches: Tensor, likelihood: Likelihood = "amplitude"
     ) -> tuple[Tensor, Tensor]:
-        """`modulus_step` of probes (n, M, N, N) on patches (n, N, N)."""
+        """Compute the change that these frames ask of the exit waves of probes on patches; see `modulus_step`.
+
+        Parameters
+        ----------
+        probes : Tensor, shape (n, M, N, N), complex
+            Each frame's own.
+        patches : Tensor, shape (n, N, N), complex
+            Of the object, one a frame.
+        likelihood : {'amplitude', 'poisson'}
+            How noise is counted.
+
+        Returns
+        -------
+        step : Tensor, shape (n, M, N, N), complex
+        rate : Tensor, shape (n, N, N)
+        """
         return self.modulus_step(probes * patches[:, None], likelihood)
 
     def probes(self, probe: Tensor) -> Tensor:
-        """Each frame's own probe: (B, M, N, N) to (n, M, N, N)."""
-        return frame_probes(probe, self.shift_px, self.gain, self.scene)
+        """Give each frame its own probe: (B, M, N, N) to (n, M, N, N); see `frame_probes`."""
+        return frame_probes(probe, self.shift_px, self.flux, self.scene)
 
-    def patches(self, canvas: Tensor) -> Tensor:
-        """Each frame's patch: (B, Y, X) to (n, N, N)."""
-        return extract(canvas, self.corner, self.counts.shape[-1], self.scene)
+    def patches(self, obj: Tensor) -> Tensor:
+        """Cut each frame's patch out of its object: (B, Y, X) to (n, N, N)."""
+        return extract(obj, self.corner, self.counts.shape[-1], self.scene)
 
 
 def peak_intensity(probe: Tensor) -> Tensor:
-    """Brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1)."""
+    """Find the intensity of the brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1)."""
     return intensity(probe).amax(dim=(-2, -1))[:, None, None]
 
 
-def _shifted(spectra: Tensor, shift_px: Tensor, gain: Tensor | None = None) -> Tensor:
-    """Fields of spectra (n or 1, M, N, N), shifted by `shift_px` (n, 2), with their flux.
+def _shifted(spectra: Tensor, shift_px: Tensor, flux: Tensor | None = None) -> Tensor:
+    """Transform spectra (n or 1, M, N, N) to fields, shifted by `shift_px` (n, 2) and scaled to their flux.
 
     The spectra are already divided by N^2, which spares a pass over the shifted fields.
     """
     shift = shift_px.to(spectra.real.dtype)
-    ramp = shift_ramp(shift, spectra.shape[-1], None if gain is None else gain.sqrt())  # (n, N, N)
+    ramp = shift_ramp(shift, spectra.shape[-1], None if flux is None else flux.sqrt())  # (n, N, N)
     shifted: Tensor = torch.fft.ifft2(spectra * ramp[:, None], norm="forward")
     return shifted

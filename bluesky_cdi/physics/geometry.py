@@ -1,4 +1,4 @@
-"""Where pixels are: wavelength, sample pixel, and the canvas on which frames are stitched.
+"""Where pixels are: wavelength, sample pixel, and the grid on which frames are stitched.
 
 The one place in which metres become pixels. Imports no torch.
 """
@@ -96,7 +96,7 @@ class Geometry:
         return self.wavelength_m * self.distance_m / (self.frame_px * self.detector_pixel_m)
 
     def as_metadata(self) -> dict[str, Any]:
-        """The geometry as a start document carries it, under the key ``geometry``."""
+        """Return the geometry as a start document carries it, under the key ``geometry``."""
         stated: dict[str, Any] = {
             "energy_ev": self.energy_ev,
             "distance_m": self.distance_m,
@@ -149,8 +149,8 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """The grid of object pixels that a scan's frames are stitched on.
+class ObjectGrid:
+    """Where the object's pixels lie: the grid on which frames are stitched.
 
     Parameters
     ----------
@@ -172,22 +172,24 @@ class Canvas:
     @classmethod
     def covering(
         cls, low_m: FloatArray, high_m: FloatArray, pixel_m: float, frame_px: int, margin_px: int = 2
-    ) -> Canvas:
-        """Make the smallest canvas that holds every patch of probes centred in a window.
+    ) -> ObjectGrid:
+        """Make the smallest grid that holds every patch of probes centred in a window.
 
         Parameters
         ----------
         low_m, high_m : ndarray, shape (2,)
             Corners (y, x) of the window of probe centres, metres.
         pixel_m : float
+            Sample pixel, metres.
         frame_px : int
+            Pixels along one side of a frame, N.
         margin_px : int
             Extra pixels at each border, for stages that overshoot.
 
         Raises
         ------
         GeometryError
-            If the window is empty or not finite, or the canvas would exceed 2**28 pixels
+            If the window is empty or not finite, or the grid would exceed 2**28 pixels
             (positions stated in the wrong unit look like this).
         """
         low, high = np.asarray(low_m, float), np.asarray(high_m, float)
@@ -198,7 +200,7 @@ class Canvas:
         # Still floating point: as integers, the product of two absurd sides can wrap to a small one.
         if sides.prod() > 2**28:
             raise GeometryError(
-                f"the window {high - low} m needs a canvas of {sides[0]:.6g} x {sides[1]:.6g} pixels "
+                f"the window {high - low} m needs an object grid of {sides[0]:.6g} x {sides[1]:.6g} pixels "
                 f"of {pixel_m:.3g} m, more than 2**28. Are the positions in metres, and is the geometry right?"
             )
         origin = low - half * pixel_m
@@ -223,22 +225,22 @@ class Canvas:
         Raises
         ------
         GeometryError
-            If a patch would leave the canvas.
+            If a patch would leave the grid.
         """
         centre = (np.asarray(positions_m, float) - np.asarray(self.origin_m)) / self.pixel_m
         outside = ~self.contains(positions_m)
         if outside.any():
             first = np.asarray(positions_m)[outside][0]
             raise GeometryError(
-                f"{int(outside.sum())} position(s) lie outside the canvas, the first at (y, x) = {first} m; "
-                "the canvas is made for the window in the run's metadata (`window_m`): "
+                f"{int(outside.sum())} position(s) lie outside the object grid, the first at (y, x) = {first} m; "
+                "it is made for the window in the run's metadata (`window_m`): "
                 "measure inside it, or state the real one."
             )
         nearest = np.rint(centre)
         return nearest.astype(np.int64) - self.frame_px // 2, centre - nearest
 
     def contains(self, positions_m: FloatArray) -> np.ndarray[Any, Any]:
-        """Tell which positions' patches lie on the canvas, shape (n,), bool."""
+        """Test which positions (n, 2), metres, have their patches on the grid; shape (n,), bool."""
         centre = np.rint((np.asarray(positions_m, float) - np.asarray(self.origin_m)) / self.pixel_m)
         low = centre - self.frame_px // 2
         return np.asarray(((low >= 0) & (low + self.frame_px <= np.asarray(self.shape))).all(axis=1))

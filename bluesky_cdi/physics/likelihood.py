@@ -1,4 +1,4 @@
-"""How well a rate explains counts."""
+"""Misfit of an expected rate and measured counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bluesky_cdi.physics.forward import RATE_FLOOR
 
 
 def poisson_deviance(rate: Tensor, counts: Tensor) -> Tensor:
-    """Poisson deviance of each pixel, ``2 (k log(k / r) - k + r)``.
+    """Compute the Poisson deviance of each pixel, ``2 (k log(k / r) - k + r)``.
 
     Zero where the rate equals the counts; its mean is near 1 for bright pixels of a true model
     and smaller than 1 where less than about one photon is expected (McCullagh and Nelder,
@@ -30,12 +30,36 @@ def poisson_deviance(rate: Tensor, counts: Tensor) -> Tensor:
 
 
 def amplitude_loss(rate: Tensor, counts: Tensor) -> Tensor:
-    """``(sqrt(rate) - sqrt(counts))^2`` of each pixel: a quarter of the deviance at high counts."""
+    """Compute ``(sqrt(rate) - sqrt(counts))^2`` of each pixel: a quarter of the deviance at high counts.
+
+    Parameters
+    ----------
+    rate, counts : Tensor, same shape
+        Expected and measured photons; `rate` is clamped at 1e-8.
+
+    Returns
+    -------
+    Tensor, same shape
+    """
     return (rate.clamp_min(RATE_FLOOR).sqrt() - counts.sqrt()).square()
 
 
 def mean_over_valid(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Average each frame's valid pixels: (n, N, N) to (n,); `mask` is (N, N) or (n, N, N)."""
+    """Average each frame's valid pixels.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n, N, N)
+        One for each pixel.
+    mask : Tensor, shape (N, N) or (n, N, N), bool, or None
+        True where a pixel is valid; what others hold is not looked at. None: all are.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        0 where a frame has no valid pixel.
+    """
     if mask is None:
         return values.mean(dim=(-2, -1))
-    return (values * mask).sum(dim=(-2, -1)) / mask.sum(dim=(-2, -1)).clamp_min(1)
+    # Selected, not multiplied: a masked pixel may hold anything, and NaN times 0 is NaN.
+    return torch.where(mask, values, 0.0).sum(dim=(-2, -1)) / mask.sum(dim=(-2, -1)).clamp_min(1)

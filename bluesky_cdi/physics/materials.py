@@ -15,7 +15,7 @@ ENERGY_RANGE_EV = (30.0, 4e5)
 
 
 def refractive_index(material: str, energy_ev: float, density_g_cm3: float | None = None) -> complex:
-    """Refractive index ``1 - delta + i beta`` of a material for X-rays.
+    """Look up the refractive index ``1 - delta + i beta`` of a material for X-rays.
 
     From Chantler's tables of atomic scattering factors (J. Phys. Chem. Ref. Data 29, 597 (2000)) as
     the package xraydb holds them. `beta` counts absorbed photons alone, as is customary; scattered ones stay
@@ -61,7 +61,7 @@ def refractive_index(material: str, energy_ev: float, density_g_cm3: float | Non
 def transmission(
     thickness_m: npt.ArrayLike, *, energy_ev: float, material: str, density_g_cm3: float | None = None
 ) -> npt.NDArray[np.complex64]:
-    """Transmission of thin matter relative to vacuum, ``exp(-i k delta t) exp(-k beta t)``.
+    """Compute the transmission of thin matter relative to vacuum, ``exp(-i k delta t) exp(-k beta t)``.
 
     ``k = 2 pi / wavelength``; the sign belongs to waves ``exp(+i k z)``, as everywhere in the package (Paganin,
     Coherent X-Ray Optics (2006), section 2.2, the projection approximation). Films one behind the other multiply.
@@ -70,8 +70,12 @@ def transmission(
     ----------
     thickness_m : array_like, shape (...)
         Projected thickness t, metres, not negative.
-    energy_ev, material, density_g_cm3
-        As `refractive_index`.
+    energy_ev : float
+        Photon energy, eV.
+    material : str
+        Chemical formula, or a name that xraydb knows.
+    density_g_cm3 : float, optional
+        Density, g/cm^3; xraydb's own for the elements and named materials.
 
     Returns
     -------

@@ -41,7 +41,7 @@ PHASE_ONLY = -1.5j
 
 @dataclass(frozen=True)
 class SampleKind:
-    """What a kind of sample is made of.
+    """Structure and material of a kind of sample.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class SampleKind:
 
 
 def make_sample(kind: str, shape: Shape, seed: int = 0) -> ComplexImage:
-    """Make a sample.
+    """Make the transmission function of a synthetic sample.
 
     Parameters
     ----------
@@ -79,6 +79,7 @@ def make_sample(kind: str, shape: Shape, seed: int = 0) -> ComplexImage:
     shape : tuple of int
         (Y, X) pixels.
     seed : int
+        Of what is random in the sample.
 
     Returns
     -------
@@ -119,6 +120,7 @@ def material_sample(
     pixel_m : float
         Sample pixel, metres: decides how thick a thin sample may be.
     energy_ev : float
+        Photon energy, eV.
     material : str
         Chemical formula, or a name that xraydb knows.
     thickness_m : float
@@ -126,6 +128,7 @@ def material_sample(
     density_g_cm3 : float, optional
         Density, g/cm^3; the tables' own for elements and named materials.
     seed : int
+        Of what is random in the sample.
 
     Returns
     -------

@@ -20,12 +20,12 @@ from bluesky_cdi.physics.geometry import Geometry
 
 
 def pupil_step(geometry: Geometry) -> float:
-    """Angle between neighbouring pixels of the pupil, radians."""
+    """Compute the angle between neighbouring pixels of the pupil, radians."""
     return geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m)
 
 
 def pupil_angles(geometry: Geometry) -> Tensor:
-    """Angle of each row or column of the pupil from the axis, radians, shape (N,), float64."""
+    """Compute the angle of each row or column of the pupil from the axis, radians, shape (N,), float64."""
     index = torch.arange(geometry.frame_px, dtype=torch.float64) - geometry.frame_px // 2
     return index * pupil_step(geometry)
 
@@ -38,17 +38,18 @@ def lens_field(
     defocus_m: float = 0.0,
     aberrations: Mapping[int, float] | None = None,
 ) -> Tensor:
-    """Field of a round lens with a central stop, some distance from its focus.
+    """Compute the field of a round lens with a central stop, some distance from its focus.
 
     Parameters
     ----------
     geometry : Geometry
+        Of the experiment.
     numerical_aperture : float
         Half opening angle, radians.
     central_stop : float
         Radius of the stop as a share of the aperture's.
     defocus_m : float
-        Distance from the focus to the sample, positive downstream.
+        Distance from the focus to the sample, metres, positive downstream.
     aberrations : Mapping of int to float, optional
         Noll index to coefficient, radians; see `aberration_phase`.
 
@@ -71,8 +72,7 @@ def lens_field(
         aperture = aperture * _inside(geometry, radius - central_stop * numerical_aperture)
     if float(aperture.sum()) == 0:
         raise GeometryError(
-            "the aperture between stop and edge covers no detector pixel "
-            f"(numerical aperture {numerical_aperture:.3g})"
+            f"the aperture between stop and edge covers no detector pixel (numerical aperture {numerical_aperture:.3g})"
         )
     phase = -math.pi * defocus_m * squared / geometry.wavelength_m
     if aberrations:
@@ -86,15 +86,16 @@ def mirror_pair_field(
     numerical_aperture: tuple[float, float],
     defocus_m: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
-    """Field of a Kirkpatrick-Baez pair: each mirror focuses one direction, at its own distance.
+    """Compute the field of a Kirkpatrick-Baez pair: each mirror focuses one direction, at its own distance.
 
     Parameters
     ----------
     geometry : Geometry
+        Of the experiment.
     numerical_aperture : tuple of float
         Half opening angles of the mirrors that focus along (y, x), radians.
     defocus_m : tuple of float
-        Distances (y, x) from each mirror's line focus to the sample, positive downstream; their difference
+        Distances (y, x) from each mirror's line focus to the sample, metres, positive downstream; their difference
         is the astigmatism.
 
     Returns
@@ -118,7 +119,7 @@ def mirror_pair_field(
 
 
 def zernike(index: int, rho: Tensor, theta: Tensor) -> Tensor:
-    """Zernike polynomial of a Noll index, orthonormal on the unit disc: its mean square there is 1.
+    """Evaluate the Zernike polynomial of a Noll index, orthonormal on the unit disc: its mean square there is 1.
 
     Parameters
     ----------
@@ -153,11 +154,12 @@ def zernike(index: int, rho: Tensor, theta: Tensor) -> Tensor:
 
 
 def aberration_phase(geometry: Geometry, numerical_aperture: float, aberrations: Mapping[int, float]) -> Tensor:
-    """Phase that aberrations give to a round pupil.
+    """Compute the phase that aberrations give to a round pupil.
 
     Parameters
     ----------
     geometry : Geometry
+        Its frame and sample pixel set the grid of the pupil.
     numerical_aperture : float
         Radius of the pupil, radians.
     aberrations : Mapping of int to float
@@ -183,10 +185,19 @@ def aberration_phase(geometry: Geometry, numerical_aperture: float, aberrations:
 def check_aperture(geometry: Geometry, numerical_aperture: float, defocus_m: float) -> None:
     """Refuse what the frame can't sample: an aperture wider than it, a beam wider than its window.
 
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the experiment.
+    numerical_aperture : float
+        Half opening angle, radians.
+    defocus_m : float
+        Distance from the focus to the sample, metres.
+
     Raises
     ------
     GeometryError
-        If so.
+        If the aperture is larger than the detector, or the beam wider than the frame's window on the sample.
     """
     step = pupil_step(geometry)
     seen = geometry.frame_px // 2 * step

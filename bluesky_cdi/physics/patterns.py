@@ -13,7 +13,24 @@ Shape = tuple[int, int]
 
 
 def siemens_star(shape: Shape, radius_px: float, spokes: int = 16, hub: float = 0.12) -> FloatImage:
-    """Siemens star with a solid hub and one ring gap, centred, shape (Y, X)."""
+    """Draw a Siemens star with a solid hub and one ring gap, centred; one spoke is missing over its outer half.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    radius_px : float
+        Radius of the star, pixels.
+    spokes : int
+        How many.
+    hub : float
+        Radius of the hub as a share of the star's.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
+    """
     y, x, r = _polar_grid(shape)
     angle = np.arctan2(y, x)
     # Edges one pixel soft: distance to the spoke's edge along the circle.
@@ -27,7 +44,24 @@ def siemens_star(shape: Shape, radius_px: float, spokes: int = 16, hub: float = 
 
 
 def particles(shape: Shape, rng: np.random.Generator, number: int, radius_px: tuple[float, float]) -> FloatImage:
-    """Spheres at random places, shape (Y, X)."""
+    """Draw spheres at random places.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    number : int
+        How many.
+    radius_px : tuple of float
+        Smallest and largest radius, pixels.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
+    """
     rows, columns = np.indices(shape)
     out = np.zeros(shape)
     for _ in range(number):
@@ -39,12 +73,42 @@ def particles(shape: Shape, rng: np.random.Generator, number: int, radius_px: tu
 
 
 def power_law_texture(shape: Shape, rng: np.random.Generator, exponent: float = 1.4) -> FloatImage:
-    """Random field squeezed into 0..1, whose amplitude spectrum falls as ``k ** -exponent``, shape (Y, X)."""
+    """Draw a random field squeezed into 0..1, whose amplitude spectrum falls as ``k ** -exponent``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    exponent : float
+        0: white noise.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
+    """
     return _squeeze(power_law_field(shape, rng, exponent), 2)
 
 
 def power_law_field(shape: Shape, rng: np.random.Generator, exponent: float) -> FloatImage:
-    """Normal random field of mean 0 and variance 1, amplitude spectrum ``k ** -exponent``, shape (Y, X)."""
+    """Draw a normal random field whose amplitude spectrum falls as ``k ** -exponent``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    exponent : float
+        0: white noise.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Mean 0, variance 1.
+    """
     k = _frequency(shape)
     k[0, 0] = 1
     noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * k**-exponent).real
@@ -52,10 +116,24 @@ def power_law_field(shape: Shape, rng: np.random.Generator, exponent: float) -> 
 
 
 def dead_leaves(shape: Shape, rng: np.random.Generator, radius_px: tuple[float, float]) -> FloatImage:
-    """Discs of random height that hide each other, until they cover the plane, shape (Y, X).
+    """Draw discs of random height that hide each other, until they cover the plane.
 
     Radii fall as ``r ** -3`` between the limits, which makes the image statistically the same at every
     scale between them (Lee, Mumford and Huang, Int. J. Comput. Vis. 41, 35 (2001)).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    radius_px : tuple of float
+        Smallest and largest radius, pixels.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
     """
     low, high = radius_px
     mean_area = 2 * math.pi * math.log(high / low) / (low**-2 - high**-2)
@@ -74,19 +152,46 @@ def dead_leaves(shape: Shape, rng: np.random.Generator, radius_px: tuple[float, 
 
 
 def natural_scene(shape: Shape, rng: np.random.Generator) -> FloatImage:
-    """Large leaves, each with one of two textures: power falls about as ``k ** -2``, edges stay sharp, shape (Y, X).
+    """Draw large leaves, each with one of two textures: power falls about as ``k ** -2``, edges stay sharp.
 
     The spectrum is that of natural images (Field, J. Opt. Soc. Am. A 4, 2379 (1987)).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
     """
     side = min(shape)
     leaves = dead_leaves(shape, rng, (max(2.0, 0.03 * side), 0.4 * side))
     # Textures flatter than k ** -1 make up for the edges, which are steeper.
-    light, dark = (power_law_field(shape, rng, 0.8) for _ in range(2))
-    return _squeeze(3 * (leaves - 0.5) + 0.7 * np.where(leaves > 0.5, light, dark), 1.2)
+    high, low = (power_law_field(shape, rng, 0.8) for _ in range(2))
+    return _squeeze(3 * (leaves - 0.5) + 0.7 * np.where(leaves > 0.5, high, low), 1.2)
 
 
 def gratings(shape: Shape, rng: np.random.Generator, pitches_px: tuple[float, ...] = (4, 6, 9, 13, 18)) -> FloatImage:
-    """Patches of lines, each with a pitch, a direction and a height of its own, shape (Y, X)."""
+    """Draw patches of lines, each with a pitch, a direction and a height of its own.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    pitches_px : tuple of float
+        Pitches to choose from, pixels.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
+    """
     out = np.zeros(shape)
     cells = [max(2, round(side / (4 * max(pitches_px)))) for side in shape]
     edges = [np.linspace(0, side, number + 1).astype(int) for side, number in zip(shape, cells, strict=True)]
@@ -102,9 +207,23 @@ def gratings(shape: Shape, rng: np.random.Generator, pitches_px: tuple[float, ..
 
 
 def wiring(shape: Shape, rng: np.random.Generator, widths_px: tuple[int, ...] = (3, 4, 6, 10)) -> FloatImage:
-    """Layers of Manhattan wires, each wider than and across the one below, with vias between, shape (Y, X).
+    """Draw layers of Manhattan wires, each wider than and across the one below, with vias between.
 
     A layer and the vias to the next are equally thick; all layers together are 1.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    widths_px : tuple of int
+        Width of the wires of each layer, pixels.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
     """
     out = np.zeros(shape)
     below = np.zeros(shape, bool)
@@ -118,7 +237,24 @@ def wiring(shape: Shape, rng: np.random.Generator, widths_px: tuple[int, ...] = 
 
 
 def facets(shape: Shape, rng: np.random.Generator, number: int, radius_px: tuple[float, float]) -> FloatImage:
-    """Flat crystals with straight edges at random places, overlapping ones as thick as the thicker, shape (Y, X)."""
+    """Draw flat crystals with straight edges at random places, overlapping ones as thick as the thicker.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    number : int
+        How many.
+    radius_px : tuple of float
+        Smallest and largest radius, pixels.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
+    """
     rows, columns = np.indices(shape)
     out = np.zeros(shape)
     for _ in range(number):
@@ -134,7 +270,22 @@ def facets(shape: Shape, rng: np.random.Generator, number: int, radius_px: tuple
 
 
 def labyrinth(shape: Shape, rng: np.random.Generator, period_px: float) -> FloatImage:
-    """Winding bands of one width, as of a demixed blend, shape (Y, X)."""
+    """Draw winding bands of one width, as of a demixed blend.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (Y, X) pixels.
+    rng : Generator
+        Draws what is random.
+    period_px : float
+        Mean distance from band to band, pixels.
+
+    Returns
+    -------
+    ndarray, shape (Y, X), float64
+        Thickness, 0 to 1.
+    """
     ring = np.exp(-(((_frequency(shape) * period_px - 1) / 0.2) ** 2))
     noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * ring).real
     return _squeeze(noise / noise.std(), 5)
@@ -145,7 +296,7 @@ def _squeeze(field: FloatImage, slope: float) -> FloatImage:
 
 
 def _frequency(shape: Shape) -> FloatImage:
-    """Cycles per pixel of each element of an FFT, shape (Y, X)."""
+    """Compute the cycles per pixel of each element of an FFT, shape (Y, X)."""
     return np.asarray(np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]))
 
 
@@ -156,13 +307,13 @@ def _polar_grid(shape: Shape) -> tuple[FloatImage, FloatImage, FloatImage]:
 
 
 def _around(centre: float, radius: float, side: int) -> slice:
-    """Indices along one axis that a disc touches."""
+    """Return the indices along one axis that a disc touches."""
     low, high = (min(max(0, edge), side) for edge in (math.floor(centre - radius), math.ceil(centre + radius) + 1))
     return slice(low, high)
 
 
 def _wires(shape: Shape, rng: np.random.Generator, width: int) -> npt.NDArray[np.bool_]:
-    """Horizontal wires on tracks twice as far apart as they are wide, cut at random places."""
+    """Draw horizontal wires on tracks twice as far apart as they are wide, cut at random places."""
     out = np.zeros(shape, bool)
     for row in range(int(rng.integers(0, 2 * width)), shape[0], 2 * width):
         column = -int(rng.integers(0, 30 * width))
@@ -175,7 +326,7 @@ def _wires(shape: Shape, rng: np.random.Generator, width: int) -> npt.NDArray[np
 
 
 def _vias(crossing: npt.NDArray[np.bool_], rng: np.random.Generator, width: int) -> FloatImage:
-    """A random third of the places where two layers cross, on a mesh of `width` pixels."""
+    """Choose a random third of the places where two layers cross, on a mesh of `width` pixels."""
     mesh = rng.uniform(size=tuple(side // width + 1 for side in crossing.shape)) < 1 / 3
     chosen = np.repeat(np.repeat(mesh, width, axis=0), width, axis=1)
     return np.asarray(crossing & chosen[: crossing.shape[0], : crossing.shape[1]], float)

@@ -24,17 +24,18 @@ def focused_probe(
     coherent_share: float = 1.0,
     photons: float = 1.0,
 ) -> Tensor:
-    """Probe of a round lens with a central stop, some distance from its focus.
+    """Make the probe of a round lens with a central stop, some distance from its focus.
 
     Parameters
     ----------
     geometry : Geometry
+        Of the experiment.
     numerical_aperture : float
         Half opening angle, radians.
     central_stop : float
         Radius of the stop as a share of the aperture's.
     defocus_m : float
-        Distance from the focus to the sample, positive downstream.
+        Distance from the focus to the sample, metres, positive downstream.
     aberrations : Mapping of int to float, optional
         Noll index of a Zernike polynomial to its coefficient, radians; see `optics.aberration_phase`.
     modes : int
@@ -73,21 +74,31 @@ def mirror_pair_probe(
     coherent_share: float = 1.0,
     photons: float = 1.0,
 ) -> Tensor:
-    """Probe of a Kirkpatrick-Baez pair of mirrors; see `optics.mirror_pair_field`.
+    """Make the probe of a Kirkpatrick-Baez pair of mirrors; see `optics.mirror_pair_field`.
 
     Parameters
     ----------
     geometry : Geometry
+        Of the experiment.
     numerical_aperture : tuple of float
         Half opening angles of the mirrors that focus along (y, x), radians.
     defocus_m : tuple of float
-        Distances (y, x) from each mirror's line focus to the sample, positive downstream.
-    modes, coherent_share, photons
-        As `focused_probe`.
+        Distances (y, x) from each mirror's line focus to the sample, metres, positive downstream.
+    modes : int
+        Number of incoherent modes, M.
+    coherent_share : float
+        Share of the photons in the first mode; the others share the rest, each half of the one before.
+    photons : float
+        ``sum |probe|^2`` over all modes.
 
     Returns
     -------
     Tensor, shape (M, N, N), complex64
+
+    Raises
+    ------
+    GeometryError
+        As `focused_probe`, for either direction.
     """
     field = mirror_pair_field(geometry, numerical_aperture=numerical_aperture, defocus_m=defocus_m)
     return partially_coherent(field, modes, coherent_share, photons)
@@ -103,29 +114,56 @@ def zone_plate_probe(
     coherent_share: float = 1.0,
     photons: float = 1.0,
 ) -> Tensor:
-    """Probe of a zone plate with central stop and order-sorting aperture; see `zone_plate.zone_plate_field`.
+    """Make the probe of a zone plate with central stop and order-sorting aperture; see `zone_plate.zone_plate_field`.
 
     Parameters
     ----------
     geometry : Geometry
+        Of the experiment.
     zone_plate : ZonePlate
+        With its stop and aperture.
     defocus_m : float
-        Distance from the first order's focus to the sample, positive downstream.
+        Distance from the first order's focus to the sample, metres, positive downstream.
     aberrations : Mapping of int to float, optional
         Noll index of a Zernike polynomial to its coefficient, radians.
-    modes, coherent_share, photons
-        As `focused_probe`.
+    modes : int
+        Number of incoherent modes, M.
+    coherent_share : float
+        Share of the photons in the first mode; the others share the rest, each half of the one before.
+    photons : float
+        ``sum |probe|^2`` over all modes.
 
     Returns
     -------
     Tensor, shape (M, N, N), complex64
+
+    Raises
+    ------
+    GeometryError
+        As `zone_plate.zone_plate_field`.
     """
     field = zone_plate_field(geometry, zone_plate, defocus_m=defocus_m, aberrations=aberrations)
     return partially_coherent(field, modes, coherent_share, photons)
 
 
 def partially_coherent(field: Tensor, modes: int, coherent_share: float, photons: float) -> Tensor:
-    """Turn a coherent field (N, N) into a probe (M, N, N), complex64: `orthogonal_modes`, then `scale_modes`."""
+    """Turn a coherent field into a probe of several modes: `orthogonal_modes`, then `scale_modes`.
+
+    Parameters
+    ----------
+    field : Tensor, shape (N, N), complex
+        Coherent field on the sample.
+    modes : int
+        Number of incoherent modes, M.
+    coherent_share : float
+        Share of the photons in the first mode; the others share the rest, each half of the one before.
+    photons : float
+        ``sum |probe|^2`` over all modes.
+
+    Returns
+    -------
+    Tensor, shape (M, N, N), complex64
+    """
     return scale_modes(orthogonal_modes(field, modes), coherent_share, photons).to(torch.complex64)
 
 
@@ -138,12 +176,14 @@ def orthogonal_modes(first: Tensor, modes: int) -> Tensor:
     Parameters
     ----------
     first : Tensor, shape (..., N, N), complex
+        The mode that the others are derived from.
     modes : int
         M, at most 9.
 
     Returns
     -------
-    Tensor, shape (..., M, N, N), complex, each of unit energy.
+    Tensor, shape (..., M, N, N), complex
+        Each of unit energy.
     """
     size = first.shape[-1]
     grid = (torch.arange(size, dtype=first.real.dtype, device=first.device) - size // 2) / size
@@ -166,9 +206,12 @@ def scale_modes(basis: Tensor, coherent_share: float, photons: float) -> Tensor:
 
     Parameters
     ----------
-    basis : Tensor, shape (M, N, N), complex, each of unit energy
+    basis : Tensor, shape (M, N, N), complex
+        Each of unit energy.
     coherent_share : float
+        Share of the photons in the first mode, if there are several.
     photons : float
+        ``sum |probe|^2`` over all modes.
 
     Returns
     -------
@@ -184,12 +227,24 @@ def scale_modes(basis: Tensor, coherent_share: float, photons: float) -> Tensor:
 
 
 def scaled_to(probe: Tensor, photons: float) -> Tensor:
-    """Scale modes (M, N, N) so that the sum of ``|probe|^2`` is `photons`."""
+    """Scale modes to a number of photons.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (M, N, N), complex
+        In any units.
+    photons : float
+        The sum of ``|probe|^2`` over all modes afterwards.
+
+    Returns
+    -------
+    Tensor, same shape
+    """
     return probe * math.sqrt(photons / float(probe.abs().square().sum()))
 
 
 def width_px(probe: Tensor) -> float:
-    """Width of a probe (M, N, N): diameter of the disc with the same second moment, pixels."""
+    """Compute the width of a probe (M, N, N): diameter of the disc with the same second moment, pixels."""
     weight = probe.abs().square().sum(dim=0)
     weight = weight / weight.sum()
     index = torch.arange(probe.shape[-1], dtype=weight.dtype, device=weight.device)

@@ -1,9 +1,9 @@
-"""From the exit wave to the detector: far field, near field, and the curved wave between them.
+"""From the exit wave to the detector: far field, near field, and Fresnel's field between them.
 
 Every propagator is unitary, so its adjoint is its inverse and energy is conserved. Waves are
 ``(n, M, N, N)``. A scan's model shifts the probe by each frame's fraction of a pixel and not the
 sample, so the whole exit wave is off by that fraction: `shift_px` says by how much, and a
-propagator whose intensities would show it puts the wave back.
+propagator whose intensities would show it puts the exit wave back.
 """
 
 from __future__ import annotations
@@ -22,20 +22,46 @@ class Propagator(Protocol):
     """Carries waves from the sample to the detector and back."""
 
     def forward(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Exit waves to detector waves, (n, M, N, N); `shift_px` (n, 2): by how much the exit waves are displaced."""
+        """Propagate exit waves to the detector.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Exit waves.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); not at all if absent.
+
+        Returns
+        -------
+        Tensor, same shape
+            Detector waves, in the working order.
+        """
 
     def adjoint(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Adjoint and inverse of `forward`."""
+        """Propagate detector waves back to the sample: adjoint and inverse of `forward`.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Detector waves, in the working order.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); not at all if absent.
+
+        Returns
+        -------
+        Tensor, same shape
+            Exit waves.
+        """
 
     def to_working(self, frames: Tensor) -> Tensor:
         """Bring frames or masks (..., N, N) from the order of a detector to that of `forward`."""
 
     def to_detector(self, frames: Tensor) -> Tensor:
-        """Inverse of `to_working`."""
+        """Bring frames or masks (..., N, N) from the order of `forward` to that of a detector."""
 
 
 class FarField:
-    """Orthonormal FFT. Zero frequency at ``[0, 0]``.
+    """Far field by an orthonormal FFT; working order: zero frequency at ``[0, 0]``.
 
     The exit wave is not centred before the transform: that changes the sign of every other pixel
     of the far field, which neither an intensity nor a step back to the sample sees, and saves two
@@ -43,24 +69,50 @@ class FarField:
     """
 
     def forward(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Exit waves to detector waves."""
+        """Propagate exit waves to the detector by an FFT.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Exit waves.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); no far-field intensity shows it.
+
+        Returns
+        -------
+        Tensor, same shape
+            Detector waves, in the working order.
+        """
         del shift_px
         far: Tensor = torch.fft.fft2(waves, norm="ortho")
         return far
 
     def adjoint(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Detector waves to exit waves."""
+        """Propagate detector waves back to the sample by an inverse FFT.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Detector waves, in the working order.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); no far-field intensity shows it.
+
+        Returns
+        -------
+        Tensor, same shape
+            Exit waves.
+        """
         del shift_px
         exit_waves: Tensor = torch.fft.ifft2(waves, norm="ortho")
         return exit_waves
 
     def to_working(self, frames: Tensor) -> Tensor:
-        """Zero frequency from ``[N // 2, N // 2]`` to ``[0, 0]``."""
+        """Move the zero frequency from ``[N // 2, N // 2]`` to ``[0, 0]``."""
         moved: Tensor = torch.fft.ifftshift(frames, dim=(-2, -1))
         return moved
 
     def to_detector(self, frames: Tensor) -> Tensor:
-        """Zero frequency from ``[0, 0]`` to ``[N // 2, N // 2]``."""
+        """Move the zero frequency from ``[0, 0]`` to ``[N // 2, N // 2]``."""
         moved: Tensor = torch.fft.fftshift(frames, dim=(-2, -1))
         return moved
 
@@ -102,11 +154,37 @@ class FresnelField(FarField):
         self._curvature = math.pi * pixel_m**2 / (wavelength_m * distance_m)
 
     def forward(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Exit waves to detector waves."""
+        """Propagate exit waves to the detector by a curved phase and an FFT.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Exit waves.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); not at all if absent.
+
+        Returns
+        -------
+        Tensor, same shape
+            Detector waves, in the working order.
+        """
         return super().forward(waves * self._phase(waves, shift_px))
 
     def adjoint(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Detector waves to exit waves."""
+        """Propagate detector waves back to the sample by an inverse FFT and the curved phase's conjugate.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Detector waves, in the working order.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); not at all if absent.
+
+        Returns
+        -------
+        Tensor, same shape
+            Exit waves.
+        """
         exit_waves = super().adjoint(waves)
         return exit_waves * self._phase(exit_waves, shift_px).conj()
 
@@ -176,19 +254,45 @@ class AngularSpectrum:
         self._transfer = torch.polar(torch.ones_like(angle), angle).to(device)
 
     def forward(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Exit waves to detector waves."""
+        """Propagate exit waves to the detector by the filter `H`.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Exit waves.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); not at all if absent.
+
+        Returns
+        -------
+        Tensor, same shape
+            Detector waves, in the working order.
+        """
         return _filtered(waves, self._filter(waves, shift_px))
 
     def adjoint(self, waves: Tensor, shift_px: Tensor | None = None) -> Tensor:
-        """Detector waves to exit waves."""
+        """Propagate detector waves back to the sample by the conjugate of the filter `H`.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (n, M, N, N), complex
+            Detector waves, in the working order.
+        shift_px : Tensor, shape (n, 2), optional
+            By how much the exit waves are displaced (rows, columns); not at all if absent.
+
+        Returns
+        -------
+        Tensor, same shape
+            Exit waves.
+        """
         return _filtered(waves, self._filter(waves, shift_px).conj())
 
     def to_working(self, frames: Tensor) -> Tensor:
-        """Frames as they are."""
+        """Return frames as they are: the working order is the detector's."""
         return frames
 
     def to_detector(self, frames: Tensor) -> Tensor:
-        """Frames as they are."""
+        """Return frames as they are: the working order is the detector's."""
         return frames
 
     def _filter(self, waves: Tensor, shift_px: Tensor | None) -> Tensor:
@@ -199,7 +303,18 @@ class AngularSpectrum:
 
 
 def propagator_of(geometry: Geometry, device: torch.device | str = "cpu") -> Propagator:
-    """The propagator of an experiment.
+    """Choose the propagator of an experiment: FFT in the far field, angular spectrum in the near field.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the experiment.
+    device : torch.device
+        Where a near field's filter is kept.
+
+    Returns
+    -------
+    Propagator
 
     Raises
     ------
@@ -214,22 +329,37 @@ def propagator_of(geometry: Geometry, device: torch.device | str = "cpu") -> Pro
 
 
 def fresnel_number(size: int, pixel_m: float, wavelength_m: float, distance_m: float) -> float:
-    """``N pixel^2 / (wavelength z)``: above 1 the angular spectrum is sampled, below 1 the single Fresnel transform.
+    """Compute ``N pixel^2 / (wavelength z)``.
 
-    Both phases turn by at most half a wave between neighbours on their side of 1 (Voelz and
-    Roggemann, Appl. Opt. 48, 6132 (2009)). Infinite at no distance.
+    Above 1 the angular spectrum is sampled, below 1 the single Fresnel transform. Both phases turn by at most
+    half a wavelength between neighbours on their side of 1 (Voelz and Roggemann, Appl. Opt. 48, 6132 (2009)).
+
+    Parameters
+    ----------
+    size : int
+        Pixels along one side, N.
+    pixel_m, wavelength_m : float
+        Metres.
+    distance_m : float
+        ``z``, metres; may be negative.
+
+    Returns
+    -------
+    float
+        Infinite at no distance.
     """
     return math.inf if distance_m == 0 else size * pixel_m**2 / (wavelength_m * distance_m)
 
 
 def shift_ramp(shift_px: Tensor, size: int, strength: Tensor | None = None) -> Tensor:
-    """Fourier phase ramps that shift fields to higher indices.
+    """Compute Fourier phase ramps that shift fields to higher indices.
 
     Parameters
     ----------
     shift_px : Tensor, shape (n, 2)
+        Rows, columns.
     size : int
-        N.
+        Pixels along one side, N.
     strength : Tensor, shape (n,), optional
         Factor on each field; 1 if absent.
 

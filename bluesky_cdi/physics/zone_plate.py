@@ -34,13 +34,19 @@ KERNEL_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class OrderSortingAperture:
-    """Pinhole that lets the focused order pass, and stops the light around the central stop's shadow.
+    """Pinhole that lets the focused order pass, and stops what goes around the central stop's shadow.
 
     Parameters
     ----------
     diameter_m : float
+        Metres.
     distance_m : float
-        Distance upstream of the sample, positive.
+        Distance upstream of the sample, metres, positive.
+
+    Raises
+    ------
+    GeometryError
+        If either is not above 0.
     """
 
     diameter_m: float
@@ -98,11 +104,11 @@ class ZonePlate:
             raise GeometryError(f"a zone plate needs an amplitude for its first order; orders has {dict(self.orders)}")
 
     def focal_length_m(self, wavelength_m: float) -> float:
-        """Focal length of the first order, ``diameter * outermost zone / wavelength`` (Kirz 1974), metres."""
+        """Compute the first order's focal length, ``diameter * outermost zone / wavelength`` (Kirz 1974), metres."""
         return self.diameter_m * self.outermost_zone_m / wavelength_m
 
     def numerical_aperture(self, wavelength_m: float) -> float:
-        """Half opening angle of the first order, ``wavelength / (2 * outermost zone)``, radians."""
+        """Compute the half opening angle of the first order, ``wavelength / (2 * outermost zone)``, radians."""
         return wavelength_m / (2 * self.outermost_zone_m)
 
 
@@ -113,11 +119,11 @@ def zone_plate_field(
     defocus_m: float = 0.0,
     aberrations: Mapping[int, float] | None = None,
 ) -> Tensor:
-    """Field of a zone plate on the sample.
+    """Compute the field of a zone plate on the sample.
 
     Order m leaves the open zones as ``amplitude_m * exp(-i pi m r^2 / (wavelength f))``. The sum of all orders
     is propagated to the order-sorting aperture, cut, and propagated to the sample; without one, straight to the
-    sample. Light that misses the frame's window on the sample is lost, as it is from the model of a scan; the cut
+    sample. What misses the frame's window on the sample is lost, as it is from the model of a scan; the cut
     at the window's border shows in the far field as a faint cross.
 
     Aberrations are a phase on the angular spectrum at the sample. This is exact for the pupil's own
@@ -126,9 +132,11 @@ def zone_plate_field(
     Parameters
     ----------
     geometry : Geometry
+        Of the experiment.
     zone_plate : ZonePlate
+        With its stop and aperture.
     defocus_m : float
-        Distance from the first order's focus to the sample, positive downstream.
+        Distance from the first order's focus to the sample, metres, positive downstream.
     aberrations : Mapping of int to float, optional
         Noll index to coefficient, radians; see `optics.aberration_phase`.
 
@@ -179,6 +187,7 @@ def fresnel_radial(
     target_m : Tensor, shape (m,), float64
         Radii at which the field is wanted, metres.
     wavelength_m, distance_m : float
+        Metres.
 
     Returns
     -------
@@ -197,11 +206,12 @@ def fresnel_radial(
 
 
 def radial_nodes(low_m: float, high_m: float, fringes_per_m: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of a composite Gauss-Legendre rule on [low, high].
+    """Compute nodes and weights of a composite Gauss-Legendre rule on [low, high].
 
     Parameters
     ----------
     low_m, high_m : float
+        Metres.
     fringes_per_m : float
         Most fringes that the integrand has in a metre.
 
@@ -233,7 +243,7 @@ def _on_sample(
 def _from_zones(
     zone_plate: ZonePlate, wavelength: float, focal_length: float, distance: float, target: Tensor
 ) -> Tensor:
-    """Sum of all orders, propagated from the open zones to the radii `target`."""
+    """Sum all orders, propagated from the open zones to the radii `target`."""
     rim = zone_plate.diameter_m / 2
     bend = max(abs(1 / distance - order / focal_length) for order in zone_plate.orders)
     slope = rim * bend + float(target.max()) / distance

@@ -1,1 +1,1 @@
-"""Pretraining of the canvas network on simulated scans."""
+"""Pretraining of the unrolled network on simulated scans."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bluesky_cdi.models.canvas import CanvasNet
+from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import peak_intensity
-from bluesky_cdi.training.losses import LIT, gauge_fixed, illumination
+from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
+from bluesky_cdi.training.losses import gauge_fixed
 from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream
 
 SHAPE = SceneShape(64, 146, (60, 121), 4, 1.0)
@@ -24,7 +26,7 @@ SHARE, WITHIN = 0.9, 1.6449
 
 @torch.no_grad()
 def calibrate(
-    net: CanvasNet, device: torch.device, seed: int = 20_011, batches: int = 8, probe: Tensor | None = None
+    net: UnrolledNet, device: torch.device, seed: int = 20_011, batches: int = 8, probe: Tensor | None = None
 ) -> Tensor:
     """Set the factors of a network's critic, for its own objects.
 
@@ -32,9 +34,10 @@ def calibrate(
 
     Parameters
     ----------
-    net : CanvasNet
+    net : UnrolledNet
         On `device`; its `log_std_offset` is set.
     device : torch.device
+        Where to compute.
     seed : int
         Of the scenes.
     batches : int
@@ -49,7 +52,7 @@ def calibrate(
     """
     net.log_std_offset.zero_()
     shape = SHAPE if probe is None else SHAPE.of_frames(probe.shape[-1])
-    object_px, offsets = max(OBJECT_PX, shape.canvas_px), []
+    object_px, offsets = max(OBJECT_PX, shape.grid_px), []
     for photons in PHOTONS:
         stream = SceneStream(device, seed, (photons, 1.001 * photons), 32, object_px, probe)
         for _ in range(batches):
@@ -60,16 +63,16 @@ def calibrate(
     return net.log_std_offset.exp()
 
 
-def _surprise(net: CanvasNet, batch: Batch, most: int = 100_000) -> list[Tensor]:
-    """Errors of amplitude and phase over their predicted deviations: (2, pixels) a scan, at most `most` lit ones."""
+def _surprise(net: UnrolledNet, batch: Batch, most: int = 100_000) -> list[Tensor]:
+    """Compute errors of amplitude and phase over their predicted deviations: (2, pixels) a scan, at most `most`."""
     data = batch.data
-    light = illumination(batch.probe, data)
-    lit = light > LIT * peak_intensity(batch.probe)
-    canvas = net(batch.probe, data)[-1]
-    log_std, _ = net.judge(canvas, batch.probe, data)
-    fixed = gauge_fixed(canvas, batch.truth, lit.to(light.dtype))
+    illumination = summed_illumination(batch.probe, data)
+    illuminated = illumination > MEASURED_SHARE * peak_intensity(batch.probe)
+    obj = net(batch.probe, data)[-1]
+    log_std, _ = net.judge(obj, batch.probe, data)
+    fixed = gauge_fixed(obj, batch.truth, illuminated.to(illumination.dtype))
     errors = torch.stack([fixed.abs() - batch.truth.abs(), torch.angle(fixed * batch.truth.conj())], dim=1)
     ratios = errors.abs() * torch.exp(-log_std)  # (B, 2, Y, X)
-    scans = (ratio[:, here] for ratio, here in zip(ratios, lit, strict=True))
+    scans = (ratio[:, here] for ratio, here in zip(ratios, illuminated, strict=True))
     # A quantile needs no more, and PyTorch's takes no more than some millions.
     return [scan[:, :: -(-scan.shape[1] // most)] for scan in scans]

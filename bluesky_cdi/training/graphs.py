@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bluesky_cdi.models.canvas import PHYSICS_CHANNELS, CanvasNet, UNet, padding
+from bluesky_cdi.models.unrolled import PHYSICS_CHANNELS, UNet, UnrolledNet, padding
 from bluesky_cdi.training.stream import SceneShape
 
 
@@ -29,25 +29,34 @@ class _InBf16(nn.Module):
             return found
 
 
-def record_graphs(net: CanvasNet, shapes: Sequence[SceneShape], device: torch.device) -> None:
+def record_graphs(net: UnrolledNet, shapes: Sequence[SceneShape], device: torch.device) -> None:
     """Record the U-Nets of a network for batches of some shapes; `run_unet` then uses them where gradients are asked.
 
     Within a step each U-Net may run once, in the order of the stages with the critic last: the graphs of a
     shape share their memory.
+
+    Parameters
+    ----------
+    net : UnrolledNet
+        On the device.
+    shapes : sequence of SceneShape
+        Numbers of scenes and grids of the batches.
+    device : torch.device
+        A CUDA device.
     """
     # Gradients are summed on the stream that recorded, not on that of the step; PyTorch synchronises the two.
     if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     unets = [cast(UNet, stage) for stage in net.stages] + [net.critic]
     for shape in shapes:
-        height, width = (shape.canvas_px + more for more in padding(net.critic, shape.canvas_px, shape.canvas_px))
+        height, width = (shape.grid_px + more for more in padding(net.critic, shape.grid_px, shape.grid_px))
         images = []
         for unet in unets:
             channels = PHYSICS_CHANNELS + (0 if unet is net.critic else net.config.memory)
             image = torch.zeros(shape.scenes, channels, height, width, dtype=torch.bfloat16, device=device)
             image = image.contiguous(memory_format=torch.channels_last)
             # What the critic looks at depends on no parameter, and what the first U-Net does only on the length of the
-            # steps before it.
+            # steps before it; where a pass begins has no gradient either.
             learned = unet is not net.critic and (unet is not unets[0] or net.config.steps > 1)
             images.append((image.requires_grad_(learned),))
         graphed = torch.cuda.make_graphed_callables(tuple(_InBf16(unet) for unet in unets), tuple(images))

@@ -26,8 +26,8 @@ class SceneShape:
     ----------
     frame_px : int
         N.
-    canvas_px : int
-        Side of each canvas.
+    grid_px : int
+        Side of each object.
     frames : tuple of int
         Fewest and most frames of a scene.
     scenes : int
@@ -37,15 +37,15 @@ class SceneShape:
     """
 
     frame_px: int
-    canvas_px: int
+    grid_px: int
     frames: tuple[int, int]
     scenes: int
     share: float
 
     def of_frames(self, frame_px: int) -> SceneShape:
-        """As much room around frames of another size, and as many fewer scenes as larger frames have more pixels."""
+        """Give as much room around other frames, and as many fewer scenes as larger frames have more pixels."""
         scenes = min(self.scenes, max(1, round(self.scenes * (self.frame_px / frame_px) ** 2)))
-        return replace(self, frame_px=frame_px, canvas_px=self.canvas_px - self.frame_px + frame_px, scenes=scenes)
+        return replace(self, frame_px=frame_px, grid_px=self.grid_px - self.frame_px + frame_px, scenes=scenes)
 
 
 SHAPES = (
@@ -56,15 +56,18 @@ SHAPES = (
     SceneShape(256, 416, (4, 16), 5, 0.07),
     SceneShape(512, 560, (2, 8), 2, 0.05),
 )
-# Side of the objects that canvases are cut from.
+# Side of the objects that objects are cut from.
 OBJECT_PX = 560
 # Of these scenes a batch on a CPU has so many: with all of them a run would make few steps.
 CPU_SHARE = 1 / 8
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
 NEAR_SHARE = 0.12
 FRESNEL_NUMBERS = (2.0, 30.0)
-# Share of the objects that turn the phase by up to 9 rad, as some micrometres of gold do; the others by up to 2.6.
-THICK_SHARE = 0.12
+# Share of the objects that turn the phase by up to 12 rad, as some micrometres of gold do; the others by up to 2.6.
+THICK_SHARE = 0.3
+# The assumed probes are wrong in half of the batches: by up to the first strength, or in a share of them the second, as
+# guesses of instruments are. A strength of 1 is a phase of about 0.6 rad rms over the pupil.
+PROBE_ERRORS, POOR_PROBE_SHARE = (0.8, 4.0), 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +78,20 @@ class Batch:
     ----------
     truth : Tensor, shape (B, Y, X), complex64
     probe : Tensor, shape (B, M, N, N), complex64
-        What the network is told: the true probe with an error.
+        The assumed probe, which the network is given: the true one with an error.
     data : Diffraction
-        Counts at the true positions, with the positions that the network is told.
+        Counts at the true positions, with the assumed positions, which the network is given.
+    true_probe : Tensor, shape (B, M, N, N), complex64
+        With the photons of the assumed probe, which set the scale of the object.
+    true_data : Diffraction
+        The same counts with the true positions.
     """
 
     truth: Tensor
     probe: Tensor
     data: Diffraction
+    true_probe: Tensor
+    true_data: Diffraction
 
 
 class SceneStream:
@@ -97,7 +106,7 @@ class SceneStream:
     pool : int
         Objects kept and cut from; one in 64 batches renews an eighth of them.
     object_px : int
-        Side of the objects in the pool; a canvas can't be larger.
+        Side of the objects in the pool; a object can't be larger.
     probe : Tensor, shape (M, N, N), complex, optional
         The true probe of all scenes, up to its photons, and all are far fields; each has its own if absent.
     decisions : int, optional
@@ -135,24 +144,52 @@ class SceneStream:
         self._pool = [self.objects(eighth, object_px) for _ in range(8)]
 
     def reseed(self, seed: int, decisions: int | None = None) -> None:
-        """Begin another sequence of scenes."""
+        """Begin another sequence of scenes.
+
+        Parameters
+        ----------
+        seed : int
+            Seed of what is drawn for each scene.
+        decisions : int, optional
+            Seed of what decides about whole batches; default: `seed`.
+        """
         self._generator.manual_seed(seed)
         self._decisions.manual_seed(seed if decisions is None else decisions)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Uniform random numbers of the stream."""
+        """Draw uniform random numbers.
+
+        Parameters
+        ----------
+        *shape : int
+            Of the result.
+        low, high : float
+            Bounds.
+        """
         return low + (high - low) * torch.rand(*shape, device=self.device, generator=self._generator)
 
     def normal(self, *shape: int) -> Tensor:
-        """Normal random numbers of the stream."""
+        """Draw normal random numbers."""
         return torch.randn(*shape, device=self.device, generator=self._generator)
 
     def between(self, low: float, high: float) -> float:
-        """Draw a uniform random number that decides about a whole batch."""
+        """Draw a uniform random number that decides about a whole batch.
+
+        Parameters
+        ----------
+        low, high : float
+            Bounds.
+        """
         return low + (high - low) * float(torch.rand((), generator=self._decisions))
 
     def whole(self, low: int, high: int) -> int:
-        """Draw a whole number, both ends included."""
+        """Draw a whole number, both ends included.
+
+        Parameters
+        ----------
+        low, high : int
+            Least and most.
+        """
         return int(torch.randint(low, high + 1, (), generator=self._decisions))
 
     def chance(self, probability: float) -> bool:
@@ -172,39 +209,53 @@ class SceneStream:
         Raises
         ------
         ValueError
-            If the canvas is larger than the objects of the pool.
+            If the object is larger than the objects of the pool.
         """
         shape = shape or self._pick_shape()
-        if shape.canvas_px > self.object_px:
+        if shape.grid_px > self.object_px:
             # On a GPU an index beyond the pool would end the process.
-            raise ValueError(f"objects of {self.object_px} pixels can't fill a canvas of {shape.canvas_px}")
+            raise ValueError(f"objects of {self.object_px} pixels can't fill a object of {shape.grid_px}")
         scenes, size = shape.scenes, shape.frame_px
         self._drawn += 1
         if self._drawn % 64 == 0:
             self._pool[self._drawn // 64 % 8] = self.objects(len(self._pool[0]), self.object_px)
-        truth = self._cut(scenes, shape.canvas_px)
+        truth = self._cut(scenes, shape.grid_px)
         photons = 10 ** self.uniform(scenes, low=math.log10(self.photons[0]), high=math.log10(self.photons[1]))
         modes = 1 if self.chance(0.5) else self.whole(2, 3)
         unit = self.probes(scenes, size, modes) if self._probe is None else self._probe
         probe = unit * photons.sqrt()[:, None, None, None]
         per_scene = self.whole(*shape.frames)
-        centre, scene = self._positions(scenes, per_scene, size, shape.canvas_px)
-        gain = (1 + 0.03 * self.normal(len(centre))).clamp(0.5, 1.5)
+        centre, scene = self._positions(scenes, per_scene, size, shape.grid_px)
+        flux = (1 + 0.03 * self.normal(len(centre))).clamp(0.5, 1.5)
         far = exact or self._probe is not None or not self.chance(NEAR_SHARE)
         propagator = FAR_FIELD if far else self._near_field(size)
-        corner, shift = place(centre, size, shape.canvas_px)
-        canvases = (scenes, shape.canvas_px, shape.canvas_px)
+        corner, shift = place(centre, size, shape.grid_px)
+        grids = (scenes, shape.grid_px, shape.grid_px)
         blank = torch.zeros((), device=self.device).expand(len(centre), size, size)
-        actual = Diffraction(blank, corner, shift, canvases, gain, scene, propagator=propagator)
+        actual = Diffraction(blank, corner, shift, grids, flux, scene, propagator=propagator)
         counts = self._measure(truth, probe, actual)
-        told = centre if exact else centre + self._error(0.3) * self.normal(*centre.shape)
-        corner, shift = place(told, size, shape.canvas_px)
+        assumed = centre if exact else centre + self._error(0.3) * self.normal(*centre.shape)
+        corner, shift = place(assumed, size, shape.grid_px)
         mask = self._mask(size) if not exact and self.chance(0.2) else None
-        data = replace(actual, counts=counts, corner=corner, shift_px=shift, mask=mask)
-        return Batch(truth, probe if exact else self._misjudge(probe), data)
+        actual = replace(actual, counts=counts, mask=mask)
+        data = replace(actual, corner=corner, shift_px=shift)
+        assumed_probe = probe if exact else self._misjudge(probe)
+        return Batch(truth, assumed_probe, data, _with_photons_of(probe, assumed_probe), actual)
 
     def objects(self, number: int, size: int) -> Tensor:
-        """Draw transmission functions of mixed kinds, shape (number, size, size), complex64."""
+        """Draw transmission functions of mixed kinds.
+
+        Parameters
+        ----------
+        number : int
+            How many.
+        size : int
+            Pixels along a side.
+
+        Returns
+        -------
+        Tensor, shape (number, size, size), complex64
+        """
         kinds = (self._texture, self._leaves, self._sparse, self._lines)
         pick = self.uniform(number, 1, 1) * len(kinds)
         fields = [kind(number, size) for kind in kinds]
@@ -213,14 +264,28 @@ class SceneStream:
         thickness = (1 - blend) * thickness + blend * fields[0] * (thickness > 0)
         absorber = torch.where(self.uniform(number, 1, 1) < 0.6, thickness, fields[1])
         thick = self.uniform(number, 1, 1) < THICK_SHARE
-        least, most = torch.where(thick, 2.6, 0.1), torch.where(thick, 9.0, 2.6)
+        least, most = torch.where(thick, 2.6, 0.1), torch.where(thick, 12.0, 2.6)
         phase = (least + (most - least) * self.uniform(number, 1, 1)) * thickness
         sign = torch.where(self.uniform(number, 1, 1) < 0.75, -1.0, 1.0)
         loss = self.uniform(number, 1, 1, low=-0.3, high=0.8).clamp_min(0)
         return torch.polar(torch.exp(-loss * absorber), sign * phase)
 
     def probes(self, number: int, size: int, modes: int) -> Tensor:
-        """Draw unit-energy probes of aberrated lenses, shape (number, modes, size, size), complex64."""
+        """Draw unit-energy probes of aberrated lenses.
+
+        Parameters
+        ----------
+        number : int
+            How many.
+        size : int
+            Pixels along a side.
+        modes : int
+            Incoherent modes of each.
+
+        Returns
+        -------
+        Tensor, shape (number, modes, size, size), complex64
+        """
         grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
         y, x = torch.meshgrid(grid, grid, indexing="ij")
 
@@ -256,7 +321,7 @@ class SceneStream:
         return self._shapes[0]
 
     def _error(self, most: float) -> float:
-        """Half of the batches have none, the others up to `most`."""
+        """Draw the size of an error: half of the batches have none, the others up to `most`."""
         return max(0.0, self.between(-most, most))
 
     def _cut(self, scenes: int, size: int) -> Tensor:
@@ -270,9 +335,9 @@ class SceneStream:
             cut = cut.flip(-1)
         return cut.contiguous()
 
-    def _positions(self, scenes: int, per_scene: int, size: int, canvas: int) -> tuple[Tensor, Tensor]:
-        """Probe centres (n, 2) in pixels and their scenes: jittered grids, random sets, or clusters."""
-        room = canvas - size - 2
+    def _positions(self, scenes: int, per_scene: int, size: int, obj: int) -> tuple[Tensor, Tensor]:
+        """Draw probe centres (n, 2) in pixels and their scenes: jittered grids, random sets, or clusters."""
+        room = obj - size - 2
         if self.chance(0.5):
             side = math.ceil(math.sqrt(per_scene))
             step = room / max(side, 1)
@@ -287,19 +352,19 @@ class SceneStream:
         return (centre + size // 2 + 1).reshape(-1, 2), scene
 
     def _near_field(self, size: int) -> Propagator:
-        """A distance in the near field; pixel and wavelength only scale it."""
+        """Draw a distance in the near field; pixel and wavelength only scale it."""
         low, high = map(math.log10, FRESNEL_NUMBERS)
         number, pixel_m, wavelength_m = 10 ** self.between(low, high), 1e-7, 1e-10
         distance_m = size * pixel_m**2 / (wavelength_m * number)
         return AngularSpectrum(size, pixel_m, wavelength_m, distance_m, device=self.device)
 
     def _measure(self, truth: Tensor, probe: Tensor, frames: Diffraction) -> Tensor:
-        """Counts of frames in the working order, with a background that nobody knows of."""
+        """Draw counts of frames in the working order, with a background that nobody knows of."""
         expected = frames.rate(frames.probes(probe), frames.patches(truth))
         return torch.poisson(expected + 10 ** self.between(-5, -2), generator=self._generator)
 
     def _mask(self, size: int) -> Tensor:
-        """Valid pixels: a few dead pixels and dead rows (module gaps)."""
+        """Draw valid pixels: a few dead pixels and dead rows (module gaps)."""
         mask = self.uniform(size, size) > 0.002
         if self.chance(0.5):
             row = self.whole(int(size * 0.1), int(size * 0.9))
@@ -308,7 +373,7 @@ class SceneStream:
 
     def _misjudge(self, probe: Tensor) -> Tensor:
         """Give the probe low-order aberrations and an error of scale, half of the time."""
-        strength = self._error(0.8)
+        strength = self._error(PROBE_ERRORS[self.chance(POOR_PROBE_SHARE)])
         if strength == 0:
             return probe
         number, size = probe.shape[0], probe.shape[-1]
@@ -332,7 +397,7 @@ class SceneStream:
         return torch.sigmoid(1.7 * noise)
 
     def _leaves(self, number: int, size: int, leaves: int = 60, ground: float = 1.0) -> Tensor:
-        """Dead leaves (Lee, Mumford and Huang, Int. J. Comput. Vis. 41, 35 (2001)): occluding shapes of all sizes."""
+        """Draw dead leaves (Lee, Mumford and Huang, Int. J. Comput. Vis. 41, 35 (2001)): shapes that occlude."""
         grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
         y, x = torch.meshgrid(grid, grid, indexing="ij")
         out = ground * self.uniform(number, 1, 1).expand(number, size, size)
@@ -351,11 +416,11 @@ class SceneStream:
         return out
 
     def _sparse(self, number: int, size: int) -> Tensor:
-        """Few shapes on vacuum."""
+        """Draw few shapes on vacuum."""
         return self._leaves(number, size, leaves=12, ground=0.0)
 
     def _lines(self, number: int, size: int) -> Tensor:
-        """Gratings of one period, inside a disc, on vacuum."""
+        """Draw gratings of one period, inside a disc, on vacuum."""
         grid = torch.arange(size, device=self.device, dtype=torch.float32) - size // 2
         y, x = torch.meshgrid(grid, grid, indexing="ij")
         cy, cx = ((self.uniform(number, 1, 1) - 0.5) * size for _ in range(2))
@@ -366,7 +431,7 @@ class SceneStream:
 
 
 def shapes_for(probe: Tensor | None) -> tuple[SceneShape, ...]:
-    """The shapes of `SHAPES` that have frames of a probe's size (..., N, N); all without one.
+    """List the shapes of `SHAPES` that have frames of a probe's size (..., N, N); all without one.
 
     Raises
     ------
@@ -384,12 +449,33 @@ def shapes_for(probe: Tensor | None) -> tuple[SceneShape, ...]:
 
 
 def _of_unit_energy(probe: Tensor) -> Tensor:
-    """(M, N, N) to the same shape."""
+    """Scale a probe (M, N, N) to unit energy."""
     return probe / probe.abs().square().sum().sqrt()
 
 
-def place(centre: Tensor, size: int, canvas: int) -> tuple[Tensor, Tensor]:
-    """Pixel centres (n, 2) to patch corners and sub-pixel shifts, kept on the canvas."""
+def _with_photons_of(probe: Tensor, other: Tensor) -> Tensor:
+    """Scale probes (B, M, N, N) to the photons of others."""
+    photons, wanted = (each.abs().square().sum(dim=(-3, -2, -1), keepdim=True) for each in (probe, other))
+    return probe * (wanted / photons).sqrt()
+
+
+def place(centre: Tensor, size: int, obj: int) -> tuple[Tensor, Tensor]:
+    """Convert pixel centres to patch corners and sub-pixel shifts, kept on the object.
+
+    Parameters
+    ----------
+    centre : Tensor, shape (n, 2)
+        (row, column) of each probe, pixels.
+    size : int
+        Pixels along a side of a patch.
+    obj : int
+        Pixels along a side of the object.
+
+    Returns
+    -------
+    tuple of Tensor, shape (n, 2)
+        Corners (int64), and shifts in pixels.
+    """
     half = size // 2
-    nearest = centre.round().clamp(half, canvas - size + half)
+    nearest = centre.round().clamp(half, obj - size + half)
     return nearest.long() - half, centre - nearest

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_cdi.bench.throughput import Pipeline, Workload, simulate
+from bluesky_cdi.bench.suites.throughput import Pipeline, Workload, simulate
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import PTYCHOGRAPHY, make_engine
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
-from bluesky_cdi.live.reconstructor import PtychoReconstructor
-from bluesky_cdi.metrics import complex_nrmse
-from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
+from bluesky_cdi.evaluation import complex_nrmse
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import Diffraction, extract, rate, to_centre
-from bluesky_cdi.physics.geometry import Canvas
+from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import Frame
-from bluesky_cdi.training.finetune import FineTuner
+from bluesky_cdi.reconstruction.fine_tuning import FineTuner
+from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.training.graphs import record_graphs
 from bluesky_cdi.training.pretrain import PretrainConfig, scene_losses
 from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream
@@ -39,8 +39,8 @@ def on_cuda(data: Diffraction) -> Diffraction:
         data.counts.cuda(),
         data.corner.cuda(),
         data.shift_px.cuda(),
-        data.canvas_shape,
-        None if data.gain is None else data.gain.cuda(),
+        data.object_shape,
+        None if data.flux is None else data.flux.cuda(),
         None if data.scene is None else data.scene.cuda(),
     )
 
@@ -57,32 +57,32 @@ def test_rates_agree(scan):
 def test_engines_agree(scan, name):
     start = torch.ones_like(scan.truth)
     found = []
-    for canvas, probe, data in (
+    for obj, probe, data in (
         (start, scan.probe, scan.data),
         (start.cuda(), scan.probe.cuda(), on_cuda(scan.data)),
     ):
-        outcome = iterate(make_engine(name), Solution.start(canvas, probe, data), Schedule(5))
-        found.append(outcome.solution.canvas.cpu())
+        outcome = iterate(make_engine(name), Solution.start(obj, probe, data), Schedule(5))
+        found.append(outcome.solution.object.cpu())
     here, there = found
     assert float((there - here).abs().max()) < 1e-2 * float(here.abs().max())
 
 
 def test_the_reconstructor_agrees(scan):
     data = scan.data
-    canvas = Canvas((0.0, 0.0), data.canvas_shape[1:], 1e-8, 64)
+    grid = ObjectGrid((0.0, 0.0), data.object_shape[1:], 1e-8, 64)
     positions = (data.corner + 32 + data.shift_px).double().numpy() * 1e-8
     counts = to_centre(data.counts).numpy()
-    gain = np.ones(len(data)) if data.gain is None else data.gain.numpy()
-    frames = [Frame(i + 1, positions[i], counts[i], 0.1, float(gain[i])) for i in range(len(data))]
+    flux = np.ones(len(data)) if data.flux is None else data.flux.numpy()
+    frames = [Frame(i + 1, positions[i], counts[i], 0.1, float(flux[i])) for i in range(len(data))]
     found = {}
     for device in ("cpu", "cuda"):
         config = ReconstructorConfig(device=device, refine_probe=False)
         trained = load_weights(device=device)
-        reconstructor = PtychoReconstructor(canvas, scan.probe[0].numpy(), config, trained=trained, device=device)
+        reconstructor = PtychoReconstructor(grid, scan.probe[0].numpy(), config, trained=trained, device=device)
         reconstructor.add(frames)
         found[device] = reconstructor.step(60.0)
-    lit = found["cpu"].coverage > 0.1 * found["cpu"].coverage.max()
-    error = {d: complex_nrmse(e.object, scan.truth[0].numpy(), lit) for d, e in found.items()}
+    illuminated = found["cpu"].coverage > 0.1 * found["cpu"].coverage.max()
+    error = {d: complex_nrmse(e.object, scan.truth[0].numpy(), illuminated) for d, e in found.items()}
     # The network runs in bf16 on the GPU: as good, not the same to the last digit.
     assert error["cuda"] == pytest.approx(error["cpu"], rel=0.15)
     assert found["cuda"].embedding.shape == found["cpu"].embedding.shape
@@ -91,8 +91,8 @@ def test_the_reconstructor_agrees(scan):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_recorded_graphs_give_the_same_gradients(steps):
     torch.manual_seed(6)
-    config = PretrainConfig(model=CanvasConfig(stages=2, steps=steps, channels=16, levels=2))
-    net = CanvasNet(config.model).to("cuda", memory_format=torch.channels_last)
+    config = PretrainConfig(model=UnrolledConfig(stages=2, steps=steps, channels=16, levels=2))
+    net = UnrolledNet(config.model).to("cuda", memory_format=torch.channels_last)
     shape = SceneShape(32, 64, (4, 9), 3, 1.0)
     record_graphs(net, [shape], torch.device("cuda"))
     unets = [*net.stages, net.critic]
@@ -113,9 +113,9 @@ def test_recorded_graphs_give_the_same_gradients(steps):
 
 def test_a_recorded_batch_gives_the_same_image():
     work, cuda = Workload(64, scans=2, side=6), torch.device("cuda")
-    measured, net = simulate(work, cuda), load_weights(device="cuda").canvas_net
+    measured, net = simulate(work, cuda), load_weights(device="cuda").unrolled_net
     with torch.inference_mode():
-        pipeline = Pipeline(net, measured, work.canvas_px, cuda)
+        pipeline = Pipeline(net, measured, work.grid_px, cuda)
         raw = measured.on(cuda)
         expected = net(raw.probe, pipeline.placed(raw))[-1]
         blank = replace(measured, counts=torch.zeros_like(measured.counts))
@@ -132,7 +132,7 @@ def test_a_recorded_batch_gives_the_same_image():
 
 
 def test_a_network_is_tuned_on_the_gpu(scan):
-    net = load_weights(device="cuda").canvas_net
+    net = load_weights(device="cuda").unrolled_net
     data = on_cuda(scan.data)
     found = FineTuner(net).tune(scan.probe.cuda(), data, 2.0)
     assert found.steps > 0 and found.after <= found.before

@@ -173,9 +173,7 @@ def cdtools_propagator() -> torch.Tensor:
 
 def ptychi_propagated(wave: np.ndarray) -> np.ndarray:
     """The wave after `DISTANCE_M`, by pty-chi; call after a task has set double precision."""
-    parameters = WavefieldPropagatorParameters.create_simple(
-        WAVELENGTH_M, SIZE, SIZE, PIXEL_M, PIXEL_M, DISTANCE_M
-    )
+    parameters = WavefieldPropagatorParameters.create_simple(WAVELENGTH_M, SIZE, SIZE, PIXEL_M, PIXEL_M, DISTANCE_M)
     propagator = AngularSpectrumPropagator(parameters)
     return np.asarray(propagator.propagate_forward(torch.from_numpy(wave)).numpy())
 

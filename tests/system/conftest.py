@@ -4,7 +4,6 @@ import contextlib
 import copy
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from bluesky_cdi.config import Config
 from bluesky_cdi.errors import WorkerError
 
 WINDOW = {"extent_um": (1.2, 1.2), "step_um": 0.2}
-# Least time between updates: writing one to the catalog costs a slow machine more than making it here.
-PACE_S = 0.25
+SOON_S = 240.0
 
 
 class Documents(list):
@@ -53,36 +51,32 @@ class Documents(list):
 
 
 class Tee:
-    """Stands in front of a session's writer of results and keeps what goes through."""
+    """Stands in front of a session's journal of results and keeps what goes through."""
 
-    def __init__(self, writer):
-        self.documents, self._writer = Documents(), writer
+    def __init__(self, journal):
+        self.documents, self._journal = Documents(), journal
 
     def __call__(self, name, doc):
         self.documents(name, doc)
-        self._writer(name, doc)
-
-    def __getattr__(self, name):
-        return getattr(self._writer, name)
+        self._journal(name, doc)
 
 
 class Lab:
     """A session with its beamline, and what passed through it."""
 
-    def __init__(self, config, directory, **options):
+    def __init__(self, config, directory, beside, **options):
         from bluesky_cdi.session import Session
         from bluesky_cdi.sim_devices import simulated_beamline
 
-        self.history, self.listener_error = [], None
+        self.history, self.listener_error, self._beside = [], None, beside
         self.session = Session(config, directory, monitor_key="i0", listeners=[self._listen], **options)
         self.beamline = simulated_beamline(config, self.session.frames_directory)
-        self.docs, tee = Documents(), Tee(self.session._result_writer)
-        self.session._result_writer, self.derived = tee, tee.documents
+        self.docs, tee = Documents(), Tee(self.session._result_journal)
+        self.session._result_journal, self.derived = tee, tee.documents
         self.session.RE.subscribe(self.docs)
 
     def _listen(self, estimate):
         self.history.append(estimate)
-        time.sleep(PACE_S)
         if self.listener_error is not None:
             raise self.listener_error
 
@@ -94,7 +88,7 @@ class Lab:
     def adaptive(self, **changes):
         from bluesky_cdi.plans import adaptive_ptycho
 
-        arguments = {**WINDOW, "budget": 16, "batch": 8, "decision_timeout_s": 30.0, **changes}
+        arguments = {**WINDOW, "budget": 16, "batch": 8, "decision_timeout_s": 600.0, **changes}
         return adaptive_ptycho(*self.devices, self.session.live, **arguments)
 
     def run(self, plan):
@@ -110,24 +104,26 @@ class Lab:
     def pause_when_waiting(self, gate):
         """Run a scan, and pause it once the first batch is measured and the plan waits for the next decision."""
 
-        def pause():
-            assert gate.asked.wait(20)
-            while len(self.docs.of("event", "primary")) < 8:
-                time.sleep(0.01)
-            time.sleep(0.2)
-            self.session.RE.request_pause()
+        engine, is_waiting = self.session.RE, threading.Event()
 
-        thread = threading.Thread(target=pause)
-        thread.start()
-        with pytest.raises(RunEngineInterrupted):
+        def look(message):
+            if message.command == "wait_for" and len(self.docs.of("event", "primary")) == 8:
+                is_waiting.set()
+
+        def pause():
+            assert is_waiting.wait(SOON_S) and gate.asked.wait(SOON_S)
+            engine.request_pause()
+
+        engine.msg_hook = look
+        with self._beside(pause), pytest.raises(RunEngineInterrupted):
             self.run(self.adaptive())
-        thread.join()
-        assert self.session.RE.state == "paused"
+        engine.msg_hook = None
+        assert engine.state == "paused"
 
     def settle(self):
         """Wait until all is in the catalog, whether the reconstruction failed or not."""
         with contextlib.suppress(WorkerError):
-            self.session.wait(60)
+            self.session.wait(SOON_S)
 
     def clear(self):
         self.docs.clear()
@@ -151,6 +147,20 @@ class Lab:
         np.testing.assert_array_equal(frames.sum(axis=(1, 2)), [e["data"]["diff_total"] for e in events])
         return frames
 
+    def check_frames_of_the_catalog(self, run):
+        """The catalog gives back the frames that the documents gave, bit by bit; how many."""
+        from bluesky_cdi.callbacks import collect_frames
+        from bluesky_cdi.catalog import run_documents
+
+        info, frames = collect_frames(run_documents(self.session.catalog, run))
+        wanted_info, wanted = collect_frames(self.docs)
+        for name in ("uid", "scan_id", "frame_shape"):
+            assert getattr(info, name) == getattr(wanted_info, name)
+        for frame, other in zip(frames, wanted, strict=True):
+            for name in ("seq_num", "position_m", "counts", "exposure_s", "flux"):
+                np.testing.assert_array_equal(getattr(frame, name), getattr(other, name), err_msg=name)
+        return len(frames)
+
     def check_derived_run(self, exit_status):
         """The derived run is complete in its documents and in the catalog; its summary."""
         from bluesky_cdi.catalog import find_results
@@ -167,15 +177,9 @@ class Lab:
         return result
 
 
-@pytest.fixture(scope="session")
-def empty_catalog(tmp_path_factory):
-    """An initialised, empty catalog; initialising takes seconds, so it is copied."""
-    from bluesky_cdi.catalog import serve
-
-    directory = tmp_path_factory.mktemp("empty")
-    with serve(directory):
-        pass
-    return directory
+@pytest.fixture(scope="module", autouse=True)
+def patience(patient):
+    """Every test here talks to a server."""
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +190,8 @@ def make_config():
         small = {
             "scan": {**WINDOW, "exposure_s": 0.0},
             "simulation": {"velocity_m_per_s": 0.02, "seed": 2},
-            "reconstructor": {"threads": 1, "device": "cpu", "final_steps": 1},
+            "reconstructor": {"threads": 1, "device": "cpu", "final_steps": 1, "in_process": True},
+            "catalog": {"in_process": True},
         }
         keys = {*small, *sections}
         return Config.model_validate({key: {**small.get(key, {}), **sections.get(key, {})} for key in keys})
@@ -201,13 +206,13 @@ def fast_config(make_config):
 
 
 @pytest.fixture(scope="session")
-def open_lab(empty_catalog, tmp_path_factory):
+def open_lab(empty_catalog, tmp_path_factory, beside):
     """Open a lab on a fresh catalog, and close it in the end."""
 
     @contextlib.contextmanager
     def opened(config, **options):
         directory = shutil.copytree(empty_catalog, tmp_path_factory.mktemp("lab") / "catalog")
-        lab = Lab(config, directory, **options)
+        lab = Lab(config, directory, beside, **options)
         with contextlib.closing(lab.session):
             yield lab
 
@@ -243,7 +248,7 @@ def slow_agent(monkeypatch):
         Gate.calls += 1
         if Gate.calls > 1:
             Gate.asked.set()
-            assert Gate.go.wait(30)
+            assert Gate.go.wait(SOON_S)
         return real(self, n)
 
     monkeypatch.setattr(BayesianAgent, "propose", propose)
@@ -254,17 +259,17 @@ def slow_agent(monkeypatch):
 @pytest.fixture
 def fail_after(monkeypatch):
     """Make the reconstructor's step after `steps` others raise, within a context."""
-    from bluesky_cdi.live.reconstructor import PtychoReconstructor
+    from bluesky_cdi.reconstruction.online import PtychoReconstructor
 
     @contextlib.contextmanager
     def failing(steps, error):
         real, done = PtychoReconstructor.step, []
 
-        def step(self, budget_s):
+        def step(self, budget_s, interrupted=None):
             if len(done) >= steps:
                 raise error
             done.append(1)
-            return real(self, budget_s)
+            return real(self, budget_s, interrupted)
 
         with monkeypatch.context() as patch:
             patch.setattr(PtychoReconstructor, "step", step)

@@ -1,7 +1,6 @@
 """The commands that turn files into others and compare them: ``convert`` and ``compare``."""
 
 import json
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -15,16 +14,6 @@ from bluesky_cdi.protocols import Estimate
 FAR = Geometry(9000.0, 1.9, 75e-6, 16)
 NEAR = Geometry(12658.0, 1.12, 55e-6, 16, "near", 3.65e-3)
 OUTS = {"cxi": "b.cxi", "canonical": "b.npz", "ptychopinn": "b.pinn", "ptychodus": "b.h5"}
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command line configures the package's logger, which other tests look at."""
-    logger = logging.getLogger("bluesky_cdi")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
 
 
 def make_scan(geometry=FAR, modes=1, probe=True) -> Scan:
@@ -53,7 +42,7 @@ def scan_file(tmp_path):
 
 
 def estimate(seed=0, noise=0.0) -> Estimate:
-    """A sample of one seed with noise of another, lit all over; frames of odd and of even seeds are halves."""
+    """A sample of one seed with noise of another, illuminated all over; frames of odd and of even seeds are halves."""
     shape = (64, 72)
     rng = np.random.default_rng(11)
     spectrum = np.fft.fft2(rng.normal(size=shape))
@@ -95,17 +84,17 @@ class TestConvert:
         out = tmp_path / "new" / OUTS[form]
         choice = [] if form != "ptychopinn" else ["--format", form]
         assert main(["convert", str(scan_file), str(out), "--json", *choice]) == 0
-        told = json.loads(capsys.readouterr().out)
+        reported = json.loads(capsys.readouterr().out)
         scan = make_scan()
-        assert (told["frames"], told["frame_px"], told["masked_pixels"]) == (6, 16, 3)
-        assert told["pixel_m"] == pytest.approx(FAR.pixel_m)
-        assert told["photons_per_frame"] == pytest.approx(scan.mean_photons)
-        assert (told["format"], told["written_format"]) == ("cxi", form)
+        assert (reported["frames"], reported["frame_px"], reported["masked_pixels"]) == (6, 16, 3)
+        assert reported["pixel_m"] == pytest.approx(FAR.pixel_m)
+        assert reported["photons_per_frame"] == pytest.approx(scan.mean_photons)
+        assert (reported["format"], reported["written_format"]) == ("cxi", form)
         back = read_scan(out)
         np.testing.assert_allclose(back.counts * scan.mask, scan.counts * scan.mask, rtol=5e-7)
         np.testing.assert_allclose(back.positions_m, scan.positions_m, rtol=1e-12)
-        assert [str(out)] == told["written"][:1] and len(told["written"]) == (2 if form == "ptychodus" else 1)
-        assert {path.name for path in out.parent.iterdir()} == {name.split("/")[-1] for name in told["written"]}
+        assert [str(out)] == reported["written"][:1] and len(reported["written"]) == (2 if form == "ptychodus" else 1)
+        assert {path.name for path in out.parent.iterdir()} == {name.split("/")[-1] for name in reported["written"]}
 
     def test_what_is_not_kept_is_said(self, scan_file, tmp_path, capsys, caplog):
         assert main(["convert", str(scan_file), str(tmp_path / "b.npz"), "--format", "ptychopinn", "--json"]) == 0
@@ -218,26 +207,26 @@ class TestConvert:
     def test_help_names_every_form(self, capsys):
         with pytest.raises(SystemExit):
             main(["convert", "--help"])
-        told = capsys.readouterr().out
-        assert all(form in told for form in scan_formats())
+        reported = capsys.readouterr().out
+        assert all(form in reported for form in scan_formats())
 
 
 class TestCompare:
     def test_numbers_and_figure(self, halves, tmp_path, capsys, caplog):
         figure = tmp_path / "new" / "figure.png"
         assert main(["compare", *halves, "--figure", str(figure), "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
+        reported = json.loads(capsys.readouterr().out)
         # Two noises of 0.02 in each part against the contrast of exp(0.5 i smooth).
         contrast = np.std(estimate().object)
-        assert told["complex_nrmse"] == pytest.approx(0.04 / contrast, rel=0.1)
-        assert told["pixels"] == 64 * 72
-        assert told["frc_square_px"]["side"] == 64
-        assert len(told["frc"]["correlation"]) == len(told["frc"]["frequency_per_m"]) == 32
+        assert reported["complex_nrmse"] == pytest.approx(0.04 / contrast, rel=0.1)
+        assert reported["pixels"] == 64 * 72
+        assert reported["frc_square_px"]["side"] == 64
+        assert len(reported["frc"]["correlation"]) == len(reported["frc"]["frequency_per_m"]) == 32
         # The phase ends at 0.2 cycles per pixel, its square, the next term of the exponential, at 0.4.
-        assert 2.5 < told["resolution_half_bit_m"] / FAR.pixel_m < 5
-        assert told["resolution_one_bit_m"] > told["resolution_half_bit_m"]
-        assert told["resolution_half_bit"] == f"{told['resolution_half_bit_m'] * 1e9:.3g} nm"
-        assert "independent halves of the data" in told["frc_claim"]
+        assert 2.5 < reported["resolution_half_bit_m"] / FAR.pixel_m < 5
+        assert reported["resolution_one_bit_m"] > reported["resolution_half_bit_m"]
+        assert reported["resolution_half_bit"] == f"{reported['resolution_half_bit_m'] * 1e9:.3g} nm"
+        assert "independent halves of the data" in reported["frc_claim"]
         assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size > 10_000
         assert not caplog.text
 
@@ -260,10 +249,10 @@ class TestCompare:
     def test_one_reconstruction_with_itself(self, halves, tmp_path, capsys, caplog):
         line = ["compare", halves[0], halves[0], "--figure", str(tmp_path / "c.png"), "--json"]
         assert main(line) == 0
-        told = json.loads(capsys.readouterr().out)
+        reported = json.loads(capsys.readouterr().out)
         limit = f"better than {2e9 * FAR.pixel_m:.3g} nm (2 pixels"
-        assert told["resolution_half_bit"].startswith(limit) and told["resolution_half_bit_m"] is None
-        assert told["complex_nrmse"] < 1e-6
+        assert reported["resolution_half_bit"].startswith(limit) and reported["resolution_half_bit_m"] is None
+        assert reported["complex_nrmse"] < 1e-6
         assert "A and B share 56 frames by number: no independent halves" in caplog.text
 
     def test_nothing_in_common(self, tmp_path, capsys):
@@ -273,9 +262,9 @@ class TestCompare:
         files = [str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
         assert main(["compare", *files, "--figure", str(tmp_path / "c.png"), "--json"]) == 0
         text = capsys.readouterr().out
-        told = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-        assert told["resolution_one_bit"] == "none" and told["resolution_one_bit_m"] is None
-        assert told["complex_nrmse"] is None
+        reported = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert reported["resolution_one_bit"] == "none" and reported["resolution_one_bit_m"] is None
+        assert reported["complex_nrmse"] is None
 
     def test_a_weak_ring_that_decides_is_told(self, tmp_path, capsys, caplog):
         """Two halves that differ in a band of low frequencies alone."""
@@ -288,9 +277,9 @@ class TestCompare:
             image = 1 + 0.2 * np.fft.ifft2(np.where(band, noise, signal))
             write_product(path, replace(estimate(), object=image.astype(np.complex64)), FAR)
         assert main(["compare", *files, "--figure", str(tmp_path / "c.png"), "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert 1 / 0.1 < told["resolution_half_bit_m"] / FAR.pixel_m < 1 / 0.03
-        assert told["resolution_half_bit"].endswith(" µm")
+        reported = json.loads(capsys.readouterr().out)
+        assert 1 / 0.1 < reported["resolution_half_bit_m"] / FAR.pixel_m < 1 / 0.03
+        assert reported["resolution_half_bit"].endswith(" µm")
         assert "below the half-bit threshold" in caplog.text and "the first crossing may understate" in caplog.text
 
     def test_pixels_that_differ(self, halves, tmp_path, capsys):

@@ -57,8 +57,11 @@ def test_numbers_in_exponent_notation_are_numbers(write):
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ({"geometri": {}}, "geometri: Extra inputs"),
-        ({"scan": {"stepp_um": 1}}, r"scan\.stepp_um: Extra inputs"),
+        ({"geometri": {}}, "geometri is no key of the configuration; known here are geometry, probe, scan"),
+        (
+            {"scan": {"stepp_um": 1}},
+            r"scan\.stepp_um is no key of the configuration \(got 1\); known here are .*step_um",
+        ),
         ({"reconstructor": {"name": "pinn", "epochs": 3}}, r"reconstructor\.epochs"),
         ({1: 2}, "1"),
     ],
@@ -94,7 +97,7 @@ def test_an_unknown_key_is_refused_by_name(write, content, where):
         ("reconstructor", "background", -0.1),
         ("simulation", "sample", "moon"),
         ("simulation", "coherent_share", 0),
-        ("simulation", "beam_fluctuation", 1),
+        ("simulation", "flux_fluctuation", 1),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_name(section, key, value):
@@ -160,3 +163,34 @@ def test_every_setting_is_described():
                 assert field.description, f"{path}{name}"
 
     described(Config, "")
+
+
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name():
+    with pytest.raises(ConfigError, match=r"simulation\.beam_fluctuation is called simulation\.flux_fluctuation now"):
+        load_config(overrides={"simulation": {"beam_fluctuation": 0.1}})
+
+
+def test_aliases_are_refused_before_they_grow(write):
+    laughs = "a: &a [x, x]\n" + "".join(
+        f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    with pytest.raises(ConfigError, match=r"must have no aliases \(line 2: \*a\)"):
+        load_config([write("laughs.yaml", laughs)])
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, "{a: " * 2000, "\n".join("  " * k + "a:" for k in range(200))])
+def test_deep_files_are_refused_with_the_line(write, deep):
+    with pytest.raises(ConfigError, match=r"must nest at most 16 levels; line \d+"):
+        load_config([write("deep.yaml", deep)])
+
+
+def test_large_files_are_refused_unread(write):
+    with pytest.raises(ConfigError, match="must have at most 262144 bytes"):
+        load_config(["/dev/zero"])
+    with pytest.raises(ConfigError, match="must have at most 262144 bytes"):
+        load_config([write("large.yaml", "#" * 300_000)])
+
+
+def test_numbers_without_end_are_refused(write):
+    with pytest.raises(ConfigError, match="can't read the configuration file"):
+        load_config([write("digits.yaml", "scan: {budget: " + "9" * 10_000 + "}")])

@@ -79,8 +79,29 @@ def test_every_package_says_what_it_is(name):
     assert (folder / "__init__.py").read_text(encoding="utf-8").startswith('"""')
 
 
-def test_the_installed_wheel_is_what_is_tested():
-    site = os.environ.get("BLUESKY_CDI_WHEEL")
-    if site is None:
+@pytest.fixture
+def site():
+    folder = os.environ.get("BLUESKY_CDI_WHEEL")
+    if folder is None:
         pytest.skip("only where the tests run against a wheel: make wheel")
-    assert Path(bluesky_cdi.__file__).resolve().is_relative_to(Path(site).resolve())
+    return Path(folder).resolve()
+
+
+def test_the_installed_wheel_is_what_is_tested(site):
+    assert Path(bluesky_cdi.__file__).resolve().is_relative_to(site)
+
+
+def contents(folder):
+    """Every file of the package below a folder, links not followed, and what is in it; IPython keeps others there."""
+    paths = [Path(here, name) for here, _, names in os.walk(folder) for name in names]
+    kinds = {".py", ".yaml", ".json", ".safetensors", ".typed"}
+    return {path.relative_to(folder): path.read_bytes() for path in paths if path.suffix in kinds}
+
+
+def test_the_wheel_holds_every_file_as_it_is_here(site):
+    expected = contents(ROOT / "bluesky_cdi")
+    for name in BESIDE:
+        expected |= {Path(name) / path: content for path, content in contents(ROOT / name).items()}
+    installed = contents(site / "bluesky_cdi")
+    assert sorted(installed) == sorted(expected)
+    assert [path for path in expected if installed[path] != expected[path]] == []

@@ -10,16 +10,17 @@ import torch
 
 from bluesky_cdi.config import load_config
 from bluesky_cdi.engines import PTYCHOGRAPHY
+from bluesky_cdi.evaluation import compare, compare_estimate, illuminated_mask
 from bluesky_cdi.io import Scan, read_cxi, read_scan
-from bluesky_cdi.metrics import compare, crop_to
-from bluesky_cdi.models.canvas import CanvasNet
-from bluesky_cdi.offline import first_guess, reconstruct
-from bluesky_cdi.orientation import ALL, AS_STATED, Orientation, OrientationCheck, check_orientation
+from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
-from bluesky_cdi.physics.geometry import Canvas, Geometry
+from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 from bluesky_cdi.physics.propagators import propagator_of
+from bluesky_cdi.reconstruction.batch import reconstruct
+from bluesky_cdi.reconstruction.orientation import ALL, AS_STATED, Orientation, OrientationCheck, check_orientation
+from bluesky_cdi.reconstruction.probe_guess import first_guess
 
 FAR = Geometry(8000.0, 2.0, 172e-6, 32)
 NEAR = Geometry(8000.0, 2e-3, 1.05e-6, 32, "near", 1e-4)
@@ -43,22 +44,22 @@ def measure(geometry, *, known_probe=True, side=8):
     grid = np.stack(np.meshgrid(*(np.arange(side) * 2.5,) * 2, indexing="ij"), axis=-1).reshape(-1, 2)
     # A window that is no square, so that exchanged axes are another window.
     positions = (grid * [1.0, 1.3] + rng.uniform(-0.8, 0.8, grid.shape)) * geometry.pixel_m
-    canvas = Canvas.covering(positions.min(axis=0), positions.max(axis=0), geometry.pixel_m, 32, margin_px=8)
-    corner, shift = (torch.from_numpy(a) for a in canvas.place(positions))
+    grid = ObjectGrid.covering(positions.min(axis=0), positions.max(axis=0), geometry.pixel_m, 32, margin_px=8)
+    corner, shift = (torch.from_numpy(a) for a in grid.place(positions))
     probe = (
         diffuser()
         if geometry.propagation == "near"
         else focused_probe(FAR, numerical_aperture=0.6e-3, defocus_m=0.45e-3, photons=1e6)
     )
-    truth = make_sample("cells", canvas.shape, seed=3)
+    truth = make_sample("cells", grid.shape, seed=3)
     propagator = propagator_of(geometry)
     data = Diffraction(
-        torch.zeros(len(positions), 32, 32), corner, shift.float(), (1, *canvas.shape), propagator=propagator
+        torch.zeros(len(positions), 32, 32), corner, shift.float(), (1, *grid.shape), propagator=propagator
     )
     rate = data.rate(data.probes(probe[None]), data.patches(torch.from_numpy(truth)[None]))
     counts = torch.poisson(propagator.to_detector(rate), generator=torch.Generator().manual_seed(4)).numpy()
     guess = probe.numpy() if known_probe else None
-    return Scan(counts.astype(np.uint32), positions, geometry, guess, name="made"), truth, canvas.origin_m
+    return Scan(counts.astype(np.uint32), positions, geometry, guess, name="made"), truth, grid.origin_m
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +73,19 @@ def settings(engine, **more):
 
 
 def error(estimate, truth, origin_m):
-    here = crop_to(truth, origin_m, estimate.origin_m, estimate.object.shape, estimate.pixel_m)
-    return compare(estimate.object, here, estimate.coverage, estimate.pixel_m)["complex_nrmse"]
+    return compare_estimate(estimate, truth, origin_m).numbers["complex_nrmse"]
 
 
 @pytest.mark.parametrize("engine", PTYCHOGRAPHY)
 def test_every_engine_reconstructs_a_scan(far, engine):
     scan, truth, origin_m = far
-    told = []
-    estimate = reconstruct(scan, settings(engine), 30, lambda *news: told.append(news))
+    reported = []
+    estimate = reconstruct(scan, settings(engine), 30, lambda *news: reported.append(news))
     assert error(estimate, truth, origin_m) < {"epie": 0.4, "dm": 0.25}.get(engine, 0.12)
-    assert [done for done, _ in told] == list(range(1, 31))
+    assert [done for done, _ in reported] == list(range(1, 31))
     assert estimate.source["ended"] == "epochs" and estimate.source["iterations"] == 30
     assert estimate.source["reconstructor"] == engine
-    assert told[-1][1] == pytest.approx(estimate.residual.mean(), rel=0.3)
+    assert reported[-1][1] == pytest.approx(estimate.residual.mean(), rel=0.3)
 
 
 def test_a_run_ends_when_it_gains_no_more(far):
@@ -120,30 +120,30 @@ def test_a_near_field_needs_no_probe():
     # The mean frame, taken back: at the detector it is that again.
     again = propagator_of(NEAR).forward(torch.from_numpy(guess)[None])[0].abs().square().numpy()
     np.testing.assert_allclose(again[0], scan.counts.mean(axis=0), rtol=1e-3, atol=1)
-    told = []
-    estimate = reconstruct(scan, settings("lsqml"), 150, lambda *news: told.append(news[1]))
-    assert np.mean(estimate.residual) < 0.3 * told[0]
+    reported = []
+    estimate = reconstruct(scan, settings("lsqml"), 150, lambda *news: reported.append(news[1]))
+    assert np.mean(estimate.residual) < 0.3 * reported[0]
     flat = replace(estimate, object=np.ones_like(estimate.object))
     assert error(estimate, truth, origin_m) < 0.6 * error(flat, truth, origin_m)
 
 
-def test_the_network_reads_a_near_field():
+def test_the_network_predicts_from_a_near_field():
     scan, truth, origin_m = measure(NEAR, side=9)
     flat = reconstruct(scan, settings("rpie"), 0)
-    read = reconstruct(scan, settings("pinn"), 0)
-    assert error(read, truth, origin_m) < 0.9 * error(flat, truth, origin_m)
+    predicted = reconstruct(scan, settings("pinn"), 0)
+    assert error(predicted, truth, origin_m) < 0.9 * error(flat, truth, origin_m)
 
 
-def test_the_network_reads_again_between_sets_of_iterations(far, monkeypatch):
+def test_the_network_predicts_again_between_sets_of_iterations(far, monkeypatch):
     scan, _, _ = far
-    reads, told = [], []
-    forward = CanvasNet.forward
-    monkeypatch.setattr(CanvasNet, "forward", lambda *args: reads.append(1) or forward(*args))
+    passes, reported = [], []
+    forward = UnrolledNet.forward
+    monkeypatch.setattr(UnrolledNet, "forward", lambda *args: passes.append(1) or forward(*args))
     # A probe that is far from known changes with each set.
     wrong = replace(scan, probe=scan.probe * np.exp(1j * np.linspace(-2, 2, scan.geometry.frame_px) ** 2))
-    estimate = reconstruct(wrong, settings("pinn"), 25, lambda done, _: told.append(done))
-    assert 1 < len(reads) <= 3
-    assert told[-1] == estimate.source["iterations"] <= 25
+    estimate = reconstruct(wrong, settings("pinn"), 25, lambda done, _: reported.append(done))
+    assert 1 < len(passes) <= 3
+    assert reported[-1] == estimate.source["iterations"] <= 25
 
 
 @pytest.mark.parametrize("stated", [ALL[0], ALL[1], ALL[4], ALL[7]], ids=str)
@@ -160,7 +160,7 @@ def test_the_right_orientation_is_found(far, stated):
 def test_frames_in_the_middle_are_checked(far):
     scan, _, _ = far
     seen = []
-    check = check_orientation(scan, scan.probe, frames=9, epochs=1, told=seen.append)
+    check = check_orientation(scan, scan.probe, frames=9, epochs=1, on_progress=seen.append)
     assert seen == list(ALL) and set(check.deviance) == set(ALL)
 
 
@@ -191,11 +191,12 @@ def test_the_recorded_near_field_shows_its_star():
     scan = read_cxi(folder / "PETRAIII_P25_Near_Field_Ptycho.cxi", focus_to_sample_m=3.65e-3)
     estimate = reconstruct(scan, settings("lsqml", refine_positions=True), 40)
     with np.load(recorded("petra_p25_nearfield", "reference.npz")) as file:
-        # Its canvas has 200 pixels more than the frames need on every side.
+        # Its object has 200 pixels more than the frames need on every side.
         reference = file["obj"][200:-200, 200:-200]
     rows, columns = (min(a, b) for a, b in zip(reference.shape, estimate.object.shape, strict=True))
     numbers = compare(
-        estimate.object[:rows, :columns], reference[:rows, :columns],
-        np.where(estimate.coverage > 0.2 * estimate.coverage.max(), 1.0, 0.0)[:rows, :columns], scan.geometry.pixel_m,
-    )  # fmt: skip
+        estimate.object[:rows, :columns],
+        reference[:rows, :columns],
+        illuminated_mask(estimate.coverage, 0.2)[:rows, :columns],
+    ).numbers
     assert numbers["phase_mae_rad"] < 0.1

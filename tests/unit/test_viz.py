@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from bluesky_cdi import viz
-from bluesky_cdi.metrics import fourier_ring_correlation
+from bluesky_cdi.evaluation import fourier_ring_correlation
+from bluesky_cdi.io import SingleShotImage
 from bluesky_cdi.protocols import Estimate, Proposal
 
 PIXEL_M = 2e-8
@@ -146,7 +147,7 @@ def test_nothing_in_the_demo_overlaps(estimate):
         assert not any(box.overlaps(other) for other in boxes[k + 1 :])
 
 
-def test_demo_refuses_another_canvas(estimate):
+def test_demo_refuses_another_grid(estimate):
     with pytest.raises(ValueError, match="reference must have the estimate's shape"):
         viz.figure_demo(
             estimate, np.ones((5, 5)), aligned=None, path_m=estimate.positions_m, table=TABLE, title="A star"
@@ -252,3 +253,54 @@ def test_images_side_by_side_are_of_the_masks_shape(pair):
     a, b, mask, _, place = pair
     with pytest.raises(ValueError, match="must have the mask's shape"):
         viz.show_images({"truth": a, "found": b[1:]}, mask, origin_m=place["origin_m"], pixel_m=PIXEL_M)
+
+
+def single_shot_image(support, pixel_m=PIXEL_M):
+    return SingleShotImage(
+        frames=(3,),
+        object=np.where(support, 2 * np.exp(0.3j), 0).astype(np.complex64),
+        support=support,
+        r_factor=np.array([0.2, 0.05, np.nan]),
+        noise_r_factor=0.04,
+        status=("stagnated", "converged", "diverged"),
+        best=1,
+        transfer=np.linspace(1, 0, 17),
+        unmeasured_share=0.0,
+        history=np.array([[0.6, 0.6, 0.6], [0.2, 0.05, np.nan]]),
+        iterations=10,
+        pixel_m=pixel_m,
+    )
+
+
+@pytest.mark.parametrize(("pixel_m", "unit", "step"), [(PIXEL_M, "µm", 0.02), (None, "px", 1.0)])
+def test_a_single_shot_figure_shows_what_was_found(pixel_m, unit, step):
+    y, x = np.indices((32, 32)) - 16
+    counts, mask = np.full((32, 32), 9.0), np.ones((32, 32), bool)
+    mask[16, 16], counts[16, 16] = False, np.nan
+    image = single_shot_image(np.hypot(y, x) < 5, pixel_m)
+    found = panels(viz.show_single_shot(image, counts, mask, title="a title"))
+    frame = shown(found["Frame"]).get_array()
+    assert frame.mask.sum() == 1 and frame.mask[16, 16]
+    np.testing.assert_allclose(frame.compressed(), 1.0)
+    amplitude = shown(found["Amplitude"])
+    assert amplitude.get_array().max() == pytest.approx(2.0, rel=1e-6)
+    # Pixel N // 2 is at the origin.
+    half = amplitude.get_array().shape[0] // 2
+    assert amplitude.get_extent() == pytest.approx(2 * [-(half + 0.5) * step, (half - 0.5) * step])
+    assert found["Amplitude"].get_xlabel() == f"x ({unit})"
+    phase = shown(found["Phase, inside the support"]).get_array()
+    np.testing.assert_allclose(phase.compressed(), 0, atol=1e-6)
+    assert phase.count() == image.support.sum() == shown(found["Support"]).get_array().sum()
+    # Half-way between the rings 16 (1 - 1/e) is where the line falls below 1/e.
+    lines = found["Phase retrieval transfer function"].lines
+    assert lines[-1].get_xdata()[0] == pytest.approx(16 * (1 - 1 / np.e))
+    assert len(found["R-factor of all starts"].lines) == 4
+
+
+def test_a_single_shot_figure_of_darkness_is_drawn():
+    """What diverged has no support and no object."""
+    image = single_shot_image(np.zeros((32, 32), bool))
+    found = panels(viz.show_single_shot(image, np.ones((32, 32)), np.ones((32, 32), bool)))
+    assert not shown(found["Support"]).get_array().any()
+    with pytest.raises(ValueError, match=r"must have the object's shape \(32, 32\)"):
+        viz.show_single_shot(image, np.ones((8, 8)), np.ones((8, 8), bool))

@@ -8,7 +8,7 @@ from bluesky_cdi.plans import adaptive_ptycho, ptycho_raster, ptycho_spiral
 
 
 def adaptive(**changes):
-    """The configured adaptive scan, e.g. ``RE(adaptive(budget=100))``."""
+    """Run the configured adaptive scan, e.g. ``RE(adaptive(budget=100))``."""
     return adaptive_ptycho([diff, i0], stage.y, stage.x, live, **{**config.scan.as_plan_arguments(), **changes})
 
 

@@ -1,44 +1,34 @@
 """Scans of the quality benchmark, what its methods come to, and its report, on the CPU."""
 
 import json
-import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from bluesky_cdi.bench import cases, methods, quality
-from bluesky_cdi.bench.acceptance import acceptance
+from bluesky_cdi.bench import methods, recorded
 from bluesky_cdi.bench.cases import Case, grid_positions, simulate
 from bluesky_cdi.bench.methods import Network
 from bluesky_cdi.bench.problem import judge
-from bluesky_cdi.bench.quality_report import Figures, tables
+from bluesky_cdi.bench.reports.quality import Figures, tables
+from bluesky_cdi.bench.suites import quality
+from bluesky_cdi.bench.suites.acceptance import acceptance
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench import SUITES
-from bluesky_cdi.engines.ptychography import Schedule
+from bluesky_cdi.engines.ptychography import Schedule, deviance_of
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.io import Scan, read_scan
-from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
 from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.physics import forward
 from bluesky_cdi.physics.forward import to_centre
-from bluesky_cdi.physics.geometry import Canvas, Geometry
+from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.physics.probes import width_px
 
 CPU = torch.device("cpu")
 SMALL = Case(field=0.4, frame_px=64)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command line configures the package's logger, which other tests look at."""
-    logger = logging.getLogger("bluesky_cdi")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +36,14 @@ def weights(tmp_path_factory):
     """An untrained tiny network in a file."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(CanvasNet(CanvasConfig(stages=1, channels=8, levels=2)), path, {})
+    save_weights(UnrolledNet(UnrolledConfig(stages=1, channels=8, levels=2)), path, {})
     return path
+
+
+@pytest.fixture(autouse=True)
+def timed_once(monkeypatch):
+    """No time is judged here, and what runs again gives the same."""
+    monkeypatch.setattr(methods, "REPEATS", 1)
 
 
 @pytest.fixture
@@ -109,34 +105,34 @@ def test_a_scan_in_a_file_is_the_one_that_is_judged(tmp_path, capsys, suffix):
     problem = simulate(case, 2, CPU)
     assert said["frames"] == len(scan) == len(problem.data) and scan.source["propagation"] == "far field"
     np.testing.assert_array_equal(scan.counts[:], to_centre(problem.data.counts))
-    told = problem.probe[0].numpy()
+    reported = problem.probe[0].numpy()
     # A guess that is read has the photons of the frames, not those of the beam through vacuum.
-    np.testing.assert_allclose(scan.probe / np.linalg.norm(scan.probe), told / np.linalg.norm(told), atol=1e-6)
-    canvas = Canvas(problem.origin_m, problem.data.canvas_shape[1:], problem.pixel_m, 64)
-    corner, shift = canvas.place(scan.positions_m)
+    np.testing.assert_allclose(scan.probe / np.linalg.norm(scan.probe), reported / np.linalg.norm(reported), atol=1e-6)
+    grid = ObjectGrid(problem.origin_m, problem.data.object_shape[1:], problem.pixel_m, 64)
+    corner, shift = grid.place(scan.positions_m)
     place_px = torch.from_numpy(corner + shift)
     torch.testing.assert_close(place_px, problem.data.corner + problem.data.shift_px.double(), atol=1e-5, rtol=0)
 
 
-def test_the_told_probe_is_wrong_by_what_is_stated():
+def test_the_assumed_probe_is_wrong_by_what_is_stated():
     exact, wrong = (simulate(replace(SMALL, probe_error_rad=e), 1, CPU) for e in (0.0, 0.4))
     assert torch.equal(exact.data.counts, wrong.data.counts)
-    true, told = (to_centre(torch.fft.fft2(p.probe[0, 0])) for p in (exact, wrong))
+    true, reported = (to_centre(torch.fft.fft2(p.probe[0, 0])) for p in (exact, wrong))
     # The pupil is a ring of radius lambda / (2 * 80 nm), in detector pixels, without its hollow middle.
     bright = true.abs() > 0.5 * true.abs().max()
-    phase = torch.angle((told * true.conj())[bright])
+    phase = torch.angle((reported * true.conj())[bright])
     # Orthonormal on the full disc; on the ring it is a little less or more.
     assert float((phase - phase.mean()).square().mean().sqrt()) == pytest.approx(0.4, rel=0.35)
-    assert float(told.abs().square().sum()) == pytest.approx(float(true.abs().square().sum()), rel=1e-4)
+    assert float(reported.abs().square().sum()) == pytest.approx(float(true.abs().square().sum()), rel=1e-4)
 
 
 def test_the_truth_has_no_error_and_vacuum_has_all():
     problem = simulate(Case(sample="natural"), 1, CPU)
-    perfect = judge(torch.from_numpy(problem.truth)[None] * (0.5 - 0.3j), problem).errors
+    perfect = judge(torch.from_numpy(problem.truth)[None] * (0.5 - 0.3j), problem).numbers
     assert perfect["complex_nrmse"] < 1e-6 and perfect["phase_mae_rad"] < 1e-6
     assert perfect["ssim_phase"] == pytest.approx(1, abs=1e-6)
     # A ramp that is the truth's own is taken for the gauge's, so a little less than 1.
-    assert 0.85 < judge(problem.vacuum, problem).errors["complex_nrmse"] <= 1 + 1e-6
+    assert 0.85 < judge(problem.vacuum, problem).numbers["complex_nrmse"] <= 1 + 1e-6
 
 
 def test_counts_in_other_units_change_nothing_for_an_engine(monkeypatch):
@@ -147,8 +143,8 @@ def test_counts_in_other_units_change_nothing_for_an_engine(monkeypatch):
     assert scaled.probe.abs().square().sum() / plain.probe.abs().square().sum() == pytest.approx(40, rel=1e-5)
     with torch.no_grad():
         for name in ("rpie", "lsqml"):
-            found = (methods.engine(name, problem, Schedule(12), 0).canvas for problem in (plain, scaled))
-            one, same = (judge(canvas, plain).errors["complex_nrmse"] for canvas in found)
+            found = (methods.engine(name, problem, Schedule(12), 0).object for problem in (plain, scaled))
+            one, same = (judge(obj, plain).numbers["complex_nrmse"] for obj in found)
             assert same == pytest.approx(one, rel=1e-4)
 
 
@@ -159,10 +155,16 @@ def test_every_method_is_run_and_engines_gain_on_vacuum(weights, monkeypatch):
     other = PtychoNN(PtychoNNConfig(channels=4)).eval()
     found = methods.solve(problem, [Network("tiny", net), Network("other", other)], 0)
     assert list(found) == [
-        "tiny", "tiny, refined", "other", "5 rPIE", "50 rPIE", "LSQ-ML, as long", "LSQ-ML, converged",
-    ]  # fmt: skip
-    errors = {name: judge(each.canvas, problem).errors["complex_nrmse"] for name, each in found.items()}
-    assert errors["50 rPIE"] < errors["5 rPIE"] < 0.8 * judge(problem.vacuum, problem).errors["complex_nrmse"]
+        "tiny",
+        "tiny, refined",
+        "other",
+        "5 rPIE",
+        "50 rPIE",
+        "LSQ-ML, as long",
+        "LSQ-ML, converged",
+    ]
+    errors = {name: judge(each.object, problem).numbers["complex_nrmse"] for name, each in found.items()}
+    assert errors["50 rPIE"] < errors["5 rPIE"] < 0.8 * judge(problem.vacuum, problem).numbers["complex_nrmse"]
     assert found["50 rPIE"].epochs == 50 and found["tiny, refined"].epochs == 5
     # The last epoch begins within the time.
     assert found["LSQ-ML, as long"].epochs in range(1, 13)
@@ -191,7 +193,7 @@ def test_the_report_has_every_suite(weights, quick, tmp_path):
     assert found["suites"]["dose"][1]["methods"] == found["suites"]["rate"][0]["methods"]
     number = found["suites"]["dose"][0]["methods"]["tiny"]["complex_nrmse"]
     assert len(number["each"]) == 2 and number["low"] <= number["median"] <= number["high"]
-    assert set(found["skipped"]) == set(cases.RECORDED) and found["suites"]["recorded"] == []
+    assert set(found["skipped"]) == set(recorded.RECORDED) and found["suites"]["recorded"] == []
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["star-1e4.png", "star-1e5.png"]
     changes = {row["method"]: row["change"] for row in found["acceptance"] if row["goal"] == "no change"}
     # Nine frames hardly fix the object, so the least difference grows in fifty iterations.
@@ -205,14 +207,18 @@ def test_ratios_are_of_the_same_scan():
         return {"complex_nrmse": {"each": errors}, "seconds": {"each": [1.0] * len(errors)}}
 
     found = {
-        "net": method([0.1, 0.4, 0.3]), "net, refined": method([0.2, 0.2, None]),
-        "50 rPIE": method([0.2, 0.2, 0.2]), "LSQ-ML, converged": method([0.1, 0.1, 0.1]),
-    }  # fmt: skip
-    net = CanvasNet(CanvasConfig(stages=1, channels=8, levels=1))
+        "net": method([0.1, 0.4, 0.3]),
+        "net, refined": method([0.2, 0.2, None]),
+        "50 rPIE": method([0.2, 0.2, 0.2]),
+        "LSQ-ML, converged": method([0.1, 0.1, 0.1]),
+    }
+    net = UnrolledNet(UnrolledConfig(stages=1, channels=8, levels=1))
     rows = acceptance({"dose": [{"label": "1e4", "methods": found}]}, [Network("net", net)])
     assert {row["method"]: row["error"] for row in rows} == {
-        "net": pytest.approx(1.5), "net, refined": pytest.approx(1), "LSQ-ML, converged": pytest.approx(0.5),
-    }  # fmt: skip
+        "net": pytest.approx(1.5),
+        "net, refined": pytest.approx(1),
+        "LSQ-ML, converged": pytest.approx(0.5),
+    }
 
 
 def test_a_recorded_scan_keeps_frames_from_the_methods(tmp_path, quick):
@@ -221,22 +227,30 @@ def test_a_recorded_scan_keeps_frames_from_the_methods(tmp_path, quick):
     geometry = Geometry(8000.0, 1.0, 1.0, 64)
     centre = (made.data.corner + 32 + made.data.shift_px.double()).numpy()
     scan = Scan(
-        to_centre(made.data.counts).numpy().astype(np.uint32), centre * geometry.pixel_m, geometry,
-        made.probe[0].numpy(), name="made",
-    )  # fmt: skip
-    problem = cases.recorded(scan, made.truth, (0.0, 0.0), 1, CPU)
+        to_centre(made.data.counts).numpy().astype(np.uint32),
+        centre * geometry.pixel_m,
+        geometry,
+        made.probe[0].numpy(),
+        name="made",
+    )
+    problem = recorded.problem_of(recorded.RecordedScan("made", scan, made.truth, (0.0, 0.0), 1), CPU)
     assert len(problem.held_out) == len(range(4, len(scan), 8))
     assert len(problem.data) + len(problem.held_out) == len(scan)
-    assert judge(torch.from_numpy(problem.truth)[None], problem).errors["complex_nrmse"] < 1e-6
+    assert judge(torch.from_numpy(problem.truth)[None], problem).numbers["complex_nrmse"] < 1e-6
     with torch.no_grad():
         found = methods.engine("lsqml", problem, Schedule(30), 0)
     # The reference lies where the object does.
-    assert judge(found.canvas, problem).errors["complex_nrmse"] < 0.6
-    fit, of_vacuum = (
-        quality._fit(each, problem) for each in (found, methods.Found(problem.vacuum, problem.probe, 0.0))
+    assert judge(found.object, problem).numbers["complex_nrmse"] < 0.6
+    fitted, held_out, of_vacuum = (
+        float(deviance_of(obj, probe, data).mean())
+        for obj, probe, data in (
+            (found.object, found.probe, problem.data),
+            (found.object, found.probe, problem.held_out),
+            (problem.vacuum, problem.probe, problem.held_out),
+        )
     )
     # What was fitted fits better, and what was not fits far better than without an object.
-    assert fit["deviance"] < fit["held_out_deviance"] < 0.5 * of_vacuum["held_out_deviance"]
+    assert fitted < held_out < 0.5 * of_vacuum
 
 
 def test_the_command_line_knows_the_suites():

@@ -1,35 +1,24 @@
 """The benchmark's simulated batches, its timed path and its report, on the CPU."""
 
 import json
-import logging
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from bluesky_cdi.bench import throughput as bench
 from bluesky_cdi.bench.machine import devices_of
+from bluesky_cdi.bench.suites import throughput as bench
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.metrics import complex_nrmse
-from bluesky_cdi.models.canvas import PRESETS, CanvasConfig, CanvasNet
+from bluesky_cdi.evaluation import complex_nrmse
+from bluesky_cdi.models.unrolled import PRESETS, UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import to_centre
-from bluesky_cdi.physics.lit_frames import canvas_step
+from bluesky_cdi.physics.illuminated_frames import object_step
 
 CPU = torch.device("cpu")
 TINY = "stages=1,channels=8,levels=2"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command line configures the package's logger, which other tests look at."""
-    logger = logging.getLogger("bluesky_cdi")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
 
 
 def test_a_batch_is_scans_of_the_stated_frames():
@@ -72,27 +61,30 @@ def test_the_timed_path_ends_with_the_image():
     work = bench.Workload(64, scans=1, side=7)
     measured = bench.simulate(work, CPU)
     net = load_weights().net
-    pipeline = bench.Pipeline(net, measured, work.canvas_px, CPU)
+    pipeline = bench.Pipeline(net, measured, work.grid_px, CPU)
     with torch.inference_mode():
         data = pipeline.placed(pipeline.copied())
         image = pipeline.one()
         again = pipeline.streamed()
-        _, light = canvas_step(torch.ones_like(image), measured.probe, data)
+        _, illumination = object_step(torch.ones_like(image), measured.probe, data)
     assert torch.equal(to_centre(data.counts).to(torch.uint16), measured.counts)
-    assert torch.equal(image, again) and image.shape == (1, work.canvas_px, work.canvas_px)
-    side = work.canvas_px
+    assert torch.equal(image, again) and image.shape == (1, work.grid_px, work.grid_px)
+    side = work.grid_px
     thickness = bench.power_law_texture((side, side), np.random.default_rng(0))
-    truth, lit = np.exp((-0.08 - 0.9j) * thickness), (light > 0.1 * light.max())[0].numpy()
-    vacuum = complex_nrmse(np.ones_like(truth), truth, lit)
-    assert complex_nrmse(image[0].numpy(), truth, lit) < 0.5 * vacuum
+    truth, illuminated = np.exp((-0.08 - 0.9j) * thickness), (illumination > 0.1 * illumination.max())[0].numpy()
+    vacuum = complex_nrmse(np.ones_like(truth), truth, illuminated)
+    assert complex_nrmse(image[0].numpy(), truth, illuminated) < 0.5 * vacuum
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_the_report_has_a_case_for_each_network_and_size(devices):
     torch.manual_seed(1)
-    models = {"a": CanvasNet(bench.model_config(TINY)), "b": CanvasNet(CanvasConfig(stages=2, channels=8, levels=2))}
+    models = {
+        "a": UnrolledNet(bench.model_config(TINY)),
+        "b": UnrolledNet(UnrolledConfig(stages=2, channels=8, levels=2)),
+    }
     said = []
-    found = bench.throughput(models, (16, 32), [CPU] * devices, 0.02, frames=4, told=said.append)
+    found = bench.throughput(models, (16, 32), [CPU] * devices, 0.02, frames=4, on_progress=said.append)
     assert [(c["model"], c["frame_px"]) for c in found["cases"]] == [("a", 16), ("b", 16), ("a", 32), ("b", 32)]
     assert len(said) == 4
     assert json.loads(json.dumps(found)) == found
@@ -103,8 +95,12 @@ def test_the_report_has_a_case_for_each_network_and_size(devices):
         assert 0 < case["frames_per_s_p10"] <= case["frames_per_s"] <= case["frames_per_s_p90"]
         assert case["one_batch_frames_per_s"] * case["one_batch_s"] == pytest.approx(4)
         assert set(case["us_per_frame"]) == {
-            "copy", "conversion and placement", "physics of all stages", "networks of all stages", "all on the device",
-        }  # fmt: skip
+            "copy",
+            "conversion and placement",
+            "physics of all stages",
+            "networks of all stages",
+            "all on the device",
+        }
         assert all(value > 0 for value in case["us_per_frame"].values())
 
 
@@ -119,12 +115,12 @@ def test_a_device_that_fails_stops_the_others(monkeypatch):
 
     monkeypatch.setattr(bench.Pipeline, "streamed", broken)
     with pytest.raises(RuntimeError, match="no memory"):
-        bench.throughput({"a": CanvasNet(bench.model_config(TINY))}, (16,), [CPU, CPU], 0.02, frames=4)
+        bench.throughput({"a": UnrolledNet(bench.model_config(TINY))}, (16,), [CPU, CPU], 0.02, frames=4)
 
 
 def test_models_by_name_and_by_size():
     assert bench.model_config("large") == PRESETS["large"]
-    assert bench.model_config("stages=2,channels=16") == CanvasConfig(stages=2, channels=16)
+    assert bench.model_config("stages=2,channels=16") == UnrolledConfig(stages=2, channels=16)
     assert set(bench.models_of(["canvas-small"], [TINY])) == {"canvas-small", f"{TINY} (untrained)"}
 
 

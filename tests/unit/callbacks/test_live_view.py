@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bluesky_cdi import viz
-from bluesky_cdi.callbacks import LiveReconstruction, _live_view
+from bluesky_cdi.callbacks import LiveReconstruction
 from bluesky_cdi.protocols import Estimate
 
 
@@ -96,7 +96,7 @@ def test_throttle_keeps_the_newest(drawn):
 
 def test_other_toolkits_are_drawn_by_the_main_thread_only(drawn, monkeypatch):
     view = LiveReconstruction(figure=Figure())
-    monkeypatch.setattr(_live_view, "_toolkit", lambda: "tk")
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "TkAgg")
     in_thread(view, make_estimate(2))
     assert drawn == []
     view.draw()
@@ -134,11 +134,3 @@ def test_fault_while_drawing_is_logged_not_raised(monkeypatch, caplog):
     with caplog.at_level(logging.ERROR, logger="bluesky_cdi"):
         LiveReconstruction()(make_estimate(2))
     assert "no ink" in caplog.text
-
-
-def test_toolkit_by_backend(monkeypatch):
-    assert _live_view._toolkit() is None
-    monkeypatch.setattr(matplotlib, "get_backend", lambda: "qtagg")
-    assert _live_view._toolkit() == "qt"
-    monkeypatch.setattr(matplotlib, "get_backend", lambda: "TkAgg")
-    assert _live_view._toolkit() == "tk"

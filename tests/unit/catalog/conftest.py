@@ -1,20 +1,19 @@
 import contextlib
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bluesky_cdi.catalog import open_catalog, serve
+from bluesky_cdi.catalog import Feeder, open_catalog, serve
+from bluesky_cdi.catalog.feeder import ended_files
+from bluesky_cdi.journal import Journal
 from bluesky_cdi.protocols import Estimate, RunInfo
 
 
-@pytest.fixture(scope="session")
-def empty_catalog(tmp_path_factory):
-    """An initialised, empty catalog; initialising takes seconds, so it is copied."""
-    directory = tmp_path_factory.mktemp("empty catalog")
-    with serve(directory):
-        pass
-    return directory
+@pytest.fixture(scope="module", autouse=True)
+def patience(patient):
+    """Every test here talks to a server."""
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +49,7 @@ def info():
 def make_estimate():
     """Square images, and as many frames as embedding components: sizes that tell no axes apart."""
 
-    def make(seed, n=6, canvas=(16, 16), d=6):
+    def make(seed, n=6, grid=(16, 16), d=6):
         rng = np.random.default_rng(seed)
 
         def real(*shape):
@@ -61,13 +60,13 @@ def make_estimate():
 
         return Estimate(
             n_frames=n,
-            object=complex_(*canvas),
+            object=complex_(*grid),
             origin_m=(-1.1e-6 / 3, 2.3e-6 / 7),
             pixel_m=2.8e-8 / 3,
             probe=complex_(2, 8, 8),
-            std_amplitude=real(*canvas),
-            std_phase_rad=real(*canvas),
-            coverage=real(*canvas),
+            std_amplitude=real(*grid),
+            std_phase_rad=real(*grid),
+            coverage=real(*grid),
             frame_seq_nums=np.arange(1, n + 1) * 2,
             positions_m=rng.normal(size=(n, 2)) * 1e-6,
             embedding=real(n, d),
@@ -95,3 +94,22 @@ def assert_equal():
                 assert a == b, name
 
     return check
+
+
+@pytest.fixture(scope="session")
+def journals():
+    """Open the journals of a folder and what feeds a catalog from them; at the end all that has ended is in it."""
+
+    @contextlib.contextmanager
+    def opened(catalog, folder):
+        journal = folder / "journal"
+        with contextlib.ExitStack() as stack:
+            feeder = stack.enter_context(contextlib.closing(Feeder(journal, catalog)))
+            raw, processed = (
+                stack.enter_context(contextlib.closing(Journal(journal / name))) for name in ("raw", "processed")
+            )
+            yield SimpleNamespace(raw=raw, processed=processed, feed=feeder.feed)
+            feeder.finish(240)
+            assert not ended_files(journal) and not list(journal.glob("refused/*"))
+
+    return opened

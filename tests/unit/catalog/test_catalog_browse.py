@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from event_model import compose_run
 
-from bluesky_cdi.catalog import ResultPublisher, find_raw, find_results, list_results, load_result, run_writer
+from bluesky_cdi.catalog import ResultPublisher, find_raw, find_results, list_results, load_result
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.protocols import RunInfo
 
@@ -30,19 +30,17 @@ def estimates(make_estimate):
 
 
 @pytest.fixture(scope="module")
-def catalog(session, empty_catalog, tmp_path_factory, info, estimates):
+def catalog(session, journals, empty_catalog, tmp_path_factory, info, estimates):
     """Scan 1 with a complete and an empty result, scans 2 and 3 without; of another run a failed and an open one."""
     directory = shutil.copytree(empty_catalog, tmp_path_factory.mktemp("browse") / "catalog")
-    with session(directory) as opened:
-        raw = run_writer(opened.raw, directory / "backup")
-        processed = run_writer(opened.processed, directory / "backup", batch_size=1)
+    with session(directory) as opened, journals(opened, directory) as written:
 
         def publisher(of, uid):
-            return ResultPublisher(of, directory / "results", processed, derived_uid=uid)
+            return ResultPublisher(of, directory / "results", written.processed, derived_uid=uid)
 
-        scan_1 = write_raw(raw, "aaaa1111-raw", 1, n=4)
-        write_raw(raw, "bbbb2222-raw", 2, n=3)
-        write_raw(raw, "cccc3333-raw", 3, n=3, finished=False)
+        scan_1 = write_raw(written.raw, "aaaa1111-raw", 1, n=4)
+        write_raw(written.raw, "bbbb2222-raw", 2, n=3)
+        write_raw(written.raw, "cccc3333-raw", 3, n=3, finished=False)
         publisher(scan_1, "dddd4444-complete").close(estimates[0])
         publisher(scan_1, "eeee5555-empty").close(None, "abort", "stopped by the user")
         failed = publisher(info, "ffff6666-failed")
@@ -51,9 +49,7 @@ def catalog(session, empty_catalog, tmp_path_factory, info, estimates):
         failed.close(None, "fail", "the worker stopped")
         going = publisher(info, "abcd7777-going")
         going.publish(estimates[0])
-        for writer in (raw, processed):
-            writer.close(60)
-            writer.check()
+        written.feed()
         yield opened
 
 

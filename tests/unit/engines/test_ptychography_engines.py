@@ -13,9 +13,9 @@ from bluesky_cdi.engines.lsqml import Lsqml, LsqmlSettings, moved, with_flux
 from bluesky_cdi.engines.ptychography import Refine, Schedule, Solution, deviance_of, iterate
 from bluesky_cdi.engines.raar import Raar
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.metrics import compare, complex_nrmse
+from bluesky_cdi.evaluation import compare, complex_nrmse
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
-from bluesky_cdi.physics.geometry import Canvas, Geometry
+from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.physics.likelihood import poisson_deviance
 from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe, scaled_to
@@ -50,34 +50,38 @@ def diffuser(photons=1e6):
 class Scan:
     """9 x 9 jittered positions, 2.5 px apart, over dense texture; noise-free unless asked."""
 
-    def __init__(self, probe, geometry=FAR, noise_seed=None, gain=None, whole=False):
+    def __init__(self, probe, geometry=FAR, noise_seed=None, flux=None, whole=False):
         rng = np.random.default_rng(12)
         pixel = geometry.pixel_m
         positions = np.stack(np.meshgrid(*(np.arange(9) * 2.5,) * 2, indexing="ij"), axis=-1).reshape(-1, 2)
         positions = positions + rng.uniform(-0.8, 0.8, positions.shape)
         positions = (np.rint(positions) if whole else positions) * pixel
-        canvas = Canvas.covering(positions.min(axis=0), positions.max(axis=0), pixel, 32)
-        corner, shift = (torch.from_numpy(a) for a in canvas.place(positions))
+        grid = ObjectGrid.covering(positions.min(axis=0), positions.max(axis=0), pixel, 32)
+        corner, shift = (torch.from_numpy(a) for a in grid.place(positions))
         self.probe = probe
-        self.truth = torch.from_numpy(make_sample("cells", canvas.shape, seed=3))[None]
+        self.truth = torch.from_numpy(make_sample("cells", grid.shape, seed=3))[None]
         self.vacuum = torch.ones_like(self.truth)
         data = Diffraction(
-            torch.zeros(len(positions), 32, 32), corner, shift.float(), (1, *canvas.shape),
-            gain=gain, propagator=propagator_of(geometry),
-        )  # fmt: skip
+            torch.zeros(len(positions), 32, 32),
+            corner,
+            shift.float(),
+            (1, *grid.shape),
+            flux=flux,
+            propagator=propagator_of(geometry),
+        )
         rate = data.rate(data.probes(probe), data.patches(self.truth))
         if noise_seed is not None:
             rate = torch.poisson(rate, generator=torch.Generator().manual_seed(noise_seed))
         self.data = replace(data, counts=rate)
-        self.light = accumulate(intensity(data.probes(probe)), corner, data.canvas_shape)[0].numpy()
+        self.illumination = accumulate(intensity(data.probes(probe)), corner, data.object_shape)[0].numpy()
 
-    def start(self, canvas=None, probe=None, data=None):
-        guess = self.vacuum if canvas is None else canvas
+    def start(self, obj=None, probe=None, data=None):
+        guess = self.vacuum if obj is None else obj
         return Solution.start(guess, self.probe if probe is None else probe, self.data if data is None else data)
 
-    def error(self, canvas):
+    def error(self, obj):
         """With the ambiguities that a free probe leaves removed."""
-        return compare(canvas[0].numpy(), self.truth[0].numpy(), self.light, 1.0)["complex_nrmse"]
+        return compare(obj[0].numpy(), self.truth[0].numpy(), self.illumination).numbers["complex_nrmse"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def test_engines_have_their_names(name):
 def test_every_engine_finds_the_object(scan, name):
     found = iterate(make_engine(name), scan.start(), FIXED).solution
     assert scan.error(scan.vacuum) > 0.6
-    assert scan.error(found.canvas) < LARGEST_ERROR[name]
+    assert scan.error(found.object) < LARGEST_ERROR[name]
     assert torch.equal(found.probe, scan.probe)
 
 
@@ -115,7 +119,7 @@ def test_every_engine_refines_a_wrong_probe(scan, name):
         for p in (0, -1)
     )
     assert refined.mean_deviance < (0.95 if name == "epie" else 0.3) * kept.mean_deviance
-    assert scan.error(refined.canvas) < (0.8 if name == "epie" else 0.4) * scan.error(kept.canvas)
+    assert scan.error(refined.object) < (0.8 if name == "epie" else 0.4) * scan.error(kept.object)
 
 
 @pytest.mark.parametrize("geometry", [FAR, NEAR], ids=["far", "near"])
@@ -123,18 +127,18 @@ def test_every_engine_refines_a_wrong_probe(scan, name):
 def test_the_truth_is_a_fixed_point(name, geometry):
     scan = Scan(lens() if geometry is FAR else diffuser(), geometry)
     found = iterate(make_engine(name), scan.start(scan.truth), Schedule(3)).solution
-    lit = torch.from_numpy(scan.light > 0.02 * scan.light.max())
+    illuminated = torch.from_numpy(scan.illumination > 0.02 * scan.illumination.max())
     # The floor under the square root's divisor (a thousandth of a photon) moves dark pixels a little.
-    assert float((found.canvas - scan.truth)[0][lit].abs().max()) < 5e-3
+    assert float((found.object - scan.truth)[0][illuminated].abs().max()) < 5e-3
     assert float((found.probe - scan.probe).abs().max()) < 5e-3 * float(scan.probe.abs().max())
 
 
 @pytest.mark.parametrize("name", PTYCHOGRAPHY)
 def test_inputs_stay_and_a_seed_names_the_result(scan, name):
-    canvas, probe = scan.vacuum.clone(), scan.probe.clone()
-    once, again = (iterate(make_engine(name, seed=3), scan.start(canvas, probe), Schedule(3)) for _ in range(2))
-    assert torch.equal(canvas, scan.vacuum) and torch.equal(probe, scan.probe)
-    assert torch.equal(once.solution.canvas, again.solution.canvas)
+    obj, probe = scan.vacuum.clone(), scan.probe.clone()
+    once, again = (iterate(make_engine(name, seed=3), scan.start(obj, probe), Schedule(3)) for _ in range(2))
+    assert torch.equal(obj, scan.vacuum) and torch.equal(probe, scan.probe)
+    assert torch.equal(once.solution.object, again.solution.object)
     assert once.solution.epochs == 3 and len(once.history) == 3
 
 
@@ -143,8 +147,8 @@ def test_every_engine_works_in_the_near_field(name):
     near = Scan(diffuser(), NEAR)
     wrong_model = replace(near.data, propagator=propagator_of(FAR))
     found = iterate(make_engine(name), near.start(), FIXED).solution
-    assert near.error(found.canvas) < 0.45
-    assert near.error(iterate(make_engine(name), near.start(data=wrong_model), FIXED).solution.canvas) > 1
+    assert near.error(found.object) < 0.45
+    assert near.error(iterate(make_engine(name), near.start(data=wrong_model), FIXED).solution.object) > 1
 
 
 @pytest.mark.parametrize("name", ["rpie", "dm", "raar", "lsqml"])
@@ -153,7 +157,7 @@ def test_engines_take_incoherent_modes(name):
     found, coherent = (
         iterate(make_engine(name), partly.start(probe=p), FIXED).solution for p in (partly.probe, partly.probe[:, :1])
     )
-    assert partly.error(found.canvas) < 0.1
+    assert partly.error(found.object) < 0.1
     assert found.judged().mean_deviance < 0.05 * coherent.judged().mean_deviance
 
 
@@ -165,7 +169,7 @@ def test_saturated_pixels_are_not_believed(scan, name):
         iterate(make_engine(name), scan.start(data=d), FIXED).solution
         for d in (clipped, replace(clipped, saturation=level))
     )
-    assert scan.error(masked.canvas) < 0.8 * scan.error(believed.canvas)
+    assert scan.error(masked.object) < 0.8 * scan.error(believed.object)
 
 
 @pytest.mark.parametrize("name", PTYCHOGRAPHY)
@@ -187,8 +191,8 @@ def test_lsqml_takes_the_best_lengths_of_its_two_steps():
     start = whole.start(probe=lens())
     found = Lsqml(LsqmlSettings(batch=1000, together_from=-1, step=1.0)).epoch(start, Refine())
     data, patches = whole.data, whole.data.patches(whole.vacuum)
-    asked, _ = data.wave_step(data.probes(start.probe), patches, "poisson")
-    by_object = data.probes(start.probe) * data.patches(found.canvas - start.canvas)[:, None]
+    asked, _ = data.exit_wave_step(data.probes(start.probe), patches, "poisson")
+    by_object = data.probes(start.probe) * data.patches(found.object - start.object)[:, None]
     by_probe = (found.probe - start.probe) * patches[:, None]
     left = asked - by_object - by_probe
 
@@ -206,16 +210,16 @@ def test_poisson_is_nearer_to_the_truth_than_amplitudes_where_photons_are_few():
         for k in ("poisson", "amplitude")
     )
     assert poisson.mean_deviance < 0.98 * amplitude.mean_deviance
-    assert dim.error(poisson.canvas) < 0.98 * dim.error(amplitude.canvas)
+    assert dim.error(poisson.object) < 0.98 * dim.error(amplitude.object)
 
 
 def test_lsqml_does_not_depend_on_how_many_frames_are_computed_at_a_time(scan, monkeypatch):
     found = []
     for size in (7, 1000):
-        monkeypatch.setattr("bluesky_cdi.physics.lit_frames.CPU_WAVE_BYTES", size * scan.probe.nbytes)
+        monkeypatch.setattr("bluesky_cdi.physics.illuminated_frames.CPU_WAVE_BYTES", size * scan.probe.nbytes)
         refined = Schedule(6, positions_from=2, flux_from=2)
         found.append(iterate(Lsqml(LsqmlSettings(together_from=3)), scan.start(), refined).solution)
-    torch.testing.assert_close(found[0].canvas, found[1].canvas, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[0].object, found[1].object, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found[0].deviance, found[1].deviance, atol=1e-2, rtol=1e-2)
 
 
@@ -234,42 +238,40 @@ def test_lsqml_refines_positions(scan):
     wrong = moved(scan.data, off, 2.0)
     schedule = Schedule(80, positions_from=15)
     found = iterate(Lsqml(), scan.start(data=wrong), schedule).solution
-    before, after = (
-        (d.corner + d.shift_px - scan.data.corner - scan.data.shift_px) for d in (wrong, found.data)
-    )
+    before, after = ((d.corner + d.shift_px - scan.data.corner - scan.data.shift_px) for d in (wrong, found.data))
     error = (after - after.mean(dim=0)).square().mean().sqrt()
     assert float(before.square().mean().sqrt()) > 0.4
     assert float(error) < 0.1
     believed = iterate(Lsqml(), scan.start(data=wrong), Schedule(80)).solution
-    assert scan.error(found.canvas) < 0.3 * scan.error(believed.canvas)
+    assert scan.error(found.object) < 0.3 * scan.error(believed.object)
 
 
-def test_a_move_keeps_the_place_of_the_patch_on_the_canvas(scan):
+def test_a_move_keeps_the_place_of_the_patch_on_the_grid(scan):
     moves = torch.full((len(scan.data), 2), 0.0)
     moves[0] = torch.tensor([3.0, -3.0])
     found = moved(scan.data, moves, 10.0)
     place = found.corner + found.shift_px - (scan.data.corner + scan.data.shift_px)
     torch.testing.assert_close(place[0] - place[1], torch.tensor([3.0, -3.0]), atol=1e-4, rtol=0)
     assert float(place.mean(dim=0).abs().max()) < 1e-4
-    room = torch.tensor(scan.data.canvas_shape[1:]) - 32
+    room = torch.tensor(scan.data.object_shape[1:]) - 32
     far = moved(scan.data, moves * 50, 1000.0)
     assert bool(((far.corner >= 0) & (far.corner <= room)).all())
     assert float(far.shift_px.abs().max()) <= 0.5
 
 
 def test_lsqml_refines_the_flux():
-    gain = torch.from_numpy(np.random.default_rng(6).uniform(0.6, 1.4, 81)).float()
-    flickering = Scan(lens(), gain=gain / gain.mean())
-    unknown = replace(flickering.data, gain=None)
+    flux = torch.from_numpy(np.random.default_rng(6).uniform(0.6, 1.4, 81)).float()
+    flickering = Scan(lens(), flux=flux / flux.mean())
+    unknown = replace(flickering.data, flux=None)
     found = iterate(Lsqml(), flickering.start(data=unknown), Schedule(60, probe_from=-1, flux_from=5)).solution
-    assert found.data.gain is not None
-    error = found.data.gain / flickering.data.gain - 1
+    assert found.data.flux is not None
+    error = found.data.flux / flickering.data.flux - 1
     assert float((error - error.mean()).std()) < 0.02
 
 
 def test_flux_has_mean_one(scan):
     found = with_flux(with_flux(scan.data, torch.rand(81) + 0.5), torch.rand(81) + 0.5)
-    assert float(found.gain.mean()) == pytest.approx(1, abs=1e-6)
+    assert float(found.flux.mean()) == pytest.approx(1, abs=1e-6)
 
 
 def test_raar_refuses_a_relaxation_out_of_range():
@@ -287,8 +289,8 @@ class Scripted:
 
     def epoch(self, solution, refine):
         value = self.deviances[solution.epochs]
-        canvas = torch.full_like(solution.canvas, value)
-        return Solution(canvas, solution.probe, solution.data, torch.full((81,), value), solution.epochs + 1)
+        obj = torch.full_like(solution.object, value)
+        return Solution(obj, solution.probe, solution.data, torch.full((81,), value), solution.epochs + 1)
 
     def finish(self, solution, refine):
         return solution
@@ -327,11 +329,11 @@ def test_the_caller_can_end_a_run(scan):
 
 def test_no_epochs_change_nothing(scan):
     outcome = iterate(make_engine("lsqml"), scan.start(), Schedule(0))
-    assert torch.equal(outcome.solution.canvas, scan.vacuum) and outcome.history == ()
+    assert torch.equal(outcome.solution.object, scan.vacuum) and outcome.history == ()
 
 
 def test_deviance_of_is_that_of_the_model(scan):
     data = scan.data
     expected = poisson_deviance(data.rate(data.probes(scan.probe), data.patches(scan.vacuum)), data.counts)
     torch.testing.assert_close(deviance_of(scan.vacuum, scan.probe, data), expected.mean(dim=(-2, -1)))
-    assert complex_nrmse(scan.vacuum[0].numpy(), scan.truth[0].numpy(), scan.light) > 0.8
+    assert complex_nrmse(scan.vacuum[0].numpy(), scan.truth[0].numpy(), scan.illumination) > 0.8

@@ -10,25 +10,24 @@ import torch
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.engines.rpie import Rpie, RpieSettings
 from bluesky_cdi.engines.steps import averaged_step, orthogonalise
-from bluesky_cdi.metrics import compare, complex_nrmse
+from bluesky_cdi.evaluation import compare, complex_nrmse
 from bluesky_cdi.physics.forward import Diffraction, accumulate, fft2c, intensity, rate, to_corner
-from bluesky_cdi.physics.geometry import Canvas, Geometry
+from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
+from bluesky_cdi.physics.illuminated_frames import object_step
 from bluesky_cdi.physics.likelihood import amplitude_loss, poisson_deviance
-from bluesky_cdi.physics.lit_frames import canvas_step
 from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 
 GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 32)
 
 
-def rpie(canvas, probe, data, epochs, settings=None, seed=0, probe_from=0):
+def rpie(obj, probe, data, epochs, settings=None, seed=0, probe_from=0):
     """Epochs without the averaged step at the end: object, probe, deviance."""
     engine, schedule = Rpie(settings, seed), Schedule(epochs, probe_from)
-    solution = Solution.start(canvas, probe, data)
+    solution = Solution.start(obj, probe, data)
     for epoch in range(epochs):
         solution = engine.epoch(solution, schedule.refine(epoch))
-    return solution.canvas, solution.probe, solution.deviance
-
+    return solution.object, solution.probe, solution.deviance
 
 
 def make_probe(defocus_m=0.45e-3, modes=1, photons=1e6):
@@ -45,25 +44,25 @@ class Scan:
         pixel = GEOMETRY.pixel_m
         positions = np.stack(np.meshgrid(*(np.arange(9) * 2.5,) * 2, indexing="ij"), axis=-1).reshape(-1, 2)
         positions = (positions + rng.uniform(-0.8, 0.8, positions.shape)) * pixel
-        canvas = Canvas.covering(positions.min(axis=0), positions.max(axis=0), pixel, 32)
-        corner, shift = (torch.from_numpy(a) for a in canvas.place(positions))
+        grid = ObjectGrid.covering(positions.min(axis=0), positions.max(axis=0), pixel, 32)
+        corner, shift = (torch.from_numpy(a) for a in grid.place(positions))
         self.probe = probe
-        self.truth = torch.from_numpy(make_sample(sample, canvas.shape, seed=3))[None]
+        self.truth = torch.from_numpy(make_sample(sample, grid.shape, seed=3))[None]
         self.vacuum = torch.ones_like(self.truth)
         counts = torch.zeros(len(positions), 32, 32)
-        data = Diffraction(counts, corner, shift, (1, *canvas.shape))
+        data = Diffraction(counts, corner, shift, (1, *grid.shape))
         expected = rate(data.probes(probe), data.patches(self.truth))
         if noise_seed is not None:
             expected = torch.poisson(expected, generator=torch.Generator().manual_seed(noise_seed))
-        self.data = Diffraction(to_corner(expected), corner, shift, data.canvas_shape)
-        self.light = accumulate(intensity(data.probes(probe)), corner, data.canvas_shape)[0].numpy()
-        self.lit = self.light > 0.1 * self.light.max()
+        self.data = Diffraction(to_corner(expected), corner, shift, data.object_shape)
+        self.illumination = accumulate(intensity(data.probes(probe)), corner, data.object_shape)[0].numpy()
+        self.illuminated = self.illumination > 0.1 * self.illumination.max()
 
-    def error(self, canvas):
-        return complex_nrmse(canvas[0].numpy(), self.truth[0].numpy(), self.lit)
+    def error(self, obj):
+        return complex_nrmse(obj[0].numpy(), self.truth[0].numpy(), self.illuminated)
 
-    def deviance(self, canvas, probe):
-        expected = intensity(torch.fft.fft2(self.data.probes(probe) * self.data.patches(canvas)[:, None], norm="ortho"))
+    def deviance(self, obj, probe):
+        expected = intensity(torch.fft.fft2(self.data.probes(probe) * self.data.patches(obj)[:, None], norm="ortho"))
         return float(poisson_deviance(expected, self.data.counts).mean())
 
 
@@ -80,9 +79,9 @@ def noisy():
 @pytest.mark.parametrize("modes", [1, 2])
 def test_the_object_converges_to_the_truth(modes):
     scan = Scan(make_probe(modes=modes))
-    canvas, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 40, probe_from=-1)
+    obj, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 40, probe_from=-1)
     assert scan.error(scan.vacuum) > 0.8
-    assert scan.error(canvas) < 0.03
+    assert scan.error(obj) < 0.03
     assert torch.equal(probe, scan.probe)
     assert deviance.shape == (81,) and float(deviance.max()) < 1
 
@@ -101,7 +100,7 @@ def test_the_reported_deviance_is_that_of_the_model_before_its_update(scan):
 
 def test_refinement_improves_a_wrong_probe(scan):
     wrong = make_probe(defocus_m=0.38e-3)
-    canvas, probe, _ = rpie(scan.vacuum, wrong, scan.data, 60)
+    obj, probe, _ = rpie(scan.vacuum, wrong, scan.data, 60)
     fixed, same, _ = rpie(scan.vacuum, wrong, scan.data, 60, probe_from=-1)
     assert torch.equal(same, wrong)
 
@@ -110,10 +109,10 @@ def test_refinement_improves_a_wrong_probe(scan):
         return float((a.conj() @ b).abs() / (a.norm() * b.norm()))
 
     assert 1 - likeness(probe) < 0.25 * (1 - likeness(wrong))
-    assert scan.deviance(canvas, probe) < 0.1 * scan.deviance(fixed, wrong)
+    assert scan.deviance(obj, probe) < 0.1 * scan.deviance(fixed, wrong)
     # With both free, shift and phase ramp may pass between probe and object.
     refined, kept = (
-        compare(c[0].numpy(), scan.truth[0].numpy(), scan.light, 1.0)["complex_nrmse"] for c in (canvas, fixed)
+        compare(c[0].numpy(), scan.truth[0].numpy(), scan.illumination).numbers["complex_nrmse"] for c in (obj, fixed)
     )
     assert refined < 0.25 * kept and refined < 0.02
 
@@ -124,9 +123,9 @@ def test_the_probe_waits_for_its_epoch(scan):
 
 
 def test_inputs_are_not_changed(scan):
-    canvas, probe = scan.vacuum.clone(), scan.probe.clone()
-    rpie(canvas, probe, scan.data, 1)
-    assert torch.equal(canvas, scan.vacuum) and torch.equal(probe, scan.probe)
+    obj, probe = scan.vacuum.clone(), scan.probe.clone()
+    rpie(obj, probe, scan.data, 1)
+    assert torch.equal(obj, scan.vacuum) and torch.equal(probe, scan.probe)
 
 
 def test_a_seed_names_the_result(scan):
@@ -137,27 +136,27 @@ def test_a_seed_names_the_result(scan):
 
 
 def test_no_iterations_change_nothing(scan):
-    canvas, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 0)
-    assert torch.equal(canvas, scan.vacuum) and torch.equal(probe, scan.probe)
+    obj, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 0)
+    assert torch.equal(obj, scan.vacuum) and torch.equal(probe, scan.probe)
     assert deviance.isnan().all()
 
 
 @pytest.mark.parametrize("modes", [1, 2])
 def test_vacuum_is_a_fixed_point(modes):
     scan = Scan(make_probe(modes=modes), sample="blank")
-    canvas, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 3)
+    obj, probe, deviance = rpie(scan.vacuum, scan.probe, scan.data, 3)
     # The floor under the square root's divisor (a thousandth of a photon) moves dark pixels a little.
-    assert float((canvas - 1).abs().max()) < 2e-3
+    assert float((obj - 1).abs().max()) < 2e-3
     assert float((probe - scan.probe).abs().max()) < 2e-3 * float(scan.probe.abs().max())
     assert float(deviance.max()) < 1e-2
 
 
 def test_pixels_without_light_are_not_touched(scan):
-    unlit = accumulate(intensity(scan.data.probes(scan.probe)), scan.data.corner, scan.data.canvas_shape) == 0
-    assert unlit.any()
-    canvas, _, _ = rpie(scan.vacuum, scan.probe, scan.data, 2)
-    assert torch.equal(canvas[unlit], scan.vacuum[unlit])
-    assert torch.isfinite(torch.view_as_real(canvas)).all()
+    dark = accumulate(intensity(scan.data.probes(scan.probe)), scan.data.corner, scan.data.object_shape) == 0
+    assert dark.any()
+    obj, _, _ = rpie(scan.vacuum, scan.probe, scan.data, 2)
+    assert torch.equal(obj[dark], scan.vacuum[dark])
+    assert torch.isfinite(torch.view_as_real(obj)).all()
 
 
 def test_masked_pixels_may_hold_anything(scan):
@@ -165,7 +164,7 @@ def test_masked_pixels_may_hold_anything(scan):
     data = scan.data
     wild = torch.where(mask, data.counts, 65535.0)
     shown, hidden = (
-        Diffraction(counts, data.corner, data.shift_px, data.canvas_shape, mask=mask) for counts in (data.counts, wild)
+        Diffraction(counts, data.corner, data.shift_px, data.object_shape, mask=mask) for counts in (data.counts, wild)
     )
     for a, b in zip(*(rpie(scan.vacuum, scan.probe, d, 2) for d in (shown, hidden)), strict=True):
         torch.testing.assert_close(a, b)
@@ -176,7 +175,7 @@ def test_a_step_is_the_published_one_for_a_single_frame(scan):
     """Maiden, Johnson and Li (2017), eqs. 4 to 6, in numpy."""
     alpha, beta, k = 0.1, 0.5, 17
     one = scan.data[k : k + 1]
-    canvas, probe, _ = rpie(scan.vacuum * 0.9j, scan.probe, one, 1, RpieSettings(alpha=alpha, beta=beta))
+    obj, probe, _ = rpie(scan.vacuum * 0.9j, scan.probe, one, 1, RpieSettings(alpha=alpha, beta=beta))
     own = one.probes(scan.probe)[0, 0].numpy().astype(complex)
     y, x = one.corner[0].tolist()
     patch = np.full((32, 32), 0.9j)
@@ -187,7 +186,7 @@ def test_a_step_is_the_published_one_for_a_single_frame(scan):
     power, transmission = np.abs(own) ** 2, np.abs(patch) ** 2
     peak = (np.abs(scan.probe[0, 0].numpy()) ** 2).max()
     expected = patch + own.conj() * change / ((1 - alpha) * power + alpha * peak)
-    np.testing.assert_allclose(canvas[0, y : y + 32, x : x + 32], expected, atol=1e-4)
+    np.testing.assert_allclose(obj[0, y : y + 32, x : x + 32], expected, atol=1e-4)
     step = patch.conj() * change / ((1 - beta) * transmission + beta * transmission.max())
     (dy, dx), frequency = one.shift_px[0].tolist(), np.fft.fftfreq(32)
     back = np.exp(2j * np.pi * (frequency[:, None] * dy + frequency * dx))
@@ -211,11 +210,11 @@ def test_averaged_step_is_an_epoch_of_one_batch(noisy, alpha):
 
 
 def test_the_step_goes_down_the_amplitude_loss(noisy):
-    canvas = noisy.vacuum.clone().requires_grad_()
-    exits = noisy.data.probes(noisy.probe) * noisy.data.patches(canvas)[:, None]
+    obj = noisy.vacuum.clone().requires_grad_()
+    exits = noisy.data.probes(noisy.probe) * noisy.data.patches(obj)[:, None]
     loss = amplitude_loss(intensity(torch.fft.fft2(exits, norm="ortho")), noisy.data.counts).sum()
-    (gradient,) = torch.autograd.grad(loss, canvas)
-    numerator, _ = canvas_step(noisy.vacuum, noisy.probe, noisy.data)
+    (gradient,) = torch.autograd.grad(loss, obj)
+    numerator, _ = object_step(noisy.vacuum, noisy.probe, noisy.data)
     a, b = torch.view_as_real(numerator).flatten(), -torch.view_as_real(gradient).flatten()
     assert float(a @ b / (a.norm() * b.norm())) > 0.95
 

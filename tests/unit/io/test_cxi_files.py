@@ -65,12 +65,18 @@ class TestNexus:
             entry = file["entry_1"]
             assert entry["definition"][()] == b"NXcxi_ptycho"
             for place, name in {
-                ".": "NXentry", "instrument_1": "NXinstrument", "instrument_1/source_1": "NXsource",
-                "instrument_1/beam_1": "NXbeam", "instrument_1/detector_1": "NXdetector", "data_1": "NXcollection",
-                "instrument_1/detector_1/transformations": "NXtransformations", "sample_1": "NXsample",
-                "sample_1/transformations": "NXtransformations", "sample_1/geometry_1": "NXcollection",
+                ".": "NXentry",
+                "instrument_1": "NXinstrument",
+                "instrument_1/source_1": "NXsource",
+                "instrument_1/beam_1": "NXbeam",
+                "instrument_1/detector_1": "NXdetector",
+                "data_1": "NXcollection",
+                "instrument_1/detector_1/transformations": "NXtransformations",
+                "sample_1": "NXsample",
+                "sample_1/transformations": "NXtransformations",
+                "sample_1/geometry_1": "NXcollection",
                 "plot_1": "NXdata",
-            }.items():  # fmt: skip
+            }.items():
                 assert entry[place].attrs["NX_class"].decode() == name, place
             beam, detector, source = (entry[f"instrument_1/{p}"] for p in ("beam_1", "detector_1", "source_1"))
             for name in ("energy", "incident_beam_energy", "incident_energy_spread"):
@@ -250,7 +256,7 @@ class TestResult:
 
     @pytest.mark.parametrize("write", [write_cxi_result, write_product])
     def test_other_pixel(self, tmp_path, write):
-        with pytest.raises(GeometryError, match="the estimate's pixel is"):
+        with pytest.raises(GeometryError, match="the estimate's pixel must be the geometry's"):
             write(tmp_path / "r", replace(make_estimate(), pixel_m=1e-9), FAR)
         assert not list(tmp_path.iterdir())
 

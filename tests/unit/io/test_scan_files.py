@@ -314,7 +314,7 @@ class TestPtychopinn:
 class TestCanonical:
     def test_missing_key(self, tmp_path):
         np.savez(tmp_path / "a.npz", frames=np.ones((2, 16, 16)))
-        with pytest.raises(ScanFileError, match=r"can't read .* as a canonical NPZ file"):
+        with pytest.raises(ScanFileError, match=r"a\.npz must hold `positions_px`; it holds frames"):
             read_canonical(tmp_path / "a.npz")
 
     def test_probe_and_mask_may_lack(self, tmp_path):

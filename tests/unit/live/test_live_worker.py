@@ -1,19 +1,23 @@
 """The worker's inbox, its answers, and what becomes of its failures, with stand-ins for all that computes."""
 
 import logging
+import re
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
-from bluesky_cdi.live.worker import LiveWorker, WorkerParts
+from bluesky_cdi.live.parts import Pace, WorkerParts
+from bluesky_cdi.live.verdict import fault_of
+from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, Frame, Proposal, RunInfo, ScanArea, ScanSource
 
 AREA = ScanArea((0.0, 0.0), (1e-6, 1e-6), 1e-7, 50)
-SOON_S = 10.0
+SOON_S = 120.0
 
 
 def make_estimate(seq_nums):
@@ -23,28 +27,37 @@ def make_estimate(seq_nums):
 
 
 class Rebuild:
-    """A reconstructor whose estimate tells which frames it has; fails and waits on demand."""
+    """A reconstructor whose estimate tells which frames it has; fails, waits and goes on gaining on demand."""
 
     def __init__(self, info):
         self.info, self.frames, self.steps, self.new = info, {}, [], False
         self.may_go_on, self.started = threading.Event(), threading.Event()
         self.may_go_on.set()
         self.fail_with = None
+        self.gains = False
+        self.refused = set()
+        self.spoil = lambda estimate: estimate
 
     def add(self, frames):
+        if bad := self.refused & {f.seq_num for f in frames}:
+            raise GeometryError(f"frame {min(bad)} lies outside the object")
         self.frames.update({f.seq_num: f for f in frames})
         self.new = True
 
-    def step(self, budget_s):
+    def step(self, budget_s, interrupted=None):
         self.started.set()
-        assert self.may_go_on.wait(SOON_S)
+        while not (self.may_go_on.wait(0.001) or interrupted()):
+            pass
         if self.fail_with is not None:
             raise self.fail_with
         self.steps.append(sorted(self.frames))
-        if not self.new:
+        if not self.new and not self.gains:
             return None
         self.new = False
-        return make_estimate(sorted(self.frames))
+        return self.spoil(make_estimate(sorted(self.frames)))
+
+    def checkpoint(self):
+        return {"frames/seq_num": np.array(sorted(self.frames)), "steps": np.array(len(self.steps))}
 
 
 class Choose:
@@ -78,16 +91,37 @@ class Record:
         self.closed.append((estimate, exit_status, reason))
 
 
+class Keep:
+    """A checkpoint in memory."""
+
+    def __init__(self, info, uid):
+        self.uid, self.states, self.removed, self.fail_with = uid, [], False, None
+
+    def save(self, state):
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.states.append(state)
+
+    def remove(self):
+        self.removed = True
+
+
 class Bench:
     """A worker with its parts in reach."""
 
-    def __init__(self, **options):
-        self.rebuilds, self.agents, self.records, self.heard = [], [], [], []
+    def __init__(self, final_steps=10, checkpoint_s=600.0, **options):
+        self.rebuilds, self.agents, self.records, self.kept, self.heard = [], [], [], [], []
         self.listener_error = self.rebuild_error = self.agent_error = None
-        parts = WorkerParts(self._rebuild, self._agent, self._record, [self._listen])
-        self.worker = LiveWorker(
-            parts, lambda e: [{"seq_num": s} for s in e.frame_seq_nums.tolist()], final_budget_s=5.0, **options
-        )
+        parts = WorkerParts(self._rebuild, self._agent, self._record, self._points, self._keep, [self._listen])
+        self.worker = LiveWorker(parts, Pace(5.0, final_steps, 600.0, checkpoint_s), **options)
+
+    @staticmethod
+    def _points(estimate):
+        return [{"seq_num": seq_num} for seq_num in estimate.frame_seq_nums.tolist()]
+
+    def _keep(self, info, uid):
+        self.kept.append(Keep(info, uid))
+        return self.kept[-1]
 
     def _rebuild(self, info):
         if self.rebuild_error is not None:
@@ -117,6 +151,8 @@ class Bench:
         metadata = {} if ticket is None else {"reconstruction_uid": ticket.reconstruction_uid}
         self.worker.start_run(RunInfo(uid, 1, metadata, (2, 2)))
         self.until(lambda: self.records and self.records[-1].info.uid == uid)
+        if self.rebuild_error is None:
+            self.until(lambda: self.kept and self.kept[-1].uid == self.records[-1].uid)
 
     def put(self, *seq_nums):
         for seq_num in seq_nums:
@@ -142,7 +178,6 @@ def make_bench():
         for rebuild in bench.rebuilds:
             rebuild.may_go_on.set()
         bench.worker.close(SOON_S)
-        assert not bench.worker._thread.is_alive()
 
 
 @pytest.fixture
@@ -239,7 +274,7 @@ def test_full_queue_leaves_out_the_newest_and_warns_once(make_bench, caplog):
     bench.worker.end_run("success", "")
     bench.worker.wait(SOON_S)
     assert sorted(rebuild.frames) == [1, 2, 3, 7]
-    assert bench.records[0].closed[0][1:] == ("success", "3 frames were left out")
+    assert bench.records[0].closed[0][1:] == ("success", "3 frame(s) were left out: the reconstruction was behind")
     bench.start(uid="next")
     bench.put(1)
     assert bench.worker.n_dropped == 0
@@ -275,11 +310,6 @@ def fail_in_step(bench):
     bench.put(1)
 
 
-def fail_in_listener(bench):
-    bench.listener_error = RuntimeError("broken")
-    bench.put(1)
-
-
 def fail_in_points(bench):
     bench.agents[-1].fail_with = RuntimeError("broken")
     bench.put(1)
@@ -294,7 +324,7 @@ def fail_in_recorder(bench):
     bench.put(1)
 
 
-@pytest.mark.parametrize("fail", [fail_in_step, fail_in_listener, fail_in_points, fail_in_recorder])
+@pytest.mark.parametrize("fail", [fail_in_step, fail_in_points, fail_in_recorder])
 def test_any_failure_refuses_questions_and_the_next_scan_works(bench, fail):
     ticket = bench.begin()
     bench.start(ticket)
@@ -315,7 +345,6 @@ def test_any_failure_refuses_questions_and_the_next_scan_works(bench, fail):
     (closed,) = bench.records[0].closed
     assert closed[1:] == ("fail", "broken")
 
-    bench.listener_error = None
     ticket = bench.begin()
     bench.worker.check()
     bench.start(ticket, "next")
@@ -324,6 +353,27 @@ def test_any_failure_refuses_questions_and_the_next_scan_works(bench, fail):
     bench.worker.end_run("success", "")
     bench.worker.wait(SOON_S)
     assert bench.records[1].closed == [(bench.worker.latest, "success", "")]
+
+
+def test_listener_that_fails_ends_nothing_and_hears_no_more_of_the_run(bench, caplog):
+    bench.start(bench.begin())
+    bench.listener_error = KeyError("view")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        for seq_num in (1, 2):
+            bench.put(seq_num)
+            assert bench.worker.request(1, seq_num).result(SOON_S).n_ingested == seq_num
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert [r.getMessage() for r in caplog.records] == [
+        "a listener failed, and hears no more of run 1: KeyError('view')"
+    ]
+    assert bench.records[0].closed == [(bench.worker.latest, "success", "")]
+    bench.listener_error = None
+    bench.start(uid="next")
+    bench.put(1)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert [estimate.n_frames for estimate in bench.heard] == [1]
 
 
 def test_run_that_cannot_be_reconstructed(bench):
@@ -356,7 +406,7 @@ def test_agent_that_cannot_be_made(bench):
 def test_bad_documents_before_the_first_frame(bench):
     """The wait that follows sees the failure, however soon it comes."""
     for _ in range(20):
-        bench.worker.fail(FrameError("frames are NaN"))
+        bench.worker.fail(FrameError("frames are NaN"), {"uid": "raw"})
         with pytest.raises(WorkerError, match="FrameError: frames are NaN"):
             bench.worker.wait(SOON_S)
         bench.begin()
@@ -366,7 +416,7 @@ def test_questions_without_a_scan(bench):
     with pytest.raises(WorkerError, match="no adaptive scan has begun"):
         bench.worker.request(1, 0).result(SOON_S)
     assert bench.begin(ScanArea((0, 0), (1, 1), 1, 5, adaptive=False)).coverage_path_m.shape == (0, 2)
-    with pytest.raises(WorkerError, match="no adaptive scan has begun"):
+    with pytest.raises(WorkerError, match="the scan that began is not adaptive"):
         bench.worker.request(1, 0).result(SOON_S)
     bench.worker.check()
 
@@ -425,7 +475,7 @@ def test_wait_waits_for_the_newest_run(bench):
     with pytest.raises(WorkerError, match=r"has not finished within 0\.05 s"):
         bench.worker.wait(0.05)
     bench.worker.end_run("success", "")
-    threading.Timer(0.05, rebuild.may_go_on.set).start()
+    rebuild.may_go_on.set()
     bench.worker.wait(SOON_S)
     assert [record.info.uid for record in bench.records if record.closed] == ["a", "b"]
 
@@ -441,7 +491,6 @@ def test_thread_that_ends_leaves_nobody_waiting(make_bench):
     for question in questions:
         with pytest.raises(WorkerError, match="not running"):
             question.result(SOON_S)
-    bench.worker._thread.join(SOON_S)
     assert bench.records[0].closed == [(None, "fail", "the reconstruction worker has ended")]
     bench.worker.end_run("fail", "")
     for ask in (bench.worker.check, lambda: bench.worker.wait(SOON_S), lambda: bench.begin()):
@@ -485,11 +534,10 @@ def test_closing_right_after_a_failure(make_bench):
     rebuild.fail_with = ValueError("no")
     closing = threading.Thread(target=bench.worker.close, args=(SOON_S,))
     closing.start()
-    bench.until(lambda: bench.worker._inbox.qsize() >= 3)
     rebuild.may_go_on.set()
-    closing.join(3.0)
+    closing.join(SOON_S)
     assert not closing.is_alive()
-    assert not bench.worker._thread.is_alive()
+    assert bench.records[0].closed == [(None, "fail", "no")]
 
 
 def test_cancelled_questions_are_left_alone(bench):
@@ -499,3 +547,349 @@ def test_cancelled_questions_are_left_alone(bench):
     bench.put(1)
     bench.until(lambda: bench.worker.latest is not None)
     assert bench.worker.request(1, 1).result(SOON_S) is not None
+
+
+# Frames that can't be used.
+
+
+def test_frames_that_cannot_be_used_are_left_out_and_no_decision_waits_for_them(bench, caplog):
+    bench.start(bench.begin())
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        bench.put(1)
+        bench.worker.leave_out(2, FrameError("frame 2 must be finite."))
+        bench.worker.leave_out(3, FrameError("frame 3 must be finite."))
+        assert bench.worker.request(1, 3).result(SOON_S).n_ingested == 1
+        bench.put(4)
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert [r.getMessage() for r in caplog.records] == [
+        "frame 2 of run 1 is left out of the image: frame 2 must be finite. Further ones are counted."
+    ]
+    assert bench.records[0].closed == [
+        (bench.worker.latest, "success", "2 frame(s) could not be used, first: frame 2 must be finite.")
+    ]
+    assert sorted(bench.rebuilds[0].frames) == [1, 4]
+    assert bench.kept[0].removed
+
+
+def test_frames_that_the_reconstructor_refuses_are_left_out(bench, caplog):
+    bench.start(bench.begin())
+    rebuild = bench.rebuilds[0]
+    rebuild.refused = {2, 4}
+    with caplog.at_level(logging.CRITICAL):
+        rebuild.may_go_on.clear()
+        bench.put(1)
+        assert rebuild.started.wait(SOON_S)
+        bench.put(2, 3, 4, 5)
+        rebuild.may_go_on.set()
+        assert bench.worker.request(1, 5).result(SOON_S).n_ingested == 3
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert sorted(rebuild.frames) == [1, 3, 5]
+    assert bench.records[0].closed[0][2] == "2 frame(s) could not be used, first: frame 2 lies outside the object"
+
+
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_run_of_which_most_frames_cannot_be_used_has_failed(bench, caplog, used):
+    bench.start(bench.begin())
+    bench.rebuilds[0].refused = {1, 2}
+    bench.put(*range(11, 11 + used))
+    with caplog.at_level(logging.CRITICAL):
+        bench.put(1, 2)
+        bench.worker.leave_out(3, FrameError("frame 3 must be finite"))
+        bench.worker.end_run("success", "")
+        with pytest.raises(WorkerError, match="GeometryError: frame 1 lies outside the object"):
+            bench.worker.wait(SOON_S)
+    assert bench.records[0].closed == [(bench.worker.latest, "fail", "frame 1 lies outside the object")]
+
+
+# What an image must be to be shown.
+
+
+def nan_object(estimate):
+    return replace(estimate, object=np.full((2, 2), np.nan))
+
+
+def worse_than_vacuum(estimate):
+    n = estimate.n_frames
+    return replace(estimate, residual=np.full(n, 3.0), vacuum_residual=np.full(n, 2.0))
+
+
+FAULTS = [
+    (nan_object, "100 % of object is not finite"),
+    (worse_than_vacuum, "it explains its frames worse than an empty field (deviance 3 a pixel against 2)"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "fault"), FAULTS)
+def test_last_good_image_stays_and_the_run_says_so(bench, caplog, spoil, fault):
+    bench.start(bench.begin())
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        bench.put(1, 2)
+        assert bench.worker.request(1, 2).result(SOON_S).n_ingested == 2
+        bench.rebuilds[0].spoil = spoil
+        bench.put(3)
+        assert bench.worker.request(1, 3).result(SOON_S).n_ingested == 2
+        bench.put(4)
+        assert bench.worker.request(1, 4).result(SOON_S).n_ingested == 2
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the image of run 1 is not shown: {fault}. The last good one stays."
+    ]
+    ((estimate, status, reason),) = bench.records[0].closed
+    assert (estimate.n_frames, status) == (2, "success")
+    assert reason == f"the image is that of 2 frames; the last one was not good: {fault}"
+    assert all(np.isfinite(each.object).all() for each in [*bench.heard, *bench.records[0].published])
+
+
+@pytest.mark.parametrize(("spoil", "fault"), FAULTS)
+def test_run_without_any_good_image_has_failed(bench, caplog, spoil, fault):
+    bench.start(bench.begin())
+    bench.rebuilds[0].spoil = spoil
+    with caplog.at_level(logging.CRITICAL):
+        bench.put(1, 2)
+        assert bench.worker.request(1, 2).result(SOON_S).n_ingested == 0
+        bench.worker.end_run("success", "")
+        with pytest.raises(WorkerError, match=re.escape(f"no image of the run was good enough to be shown: {fault}")):
+            bench.worker.wait(SOON_S)
+    assert bench.records[0].closed[0][:2] == (None, "fail")
+    assert not bench.heard
+
+
+def test_image_that_becomes_good_is_shown(bench, caplog):
+    bench.start(bench.begin())
+    bench.rebuilds[0].spoil = nan_object
+    with caplog.at_level(logging.CRITICAL):
+        bench.put(1)
+        assert bench.worker.request(1, 1).result(SOON_S).n_ingested == 0
+    bench.rebuilds[0].spoil = lambda estimate: estimate
+    bench.put(2)
+    assert bench.worker.request(1, 2).result(SOON_S).n_ingested == 2
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert bench.records[0].closed == [(bench.worker.latest, "success", "")]
+
+
+def test_empty_field_is_a_good_image():
+    """Its deviance is that of vacuum, but for the noise of the image."""
+    n = 5
+    estimate = make_estimate(range(n))
+    assert fault_of(replace(estimate, residual=np.full(n, 1.05), vacuum_residual=np.ones(n))) == ""
+    assert fault_of(estimate) == ""
+
+
+# A run that has ended owes its last refinements; a newer one comes first.
+
+
+def refining_for_ever(bench, ticket=None, uid="old"):
+    """A run that has ended and whose refinements go on gaining; its next one waits."""
+    bench.start(ticket, uid)
+    rebuild = bench.rebuilds[-1]
+    rebuild.gains = True
+    bench.put(1, 2)
+    bench.until(lambda: bench.worker.latest is not None and bench.worker.latest.n_frames == 2)
+    rebuild.may_go_on.clear()
+    rebuild.started.clear()
+    bench.worker.end_run("success", "")
+    assert rebuild.started.wait(SOON_S)
+    return rebuild
+
+
+def test_newer_scan_does_not_wait_for_last_refinements(make_bench):
+    bench = make_bench(final_steps=10**6)
+    old = refining_for_ever(bench, bench.begin())
+    ticket = bench.begin()  # would time out if it waited for the step, which never comes back by itself
+    (closed,) = bench.records[0].closed
+    assert closed[0].n_frames == 2
+    assert closed[1:] == ("success", "a newer run came before the last refinements")
+    assert bench.kept[0].states[-1]["steps"] == len(old.steps)
+    assert not bench.kept[0].removed
+    bench.start(ticket, "new")
+    bench.put(1)
+    assert bench.worker.request(1, 1).result(SOON_S).n_ingested == 1
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert bench.records[1].closed == [(bench.worker.latest, "success", "")]
+    assert bench.kept[1].removed
+
+
+def test_newer_run_that_was_not_announced_comes_first_too(make_bench):
+    bench = make_bench(final_steps=10**6)
+    refining_for_ever(bench)
+    bench.start(uid="new")
+    assert [record.closed[0][1:] for record in bench.records[:1]] == [
+        ("success", "a newer run came before the last refinements")
+    ]
+    bench.put(1)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert bench.records[1].closed[0][1:] == ("success", "")
+
+
+def test_reason_of_the_raw_run_stays_when_it_is_handed_back(make_bench):
+    bench = make_bench(final_steps=10**6)
+    bench.start()
+    bench.rebuilds[0].gains = True
+    bench.put(1)
+    bench.worker.end_run("abort", "beam lost")
+    bench.until(lambda: len(bench.rebuilds[0].steps) > 5)
+    bench.begin()
+    assert bench.records[0].closed[0][1:] == ("abort", "beam lost; a newer run came before the last refinements")
+
+
+def test_last_refinements_answer_questions_and_end_at_their_number(make_bench):
+    bench = make_bench(final_steps=7)
+    bench.start()
+    bench.rebuilds[0].gains = True
+    bench.put(1)
+    bench.until(lambda: bench.rebuilds[0].steps)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert len(bench.rebuilds[0].steps) == 1 + 7
+
+
+def test_failure_of_an_old_run_is_not_the_newer_scans(make_bench, caplog):
+    """The old run's step fails while the newer scan is announced: the plan that began must not hear of it."""
+    bench = make_bench(final_steps=10**6)
+    old = refining_for_ever(bench, bench.begin())
+    old.fail_with = ArithmeticError("run one went wrong")
+    with caplog.at_level(logging.CRITICAL):
+        ticket = bench.begin()
+    assert bench.records[0].closed[0][1:] == ("fail", "run one went wrong")
+    assert bench.records[0].closed[0][0].n_frames == 2
+    bench.worker.check()
+    assert bench.worker.error is None
+    assert bench.worker.request(2, 0).result(SOON_S).n_ingested == 0
+    bench.start(ticket, "new")
+    bench.put(1)
+    assert bench.worker.request(2, 1).result(SOON_S).n_ingested == 1
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert bench.records[1].closed == [(bench.worker.latest, "success", "")]
+
+
+def test_frames_of_an_old_run_that_come_late_and_fail(bench, caplog):
+    """Documents lag behind the plan: the newer scan begins while the old run's frames are still coming."""
+    bench.start(bench.begin(), "old")
+    bench.put(1)
+    bench.until(lambda: bench.worker.latest is not None)
+    ticket = bench.begin()
+    bench.rebuilds[0].fail_with = ArithmeticError("run one went wrong")
+    with caplog.at_level(logging.CRITICAL):
+        bench.put(2)
+        bench.until(lambda: bench.records[0].closed)
+    bench.worker.end_run("success", "")
+    assert bench.records[0].closed[0][1:] == ("fail", "run one went wrong")
+    bench.worker.check()
+    bench.start(ticket, "new")
+    assert bench.records[1].uid == ticket.reconstruction_uid
+    bench.put(1)
+    assert bench.worker.request(1, 1).result(SOON_S).n_ingested == 1
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+
+
+def test_old_run_that_starts_after_the_newer_scan_began(bench, caplog):
+    first = bench.begin()
+    second = bench.begin()
+    bench.rebuild_error = GeometryError("no geometry")
+    with caplog.at_level(logging.CRITICAL):
+        bench.start(first, "old")
+        bench.until(lambda: bench.records[0].closed)
+    assert bench.records[0].uid == first.reconstruction_uid
+    bench.worker.check()
+    bench.rebuild_error = None
+    bench.worker.end_run("success", "")
+    bench.start(second, "new")
+    bench.put(1)
+    assert bench.worker.request(1, 1).result(SOON_S).n_ingested == 1
+
+
+def test_bad_documents_of_an_old_run(bench, caplog):
+    first = bench.begin()
+    bench.begin()
+    start = {"uid": "old", "scan_id": 1, "reconstruction_uid": first.reconstruction_uid}
+    with caplog.at_level(logging.CRITICAL):
+        bench.worker.fail(FrameError("frames are NaN"), start)
+        bench.worker.request(1, 0).result(SOON_S)
+    bench.worker.check()
+
+
+def test_bad_documents_of_a_run_beside_the_one_that_is_fed(bench, caplog):
+    bench.start(bench.begin(), "fed")
+    with caplog.at_level(logging.CRITICAL):
+        bench.worker.fail(FrameError("frames are NaN"), {"uid": "beside", "scan_id": 2, "time": 0.0})
+        bench.put(1)
+        assert bench.worker.request(1, 1).result(SOON_S).n_ingested == 1
+    assert not bench.records[0].closed
+
+
+def test_failure_refuses_every_open_question(bench, caplog):
+    bench.start(bench.begin())
+    bench.agents[0].fail_with = RuntimeError("broken")
+    questions = [bench.worker.request(1, 2), bench.worker.request(1, 2), bench.worker.request(1, 9)]
+    with caplog.at_level(logging.CRITICAL):
+        bench.put(1, 2)
+        for question in questions:
+            with pytest.raises(WorkerError, match="RuntimeError: broken"):
+                question.result(SOON_S)
+
+
+# The state that is kept.
+
+
+def test_state_is_kept_after_estimates_and_goes_with_the_end(make_bench):
+    bench = make_bench(checkpoint_s=0.0)
+    ticket = bench.begin()
+    bench.start(ticket)
+    for seq_num in (1, 2, 3):
+        bench.put(seq_num)
+        bench.until(lambda n=seq_num: bench.worker.latest is not None and bench.worker.latest.n_frames == n)
+    bench.until(lambda: len(bench.kept[0].states) == 3)
+    assert bench.kept[0].uid == ticket.reconstruction_uid
+    assert [state["frames/seq_num"].tolist() for state in bench.kept[0].states] == [[1], [1, 2], [1, 2, 3]]
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert bench.kept[0].removed
+
+
+def test_state_stays_where_frames_were_left_out(make_bench):
+    bench = make_bench(queue_frames=1)
+    bench.start()
+    bench.rebuilds[0].may_go_on.clear()
+    bench.put(1)
+    assert bench.rebuilds[0].started.wait(SOON_S)
+    bench.put(2, 3)
+    bench.rebuilds[0].may_go_on.set()
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert bench.records[0].closed[0][1:] == ("success", "1 frame(s) were left out: the reconstruction was behind")
+    assert bench.kept[0].states[-1]["frames/seq_num"].tolist() == [1, 2]
+    assert not bench.kept[0].removed
+
+
+def test_state_stays_when_the_session_is_closed_in_the_middle(make_bench):
+    bench = make_bench()
+    bench.start()
+    bench.put(1)
+    bench.until(lambda: bench.worker.latest is not None)
+    bench.worker.close(SOON_S)
+    assert bench.kept[0].states[-1]["frames/seq_num"].tolist() == [1]
+    assert not bench.kept[0].removed
+
+
+def test_state_that_cannot_be_written_ends_nothing_and_is_told_once(make_bench, caplog):
+    bench = make_bench(checkpoint_s=0.0)
+    bench.start()
+    bench.kept[0].fail_with = OSError("no space left")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        for seq_num in (1, 2, 3):
+            bench.put(seq_num)
+            bench.until(lambda n=seq_num: bench.worker.latest is not None and bench.worker.latest.n_frames == n)
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert bench.records[0].closed == [(bench.worker.latest, "success", "")]
+    assert [r.getMessage() for r in caplog.records] == [
+        "the state of the reconstruction can't be kept: no space left (the reconstruction goes on)"
+    ]

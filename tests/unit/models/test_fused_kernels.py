@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bluesky_cdi.models.canvas import ResidualBlock
+from bluesky_cdi.models.unrolled import ResidualBlock
 from bluesky_cdi.models.weights import load_weights
-from bluesky_cdi.physics import lit_frames
+from bluesky_cdi.physics import illuminated_frames
 from bluesky_cdi.training.stream import SceneShape, SceneStream
 
 pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and lit_frames.has_triton()), reason="needs a GPU with Triton"
+    not (torch.cuda.is_available() and illuminated_frames.has_triton()), reason="needs a GPU with Triton"
 )
 
 
@@ -31,8 +31,8 @@ def both(monkeypatch, run):
         quick = run()
     assert calls, "the kernels were not used"
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(lit_frames, "_fuses", lambda *args: False)
-        patch.setattr("bluesky_cdi.models.canvas.has_triton", lambda: False)
+        patch.setattr(illuminated_frames, "_fuses", lambda *args: False)
+        patch.setattr("bluesky_cdi.models.unrolled.has_triton", lambda: False)
         slow = run()
     return quick, slow
 
@@ -45,11 +45,11 @@ def test_steps_agree(monkeypatch, kind, modes):
     first = batch.probe[:, :1]
     probe = torch.cat([first, 0.3j * first.roll(5, -1), 0.2 * first.flip(-1)], dim=1)[:, :modes]
     data = replace(data, mask=None)
-    canvas = batch.truth
+    obj = batch.truth
     if kind == "one scene":
         own = data[data.scene == 1]
-        data = replace(own, scene=None, gain=None, canvas_shape=(1, *own.canvas_shape[1:]))
-        probe, canvas = probe[1:2], canvas[1:2]
+        data = replace(own, scene=None, flux=None, object_shape=(1, *own.object_shape[1:]))
+        probe, obj = probe[1:2], obj[1:2]
     elif kind == "masked":
         data = replace(data, mask=torch.rand(size, size, device="cuda") > 0.3)
     elif kind == "saturated":
@@ -57,9 +57,11 @@ def test_steps_agree(monkeypatch, kind, modes):
     elif kind == "background":
         data = replace(data, background=0.7)
     elif kind == "views":
-        canvas = canvas.conj().transpose(-1, -2)
+        obj = obj.conj().transpose(-1, -2)
         data = replace(data, counts=data.counts.transpose(-1, -2))
-    for quick, slow in zip(*both(monkeypatch, lambda: lit_frames.canvas_step(canvas, probe, data, 10)), strict=True):
+    for quick, slow in zip(
+        *both(monkeypatch, lambda: illuminated_frames.object_step(obj, probe, data, 10)), strict=True
+    ):
         assert float((quick - slow).abs().max()) < 2e-5 * float(slow.abs().max())
 
 
@@ -84,14 +86,14 @@ def test_channels_are_normalised_alike(monkeypatch, channels):
         return found.detach(), *torch.autograd.grad(found, (image, block.norm.weight, block.norm.bias), asked)
 
     quick = normalised()
-    monkeypatch.setattr("bluesky_cdi.models.canvas.has_triton", lambda: False)
+    monkeypatch.setattr("bluesky_cdi.models.unrolled.has_triton", lambda: False)
     for found, expected in zip(quick, normalised(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_gradients_take_the_way_through_tensors():
     batch = draw()
-    canvas = batch.truth.clone().requires_grad_()
-    numerator, _ = lit_frames.canvas_step(canvas, batch.probe, batch.data)
-    (gradient,) = torch.autograd.grad(numerator.abs().square().sum(), canvas)
+    obj = batch.truth.clone().requires_grad_()
+    numerator, _ = illuminated_frames.object_step(obj, batch.probe, batch.data)
+    (gradient,) = torch.autograd.grad(numerator.abs().square().sum(), obj)
     assert float(gradient.abs().sum()) > 0

@@ -29,11 +29,11 @@ def test_it_has_the_published_size():
 def test_equal_patches_are_stitched_to_themselves(net, batch, monkeypatch):
     patch = torch.polar(torch.tensor(0.8), torch.tensor(-0.4))
     monkeypatch.setattr(PtychoNN, "patches", lambda self, probe, data: patch.expand(data.counts.shape))
-    (canvas,) = net(batch.probe, batch.data)
-    assert canvas.shape == (2, 80, 80)
-    stitched = (canvas - 1).abs() > 1e-6
+    (obj,) = net(batch.probe, batch.data)
+    assert obj.shape == (2, 80, 80)
+    stitched = (obj - 1).abs() > 1e-6
     assert stitched.any() and not stitched.all()
-    torch.testing.assert_close(canvas[stitched], patch.expand(int(stitched.sum())))
+    torch.testing.assert_close(obj[stitched], patch.expand(int(stitched.sum())))
 
 
 def test_a_detector_that_counts_in_other_units_changes_nothing(net, batch):
@@ -53,8 +53,8 @@ def test_each_frame_is_read_alone(net, batch):
 def test_any_size_of_frames(net, size):
     stream = SceneStream(torch.device("cpu"), 5, (1e3, 1e4), pool=8, object_px=96)
     odd = stream.draw(SceneShape(size, 64, (4, 4), 1, 1.0))
-    (canvas,) = net(odd.probe, odd.data)
-    assert canvas.shape == (1, 64, 64) and torch.isfinite(torch.view_as_real(canvas)).all()
+    (obj,) = net(odd.probe, odd.data)
+    assert obj.shape == (1, 64, 64) and torch.isfinite(torch.view_as_real(obj)).all()
 
 
 def test_masked_pixels_are_not_seen(net, batch):

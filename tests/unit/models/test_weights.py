@@ -7,16 +7,17 @@ import torch
 from safetensors.torch import save
 
 from bluesky_cdi.errors import WeightsError
-from bluesky_cdi.models.canvas import CanvasConfig, CanvasNet
-from bluesky_cdi.models.weights import DEFAULT, SHIPPED, load_weights, save_weights, shipped_weights
+from bluesky_cdi.models import weights
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
+from bluesky_cdi.models.weights import DEFAULT, SHIPPED, SHIPPED_SHA256, load_weights, save_weights, shipped_weights
 
-SMALL = CanvasConfig(stages=2, channels=8, levels=2, memory=3)
+SMALL = UnrolledConfig(stages=2, channels=8, levels=2, memory=3)
 
 
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(6)
-    return CanvasNet(SMALL)
+    return UnrolledNet(SMALL)
 
 
 @pytest.fixture
@@ -78,6 +79,21 @@ def test_shipped_weights_load_and_are_small():
 def test_the_shipped_record_says_that_the_network_beats_five_iterations():
     validation = load_weights().record["validation"]
     assert all(row["network"] < row["5 rPIE from vacuum"] for row in validation.values())
+
+
+def test_the_table_of_checksums_is_that_of_the_shipped_files():
+    assert dict(SHIPPED_SHA256) == {
+        name: hashlib.sha256((SHIPPED / f"{name}.safetensors").read_bytes()).hexdigest() for name in shipped_weights()
+    }
+
+
+@pytest.mark.parametrize("named", ["canvas-small", "other"])
+def test_shipped_weights_that_were_exchanged_with_their_record_are_refused(net, tmp_path, monkeypatch, named):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    save_weights(net, tmp_path / f"{named}.safetensors", {})
+    for way in (named, tmp_path / f"{named}.safetensors", f"{tmp_path}/../{tmp_path.name}/{named}.safetensors"):
+        with pytest.raises(WeightsError, match=r"is not what came with the package: SHA-256 .* SHIPPED_SHA256 in"):
+            load_weights(way)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

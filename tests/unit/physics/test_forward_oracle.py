@@ -34,7 +34,7 @@ def angular_spectrum(oracle, **changes):
 
 
 def inputs(oracle, case):
-    """Probe (1, M, N, N), canvas (1, Y, X) and positions (n, 2) of a case."""
+    """Probe (1, M, N, N), object (1, Y, X) and positions (n, 2) of a case."""
     kind = "noise" if case in ("rough", "whole") else "smooth"
     probe, positions = oracle[f"{kind}_probe"], oracle["positions_px"]
     probe = probe[:1] if case == "rough" else probe
@@ -42,16 +42,16 @@ def inputs(oracle, case):
     return tensor(probe)[None], tensor(oracle[f"{kind}_object"])[None], positions
 
 
-def placed(probe, canvas, positions, propagator=FAR_FIELD, nearest=np.rint):
+def placed(probe, obj, positions, propagator=FAR_FIELD, nearest=np.rint):
     """Frames at positions: patches begin at whole pixels, the probe is shifted by the rest."""
     n, size, whole = len(positions), probe.shape[-1], nearest(positions)
     corner = torch.from_numpy(whole.astype(np.int64) - size // 2)
     shift, counts = torch.from_numpy(positions - whole), torch.zeros(n, size, size, dtype=torch.float64)
-    return Diffraction(counts, corner, shift, tuple(canvas.shape), propagator=propagator)
+    return Diffraction(counts, corner, shift, tuple(obj.shape), propagator=propagator)
 
 
-def predicted(probe, canvas, data):
-    working = data.rate(data.probes(probe), data.patches(canvas))
+def predicted(probe, obj, data):
+    working = data.rate(data.probes(probe), data.patches(obj))
     return data.propagator.to_detector(working).numpy()
 
 
@@ -63,36 +63,36 @@ def departure(found, expected):
 @pytest.mark.parametrize("package", ["ptychi", "cdtools"])
 @pytest.mark.parametrize("case", ["whole", "smooth"])
 def test_far_field_intensities_are_those_of_another_package(oracle, case, package):
-    probe, canvas, positions = inputs(oracle, case)
-    data = placed(probe, canvas, positions)
+    probe, obj, positions = inputs(oracle, case)
+    data = placed(probe, obj, positions)
     expected = oracle[f"{case}_{package}"]
-    assert departure(predicted(probe, canvas, data), expected) < TOLERANCE
-    plain = forward.rate(data.probes(probe), data.patches(canvas)).numpy()
+    assert departure(predicted(probe, obj, data), expected) < TOLERANCE
+    plain = forward.rate(data.probes(probe), data.patches(obj)).numpy()
     assert departure(plain, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize(("package", "nearest"), [("ptychi", np.rint), ("cdtools", np.floor)])
 def test_white_noise_is_shifted_by_parts_of_a_pixel_as_in_another_package(oracle, package, nearest):
-    probe, canvas, positions = inputs(oracle, "rough")
+    probe, obj, positions = inputs(oracle, "rough")
     expected = oracle[f"rough_{package}"]
-    found = predicted(probe, canvas, placed(probe, canvas, positions, nearest=nearest))
+    found = predicted(probe, obj, placed(probe, obj, positions, nearest=nearest))
     assert departure(found, expected) < TOLERANCE
     # Noise has all frequencies, so that the case sees an error of a hundredth of a pixel.
-    moved = predicted(probe, canvas, placed(probe, canvas, positions + 0.01, nearest=nearest))
+    moved = predicted(probe, obj, placed(probe, obj, positions + 0.01, nearest=nearest))
     assert departure(moved, expected) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("package", ["ptychi", "cdtools"])
 def test_near_field_intensities_are_those_of_another_package(oracle, package):
-    probe, canvas, positions = inputs(oracle, "near")
+    probe, obj, positions = inputs(oracle, "near")
     expected = oracle[f"near_{package}"]
-    data = placed(probe, canvas, positions, angular_spectrum(oracle))
-    assert departure(predicted(probe, canvas, data), expected) < TOLERANCE
+    data = placed(probe, obj, positions, angular_spectrum(oracle))
+    assert departure(predicted(probe, obj, data), expected) < TOLERANCE
     # The displacement of the exit wave must be taken back, and the distance matters.
-    shifted = data.propagator.forward(data.probes(probe) * data.patches(canvas)[:, None])
+    shifted = data.propagator.forward(data.probes(probe) * data.patches(obj)[:, None])
     assert departure(forward.intensity(shifted).numpy(), expected) > 1000 * TOLERANCE
-    further = placed(probe, canvas, positions, angular_spectrum(oracle, distance_m=1.01e-3))
-    assert departure(predicted(probe, canvas, further), expected) > 100 * TOLERANCE
+    further = placed(probe, obj, positions, angular_spectrum(oracle, distance_m=1.01e-3))
+    assert departure(predicted(probe, obj, further), expected) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("package", ["ptychi", "cdtools"])
@@ -112,10 +112,10 @@ def test_angular_spectrum_carries_a_wave_as_another_package_does(oracle, package
 @pytest.mark.parametrize("case", ["rough", "smooth"])
 def test_measured_and_predicted_alike_asks_for_no_step(oracle, case):
     """Another package's frames, taken as measured, leave the exit waves as they are."""
-    probe, canvas, positions = inputs(oracle, case)
-    data = placed(probe, canvas, positions)
+    probe, obj, positions = inputs(oracle, case)
+    data = placed(probe, obj, positions)
     counts = FAR_FIELD.to_working(torch.from_numpy(oracle[f"{case}_ptychi"].astype(float)))
-    probes, patches = data.probes(probe), data.patches(canvas)
+    probes, patches = data.probes(probe), data.patches(obj)
     step, rate = forward.modulus_step(probes * patches[:, None], counts)
     waves = (probes * patches[:, None]).abs().max()
     # A thousandth of a photon is added to the rate in the step: dark pixels feel it.

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from bluesky_cdi.errors import GeometryError
-from bluesky_cdi.physics.geometry import HC_EV_M, Canvas, Geometry
+from bluesky_cdi.physics.geometry import HC_EV_M, Geometry, ObjectGrid
 
 GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 64)
 PIXEL = GEOMETRY.pixel_m
 
 
-def canvas(low=(-1e-6, -2e-6), high=(1e-6, 2e-6), size=64, margin=2):
-    return Canvas.covering(np.array(low), np.array(high), PIXEL, size, margin)
+def grid(low=(-1e-6, -2e-6), high=(1e-6, 2e-6), size=64, margin=2):
+    return ObjectGrid.covering(np.array(low), np.array(high), PIXEL, size, margin)
 
 
 def test_wavelength():
@@ -65,12 +65,12 @@ def test_nan_in_the_metadata_is_refused():
 
 @pytest.mark.parametrize("size", [16, 33, 64])
 @pytest.mark.parametrize("margin", [0, 2])
-def test_the_canvas_holds_every_patch_of_its_window_and_little_more(size, margin):
+def test_the_grid_holds_every_patch_of_its_window_and_little_more(size, margin):
     rng = np.random.default_rng(6)
     for _ in range(30):
         low = rng.uniform(-5e-6, 5e-6, 2)
         high = low + rng.uniform(0, 3e-6, 2)
-        made = canvas(low, high, size, margin)
+        made = grid(low, high, size, margin)
         edge = [low, high, (low[0], high[1]), (high[0], low[1])]
         positions = np.concatenate([edge, rng.uniform(low, high, (20, 2))])
         corner, shift = made.place(positions)
@@ -82,15 +82,15 @@ def test_the_canvas_holds_every_patch_of_its_window_and_little_more(size, margin
 
 
 def test_place_round_trip():
-    made = canvas()
+    made = grid()
     positions = np.random.default_rng(7).uniform((-1e-6, -2e-6), (1e-6, 2e-6), (50, 2))
     corner, shift = made.place(positions)
     back = np.array(made.origin_m) + (corner + 32 + shift) * PIXEL
     np.testing.assert_allclose(back, positions, atol=1e-15)
 
 
-def test_a_pixel_of_travel_is_a_pixel_of_the_canvas():
-    made = canvas()
+def test_a_pixel_of_travel_is_a_pixel_of_the_grid():
+    made = grid()
     corner, shift = made.place(np.array([[0.0, 0.0], [PIXEL, -3 * PIXEL], [0.25 * PIXEL, 0]]))
     assert (corner[1] - corner[0]).tolist() == [1, -3]
     np.testing.assert_allclose(shift[1], shift[0], atol=1e-6)
@@ -98,22 +98,22 @@ def test_a_pixel_of_travel_is_a_pixel_of_the_canvas():
 
 
 def test_no_positions_are_placed_nowhere():
-    corner, shift = canvas().place(np.zeros((0, 2)))
+    corner, shift = grid().place(np.zeros((0, 2)))
     assert corner.shape == shift.shape == (0, 2)
 
 
 @pytest.mark.parametrize("outside", [(3e-6, 0.0), (0.0, -5e-6), (0.0, 1.0), (-1e9, 0.0)])
 def test_positions_outside_are_refused(outside):
-    made = canvas()
-    with pytest.raises(GeometryError, match=r"1 position\(s\) lie outside the canvas, the first at"):
+    made = grid()
+    with pytest.raises(GeometryError, match=r"1 position\(s\) lie outside the object grid, the first at"):
         made.place(np.array([[0.0, 0.0], outside]))
     assert made.contains(np.array([[0.0, 0.0], outside])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_positions_that_are_no_number_are_refused(bad):
-    made = canvas()
-    with pytest.raises(GeometryError, match="outside the canvas"):
+    made = grid()
+    with pytest.raises(GeometryError, match="outside the object grid"):
         made.place(np.array([[0.0, bad]]))
     assert not made.contains(np.array([[0.0, bad]])).any()
 
@@ -121,7 +121,7 @@ def test_positions_that_are_no_number_are_refused(bad):
 @pytest.mark.parametrize("scale", [1e3, 1e6, 2e8, 1e9, 3.7e9, 1e12, 5e15])
 def test_a_window_in_the_wrong_unit_is_refused(scale):
     with pytest.raises(GeometryError, match=r"more than 2\*\*28. Are the positions in metres"):
-        canvas((0.0, 0.0), (3e-6 * scale, 2e-6 * scale))
+        grid((0.0, 0.0), (3e-6 * scale, 2e-6 * scale))
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_a_window_in_the_wrong_unit_is_refused(scale):
 )
 def test_a_window_without_corners_is_refused(low, high):
     with pytest.raises(GeometryError, match="finite corners low <= high"):
-        canvas(low, high)
+        grid(low, high)
 
 
-def test_a_window_of_one_point_is_a_canvas_of_one_patch():
-    made = canvas((1e-6, 1e-6), (1e-6, 1e-6), 64, 0)
+def test_a_window_of_one_point_is_a_grid_of_one_patch():
+    made = grid((1e-6, 1e-6), (1e-6, 1e-6), 64, 0)
     assert made.shape == (65, 65)
     assert made.place(np.array([[1e-6, 1e-6]]))[0].tolist() == [[0, 0]]
 

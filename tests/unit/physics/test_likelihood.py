@@ -63,3 +63,9 @@ def test_mean_over_valid_leaves_masked_pixels_out():
     assert mean_over_valid(values, mask).tolist() == [2.0, 5.0]
     assert mean_over_valid(values, None).tolist() == [26.5, -21.25]
     assert mean_over_valid(values, torch.zeros_like(mask)).tolist() == [0.0, 0.0]
+
+
+def test_what_a_masked_pixel_holds_is_not_looked_at():
+    values = torch.tensor([[[1.0, float("nan")], [3.0, float("inf")]]])
+    mask = torch.tensor([[True, False], [True, False]])
+    torch.testing.assert_close(mean_over_valid(values, mask), torch.tensor([2.0]))

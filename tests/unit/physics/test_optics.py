@@ -204,8 +204,8 @@ def test_first_order_of_a_zone_plate_is_a_lens(defocus_m):
     )
     assert overlap(found, lens) > 0.99
     # Its light is all there, but for the tails beyond the window.
-    light = float(found.abs().square().sum()) * geometry.pixel_m**2
-    assert light == pytest.approx(math.pi / 4 * (40e-6**2 - 16e-6**2), rel=0.03)
+    illumination = float(found.abs().square().sum()) * geometry.pixel_m**2
+    assert illumination == pytest.approx(math.pi / 4 * (40e-6**2 - 16e-6**2), rel=0.03)
 
 
 def fresnel(field, pixel_m, distance):
@@ -231,17 +231,17 @@ def test_zone_plate_with_all_parts_agrees_with_two_dimensional_propagation():
 
 def test_sorting_aperture_blocks_the_light_around_the_stops_shadow():
     ring = (radius_m(WIDE) > 1.5e-6) & (radius_m(WIDE) < 4e-6)
-    light = {}
+    illumination = {}
     for name, sorting in {"open": None, "sorted": OrderSortingAperture(2.4e-6, 1e-3)}.items():
         power = zone_plate_field(WIDE, ZonePlate(**TINY, sorting=sorting)).abs().square().numpy() * WIDE.pixel_m**2
-        light[name] = power[ring].sum(), power[radius_m(WIDE) < 0.5e-6].sum()
+        illumination[name] = power[ring].sum(), power[radius_m(WIDE) < 0.5e-6].sum()
     opening = math.pi / 4 * (8e-6**2 - 3e-6**2)
     # Open: the zeroth order's quarter goes straight on.
-    assert light["open"][0] == pytest.approx(0.25 * opening, rel=0.15)
-    assert light["sorted"][0] < 0.02 * light["open"][0]
+    assert illumination["open"][0] == pytest.approx(0.25 * opening, rel=0.15)
+    assert illumination["sorted"][0] < 0.02 * illumination["open"][0]
     # The focus keeps the first order's share.
-    assert light["sorted"][1] == pytest.approx(opening / math.pi**2, rel=0.08)
-    assert light["sorted"][1] == pytest.approx(light["open"][1], rel=0.05)
+    assert illumination["sorted"][1] == pytest.approx(opening / math.pi**2, rel=0.08)
+    assert illumination["sorted"][1] == pytest.approx(illumination["open"][1], rel=0.05)
 
 
 def test_without_a_stop_the_sorting_aperture_lets_the_zeroth_order_through():

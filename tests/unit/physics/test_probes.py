@@ -27,8 +27,13 @@ def gaussian(size=64, sigma=5.0):
 @pytest.mark.parametrize("modes", [1, 2, 4, 8])
 def test_modes_are_orthogonal_and_share_the_photons(modes):
     probe = focused_probe(
-        GEOMETRY, numerical_aperture=APERTURE, central_stop=0.25, defocus_m=0.25e-3,
-        modes=modes, coherent_share=0.8, photons=3e4,
+        GEOMETRY,
+        numerical_aperture=APERTURE,
+        central_stop=0.25,
+        defocus_m=0.25e-3,
+        modes=modes,
+        coherent_share=0.8,
+        photons=3e4,
     )
     assert probe.shape == (modes, 64, 64) and probe.dtype == torch.complex64
     found = gram(probe)

@@ -1,13 +1,9 @@
 """Plans on an instant stage and a scripted worker: no frames, no network, no catalog."""
 
-import asyncio
-import contextlib
-import threading
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
-from bluesky.run_engine import RunEngine, TransitionError
 from event_model import DocumentNames, schema_validators
 from ophyd import Signal
 
@@ -21,10 +17,14 @@ class Documents(list):
     """Validated documents of the runs, as (name, document)."""
 
     __hash__ = object.__hash__
+    when_measured = (0, None)
 
     def __call__(self, name, doc):
         schema_validators[DocumentNames[name]].validate(doc)
         self.append((name, doc))
+        number, action = self.when_measured
+        if name == "event" and doc in self.of("event", "primary") and doc["seq_num"] == number:
+            action()
 
     def of(self, kind, stream=None):
         found = [doc for name, doc in self if name == kind]
@@ -57,14 +57,13 @@ def proposal(points_um, reason="adapt"):
 
 
 class Script:
-    """A `ScanSource` that gives prepared answers: proposals, errors, or nothing until `late` is called."""
+    """A `ScanSource` that gives prepared answers: proposals, errors, or, for None, a future in `open`."""
 
     def __init__(self, *answers, path_um=()):
         self.answers = list(answers)
         self.path_m = np.array(path_um, dtype=float).reshape(-1, 2) * UM
         self.asked, self.areas, self.error = [], [], None
         self.open: list[Future] = []
-        self.is_asked = threading.Event()
 
     def begin(self, area):
         self.areas.append(area)
@@ -75,7 +74,6 @@ class Script:
         answer = self.answers.pop(0) if self.answers else proposal([], "script is over")
         if answer is None:
             self.open.append(Future())
-            self.is_asked.set()
             return self.open[-1]
         return _done(answer)
 
@@ -123,16 +121,9 @@ def devices():
 
 
 @pytest.fixture
-def RE():
-    loop = asyncio.new_event_loop()
-    engine = RunEngine({}, loop=loop, call_returns_result=True)
-    yield engine
-    if engine.state not in ("idle", "panicked"):
-        with contextlib.suppress(TransitionError):
-            engine.halt()
-    loop.call_soon_threadsafe(loop.stop)
-    engine._th.join()
-    loop.close()
+def RE(run_engine):
+    with run_engine() as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -140,3 +131,18 @@ def docs(RE):
     documents = Documents()
     RE.subscribe(documents)
     return documents
+
+
+@pytest.fixture
+def when_waiting(RE):
+    """Do something, in the RunEngine's thread, once the plan begins to wait for an answer."""
+
+    def do(action):
+        def hook(message):
+            if message.command == "wait_for":
+                RE.msg_hook = None
+                action()
+
+        RE.msg_hook = hook
+
+    return do

@@ -3,8 +3,6 @@
 import json
 import logging
 import threading
-import time
-from itertools import pairwise
 
 import bluesky.preprocessors as bpp
 import numpy as np
@@ -13,8 +11,9 @@ from bluesky.simulators import RunEngineSimulator, assert_message_and_return_rem
 from bluesky.utils import Msg, RunEngineInterrupted
 from ophyd import Signal
 
-from bluesky_cdi.errors import DocumentError, GeometryError, WorkerError
+from bluesky_cdi.errors import ConfigError, DocumentError, GeometryError, WorkerError
 from bluesky_cdi.plans import adaptive_ptycho
+from bluesky_cdi.plans._beside import Beside
 
 WINDOW = {"extent_um": (2.0, 2.0), "step_um": 0.2}
 A = [[-0.8, -0.8], [-0.8, 0.8]]
@@ -22,9 +21,12 @@ B = [[0.8, 0.8], [0.8, -0.8]]
 C = [[0.0, 0.0], [0.2, 0.4]]
 PATH = [[0.0, 0.6], [0.6, 0.0], [-0.6, 0.0], [0.0, -0.6], [0.4, 0.4], [-0.4, -0.4]]
 
+LATE_AT_ONCE = {"decision_timeout_s": 0.0}
+NEVER_LATE = {"decision_timeout_s": 600.0}
+
 
 def plan(devices, live, **changes):
-    arguments = {**WINDOW, "budget": 20, "batch": 2, "decision_timeout_s": 5.0, **changes}
+    arguments = {**WINDOW, "budget": 20, "batch": 2, **NEVER_LATE, **changes}
     return adaptive_ptycho(*devices.arguments, live, **arguments)
 
 
@@ -51,17 +53,32 @@ def test_metadata(RE, docs, devices, script, propose):
     assert start["detectors"] == ["det"]
     np.testing.assert_allclose(start["window_m"], [[-0.9e-6, -0.8e-6], [1.1e-6, 1.2e-6]])
     assert json.loads(json.dumps(start["plan_args"])) == {
-        "detectors": ["det"], "axis_y": "stage_y", "axis_x": "stage_x", "extent_um": [2.0, 2.0], "step_um": 0.25,
-        "centre_um": pytest.approx([0.1, 0.2]), "budget": 20, "batch": 2, "decision_timeout_s": 5.0,
-    }  # fmt: skip
+        "detectors": ["det"],
+        "axis_y": "stage_y",
+        "axis_x": "stage_x",
+        "extent_um": [2.0, 2.0],
+        "step_um": 0.25,
+        "centre_um": pytest.approx([0.1, 0.2]),
+        "budget": 20,
+        "batch": 2,
+        **NEVER_LATE,
+        "on_reconstruction_failure": "continue",
+    }
     (descriptor,) = [d for d in docs.of("descriptor") if d["name"] == "agent"]
     keys = descriptor["data_keys"]
     assert keys["agent_y"]["units"] == keys["agent_x"]["units"] == "m"
     assert keys["agent_y"]["shape"] == [2]
     assert set(keys) == {
-        "agent_y", "agent_x", "agent_expected_gain", "agent_n_proposed", "agent_n_ingested", "agent_n_pending",
-        "agent_decision_s", "agent_acquisition", "agent_reason",
-    }  # fmt: skip
+        "agent_y",
+        "agent_x",
+        "agent_expected_gain",
+        "agent_n_proposed",
+        "agent_n_ingested",
+        "agent_n_pending",
+        "agent_decision_s",
+        "agent_acquisition",
+        "agent_reason",
+    }
 
 
 def test_md_cannot_forge_the_link_to_the_reconstruction(RE, docs, devices, script, propose):
@@ -119,33 +136,22 @@ def test_agent_that_proposes_nothing_usable_ends_the_scan(RE, docs, devices, scr
 
 
 def test_late_decision_is_bridged_and_nothing_is_measured_twice(RE, docs, devices, script, propose):
-    """The answer comes after six points of the path, and repeats two of them."""
+    """The answer comes with the sixth point, and repeats two of the path."""
     live = script(propose(A), None, propose([], "over"), path_um=[*A, *PATH])
-
-    def answer():
-        while len(docs.measured_um) < 6:
-            time.sleep(0.005)
-        live.open[0].set_result(propose([PATH[0], B[0], PATH[1]]))
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    result = RE(plan(devices, live, batch=3, decision_timeout_s=0.05))
-    thread.join()
-    assert result.plan_result == "over"
-    measured = docs.measured_um
-    assert len(np.unique(measured.round(6), axis=0)) == len(measured)
-    np.testing.assert_allclose(measured[:5], A + PATH[:3], atol=1e-9)
-    np.testing.assert_allclose(measured[-1], B[0], atol=1e-9)
-    np.testing.assert_allclose(docs.decided_um, measured, atol=1e-9)
+    docs.when_measured = 6, lambda: live.open[0].set_result(propose([PATH[0], B[0], PATH[1]]))
+    assert RE(plan(devices, live, batch=3, **LATE_AT_ONCE)).plan_result == "over"
+    # The answer is looked for when the second three points of the path are measured.
+    np.testing.assert_allclose(docs.measured_um, [*A, *PATH, B[0]], atol=1e-9)
+    np.testing.assert_allclose(docs.decided_um, docs.measured_um, atol=1e-9)
+    assert docs.reasons == ["adapt", "decision late", "decision late", "adapt", "over"]
     late = [e["data"] for e in docs.of("event", "agent") if e["data"]["agent_reason"] == "decision late"]
-    assert late
     assert all(d["agent_acquisition"] == "coverage path" and np.isnan(d["agent_expected_gain"]).all() for d in late)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_bridging_stays_within_batch_and_budget(RE, docs, devices, script, batch):
     live = script(None, path_um=PATH)
-    assert RE(plan(devices, live, batch=batch, budget=5, decision_timeout_s=0.0)).plan_result == "budget"
+    assert RE(plan(devices, live, batch=batch, budget=5, **LATE_AT_ONCE)).plan_result == "budget"
     np.testing.assert_allclose(docs.measured_um, PATH[:5], atol=1e-9)
     assert set(docs.reasons[:-1]) == {"decision late"}
     assert docs.reasons[-1] == "budget"
@@ -154,53 +160,126 @@ def test_bridging_stays_within_batch_and_budget(RE, docs, devices, script, batch
 def test_the_path_avoids_what_was_measured(RE, docs, devices, script, propose):
     near = [[A[0][0] + 0.05, A[0][1] + 0.05]]
     live = script(propose(A), None, path_um=near + PATH[:2])
-    RE(plan(devices, live, budget=4, decision_timeout_s=0.0))
+    RE(plan(devices, live, budget=4, **LATE_AT_ONCE))
     np.testing.assert_allclose(docs.measured_um, A + PATH[:2], atol=1e-9)
 
 
 def test_decision_that_was_overtaken_completely_is_asked_for_again(RE, docs, devices, script, propose):
     live = script(None, propose(B), propose([], "over"), path_um=PATH[:2])
-
-    def answer():
-        while len(docs.measured_um) < 2:
-            time.sleep(0.005)
-        live.open[0].set_result(propose(PATH[:2], "fill"))
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    assert RE(plan(devices, live, decision_timeout_s=0.05)).plan_result == "over"
-    thread.join()
+    docs.when_measured = 2, lambda: live.open[0].set_result(propose(PATH[:2], "fill"))
+    assert RE(plan(devices, live, **LATE_AT_ONCE)).plan_result == "over"
     np.testing.assert_allclose(docs.measured_um, PATH[:2] + B, atol=1e-9)
     assert live.asked[1] == (2, 2)
 
 
-def test_used_up_path_waits_for_the_decision(RE, docs, devices, script, propose):
+def test_used_up_path_waits_for_the_decision_once_more(RE, docs, devices, script, propose, when_waiting):
     live = script(None, propose([], "over"), path_um=PATH[:2])
-    timer = threading.Timer(0.4, lambda: live.open[0].set_result(propose(B)))
-    timer.start()
-    assert RE(plan(devices, live, decision_timeout_s=0.02)).plan_result == "over"
-    timer.join()
+    docs.when_measured = 2, lambda: when_waiting(lambda: live.open[0].set_result(propose(B)))
+    assert RE(plan(devices, live, decision_timeout_s=0.6)).plan_result == "over"
     np.testing.assert_allclose(docs.measured_um, PATH[:2] + B, atol=1e-9)
 
 
+def failing(live):
+    def fail():
+        live.error = WorkerError("the network broke.")
+
+    return fail
+
+
+@pytest.mark.parametrize("late", [LATE_AT_ONCE, NEVER_LATE], ids=["bridging", "waiting"])
+def test_scan_goes_on_along_the_path_when_the_reconstruction_fails(
+    RE, docs, devices, script, propose, when_waiting, caplog, late
+):
+    live = script(propose(A), None, path_um=[*A, *PATH])
+    docs.when_measured = 4, failing(live)
+    when_waiting(failing(live))
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        result = RE(plan(devices, live, **late))
+    assert result.exit_status == "success"
+    assert result.plan_result == "reconstruction failed: the coverage path is measured"
+    np.testing.assert_allclose(docs.measured_um, [*A, *PATH], atol=1e-9)
+    np.testing.assert_allclose(docs.decided_um, docs.measured_um, atol=1e-9)
+    assert docs.reasons[-2:] == ["reconstruction failed", "reconstruction failed: the coverage path is measured"]
+    assert [r.getMessage() for r in caplog.records] == ["the network broke. The scan goes on without it."]
+
+
+def test_scan_goes_on_to_its_budget(RE, docs, devices, script, propose):
+    live = script(propose(A), WorkerError("the network broke."), path_um=PATH)
+    docs.when_measured = 1, failing(live)
+    assert RE(plan(devices, live, budget=5)).plan_result == "budget"
+    np.testing.assert_allclose(docs.measured_um, [*A, *PATH[:3]], atol=1e-9)
+    assert docs.reasons == ["adapt", "reconstruction failed", "reconstruction failed", "budget"]
+
+
+def test_scan_asks_again_when_the_reconstruction_is_there_again(RE, docs, devices, script, propose, caplog):
+    live = script(propose(A), WorkerError("it is started again."), propose(B), path_um=PATH)
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        RE(plan(devices, live, budget=len(A) + 2 + len(B), batch=2))
+    np.testing.assert_allclose(docs.measured_um, [*A, *PATH[:2], *B], atol=1e-9)
+    assert docs.reasons == ["adapt", "reconstruction failed", "adapt", "budget"]
+    told = [r.getMessage() for r in caplog.records]
+    assert told == ["it is started again. The scan goes on without it.", "the reconstruction is there again"]
+
+
 @pytest.mark.parametrize("path", [PATH, []], ids=["bridging", "waiting"])
-def test_worker_error_ends_the_plan(RE, docs, devices, script, path):
+def test_failed_reconstruction_ends_the_scan_where_that_is_wished(RE, docs, devices, script, when_waiting, path):
     live = script(None, path_um=path)
-    threading.Timer(0.1, lambda: setattr(live, "error", WorkerError("the network broke"))).start()
+    docs.when_measured = 3, failing(live)
+    if not path:
+        when_waiting(failing(live))
     with pytest.raises(WorkerError, match="the network broke"):
-        RE(plan(devices, live, decision_timeout_s=0.03))
+        late = LATE_AT_ONCE if path else NEVER_LATE
+        RE(plan(devices, live, on_reconstruction_failure="abort", **late))
     (stop,) = docs.of("stop")
     assert stop["exit_status"] == "fail"
     assert "the network broke" in stop["reason"]
-    assert len(docs.measured_um) == len(np.unique(docs.measured_um, axis=0))
+    np.testing.assert_allclose(docs.measured_um, np.reshape(path[:3], (-1, 2)), atol=1e-9)
 
 
-def test_refused_question_ends_the_plan(RE, docs, devices, script, propose):
+def test_refused_question_ends_the_scan_where_that_is_wished(RE, docs, devices, script, propose):
     live = script(propose(A), WorkerError("the network broke"))
     with pytest.raises(WorkerError, match="the network broke"):
-        RE(plan(devices, live))
+        RE(plan(devices, live, on_reconstruction_failure="abort"))
     np.testing.assert_allclose(docs.measured_um, A, atol=1e-9)
     assert docs.of("stop")[0]["exit_status"] == "fail"
+
+
+def test_failed_reconstruction_pauses_the_scan_where_that_is_wished(RE, docs, devices, script, propose):
+    live = script(propose(A), WorkerError("the network broke"), path_um=PATH)
+    docs.when_measured = 2, failing(live)
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan(devices, live, budget=5, on_reconstruction_failure="pause"))
+    assert RE.state == "paused"
+    np.testing.assert_allclose(docs.measured_um, A, atol=1e-9)
+    assert RE.resume().plan_result == "budget"
+    np.testing.assert_allclose(docs.measured_um, [*A, *PATH[:3]], atol=1e-9)
+    assert [e["seq_num"] for e in docs.of("event", "primary")] == [1, 2, 3, 4, 5]
+
+
+def test_unknown_policy(RE, docs, devices, script):
+    with pytest.raises(ConfigError, match="must be one of continue, pause, abort; got 'ignore'"):
+        RE(plan(devices, script(), on_reconstruction_failure="ignore"))
+    assert docs == []
+
+
+def test_late_decision_costs_one_wait(RE, docs, devices, script, monkeypatch):
+    """The scan waits once; after that it looks and measures."""
+    waits = []
+    real = Beside.answer
+
+    def answer(self, future, timeout_s):
+        waits.append(timeout_s)
+        return real(self, future, 0.0)
+
+    monkeypatch.setattr(Beside, "answer", answer)
+    assert RE(plan(devices, script(None, path_um=PATH), budget=6)).plan_result == "budget"
+    assert waits == [NEVER_LATE["decision_timeout_s"], 0.0, 0.0]
+
+
+def test_used_up_path_and_no_decision_end_the_scan(RE, docs, devices, script):
+    live = script(None, path_um=PATH)
+    assert RE(plan(devices, live, **LATE_AT_ONCE)).plan_result == "decision late: the coverage path is measured"
+    np.testing.assert_allclose(docs.measured_um, PATH, atol=1e-9)
 
 
 def test_refused_scan_opens_no_run(RE, docs, devices, script):
@@ -318,21 +397,17 @@ def test_a_pause_anywhere_loses_and_repeats_nothing(RE, docs, devices, script, p
 
 
 @pytest.mark.parametrize("end", ["resume", "abort", "stop"])
-def test_pause_while_waiting_for_a_decision(RE, docs, devices, script, propose, end):
+def test_pause_while_waiting_for_a_decision(RE, docs, devices, script, propose, when_waiting, beside, end):
     live = script(propose(A), None, propose([], "over"))
+    is_waiting = threading.Event()
+    when_waiting(is_waiting.set)
 
     def pause():
-        assert live.is_asked.wait(5)
-        while len(docs.measured_um) < 2:
-            time.sleep(0.01)
-        time.sleep(0.1)
+        assert is_waiting.wait(30)
         RE.request_pause()
 
-    thread = threading.Thread(target=pause)
-    thread.start()
-    with pytest.raises(RunEngineInterrupted):
-        RE(plan(devices, live, decision_timeout_s=60.0))
-    thread.join()
+    with beside(pause), pytest.raises(RunEngineInterrupted):
+        RE(plan(devices, live, **NEVER_LATE))
     assert RE.state == "paused"
     if end == "resume":
         live.open[0].set_result(propose(B))
@@ -344,17 +419,18 @@ def test_pause_while_waiting_for_a_decision(RE, docs, devices, script, propose, 
     assert docs.of("stop")[0]["exit_status"] == ("abort" if end == "abort" else "success")
 
 
-def test_waiting_does_not_block_the_run_engine(RE, docs, devices, script, propose):
-    """The event loop runs on while the plan waits: it ticks all the time."""
+def test_waiting_does_not_block_the_run_engine(RE, docs, devices, script, propose, when_waiting):
+    """The answer comes from the event loop itself, after it has turned many times: if it stood still, none came."""
     live = script(None, propose([], "over"))
-    ticks = []
+    turns = []
 
-    def tick():
-        ticks.append(time.monotonic())
-        RE.loop.call_later(0.01, tick)
+    def turn():
+        turns.append(len(turns))
+        if len(turns) == 20:
+            live.open[0].set_result(propose([], "stop"))
+        else:
+            RE.loop.call_later(1e-3, turn)
 
-    RE.loop.call_soon_threadsafe(tick)
-    threading.Timer(0.5, lambda: live.open[0].set_result(propose([], "stop"))).start()
-    RE(plan(devices, live, decision_timeout_s=60.0))
-    assert len(ticks) > 15
-    assert max(b - a for a, b in pairwise(ticks)) < 0.2
+    when_waiting(lambda: RE.loop.call_soon(turn))
+    assert RE(plan(devices, live, **NEVER_LATE)).plan_result == "stop"
+    assert len(turns) == 20

@@ -1,10 +1,12 @@
 """Raster and spiral, with and without a worker."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 from bluesky.simulators import RunEngineSimulator, assert_message_and_return_remaining
+from bluesky.utils import RunEngineInterrupted
 
 from bluesky_cdi.errors import DocumentError, GeometryError, WorkerError
 from bluesky_cdi.plans import ptycho_raster, ptycho_spiral
@@ -46,9 +48,13 @@ def test_metadata(RE, docs, devices, script, plan, with_worker):
     assert start["sample"] == "star"
     np.testing.assert_allclose(start["window_m"], [[0.8e-6, -1.3e-6], [1.2e-6, -0.7e-6]])
     assert json.loads(json.dumps(start["plan_args"])) == {
-        "detectors": ["det"], "axis_y": "stage_y", "axis_x": "stage_x",
-        "extent_um": [0.4, 0.6], "step_um": 0.2, "centre_um": [1.0, -1.0],
-    }  # fmt: skip
+        "detectors": ["det"],
+        "axis_y": "stage_y",
+        "axis_x": "stage_x",
+        "extent_um": [0.4, 0.6],
+        "step_um": 0.2,
+        "centre_um": [1.0, -1.0],
+    }
     if live is None:
         assert "reconstruction_uid" not in start
     else:
@@ -58,14 +64,47 @@ def test_metadata(RE, docs, devices, script, plan, with_worker):
         assert live.asked == []
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_worker_error_ends_the_scan(RE, docs, devices, script, plan):
+@pytest.fixture
+def failing(RE, script):
+    """A worker that fails with the first event."""
     live = script()
-    RE.subscribe(lambda *_: setattr(live, "error", WorkerError("the network broke")), "event")
+    RE.subscribe(lambda *_: setattr(live, "error", WorkerError("the network broke.")), "event")
+    return live
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_scan_goes_on_when_the_reconstruction_fails(RE, docs, devices, failing, plan, caplog):
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        assert RE(plan(*devices.arguments, failing, **WINDOW)).plan_result == "complete"
+    assert docs.of("stop")[0]["exit_status"] == "success"
+    assert len(docs.measured_um) == docs.of("start")[0]["num_points"]
+    assert [r.getMessage() for r in caplog.records] == ["the network broke. The scan goes on without it."]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_failed_reconstruction_ends_the_scan_where_that_is_wished(RE, docs, devices, failing, plan):
     with pytest.raises(WorkerError, match="the network broke"):
-        RE(plan(*devices.arguments, live, **WINDOW))
+        RE(plan(*devices.arguments, failing, **WINDOW, on_reconstruction_failure="abort"))
     assert docs.of("stop")[0]["exit_status"] == "fail"
     assert len(docs.measured_um) == 1
+
+
+def test_failed_reconstruction_pauses_the_scan_where_that_is_wished(RE, docs, devices, failing):
+    with pytest.raises(RunEngineInterrupted):
+        RE(ptycho_raster(*devices.arguments, failing, **WINDOW, on_reconstruction_failure="pause"))
+    assert RE.state == "paused" and len(docs.measured_um) == 1
+    assert RE.resume().plan_result == "complete"
+    np.testing.assert_allclose(docs.measured_um, RASTER, atol=1e-9)
+
+
+def test_scan_without_a_reconstruction_that_cannot_begin(RE, docs, devices, script, caplog):
+    live = script()
+    live.begin = lambda area: live.request(0, 0)
+    live.answers = [WorkerError("no network.")]
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        assert RE(ptycho_raster(*devices.arguments, live, **WINDOW)).plan_result == "complete"
+    assert "reconstruction_uid" not in docs.of("start")[0]
+    assert [r.getMessage() for r in caplog.records] == ["no network. The scan goes on without it."]
 
 
 @pytest.mark.parametrize("plan", PLANS)

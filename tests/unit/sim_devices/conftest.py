@@ -1,17 +1,14 @@
 """A RunEngine whose documents are validated, and small beamlines."""
 
-import asyncio
-import contextlib
 from urllib.parse import unquote, urlparse
 
 import h5py
 import numpy as np
 import pytest
-import torch
-from bluesky.run_engine import RunEngine, TransitionError
 from event_model import DocumentNames, schema_validators
 
 from bluesky_cdi.config import Config
+from bluesky_cdi.sim_devices import ManualClock
 
 
 class Documents(list):
@@ -47,22 +44,15 @@ class Documents(list):
         return np.array(out)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+@pytest.fixture
+def clock():
+    return ManualClock()
 
 
 @pytest.fixture
-def RE():
-    loop = asyncio.new_event_loop()
-    engine = RunEngine({}, loop=loop, call_returns_result=True)
-    yield engine
-    if engine.state not in ("idle", "panicked"):
-        with contextlib.suppress(TransitionError):
-            engine.halt()
-    loop.call_soon_threadsafe(loop.stop)
-    engine._th.join()
-    loop.close()
+def RE(run_engine):
+    with run_engine() as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -81,7 +71,7 @@ def make_config():
             "dead_pixels": 0,
             "hot_pixels": 0,
             "position_error_m": 0.0,
-            "beam_fluctuation": 0.0,
+            "flux_fluctuation": 0.0,
             "velocity_m_per_s": 0.01,
             "seed": 7,
         }

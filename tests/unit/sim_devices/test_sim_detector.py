@@ -1,7 +1,3 @@
-import threading
-import time
-from pathlib import Path
-
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
@@ -18,15 +14,23 @@ from bluesky_cdi.sim_devices import (
     SimAreaDetector,
     SimMonitor,
     SimShutter,
+    SimulatedSource,
     simulated_beamline,
 )
 
+SOON_S = 120.0
 POINTS_UM = [(-0.8, -0.7), (0.0, 0.3), (0.6, -0.3), (0.8, 0.7), (-0.4, 0.6)]
 
 
 @pytest.fixture
 def beamline(make_config, tmp_path):
     return simulated_beamline(make_config(), tmp_path)
+
+
+@pytest.fixture
+def source(make_config):
+    """What the beamline's detector sees, for what it should have seen."""
+    return SimulatedSource(make_config())
 
 
 class CountingSource:
@@ -37,11 +41,9 @@ class CountingSource:
 
     def __init__(self):
         self.number = 0
-        self.exposing = threading.Event()
 
     def expose(self, position_m, exposure_s, flux):
         self.number += 1
-        self.exposing.set()
         return np.full(self.frame_shape, self.number, self.frame_dtype)
 
 
@@ -94,10 +96,9 @@ def run_with_pauses(RE, plan):
     return pauses
 
 
-def assert_each_frame_belongs_to_its_position(beamline, docs, points=POINTS_UM):
+def assert_each_frame_belongs_to_its_position(source, docs, points=POINTS_UM):
     """The deviance of every frame is least, and about 1 per pixel that has counts, for its own position."""
     np.testing.assert_allclose(np.stack([docs.column("stage_y"), docs.column("stage_x")], 1), points, atol=1e-9)
-    source = beamline.detector._source
     rates = np.array([source.expected((y * 1e-6, x * 1e-6), 0.0, 1.0) for y, x in points])
     frames = docs.frames().astype(float)
     chi2 = ((frames[:, None] - rates) ** 2 / rates).mean(axis=(2, 3))  # (frame, position)
@@ -112,7 +113,7 @@ def slots(path):
         return file["/entry/data/data"].shape[0]
 
 
-def test_step_scan_writes_a_frame_for_each_event(RE, docs, beamline):
+def test_step_scan_writes_a_frame_for_each_event(RE, docs, beamline, source):
     RE(bp.list_scan([beamline.detector], *_columns(beamline)))
     names = [name for name, _ in docs]
     assert names[:4] == ["start", "descriptor", "stream_resource", "stream_datum"] and names[-1] == "stop"
@@ -122,7 +123,7 @@ def test_step_scan_writes_a_frame_for_each_event(RE, docs, beamline):
     assert docs.of("descriptor")[0]["configuration"]["diff"]["data"] == {"diff_exposure_s": 0.0}
     assert docs.of("descriptor")[0]["hints"]["diff"] == {"fields": ["diff_total"]}
     assert "diff_image" not in docs.of("event")[0]["data"]
-    assert_each_frame_belongs_to_its_position(beamline, docs)
+    assert_each_frame_belongs_to_its_position(source, docs)
     np.testing.assert_array_equal(docs.frames().sum(axis=(1, 2)), docs.column("diff_total"))
     assert [slots(p) for p in docs.paths()] == [len(POINTS_UM)]
 
@@ -134,31 +135,37 @@ def _columns(beamline):
 
 @pytest.mark.parametrize("place", ["triggered", "read", "saved"])
 @pytest.mark.parametrize("when", [(0,), (2,), (0, 1, 4)])
-def test_pause_and_resume_keep_frames_and_events_together(RE, docs, beamline, place, when):
+def test_pause_and_resume_keep_frames_and_events_together(RE, docs, beamline, source, place, when):
     def pause(i, here):
         return bps.pause() if here == place and i in when else ()
 
     assert run_with_pauses(RE, scan(beamline, pause)) == len(when)
     assert [event["seq_num"] for event in docs.of("event")] == [1, 2, 3, 4, 5]
     assert [doc["indices"]["start"] for doc in docs.of("stream_datum")] == [0, 1, 2, 3, 4]
-    assert_each_frame_belongs_to_its_position(beamline, docs)
+    assert_each_frame_belongs_to_its_position(source, docs)
     assert [slots(p) for p in docs.paths()] == [len(POINTS_UM)]
 
 
-def test_pause_during_an_exposure(RE, docs, tmp_path):
-    source = CountingSource()
-    detector = make_detector(source, tmp_path, exposure_s=0.3)
+def test_pause_during_an_exposure(RE, docs, tmp_path, clock, beside):
+    """The frame of the exposure that is cut short is in no event; the clock stands still until it was."""
+    detector = make_detector(CountingSource(), tmp_path, exposure_s=0.3, clock=clock)
 
     def pause_once():
-        source.exposing.wait()
+        clock.wait_for_alarm(0.3)
+        clock.advance(0.2)
         RE.request_pause(defer=False)
 
-    thread = threading.Thread(target=pause_once)
-    thread.start()
-    begun = time.monotonic()
-    assert run_with_pauses(RE, bp.count([detector], 2)) == 1
-    thread.join()
-    assert 0.6 <= time.monotonic() - begun < 0.9
+    with beside(pause_once), pytest.raises(RunEngineInterrupted):
+        RE(bp.count([detector], 2))
+
+    def finish():
+        # The second exposure begins at 0.2, when the run goes on, and the third when the second has ended.
+        for end_s in (0.5, 0.8):
+            clock.wait_for_alarm(end_s)
+            clock.advance(0.3)
+
+    with beside(finish):
+        RE.resume()
     assert docs.frames()[:, 0, 0].tolist() == [2, 3]
     assert docs.column("diff_total").tolist() == [48, 72]
     assert [slots(p) for p in docs.paths()] == [2]
@@ -166,7 +173,7 @@ def test_pause_during_an_exposure(RE, docs, tmp_path):
 
 @pytest.mark.parametrize("place", ["triggered", "read", "saved"])
 @pytest.mark.parametrize("end", ["abort", "stop", "halt"])
-def test_abort_leaves_a_complete_file_with_a_frame_for_each_event(RE, docs, beamline, place, end):
+def test_abort_leaves_a_complete_file_with_a_frame_for_each_event(RE, docs, beamline, source, place, end):
     def pause(i, here):
         return bps.pause() if here == place and i == 2 else ()
 
@@ -175,20 +182,22 @@ def test_abort_leaves_a_complete_file_with_a_frame_for_each_event(RE, docs, beam
     getattr(RE, end)()
     events = len(docs.of("event"))
     assert events == (3 if place == "saved" else 2)
-    path = next(Path(beamline.detector._directory).glob("*.h5"))
+    (path,) = set(docs.paths())
     assert slots(path) == events
-    assert_each_frame_belongs_to_its_position(beamline, docs, POINTS_UM[:events])
+    assert_each_frame_belongs_to_its_position(source, docs, POINTS_UM[:events])
 
 
-def test_abort_during_an_exposure_does_not_wait_for_it(RE, docs, tmp_path):
-    source = CountingSource()
-    detector = make_detector(source, tmp_path, exposure_s=20.0)
-    threading.Thread(target=lambda: (source.exposing.wait(), RE.request_pause(defer=False))).start()
-    begun = time.monotonic()
-    with pytest.raises(RunEngineInterrupted):
+def test_abort_during_an_exposure_does_not_wait_for_it(RE, docs, tmp_path, clock, beside):
+    detector = make_detector(CountingSource(), tmp_path, exposure_s=20.0, clock=clock)
+
+    def pause():
+        clock.wait_for_alarm(20.0)
+        RE.request_pause(defer=False)
+
+    with beside(pause), pytest.raises(RunEngineInterrupted):
         RE(bp.count([detector]))
     RE.abort()
-    assert time.monotonic() - begun < 5
+    assert clock.now_s() == 0.0 and clock.alarms_s == []
     assert docs.of("stop")[0]["exit_status"] == "abort"
     assert slots(next(tmp_path.glob("*.h5"))) == 0
 
@@ -210,7 +219,7 @@ def test_second_trigger_before_reading_overwrites(tmp_path):
     detector = make_detector(CountingSource(), tmp_path)
     detector.stage()
     for _ in range(3):
-        detector.trigger().wait(1)
+        detector.trigger().wait(SOON_S)
     documents = list(detector.collect_asset_docs())
     assert [name for name, _ in documents] == ["stream_resource", "stream_datum"]
     assert list(detector.collect_asset_docs()) == []
@@ -228,12 +237,32 @@ def test_one_file_a_staging(RE, docs, tmp_path):
     assert docs.frames()[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_exposure_takes_its_time(tmp_path):
-    detector = make_detector(CountingSource(), tmp_path, exposure_s=0.05)
+def test_exposure_takes_its_time(tmp_path, clock):
+    detector = make_detector(CountingSource(), tmp_path, exposure_s=0.05, clock=clock)
     detector.stage()
-    begun = time.perf_counter()
-    detector.trigger().wait(1)
-    assert 0.05 <= time.perf_counter() - begun < 0.08
+    status = detector.trigger()
+    clock.wait_for_alarm(0.05)
+    clock.advance(0.0499)
+    assert not status.done and detector.total.get() == 0
+    clock.advance(0.0002)
+    status.wait(SOON_S)
+    assert detector.total.get() == 24
+    detector.unstage()
+
+
+def test_a_trigger_cuts_the_exposure_before_short(tmp_path, clock):
+    detector = make_detector(CountingSource(), tmp_path, exposure_s=0.05, clock=clock)
+    detector.stage()
+    first = detector.trigger()
+    clock.wait_for_alarm(0.05)
+    clock.advance(0.03)
+    second = detector.trigger()
+    first.wait(SOON_S)
+    clock.wait_for_alarm(0.08)
+    assert not second.done and detector.total.get() == 0
+    clock.advance(0.05)
+    second.wait(SOON_S)
+    assert detector.total.get() == 48
     detector.unstage()
 
 
@@ -274,11 +303,11 @@ def test_inline_frames_are_in_the_event(RE, docs, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_inline_pause(RE, docs, make_config, tmp_path):
+def test_inline_pause(RE, docs, make_config, source, tmp_path):
     beamline = simulated_beamline(make_config(frames="inline"), tmp_path)
     docs.frames = lambda: docs.column("diff_image")
     assert run_with_pauses(RE, scan(beamline, lambda i, here: bps.pause() if (i, here) == (2, "read") else ())) == 1
-    assert_each_frame_belongs_to_its_position(beamline, docs)
+    assert_each_frame_belongs_to_its_position(source, docs)
 
 
 def test_monitor_and_shutter_refuse():

@@ -1,5 +1,4 @@
 import threading
-import time
 
 import bluesky.plan_stubs as bps
 import pytest
@@ -9,16 +8,13 @@ from ophyd.utils.errors import LimitError, StatusTimeoutError, UnknownStatusFail
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.sim_devices import OutOfRangeError, SimAxis, SimStage
 
+SOON_S = 120.0
+
 
 @pytest.fixture
-def stage():
-    return SimStage(name="stage", velocity_um_per_s=100.0, limits_um=((-20, 20), (-10, 10)), start_um=(1.0, 2.0))
-
-
-def seconds(call):
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
+def stage(clock):
+    limits_um = ((-20, 20), (-10, 10))
+    return SimStage(name="stage", velocity_um_per_s=100.0, limits_um=limits_um, start_um=(1.0, 2.0), clock=clock)
 
 
 def test_documents_state_micrometres_and_limits(stage):
@@ -33,81 +29,104 @@ def test_documents_state_micrometres_and_limits(stage):
     assert "lower_ctrl_limit" not in SimAxis(name="free").describe()["free"]
 
 
-def test_arrives_exactly(stage):
+def test_arrives_exactly(stage, clock):
     for target in (3.3, -0.1, 1 / 3):
-        stage.y.set(target).wait(1)
+        status = stage.y.set(target)
+        clock.advance(1.0)
+        status.wait(SOON_S)
         assert stage.y.position == target == stage.y.read()["stage_y"]["value"]
     assert stage.position_m == (1 / 3 * 1e-6, 2.0 * 1e-6)
 
 
-def test_move_takes_distance_over_velocity_and_under_a_millisecond_more(stage):
-    extra = []
-    for target in (3.0, 1.0) * 5:
-        extra.append(seconds(lambda target=target: stage.y.set(target).wait(1)) - 0.02)
-    assert min(extra) >= 0
-    assert min(extra) < 1e-3
-    stage.y.velocity.set(1000).wait(1)
-    assert seconds(lambda: stage.y.set(13.0).wait(1)) == pytest.approx(0.01, abs=8e-3)
+def test_a_move_takes_distance_over_velocity(stage, clock):
+    stage.y.set(3.0)
+    assert clock.alarms_s == pytest.approx([2.0 / 100.0])
+    clock.advance(0.0199)
+    assert stage.y.moving
+    clock.advance(0.0002)
+    assert not stage.y.moving and stage.y.position == 3.0
+    stage.y.velocity.set(1000).wait(SOON_S)
+    stage.y.set(13.0)
+    assert clock.alarms_s == pytest.approx([0.0201 + 10.0 / 1000.0])
 
 
-def test_axes_move_together(RE, stage):
-    elapsed = seconds(lambda: RE(bps.mv(stage.y, 11.0, stage.x, -8.0)))
-    assert 0.1 <= elapsed < 0.17
+def test_a_move_in_real_time_arrives_no_sooner_than_it_should():
+    stage = SimStage(name="stage", velocity_um_per_s=100.0)
+    begun_s = stage.y.clock.now_s()
+    stage.y.set(2.0).wait(SOON_S)
+    assert stage.y.clock.now_s() - begun_s >= 0.02 and stage.y.position == 2.0
+
+
+def test_axes_move_together(RE, stage, clock):
+    def plan():
+        yield from bps.abs_set(stage.y, 11.0, group="move")
+        yield from bps.abs_set(stage.x, -8.0, group="move")
+        assert clock.alarms_s == pytest.approx([0.1, 0.1])
+        clock.advance(0.11)
+        yield from bps.wait("move")
+
+    RE(plan())
     assert (stage.y.position, stage.x.position) == (11.0, -8.0)
 
 
-def test_reads_back_on_the_way(stage):
-    status = stage.y.set(11.0)
-    time.sleep(0.03)
+def test_reads_back_on_the_way(stage, clock):
+    stage.y.set(11.0)
+    clock.advance(0.03)
     assert stage.y.moving
-    assert 1.0 < stage.y.position < 11.0
-    status.wait(1)
+    assert stage.y.position == pytest.approx(4.0)
+    clock.advance(0.08)
     assert not stage.y.moving
 
 
 @pytest.mark.parametrize("success", [True, False])
-def test_stop_ends_the_status_and_stays(stage, success):
+def test_stop_ends_the_status_and_stays(stage, clock, success):
     status = stage.y.set(20.0)
-    time.sleep(0.02)
+    clock.advance(0.02)
     stage.stop(success=success)
-    here = stage.y.position
-    assert 1.0 < here < 10.0
+    assert stage.y.position == pytest.approx(3.0)
     if success:
-        status.wait(0.1)
+        status.wait(SOON_S)
     else:
-        with pytest.raises(UnknownStatusFailure, match=r"stage_y was stopped at .* on its way to 20 um"):
-            status.wait(0.1)
-    time.sleep(0.02)
-    assert stage.y.position == here
+        with pytest.raises(UnknownStatusFailure, match=r"stage_y was stopped at 3 um on its way to 20 um"):
+            status.wait(SOON_S)
+    assert clock.alarms_s == []
+    clock.advance(1.0)
+    assert stage.y.position == pytest.approx(3.0)
     stage.y.stop()
 
 
-def test_new_target_ends_the_old_move(stage):
+def test_new_target_ends_the_old_move(stage, clock):
     first = stage.y.set(20.0)
-    time.sleep(0.01)
-    stage.y.set(1.5).wait(1)
+    clock.advance(0.01)
+    stage.y.set(1.5)
+    with pytest.raises(UnknownStatusFailure, match="at 2 um on its way to 20"):
+        first.wait(SOON_S)
+    clock.advance(0.01)
     assert stage.y.position == 1.5
-    with pytest.raises(UnknownStatusFailure, match="on its way to 20"):
-        first.wait(0.1)
 
 
-def test_timeout_stops_the_axis(stage):
-    status = stage.y.set(20.0, timeout=0.03)
+def test_timeout_fails_the_status_and_the_axis_can_be_stopped(stage, clock):
+    status = stage.y.set(20.0, timeout=0.01)
+    clock.advance(0.05)
     with pytest.raises(StatusTimeoutError):
-        status.wait(1)
+        status.wait(SOON_S)
     stage.y.stop()
-    assert 1.0 < stage.y.position < 19.0
+    assert stage.y.position == pytest.approx(6.0) and clock.alarms_s == []
 
 
-def test_callbacks_and_waiting_move(stage):
-    seen = []
-    stage.y.subscribe(lambda value, **_: seen.append(value), event_type=stage.y.SUB_READBACK, run=False)
-    done = threading.Event()
-    stage.y.move(1.5, wait=True, moved_cb=lambda status, obj: done.set())
-    assert done.wait(1)
-    deadline = time.monotonic() + 1
-    while not seen and time.monotonic() < deadline:
-        time.sleep(0.001)
+def test_callbacks_and_waiting_move(stage, clock, beside):
+    seen, told, done = [], threading.Event(), threading.Event()
+
+    def on_readback(value, **_):
+        seen.append(value)
+        told.set()
+
+    stage.y.subscribe(on_readback, event_type=stage.y.SUB_READBACK, run=False)
+    with beside(lambda: stage.y.move(1.5, wait=True, moved_cb=lambda status, obj: done.set())) as move:
+        clock.wait_for_alarm(0.005)
+        assert not move.done() and not done.is_set()
+        clock.advance(0.01)
+    assert done.wait(SOON_S) and told.wait(SOON_S)
     assert seen == [1.5]
 
 
@@ -131,22 +150,26 @@ def test_limit_error_comes_out_of_a_plan(RE, stage):
         RE(bps.mv(stage.x, 11.0))
 
 
-def test_pause_stops_the_move_and_resume_completes_it(RE, stage):
+def test_pause_stops_the_move_and_resume_completes_it(RE, stage, clock, beside):
     def plan():
         yield from bps.checkpoint()
         yield from bps.mv(stage.y, 16.0)
 
-    threading.Timer(0.05, RE.request_pause, kwargs={"defer": False}).start()
-    with pytest.raises(RunEngineInterrupted):
+    def half_way():
+        clock.wait_for_alarm(0.15)
+        clock.advance(0.05)
+        RE.request_pause(defer=False)
+
+    with beside(half_way), pytest.raises(RunEngineInterrupted):
         RE(plan())
-    assert 1.0 < stage.y.position < 16.0
-    assert not stage.y.moving
-    RE.resume()
+    assert stage.y.position == pytest.approx(6.0)
+    assert not stage.y.moving and clock.alarms_s == []
+    with beside(lambda: (clock.wait_for_alarm(0.15), clock.advance(0.11))):
+        RE.resume()
     assert stage.y.position == 16.0
 
 
-def test_move_stopped_as_failed_fails_the_plan(RE, stage):
-    threading.Timer(0.03, stage.y.stop).start()
-    with pytest.raises(FailedStatus) as raised:
+def test_move_stopped_as_failed_fails_the_plan(RE, stage, clock, beside):
+    with beside(lambda: (clock.wait_for_alarm(0.15), stage.y.stop())), pytest.raises(FailedStatus) as raised:
         RE(bps.mv(stage.y, 16.0))
     assert "was stopped" in str(raised.value.__cause__)

@@ -20,7 +20,7 @@ def grid(beamline, num=3, order=None):
 
 def test_same_seed_same_documents(make_config, tmp_path, RE, docs):
     config = make_config(
-        seed=3, beam_fluctuation=0.05, position_error_m=3e-9, dead_pixels=5, hot_pixels=2, sample="cells", photons=1e4
+        seed=3, flux_fluctuation=0.05, position_error_m=3e-9, dead_pixels=5, hot_pixels=2, sample="cells", photons=1e4
     )
     other = make_config(**config.simulation.model_dump() | {"seed": 4})
     runs = []
@@ -98,19 +98,23 @@ def test_documents_show_the_readback_and_nothing_of_the_truth(make_config, tmp_p
     np.testing.assert_allclose(readback, aimed, atol=1e-12)
     error_m = np.array(beamline.truth.positions_m) - readback * 1e-6
     assert np.std(error_m) == pytest.approx(50e-9, rel=0.35) and (error_m != 0).all()
-    told = " ".join(json.dumps(doc, default=lambda a: a.tolist()) for _, doc in docs)
+    reported = " ".join(json.dumps(doc, default=lambda a: a.tolist()) for _, doc in docs)
     numbers = {float(v) for doc in docs.of("event") for k, v in doc["data"].items() if k != "diff_image"}
     hidden = {float(v) * unit for p in beamline.truth.positions_m for v in p for unit in (1, 1e6)}
     assert not numbers & hidden
-    assert not any(word in told for word in ("truth", "probe", "seed", "position_error"))
+    assert not any(word in reported for word in ("truth", "probe", "seed", "position_error"))
     assert {key for doc in docs.of("descriptor") for key in doc["data_keys"]} == {
-        "diff_total", "diff_image", "i0", "stage_y", "stage_x"
-    }  # fmt: skip
+        "diff_total",
+        "diff_image",
+        "i0",
+        "stage_y",
+        "stage_x",
+    }
 
 
 @pytest.mark.parametrize("monitor_first", [True, False])
 def test_monitor_follows_the_beam(make_config, tmp_path, RE, docs, monitor_first):
-    beamline = simulated_beamline(make_config(beam_fluctuation=0.1, sample="blank", photons=1e6), tmp_path)
+    beamline = simulated_beamline(make_config(flux_fluctuation=0.1, sample="blank", photons=1e6), tmp_path)
     order = [beamline.monitor, beamline.detector] if monitor_first else [beamline.detector, beamline.monitor]
     RE(grid(beamline, 6, order))
     total, i0 = docs.column("diff_total"), docs.column("i0")
@@ -166,7 +170,7 @@ def test_the_whole_window_and_its_margin_can_be_measured(make_config, tmp_path, 
 def test_truth_is_the_configured_sample_and_probe(make_config, tmp_path):
     truth = simulated_beamline(make_config(coherent_share=0.9, photons=2e4), tmp_path).truth
     assert truth.object.dtype == truth.probe.dtype == np.complex64
-    assert truth.object.shape == truth.canvas.shape
+    assert truth.object.shape == truth.grid.shape
     power = (np.abs(truth.probe) ** 2).sum(axis=(1, 2))
     np.testing.assert_allclose(power, [0.9 * 2e4, 0.1 * 2e4], rtol=1e-4)
     assert simulated_beamline(make_config(coherent_share=1.0), tmp_path).truth.probe.shape == (1, N, N)

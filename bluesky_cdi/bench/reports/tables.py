@@ -1,0 +1,198 @@
+"""Results of the suites as tables; `reports.quality` has that of `suites.quality`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.bench.reports.text import aligned
+
+Found = Mapping[str, Any]
+# Steps of a growing scan that are shown.
+SHOWN_STEPS = 10
+
+
+def live(found: Found) -> str:
+    """Set the result of `suites.live` out: median errors, and seconds in brackets."""
+    settings = found["settings"]
+    lines = [["", *next(iter(found["rows"].values()))]]
+    for name, row in found["rows"].items():
+        cells = [
+            [np.median([run[key] for run in runs]) for key in ("complex_nrmse", "seconds")] for runs in row.values()
+        ]
+        lines.append([name, *(f"{error:.3f} ({seconds:.1f})" for error, seconds in cells)])
+    head = f"complex NRMSE, median of {settings['seeds']} seeds, {settings['frames']} frames of 64x64"
+    return f"{head} (seconds, {_threads(found)}), by photons\n{aligned(lines)}"
+
+
+def steps(found: Found) -> str:
+    """Set the result of `suites.steps` out: seconds at some numbers of frames, then totals and errors."""
+    settings, rows = found["settings"], found["rows"]
+    costs = [row["steps"] for row in rows.values()]
+    shown = np.unique(np.linspace(0, len(costs[0]) - 1, SHOWN_STEPS).round().astype(int))
+    lines = [["frames so far", *rows]]
+    lines += [[str(costs[0][k][0]), *(f"{each[k][1]:.2f}" for each in costs)] for k in shown]
+    lines += [
+        ["all steps, s", *(f"{sum(seconds for _, seconds in each):.1f}" for each in costs)],
+        ["NRMSE after the last frame", *(f"{row['complex_nrmse_when_measured']:.3f}" for row in rows.values())],
+        ["further steps, s", *(f"{row['final_seconds']:.1f}" for row in rows.values())],
+        ["NRMSE at the end", *(f"{row['complex_nrmse']:.3f}" for row in rows.values())],
+    ]
+    shape = next(iter(rows.values()))["object_px"]
+    head = (
+        f"seconds of a step, {settings['batch']} frames of 64x64 added to it, {_threads(found)}; {settings['frames']} "
+    )
+    return f"{head}frames on {shape[0]}x{shape[1]} pixels, windows of {settings['window_px']}\n{aligned(lines)}"
+
+
+def events(found: Found) -> str:
+    """Set the result of `suites.events` out: milliseconds of an event in each way."""
+    settings, rows = found["settings"], found["rows"]
+    bare = rows["bare"]
+    lines = [["", "mean", "over bare", "median", "over bare", "longest", "processor", "over bare"]]
+    for name, row in rows.items():
+        cells = []
+        for key in ("mean_ms", "median_ms"):
+            cells += [f"{row[key]:.2f}", f"{row[key] / bare[key]:.2f}"]
+        cells += [f"{row['longest_ms']:.0f}", f"{row['cpu_ms']:.2f}", f"{row['cpu_ms'] / bare['cpu_ms']:.2f}"]
+        lines.append([name, *cells])
+    last = rows["session"]
+    head = f"milliseconds from event to event, {settings['events']} events in {settings['rounds']} rasters of each way"
+    tail = (
+        f"session: all in the catalog and reconstructed {', '.join(f'{s:.0f}' for s in last['settle_s'])} s after the "
+        f"rasters; events in the catalog {', '.join(map(str, last['in_catalog']))}, frames in the results "
+        f"{', '.join(map(str, last['reconstructed']))}"
+    )
+    return f"{head}\n{aligned(lines)}\n{tail}"
+
+
+def fine_tuning(found: Found) -> str:
+    """Set the result of `suites.fine_tuning` out: a table for each scan."""
+    return "\n\n".join(_tuned(name, scan) for name, scan in found["scans"].items())
+
+
+def _tuned(name: str, scan: Found) -> str:
+    keys = {
+        "given": "given",
+        "given_ratio": "ratio",
+        "unseen": "unseen",
+        "unseen_ratio": "ratio",
+        "complex_nrmse": "NRMSE",
+        "phase_mae_rad": "rad",
+        "seconds": "s",
+    }
+    digits = {"given": 4, "unseen": 4, "given_ratio": 2, "unseen_ratio": 2, "seconds": 1}
+    lines = [[name, *keys.values()]]
+    lines += [
+        [label, *(_number(row.get(key), digits.get(key, 3)) for key in keys)] for label, row in scan["rows"].items()
+    ]
+    rows, columns = scan["object_px"]
+    head = f"{name}: {scan['given_frames']} frames given, {scan['unseen_frames']} unseen, object {rows}x{columns}"
+    return f"{head}\n{aligned(lines)}"
+
+
+def engines(found: Found) -> str:
+    """Set the result of `suites.engines` out."""
+    keys = {
+        "deviance": ("deviance", 4),
+        "complex_nrmse": ("NRMSE", 4),
+        "frc": ("FRC", 3),
+        "halves": ("halves", 3),
+        "seconds_per_epoch": ("s/epoch", 3),
+        "peak_memory_mib": ("MiB", 0),
+    }
+    return _by_case(found["cases"], keys)
+
+
+def speed(found: Found) -> str:
+    """Set the result of `suites.engines.speed` out."""
+    cases = {
+        name: {label: {**row, "frames_per_s": row["frames"] / row["seconds_per_epoch"]} for label, row in rows.items()}
+        for name, rows in found["cases"].items()
+    }
+    keys = {
+        "deviance": ("deviance", 4),
+        "seconds_per_epoch": ("s/epoch", 3),
+        "frames_per_s": ("frames/s", 0),
+        "peak_memory_mib": ("MiB", 0),
+    }
+    return _by_case(cases, keys)
+
+
+def _by_case(cases: Found, keys: Mapping[str, tuple[str, int]]) -> str:
+    lines = [["", *(title for title, _ in keys.values())]]
+    for name, rows in cases.items():
+        for label, row in rows.items():
+            lines.append([f"{name}, {label}", *(_number(row.get(key), digits) for key, (_, digits) in keys.items())])
+    return aligned(lines)
+
+
+def lsqml(found: Found) -> str:
+    """Set the result of `suites.lsqml` out: errors by likelihood, then deviances by course."""
+    names = list(next(iter(found["likelihood"].values())))
+    lines = [["40 epochs, complex NRMSE", *names]]
+    lines += [[scan, *(_number(row[name], 4) for name in names)] for scan, row in found["likelihood"].items()]
+    phases = [["Siemens star, 100 epochs", "deviance"]]
+    phases += [[name, _number(value, 4)] for name, value in found["phases"].items()]
+    return "\n\n".join(aligned(part) for part in (lines, phases) if len(part) > 1)
+
+
+def single_shot(found: Found) -> str:
+    """Set the result of `suites.single_shot` out: medians over the objects, of ``ok`` means."""
+    columns = (
+        "ok", "frame_ok", "median", "best", "chosen", "average", "floor", "r_factor", "noise_r_factor", "seconds",
+    )  # fmt: skip
+    lines = [["object", "photons", *(column.replace("_factor", "") for column in columns)]]
+    for row in found["rows"]:
+        cells = [_middle(column, [run[column] for run in row["runs"]]) for column in columns]
+        lines.append([row["object"], f"{row['photons']:.0e}", *(_number(cell, 3) for cell in cells)])
+    settings = found["settings"]
+    head = (
+        f"{settings['starts']} starts, {settings['seeds']} objects a row, {settings['size']} px, {settings['device']}"
+    )
+    return f"{head}; medians, ok: means\n{aligned(lines)}"
+
+
+def _middle(column: str, values: Sequence[float | None]) -> float:
+    known = [math.nan if value is None else value for value in values]
+    return float(np.mean(known) if "ok" in column else np.median(known))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _threads(found: Found) -> str:
+    number = found["machine"]["threads"]
+    return "one CPU thread" if number == 1 else f"{number} CPU threads"
+
+
+def probe(found: Found) -> str:
+    """Set the result of `suites.probe` out: told, after the check-in, and with the true probe."""
+    columns = {
+        "overlap": "overlap",
+        "one_pass_nrmse": "one pass, NRMSE",
+        "one_pass_unseen": "unseen deviance",
+        "refined_nrmse": "five iterations more, NRMSE",
+        "refined_unseen": "unseen deviance",
+        "lsqml_nrmse": "30 LSQ-ML, NRMSE",
+        "lsqml_unseen": "unseen deviance",
+    }
+    lines = [["", "CPU s", *columns.values()]]
+    for row in found["rows"]:
+        cells = [
+            " / ".join(_or_dash(row[label].get(key)) for label in ("told", "check-in", "true") if label in row)
+            for key in columns
+        ]
+        lines.append([row["name"], f"{row['cpu_seconds']:.1f}", *cells])
+    says = [f"{row['name']}: {row['says']}" for row in found["rows"]]
+    settings = found["settings"]
+    head = f"{settings['network']}: told / after the check-in of {settings['frames']} frames / true probe"
+    return "\n".join([head, aligned(lines), "", *says])
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""Questions that are measured, one a module: each function returns plain JSON values."""

@@ -1,0 +1,178 @@
+"""What the check-in of the probe brings: overlap with the true or the reference's main mode, and the objects after it.
+
+One pass of a network and five iterations more, on recorded scans LSQ-ML too, with the probe as it is told, as the
+check-in gives it, and with the true one where there is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluesky_cdi.bench.cases import Case, simulate
+from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.methods import Network, engine, predict, predict_and_refine
+from bluesky_cdi.bench.problem import Problem, judge
+from bluesky_cdi.bench.recorded import RECORDED, STAR, problem_of
+from bluesky_cdi.engines.ptychography import Schedule, deviance_of
+from bluesky_cdi.models.unrolled import UnrolledNet
+from bluesky_cdi.physics.probes import scaled_to
+from bluesky_cdi.reconstruction.probe_checkin import MOST_FRAMES, check_in, in_words
+
+# Errors of the told probe, radians, and doses: photons a frame.
+ERRORS_RAD = (0.0, 0.8, 1.6)
+DOSES = (1e3, 1e4, 1e5, 1e6)
+# Epochs of LSQ-ML from vacuum, beside it on recorded scans.
+EPOCHS = 30
+SAMPLES = ("star", "natural", "cells", "gold")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Parameters
+    ----------
+    samples : sequence of str
+        Simulated objects.
+    doses, errors_rad : sequence of float
+        Photons a frame; how wrong the told probe is.
+    seeds : int
+        Scans of each case.
+    frames : int
+        Frames that a check-in looks at.
+    data : Path, optional
+        Folder of recorded scans.
+    device : torch.device
+    """
+
+    samples: Sequence[str] = SAMPLES
+    doses: Sequence[float] = DOSES
+    errors_rad: Sequence[float] = ERRORS_RAD
+    seeds: int = 1
+    frames: int = MOST_FRAMES
+    data: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+# Called with the name of a recorded scan, the problem, and its objects by what they were made with.
+Drawer = Callable[[str, Problem, dict[str, Tensor]], None]
+
+
+@torch.no_grad()
+def probe(
+    network: Network,
+    options: Options,
+    on_progress: Callable[[str], None] | None = None,
+    draw: Drawer | None = None,
+) -> dict[str, Any]:
+    """Measure check-ins.
+
+    Parameters
+    ----------
+    network : Network
+        Reads the frames.
+    options : Options
+        Scans and device.
+    on_progress : callable, optional
+        Called with the name of each scan.
+    draw : callable, optional
+        Draws the recorded scans.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``settings`` and ``rows``, one a scan and told probe.
+    """
+    tell = on_progress or (lambda _: None)
+    rows = _recorded(network, options, tell, draw) if options.data is not None else []
+    for sample in options.samples:
+        for dose in options.doses:
+            for error in options.errors_rad:
+                for seed in range(options.seeds):
+                    case = Case(sample=sample, dose=dose, probe_error_rad=error, refine_probe=True)
+                    name = f"{sample}, {dose:.0e} photons, {error:g} rad" + (f", seed {seed}" if seed else "")
+                    tell(name)
+                    rows.append(_row(name, network, options, *_simulated(case, seed, options.device)))
+    return record([options.device], {"network": network.name, "frames": options.frames}, rows=rows)
+
+
+def _simulated(case: Case, seed: int, device: torch.device) -> tuple[Problem, Tensor, Tensor]:
+    problem = simulate(case, seed, device)
+    return problem, problem.probe[0], simulate(replace(case, probe_error_rad=0.0), seed, device).probe[0]
+
+
+def _recorded(
+    network: Network, options: Options, tell: Callable[[str], None], draw: Drawer | None
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, (folder, read) in RECORDED.items():
+        path = Path(options.data or "") / folder
+        tell(name)
+        problem = problem_of(read(path), options.device)
+        with np.load(path / "reference.npz") as file:
+            reference = torch.from_numpy(file["probe"]).to(options.device)
+        told: list[tuple[str, Tensor | None]] = [(name, problem.probe[0])]
+        if folder == STAR:
+            told.append((f"{name}, no guess", None))
+        for label, modes in told:
+            objects: dict[str, Tensor] = {}
+            rows.append(_row(label, network, options, problem, modes, reference, objects))
+            if draw is not None:
+                draw(label, problem, objects)
+    return rows
+
+
+def _row(
+    name: str,
+    network: Network,
+    options: Options,
+    problem: Problem,
+    told: Tensor | None,
+    true: Tensor,
+    objects: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    began = time.process_time()
+    found = check_in(problem.data, told, most_frames=options.frames)
+    seconds = time.process_time() - began
+    photons = float(problem.probe.abs().square().sum())
+    probes = {"told": found.told, "check-in": found.probe}
+    if problem.held_out is None:
+        probes["true"] = true
+    row: dict[str, Any] = {"name": name, "cpu_seconds": seconds, "changed": found.changed, "says": in_words(found)}
+    for label, modes in probes.items():
+        posed = replace(problem, probe=(scaled_to(modes, photons))[None])
+        once = predict(network, posed)
+        numbers = {"overlap": overlap(modes, true), **_numbers("one_pass", once.object, once.probe, problem)}
+        images = {f"{label}, one pass": once.object}
+        if isinstance(network.net, UnrolledNet):
+            after = predict_and_refine(network.net, posed, 0)
+            numbers |= _numbers("refined", after.object, after.probe, problem)
+            images[f"{label}, refined"] = after.object
+        if problem.held_out is not None:
+            alone = engine("lsqml", posed, Schedule(EPOCHS), 0)
+            numbers |= _numbers("lsqml", alone.object, alone.probe, problem)
+        if objects is not None:
+            objects.update(images)
+        row[label] = numbers
+    return row
+
+
+def _numbers(name: str, obj: Tensor, modes: Tensor, problem: Problem) -> dict[str, float]:
+    numbers = {f"{name}_nrmse": judge(obj, problem).numbers["complex_nrmse"]}
+    if problem.held_out is not None:
+        numbers[f"{name}_unseen"] = float(deviance_of(obj, modes, problem.held_out).mean())
+    return numbers
+
+
+def overlap(found: Tensor, true: Tensor) -> float:
+    """Compute the normalised overlap of the main modes of two probes (M, N, N), wherever they lie."""
+    a, b = (each[int(each.abs().square().sum(dim=(-2, -1)).argmax())] for each in (found, true))
+    return float(torch.fft.ifft2(torch.fft.fft2(a) * torch.fft.fft2(b).conj()).abs().max() / a.norm() / b.norm())

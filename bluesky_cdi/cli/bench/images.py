@@ -1,0 +1,275 @@
+"""``bench quality``, ``scan``, ``live`` and ``fine-tuning``: how good objects are."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bluesky_cdi.cli.arguments import above_0, count, make_folder, positive
+from bluesky_cdi.cli.bench.common import (
+    add_data,
+    add_device,
+    add_out,
+    data_folder,
+    finish,
+    needed_data_folder,
+    prepare,
+    tell,
+)
+from bluesky_cdi.cli.output import say_result
+from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bluesky_cdi.bench.methods import Network
+    from bluesky_cdi.protocols import ComplexArray
+
+logger = logging.getLogger(__name__)
+
+# The names of `bench.suites.quality.SUITES`, which would load torch.
+SUITES = ("dose", "overlap", "probe", "rate", "objects", "recorded")
+# The names of `bench.suites.probe.SAMPLES`, likewise.
+CHECKED = ("star", "natural", "cells", "gold")
+# The names of `bench.explained.EXPLAINED`, likewise.
+TUNED = ("p25", "star", "star64")
+
+
+def add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench quality`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "quality", parents=[common], help="errors of networks beside iterative engines, on held-out and recorded scans"
+    )
+    add = command.add_argument
+    add("--weights", nargs="*", default=["canvas-small"], metavar="NAME", help="shipped, or a .safetensors file")
+    add("--baseline", type=Path, metavar="FILE", help="weights of another network, whose object nothing refines")
+    add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help=f"of {', '.join(SUITES)}")
+    add("--seeds", type=positive, default=3, help="scans of each case (default: %(default)s)")
+    add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
+    add(
+        "--field",
+        type=above_0,
+        default=1.25,
+        metavar="FRAMES",
+        help="side of the simulated scans' field in widths of a frame (default: %(default)s)",
+    )
+    add_data(command)
+    add_device(command)
+    add_out(command)
+    add("--figure", type=Path, metavar="DIR", help="draw the default scan at three doses and the recorded ones there")
+    command.set_defaults(run=_bench_quality)
+
+
+def _bench_quality(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.cases import Case
+    from bluesky_cdi.bench.machine import devices_of
+    from bluesky_cdi.bench.reports.quality import Figures, tables
+    from bluesky_cdi.bench.suites.quality import Options, quality
+
+    for folder in (args.out.parent if args.out else None, args.figure):
+        if folder is not None:
+            make_folder(folder)
+    [device] = devices_of(args.device, 1)
+    networks = _networks(args.weights, args.baseline, device)
+    options = Options(
+        args.suites, args.seeds, Case(frame_px=args.frame_px, field=args.field), data_folder(args), device
+    )
+    draw = Figures(args.figure, networks) if args.figure else None
+    found = quality(networks, options, tell, draw)
+    for name, why in found["skipped"].items():
+        logger.warning("%s is not measured: %s", name, why)
+    return finish(args, found, tables(found))
+
+
+def add_scan(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench scan`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "scan", parents=[common], help="write a scan of `bench quality`, for other programs or `train --probe`"
+    )
+    add = command.add_argument
+    add("out", type=Path, help="file to write, ending in .npz (canonical), .cxi, or .h5 (Ptychodus)")
+    add("--sample", default="star", metavar="KIND", help="star, natural, circuit, gold, ... (default: %(default)s)")
+    add("--dose", type=above_0, default=1e5, metavar="PHOTONS", help="of a frame (default: %(default)s)")
+    add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
+    add("--seed", type=count, default=0, help="of sample, positions and noise (default: %(default)s)")
+    command.set_defaults(run=_bench_scan)
+
+
+def _bench_scan(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.cases import Case, scan_of
+    from bluesky_cdi.io import write_scan
+
+    scan = scan_of(Case(dose=args.dose, sample=args.sample, frame_px=args.frame_px), args.seed)
+    make_folder(args.out.parent)
+    write_scan(args.out, scan)
+    found = {"scan": str(args.out), "frames": len(scan), "frame_px": args.frame_px, "name": scan.name}
+    say_result(args, found, [("scan", str(args.out)), ("frames", f"{len(scan)} of {args.frame_px}x{args.frame_px}")])
+    return 0
+
+
+def _networks(weights: Sequence[str], baseline: Path | None, device: torch.device) -> list[Network]:
+    from bluesky_cdi.bench.methods import Network
+    from bluesky_cdi.models.weights import load_weights
+
+    trained = [load_weights(name, device) for name in weights]
+    networks = [Network(each.name, each.net) for each in trained]
+    if baseline is not None:
+        networks.append(Network(baseline.stem, load_weights(baseline, device).net))
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):
+        raise BlueskyCDIError(f"networks go by their files' names, which must differ; they are {', '.join(names)}")
+    return networks
+
+
+def add_live(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench live`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "live", parents=[common], help="errors of the live reconstructor by dose, all faults on, on one CPU thread"
+    )
+    add = command.add_argument
+    add("--frames", type=positive, default=200, help="frames of a scan (default: %(default)s)")
+    add("--seeds", type=positive, default=3, help="scans of each dose (default: %(default)s)")
+    add_out(command)
+    command.set_defaults(run=_bench_live)
+
+
+def _bench_live(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.suites.live import live
+
+    prepare(args)
+    torch.set_num_threads(1)
+    found = live(args.frames, args.seeds, tell)
+    return finish(args, found, tables.live(found))
+
+
+def add_fine_tuning(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench fine-tuning`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "fine-tuning", parents=[common], help="what tuning on a recorded scan's own frames brings"
+    )
+    add = command.add_argument
+    add("--scan", nargs="+", choices=TUNED, default=list(TUNED), metavar="NAME", help=f"of {', '.join(TUNED)}")
+    add("--weights", default="canvas-small", metavar="NAME", help="shipped, or a .safetensors file")
+    add("--seconds", type=above_0, default=120.0, help="of tuning (default: %(default)s)")
+    add("--epochs", type=positive, default=200, help="of LSQ-ML, the converged engine (default: %(default)s)")
+    add("--threads", type=positive, default=2, help="CPU threads (default: %(default)s)")
+    add("--cpu-time", action="store_true", help="count the process's CPU time: on a busy machine")
+    add("--figure", type=Path, metavar="FILE", help="the phases side by side; of several scans, one file each")
+    add_data(command)
+    add_device(command, "cpu")
+    add_out(command)
+    command.set_defaults(run=_bench_fine_tuning)
+
+
+def _bench_fine_tuning(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.bench.explained import EXPLAINED
+    from bluesky_cdi.bench.machine import devices_of
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.reports.figures import draw_phases
+    from bluesky_cdi.bench.suites.fine_tuning import Options, fine_tuning
+    from bluesky_cdi.models.weights import load_weights
+
+    prepare(args)
+    data = needed_data_folder(args)
+    torch.set_num_threads(args.threads)
+    [device] = devices_of(args.device, 1)
+    scans = {name: EXPLAINED[name](data, device) for name in args.scan}
+
+    def draw(name: str, images: Mapping[str, ComplexArray]) -> None:
+        several = len(args.scan) > 1
+        draw_phases(images, args.figure.with_stem(f"{args.figure.stem}-{name}") if several else args.figure)
+
+    options = Options(args.seconds, args.epochs, args.cpu_time)
+    found = fine_tuning(scans, load_weights(args.weights, device), options, tell, draw if args.figure else None)
+    return finish(args, found, tables.fine_tuning(found))
+
+
+def add_probe_checks(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench probe`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser("probe", parents=[common], help="what the check-in of the probe brings")
+    add = command.add_argument
+    add("--weights", default="canvas-small", metavar="NAME", help="shipped, or a .safetensors file")
+    add("--samples", nargs="*", choices=CHECKED, default=list(CHECKED), metavar="KIND", help=f"of {', '.join(CHECKED)}")
+    add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
+    add("--errors", nargs="+", type=float, default=[0.0, 0.8, 1.6], metavar="RAD", help="of the told probe")
+    add("--seeds", type=positive, default=1, help="scans of each case (default: %(default)s)")
+    add("--frames", type=positive, default=48, help="that a check-in looks at (default: %(default)s)")
+    add("--figure", type=Path, metavar="DIR", help="draw the recorded scans there")
+    add_data(command)
+    add_device(command, "cpu")
+    add_out(command)
+    command.set_defaults(run=_bench_probe)
+
+
+def _bench_probe(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.bench.machine import devices_of
+    from bluesky_cdi.bench.methods import Network
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.reports.figures import ObjectFigures
+    from bluesky_cdi.bench.suites.probe import Options, probe
+    from bluesky_cdi.models.weights import load_weights
+
+    for folder in (args.out.parent if args.out else None, args.figure):
+        if folder is not None:
+            make_folder(folder)
+    data = data_folder(args)
+    if data is None:
+        logger.warning("recorded scans are not measured: name their folder with --data or BLUESKY_CDI_DATA")
+    [device] = devices_of(args.device, 1)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    trained = load_weights(args.weights, device)
+    options = Options(args.samples, args.doses, args.errors, args.seeds, args.frames, data, device)
+    draw = ObjectFigures(args.figure) if args.figure else None
+    found = probe(Network(trained.name, trained.net), options, tell, draw)
+    return finish(args, found, tables.probe(found))

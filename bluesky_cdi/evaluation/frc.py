@@ -1,0 +1,132 @@
+"""Fourier ring correlation and the resolution that it supports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.evaluation._checks import checked
+from bluesky_cdi.protocols import ComplexArray, FloatArray
+
+# Information per Fourier pixel of half a bit and one bit, van Heel & Schatz 2005: the signal-to-noise
+# ratio of one of two half data sets, (2**bits - 1) / 2.
+SNR_HALF_BIT = 0.2071
+SNR_ONE_BIT = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class FRC:
+    """A Fourier ring correlation and its thresholds, one value a ring.
+
+    Attributes
+    ----------
+    frequency_per_m : ndarray, shape (r,)
+        Spatial frequency of the rings, from the first above zero to the Nyquist frequency, 1/m.
+    correlation : ndarray, shape (r,)
+        Correlation, -1 to 1.
+    n_pixels : ndarray, shape (r,), int
+        Fourier pixels in each ring.
+    half_bit, one_bit : ndarray, shape (r,)
+        Threshold curves.
+    resolution_half_bit_m, resolution_one_bit_m : float or None
+        Full period at which the correlation first falls below the threshold, metres; None if it
+        never does, inf if no ring is above. A claim of resolution needs two independent halves.
+    """
+
+    frequency_per_m: FloatArray
+    correlation: FloatArray
+    n_pixels: npt.NDArray[np.int64]
+    half_bit: FloatArray
+    one_bit: FloatArray
+    resolution_half_bit_m: float | None
+    resolution_one_bit_m: float | None
+
+
+def frc_threshold(n_pixels: npt.NDArray[Any], snr: float) -> FloatArray:
+    """Compute the information threshold of van Heel & Schatz, J. Struct. Biol. 151, 250 (2005), eq. 13-17.
+
+    Parameters
+    ----------
+    n_pixels : ndarray, shape (r,)
+        Fourier pixels in each ring.
+    snr : float
+        `SNR_HALF_BIT` or `SNR_ONE_BIT`.
+    """
+    root = np.sqrt(np.asarray(n_pixels, np.float64))
+    return np.asarray((snr + (2 * math.sqrt(snr) + 1) / root) / (1 + snr + 2 * math.sqrt(snr) / root))
+
+
+def fourier_ring_correlation(a: ComplexArray, b: ComplexArray, pixel_m: float) -> FRC:
+    """Correlate two images in rings of spatial frequency.
+
+    The mean is removed and a Hann window applied; rings are one Fourier pixel of the shorter side
+    wide. The window makes neighbouring Fourier pixels dependent, so the correlation of pure noise
+    scatters about 1.4 times as much as the number of pixels in a ring suggests.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (Y, X), complex or real
+        Two registered images: independent halves of the data, or an estimate and a known truth,
+        which is no measure of resolution and has to be named.
+    pixel_m : float
+        Pixel, metres.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a side is below 8 pixels or values are not finite.
+    GeometryError
+        If `pixel_m` is not a positive number.
+    """
+    if not (math.isfinite(pixel_m) and pixel_m > 0):
+        raise GeometryError(f"pixel_m must be finite and positive; it is {pixel_m}")
+    first, second, _ = checked(a, b, np.ones(np.shape(a)))
+    side = min(first.shape)
+    if side < 8:
+        raise ValueError(f"a ring correlation needs at least 8 x 8 pixels; the images are {first.shape}")
+    spectrum_a, spectrum_b = _windowed_spectrum(first), _windowed_spectrum(second)
+    radius = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) * side for n in first.shape), indexing="ij"))
+    ring = np.rint(radius).astype(np.int64).ravel()
+
+    def ring_sum(values: FloatArray) -> npt.NDArray[np.float64]:
+        return np.asarray(np.bincount(ring, values.ravel())[1 : side // 2 + 1], np.float64)
+
+    shared = ring_sum((spectrum_a * spectrum_b.conj()).real)
+    powers = np.sqrt(ring_sum(np.abs(spectrum_a) ** 2) * ring_sum(np.abs(spectrum_b) ** 2))
+    correlation = np.divide(shared, powers, out=np.zeros_like(shared), where=powers > 0)
+    n_pixels = np.bincount(ring)[1 : side // 2 + 1]
+    frequency = np.arange(1, side // 2 + 1) / (side * pixel_m)
+    half_bit, one_bit = frc_threshold(n_pixels, SNR_HALF_BIT), frc_threshold(n_pixels, SNR_ONE_BIT)
+    return FRC(
+        frequency,
+        correlation,
+        n_pixels,
+        half_bit,
+        one_bit,
+        _resolution_m(frequency, correlation - half_bit),
+        _resolution_m(frequency, correlation - one_bit),
+    )
+
+
+def _windowed_spectrum(image: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
+    # The periodic Hann window: its spectrum is three pixels wide and exactly zero beyond.
+    rows, columns = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n) for n in image.shape)
+    return np.asarray(fft.fft2((image - image.mean()) * np.outer(rows, columns)))
+
+
+def _resolution_m(frequency_per_m: FloatArray, margin: FloatArray) -> float | None:
+    """Return the period at which `margin` first becomes negative, between rings by linear interpolation."""
+    below = np.flatnonzero(margin < 0)
+    if not below.size:
+        return None
+    last = int(below[0]) - 1
+    if last < 0:
+        return math.inf
+    part = margin[last] / (margin[last] - margin[last + 1])
+    return 1 / float(frequency_per_m[last] + part * (frequency_per_m[last + 1] - frequency_per_m[last]))

@@ -1,0 +1,117 @@
+"""The queue between those who send messages and the thread that handles them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from bluesky_cdi.live.messages import Begin, LeftOut, Message, Request, Start, Wait, refuse
+from bluesky_cdi.protocols import Frame
+
+
+class Inbox:
+    """Keeps messages in their order; frames that wait together are handed out together.
+
+    Parameters
+    ----------
+    frames_max : int
+        Frames that may wait; a further one is replaced by the note that it was left out.
+    """
+
+    def __init__(self, frames_max: int) -> None:
+        self._frames_max = frames_max
+        self._messages: deque[Message] = deque()
+        self._changed = threading.Condition()
+        self._frames = self._newer_runs = 0
+        self._closed_with: Exception | None = None
+        self._waits = False
+
+    def put(self, message: Message) -> bool:
+        """Take a message.
+
+        Returns
+        -------
+        bool
+            Whether it was taken as it is: False for a frame too many. In a closed inbox questions are refused
+            and nothing else has an effect.
+        """
+        with self._changed:
+            fits = not isinstance(message, Frame) or self._frames < self._frames_max
+            if self._closed_with is None:
+                self._append(message if fits or not isinstance(message, Frame) else LeftOut(message.seq_num))
+                return fits
+            error = self._closed_with
+        _refuse(message, error)
+        return True
+
+    def batch(self, *, wait: bool) -> Iterator[list[Frame | LeftOut] | Message]:
+        """Hand out what is here now, message by message, with frames that follow one another as one list.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait for a message if there is none.
+        """
+        with self._changed:
+            if wait:
+                self._waits = True
+                self._changed.wait_for(lambda: self._messages)
+                self._waits = False
+            left = len(self._messages)
+        while left:
+            with self._changed:
+                frames: list[Frame | LeftOut] = []
+                while len(frames) < left and isinstance(self._messages[0], (Frame, LeftOut)):
+                    frames.append(self._pop())  # type: ignore[arg-type]
+                item = frames or self._pop()
+            left -= len(frames) or 1
+            yield item
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is handled any more."""
+        return self._closed_with is not None
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether whoever handles the messages has handled them all."""
+        return self._waits and not self._messages
+
+    def newer_run_waits(self) -> bool:
+        """Tell whether a scan was announced, or a run started, that is not handed out yet."""
+        return self._newer_runs > 0
+
+    def close(self, error: Exception) -> None:
+        """Refuse the questions that wait, and all that come from now on.
+
+        Parameters
+        ----------
+        error : Exception
+            What those who asked get.
+        """
+        with self._changed:
+            self._closed_with = error
+            left = list(self._messages)
+            self._messages.clear()
+        for message in left:
+            _refuse(message, error)
+
+    def _append(self, message: Message) -> None:
+        self._messages.append(message)
+        self._count(message, 1)
+        self._changed.notify_all()
+
+    def _pop(self) -> Message:
+        message = self._messages.popleft()
+        self._count(message, -1)
+        return message
+
+    def _count(self, message: Message, by: int) -> None:
+        self._frames += by * isinstance(message, Frame)
+        self._newer_runs += by * isinstance(message, (Begin, Start))
+
+
+def _refuse(message: Message, error: Exception) -> None:
+    if isinstance(message, (Begin, Request, Wait)):
+        refuse(message.answer, error)

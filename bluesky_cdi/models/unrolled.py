@@ -1,0 +1,374 @@
+"""The unrolled network on the stitched object.
+
+Each stage computes, from the physics, the change of the object that all frames together ask
+for, and a U-Net over the object turns it into the change that is made. The frames cost one FFT
+pair a physics step; the convolutions are paid once for each pixel of the object. Any number of
+frames, any arrangement, any probe and any number of its modes go in at run time.
+
+A last U-Net, the critic, looks at any object estimate in the same way and says how far off it
+is; its features, pooled under a frame's illumination, are the frame's embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bluesky_cdi.models.attention import GridAttention
+from bluesky_cdi.physics.forward import Diffraction, intensity, peak_intensity
+from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames, has_triton
+
+# Share of the probe's peak intensity that keeps the physics step finite where little light fell.
+STEP_DAMPING = 0.05
+# Object, physics step (real and imaginary each), saturated and logarithmic illumination.
+PHYSICS_CHANNELS = 6
+# Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
+# are soft, because a hard one has no gradient to come back from.
+LOG_STD_MIDDLE, LOG_STD_HALF_RANGE = -2.9, 4.0
+
+
+@dataclass(frozen=True)
+class UnrolledConfig:
+    """Size of the network.
+
+    Parameters
+    ----------
+    stages : int
+        Unrolled stages.
+    steps : int
+        Physics steps of a stage; its U-Net sees the last.
+    channels : int
+        Channels of the finest level; level i has ``min(i + 1, 3)`` times as many.
+    levels : int
+        Resolutions of each U-Net.
+    stem : int
+        Side of the pixel blocks that become channels on entry.
+    blocks : int
+        Residual blocks a level, on the way down and again on the way up.
+    memory : int
+        Channels that a stage hands to the next beside the object.
+    attention : bool
+        Whether the stages have self-attention at their coarsest level.
+    """
+
+    stages: int = 5
+    steps: int = 1
+    channels: int = 32
+    levels: int = 4
+    stem: int = 2
+    blocks: int = 1
+    memory: int = 8
+    attention: bool = False
+
+    def as_dict(self) -> dict[str, int]:
+        """Give the configuration as plain values, for a weights file."""
+        return asdict(self)
+
+
+# Sizes for a choice of speed and quality. 'large' is 'small' with more stages and steps, so that it can go on from it.
+PRESETS: Mapping[str, UnrolledConfig] = {
+    "small": UnrolledConfig(),
+    "large": UnrolledConfig(stages=8, steps=2),
+}
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a GELU, on normalised channels, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Change the features (B, C, Y, X) by what each pixel's neighbourhood holds."""
+        # Normalising over channels only keeps the network local: what lies far away on the
+        # object, or how large the object is, changes nothing here.
+        change: Tensor = self.second(F.gelu(self.first(self._normalised(x))))
+        return x + change
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if x.is_cuda and has_triton():
+            from bluesky_cdi.models.channel_norm import channel_norm
+
+            return channel_norm(x, self.norm)
+        normalised: Tensor = self.norm(x.permute(0, 2, 3, 1))  # (B, Y, X, C)
+        return normalised.permute(0, 3, 1, 2)
+
+
+class UNet(nn.Module):
+    """A small U-Net; gives its output and its finest features.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    config : UnrolledConfig
+        Widths, levels, blocks and attention.
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: UnrolledConfig) -> None:
+        super().__init__()
+        self.stem = config.stem
+        widths = [config.channels * min(i + 1, 3) for i in range(config.levels)]
+        pairs = list(pairwise(widths))
+        self.entry = nn.Conv2d(inputs * config.stem**2, widths[0], 3, padding=1)
+        self.attention = GridAttention(widths[-1]) if config.attention else nn.Identity()
+        self.encoder = nn.ModuleList(_blocks(w, config.blocks) for w in widths)
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
+        self.up = nn.ModuleList(nn.Conv2d(coarse, fine * 4, 1) for fine, coarse in pairs)
+        self.decoder = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
+        self.exit = nn.Conv2d(widths[0], outputs * config.stem**2, 3, padding=1)
+        # What computes batches (B, Y, X) with gradients in its place: see `training.graphs`.
+        self.graphs: dict[tuple[int, int, int], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute (B, outputs, Y, X) and features (B, C, Y / stem, X / stem) from (B, inputs, Y, X)."""
+        x = self.entry(F.pixel_unshuffle(x, self.stem))  # (B, C, Y / stem, X / stem)
+        skips = []
+        for encode, down in zip(self.encoder[:-1], self.down, strict=True):
+            x = encode(x)
+            skips.append(x)
+            x = down(x)  # (B, 2 C, Y / 2, X / 2)
+        x = self.attention(self.encoder[-1](x))
+        for decode, up, skip in zip(reversed(self.decoder), reversed(self.up), reversed(skips), strict=True):
+            x = decode(F.pixel_shuffle(up(x), 2) + skip)
+        return F.pixel_shuffle(self.exit(x), self.stem), x
+
+
+class UnrolledNet(nn.Module):
+    """Unrolled reconstruction of the object from frames, and the critic of any estimate."""
+
+    def __init__(self, config: UnrolledConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or UnrolledConfig()
+        inputs = PHYSICS_CHANNELS + self.config.memory
+        outputs = 2 + self.config.memory
+        self.stages = nn.ModuleList(UNet(inputs, outputs, self.config) for _ in range(self.config.stages))
+        self.step_size = nn.Parameter(torch.ones(self.config.stages * self.config.steps))
+        self.critic = UNet(PHYSICS_CHANNELS, 2, replace(self.config, attention=False))
+        # Of amplitude and phase; `training.calibration` sets it once the critic has learned.
+        self.log_std_offset: Tensor
+        self.register_buffer("log_std_offset", torch.zeros(2))
+
+    def go_on_from(self, earlier: UnrolledNet) -> None:
+        """Take what a network has learned.
+
+        Further stages and steps are steps of the physics until they learn better, and attention that it lacks changes
+        nothing until then.
+
+        Raises
+        ------
+        ValueError
+            If it has more stages or steps than this one, or attention that this one lacks, or the stages have another
+            size.
+        """
+        ours, theirs = self.config, earlier.config
+        grown = replace(theirs, stages=ours.stages, steps=ours.steps, attention=ours.attention)
+        fewer = theirs.stages > ours.stages or theirs.steps > ours.steps or theirs.attention > ours.attention
+        if grown != ours or fewer:
+            raise ValueError(f"{theirs} doesn't fit into {ours}: only stages, steps and attention may be more")
+        for stage, trained in zip(self.stages, earlier.stages, strict=False):
+            untrained = {name: value for name, value in stage.state_dict().items() if name.startswith("attention.")}
+            stage.load_state_dict({**untrained, **trained.state_dict()})
+        self.critic.load_state_dict(earlier.critic.state_dict())
+        with torch.no_grad():
+            self.step_size.fill_(1.0)
+            # The further steps of a stage come before those that its U-Net knows.
+            self._step_sizes()[: theirs.stages, ours.steps - theirs.steps :] = earlier._step_sizes()
+            for stage in self.stages[theirs.stages :]:
+                for parameter in cast(UNet, stage).exit.parameters():
+                    parameter.zero_()
+
+    def forward(self, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> list[Tensor]:
+        """Make one pass through the stages.
+
+        Parameters
+        ----------
+        probe : Tensor, shape (B, M, N, N), complex64
+            Its photons set the scale of the counts.
+        data : Diffraction
+            The frames.
+        start : Tensor, shape (B, Y, X), complex64, optional
+            The object that the first stage improves, an earlier pass's for example; vacuum if absent.
+
+        Returns
+        -------
+        list of Tensor, shape (B, Y, X), complex64
+            The object after each stage; the last is the result.
+        """
+        frames = IlluminatedFrames(probe, data)
+        shape = data.object_shape
+        obj = torch.ones(shape, dtype=probe.dtype, device=probe.device) if start is None else start
+        memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
+        outputs = []
+        for net, step_sizes in zip(self.stages, self._step_sizes(), strict=True):
+            for step_size in step_sizes[:-1]:
+                obj = obj + step_size * damped_step(obj, probe, frames)[0]
+            channels, step, support = look(obj, probe, frames)
+            change, _ = run_unet(cast(UNet, net), torch.cat([channels, memory], dim=1))
+            memory = change[:, 2:]
+            obj = obj + step_sizes[-1] * step + support * torch.complex(change[:, 0], change[:, 1])
+            outputs.append(obj)
+        return outputs
+
+    def judge(self, obj: Tensor, probe: Tensor, data: Diffraction) -> tuple[Tensor, Tensor]:
+        """Predict how far off an object is, wherever it came from.
+
+        Parameters
+        ----------
+        obj : Tensor, shape (B, Y, X), complex64
+            The object.
+        probe : Tensor, shape (B, M, N, N), complex64
+            Its modes.
+        data : Diffraction
+            The frames.
+
+        Returns
+        -------
+        log_std : Tensor, shape (B, 2, Y, X)
+            Natural logarithm of the standard deviation of amplitude and of phase (radians).
+        features : Tensor, shape (B, C, Y / stem, X / stem)
+        """
+        channels, _, _ = look(obj, probe, IlluminatedFrames(probe, data, room=0))
+        log_std, features = run_unet(self.critic, channels)
+        bounded = LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE)
+        return bounded + self.log_std_offset[:, None, None], features
+
+    def _step_sizes(self) -> Tensor:
+        """Give the lengths of the physics steps, (stages, steps)."""
+        return self.step_size.view(self.config.stages, self.config.steps)
+
+
+def damped_step(obj: Tensor, probe: Tensor, frames: IlluminatedFrames) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the physics step of an object, damped where hardly any light fell.
+
+    Parameters
+    ----------
+    obj : Tensor, shape (B, Y, X), complex64
+        The object.
+    probe : Tensor, shape (B, M, N, N), complex64
+        Its modes.
+    frames : IlluminatedFrames
+        The frames on it.
+
+    Returns
+    -------
+    tuple of Tensor, shape (B, Y, X) each
+        The step, its support from 0 to 1, and the illumination in photons.
+    """
+    numerator, illumination = frames.step(obj)
+    damping = STEP_DAMPING * peak_intensity(probe)
+    return numerator / (illumination + damping), illumination / (illumination + damping), illumination
+
+
+def look(obj: Tensor, probe: Tensor, frames: IlluminatedFrames) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what a U-Net sees of an object.
+
+    Parameters
+    ----------
+    obj : Tensor, shape (B, Y, X), complex64
+        The object.
+    probe : Tensor, shape (B, M, N, N), complex64
+        Its modes.
+    frames : IlluminatedFrames
+        The frames on it.
+
+    Returns
+    -------
+    tuple of Tensor
+        Channels (B, 6, Y, X): object less vacuum, physics step, support, logarithm of the illumination; then
+        the physics step and its support, (B, Y, X) each.
+    """
+    step, support, illumination = damped_step(obj, probe, frames)
+    channels = [obj.real - 1, obj.imag, step.real, step.imag, support, torch.log10(1 + illumination) / 3]
+    return torch.stack(channels, dim=1), step, support
+
+
+def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a U-Net on an object of any size, in bf16 on a GPU.
+
+    Parameters
+    ----------
+    net : UNet
+        The network.
+    channels : Tensor, shape (B, inputs, Y, X), float32
+        What it sees.
+
+    Returns
+    -------
+    Tensor, shape (B, outputs, Y, X)
+    Tensor, shape (B, C, Y / stem, X / stem)
+        Features; up to a block more where the object is no whole number of blocks.
+    """
+    height, width = channels.shape[-2:]
+    below, right = padding(net, height, width)
+    # What the convolutions would do to it anyway, done before the input is copied about.
+    image = channels.to(torch.bfloat16 if channels.is_cuda else channels.dtype)
+    padded = F.pad(image, (0, right, 0, below)).contiguous(memory_format=torch.channels_last)
+    graph = net.graphs.get((len(padded), *padded.shape[2:])) if torch.is_grad_enabled() else None
+    if graph is not None:
+        out, features = graph(padded)
+    else:
+        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
+            out, features = net(padded)
+    return out.float()[..., :height, :width], features.float()
+
+
+def padding(net: UNet, height: int, width: int) -> tuple[int, int]:
+    """Compute the rows and columns that an image lacks to a whole number of the coarsest level's blocks.
+
+    Parameters
+    ----------
+    net : UNet
+        Its levels set the block.
+    height, width : int
+        Of the image, pixels.
+    """
+    block = net.stem * 2 ** len(net.down)
+    return -height % block, -width % block
+
+
+def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: int, chunk: int = 64) -> Tensor:
+    """Average object features under each frame's illumination: the frame's embedding.
+
+    Parameters
+    ----------
+    features : Tensor, shape (1, C, Y / stem, X / stem)
+        Of the network, on the object's grid.
+    probe : Tensor, shape (1, M, N, N), complex
+        Its modes.
+    data : Diffraction
+        The frames.
+    stem : int
+        Object pixels along one side of a feature pixel.
+    chunk : int
+        Frames computed at a time.
+
+    Returns
+    -------
+    Tensor, shape (n, C)
+    """
+    weight = F.avg_pool2d(intensity(probe)[:, None], stem)[0, 0]  # (N / stem, N / stem)
+    weight = weight / weight.sum()
+    size = weight.shape[-1]
+    steps = torch.arange(size, device=features.device)
+    pooled = []
+    for part in data.chunks(chunk):
+        corner = torch.div(part.corner, stem, rounding_mode="floor")
+        rows, columns = corner[:, :1] + steps, corner[:, 1:] + steps  # (n, N / stem)
+        patches = features[0][:, rows[:, :, None], columns[:, None, :]]  # (C, n, N / stem, N / stem)
+        pooled.append(torch.einsum("cnij,ij->nc", patches, weight))
+    return torch.cat(pooled) if pooled else features.new_zeros(0, features.shape[1])
+
+
+def _blocks(channels: int, number: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(number)))

@@ -1,0 +1,1 @@
+"""From frames to an object: online as they come, or from a recorded scan at once."""

@@ -1,0 +1,87 @@
+"""A recorded scan reconstructed from its file, without a beamline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bluesky_cdi.config import Config, ReconstructorConfig
+from bluesky_cdi.errors import FrameError
+from bluesky_cdi.protocols import Estimate, Frame, RunInfo
+from bluesky_cdi.reconstruction.probe_guess import first_guess
+
+if TYPE_CHECKING:
+    from bluesky_cdi.io import Scan
+
+
+# Iterations after which the network predicts again, if the probe has changed enough.
+PREDICT_EVERY = 10
+
+
+def reconstruct(
+    scan: Scan,
+    config: Config,
+    iterations: int,
+    on_progress: Callable[[int, float], None] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Estimate:
+    """Reconstruct all frames of a scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        Its geometry, mask and probe (if it has one) are used.
+    config : Config
+        Its sections `reconstructor` (which engine, what it refines, when it stops) and `probe` (number
+        of modes, and the lens where a far-field scan has no probe).
+    iterations : int
+        Most iterations of the engine, after the network if that is chosen; fewer where
+        ``reconstructor.tolerance`` ends them. 0: the network alone.
+    on_progress : callable, optional
+        Called after each iteration with the iterations so far and the mean deviance of the frames.
+    numbers : sequence of int, optional
+        Numbers of the frames in the result, where `scan` is a part of one; from 1 if absent.
+
+    Returns
+    -------
+    Estimate
+        Its `source` says how the iterations ended. They are kept only if they explain the frames better.
+
+    Raises
+    ------
+    FrameError
+        If the scan has no frames.
+    GeometryError
+        If probe or mask do not fit.
+    """
+    from bluesky_cdi.reconstruction.build import build_reconstructor
+
+    steps = _steps(config.reconstructor, iterations)
+    # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
+    settings = config.reconstructor.model_copy(update={"refine_iterations": iterations // steps, "window_px": None})
+    config = config.model_copy(update={"reconstructor": settings})
+    low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
+    metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
+    side = scan.geometry.frame_px
+    info = RunInfo(scan.name, 0, metadata, (side, side))
+    reconstructor = build_reconstructor(
+        info, config, probe=first_guess(scan, config), mask=scan.mask, on_progress=on_progress
+    )
+    counts = np.asarray(scan.counts)
+    names = range(1, len(scan) + 1) if numbers is None else numbers
+    reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
+    found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]
+    if not found:
+        raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
+    return replace(found[-1], seconds=sum(estimate.seconds for estimate in found))
+
+
+def _steps(settings: ReconstructorConfig, iterations: int) -> int:
+    """Count the steps, between which the network predicts again if the probe, or itself, has become better."""
+    if settings.name != "pinn":
+        return 1
+    return max(math.ceil(iterations / PREDICT_EVERY), 2 if settings.fine_tune_s else 1)

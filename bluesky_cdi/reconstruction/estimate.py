@@ -1,0 +1,92 @@
+"""What the parts of a reconstructor know, as an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.models.weights import Trained
+from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
+from bluesky_cdi.reconstruction.frame_table import FrameTable
+from bluesky_cdi.reconstruction.object_map import ObjectMap
+from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+
+
+def source_of(
+    config: ReconstructorConfig, trained: Trained | None, uncertainty: str, seed: int, device: str
+) -> dict[str, Any]:
+    """Describe what makes a run's estimates.
+
+    Parameters
+    ----------
+    config : ReconstructorConfig
+        Its settings.
+    trained : Trained or None
+        The network, if there is one.
+    uncertainty : str
+        Name of what predicts errors.
+    seed : int
+        Of the order of frames.
+    device : str
+        Where it computes.
+    """
+    return {
+        "reconstructor": config.name,
+        "network": trained.name if trained else None,
+        "weights_sha256": trained.sha256 if trained else None,
+        "uncertainty": uncertainty,
+        "settings": config.model_dump(mode="json"),
+        "seed": seed,
+        "device": device,
+    }
+
+
+def estimate_of(
+    table: FrameTable,
+    metrics: FrameMetrics,
+    object_map: ObjectMap,
+    probe: SharedProbe,
+    *,
+    seconds: float,
+    source: Mapping[str, Any],
+) -> Estimate:
+    """Copy what is known into an estimate; frames that nothing is known of yet are not in it.
+
+    Parameters
+    ----------
+    table : FrameTable
+        Numbers and places of the frames.
+    metrics : FrameMetrics
+        What each frame brought.
+    object_map : ObjectMap
+        The object, its illumination and its predicted errors.
+    probe : SharedProbe
+        The probe's modes.
+    seconds : float
+        Time that the step took.
+    source : Mapping
+        What made it.
+    """
+    rows = table.rows[metrics.known[table.rows]]
+    images = object_map.checkpoint()
+    return Estimate(
+        n_frames=len(rows),
+        object=images["object"][0],
+        origin_m=table.grid.origin_m,
+        pixel_m=table.grid.pixel_m,
+        probe=probe.modes[0].cpu().numpy().copy(),
+        std_amplitude=images["std_amplitude"],
+        std_phase_rad=images["std_phase_rad"],
+        coverage=images["illumination"][0],
+        frame_seq_nums=table.seq_nums[rows],
+        positions_m=table.positions_m[rows],
+        embedding=metrics.embedding[rows],
+        frame_uncertainty=metrics.uncertainty[rows],
+        residual=metrics.residual[rows],
+        novelty=metrics.novelty(rows),
+        seconds=seconds,
+        source=source,
+        vacuum_residual=metrics.vacuum[rows],
+    )

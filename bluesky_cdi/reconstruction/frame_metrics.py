@@ -1,0 +1,118 @@
+"""What is known of each frame: how well it is explained, and what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bluesky_cdi.protocols import FloatArray
+from bluesky_cdi.reconstruction.nearest_neighbours import NearestNeighbours
+from bluesky_cdi.reconstruction.tiles import IndexArray
+
+KEPT = ("residual", "uncertainty", "embedding", "known", "vacuum")
+
+
+class FrameMetrics:
+    """Residual, uncertainty and embedding of frames, by row; a frame is known once it has an embedding.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where distances of embeddings are computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._nearest = NearestNeighbours(device)
+        self.residual: FloatArray = np.zeros(0, np.float32)
+        self.uncertainty: FloatArray = np.zeros(0, np.float32)
+        self.embedding: FloatArray = np.zeros((0, 0), np.float32)
+        self.known = np.zeros(0, dtype=bool)
+        self.vacuum: FloatArray = np.zeros(0, np.float32)
+        """Deviance without any object; NaN where that is not computed yet."""
+
+    def make_room(self, frames: int) -> None:
+        """Have rows for `frames` frames."""
+        more = max(frames, 2 * len(self.known)) - len(self.known) if frames > len(self.known) else 0
+        self.residual, self.uncertainty, self.embedding, self.known = (
+            np.concatenate([values, np.zeros((more, *values.shape[1:]), values.dtype)])
+            for values in (self.residual, self.uncertainty, self.embedding, self.known)
+        )
+        self.vacuum = np.concatenate([self.vacuum, np.full(more, np.nan, np.float32)])
+
+    def forget(self, rows: IndexArray) -> None:
+        """Drop what is known of frames that were replaced."""
+        self.known[rows] = False
+        self.residual[rows], self.vacuum[rows] = 0, np.nan
+        self._nearest.drop(rows)
+
+    def put_residual(self, rows: IndexArray, deviance: Tensor) -> None:
+        """Record the deviance of frames.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (m,)
+            Numbers of the frames.
+        deviance : Tensor, shape (m,)
+            Poisson deviance a valid pixel.
+        """
+        self.residual[rows] = deviance.cpu().numpy()
+
+    def put_vacuum(self, rows: IndexArray, deviance: Tensor) -> None:
+        """Record the deviance of frames without any object.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (m,)
+            Numbers of the frames.
+        deviance : Tensor, shape (m,)
+            Poisson deviance a valid pixel.
+        """
+        self.vacuum[rows] = deviance.cpu().numpy()
+
+    def put_uncertainty(self, rows: IndexArray, variance: Tensor) -> None:
+        """Record the mean variance of the phase under frames.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (m,)
+            Numbers of the frames.
+        variance : Tensor, shape (m,)
+            Radians squared.
+        """
+        self.uncertainty[rows] = variance.sqrt().cpu().numpy()
+
+    def put_embedding(self, rows: IndexArray, embedding: Tensor) -> None:
+        """Record the embeddings of frames, which are then known.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (m,)
+            Numbers of the frames.
+        embedding : Tensor, shape (m, d)
+            A row each.
+        """
+        if self.embedding.shape[1] != embedding.shape[1]:
+            self.embedding = np.zeros((len(self.known), embedding.shape[1]), np.float32)
+        self.embedding[rows] = embedding.cpu().numpy()
+        self.known[rows] = True
+        self._nearest.put(rows, embedding)
+
+    def novelty(self, rows: IndexArray) -> FloatArray:
+        """Compute the novelty of all known frames, in the order of `rows`, (n,)."""
+        return self._nearest.novelty(rows)
+
+    def checkpoint(self, rows: IndexArray) -> dict[str, npt.NDArray[Any]]:
+        """Give copies of all, in the order of `rows`."""
+        return {name: getattr(self, name)[rows] for name in KEPT}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take what `checkpoint` gave, for rows 0, 1, ..."""
+        self.residual, self.uncertainty, self.embedding, self.known, self.vacuum = (state[name].copy() for name in KEPT)
+        rows = np.flatnonzero(self.known)
+        if len(rows):
+            self._nearest.put(rows, torch.from_numpy(self.embedding[rows]))

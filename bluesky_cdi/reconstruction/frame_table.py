@@ -1,0 +1,144 @@
+"""Numbers, places and fluxes of a run's frames, as stated and as refined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.protocols import FloatArray, Frame
+from bluesky_cdi.reconstruction.tiles import Box, IndexArray
+
+# The last two are what refinement found.
+ROW = np.dtype(
+    [
+        ("seq_num", np.int64),
+        ("position_m", np.float64, 2),
+        ("flux", np.float64),
+        ("move_px", np.float64, 2),
+        ("flux_factor", np.float64),
+    ]
+)
+# Rows by which the table grows at least.
+GROWTH = 256
+
+
+class FrameTable:
+    """Keep what is known of each frame beside its counts.
+
+    Frames have rows, from 0 in the order in which they came; a frame that replaces another takes its row.
+
+    Parameters
+    ----------
+    grid : ObjectGrid
+        Where the frames lie.
+    """
+
+    def __init__(self, grid: ObjectGrid) -> None:
+        self.grid = grid
+        self._table = np.zeros(0, ROW)
+        self._row_of: dict[int, int] = {}
+        self._order: IndexArray | None = np.zeros(0, np.int64)
+        self._corner: IndexArray | None = None
+        self._shift_px: FloatArray = np.zeros((0, 2))
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def rows(self) -> IndexArray:
+        """Rows of all frames in the order of their numbers, shape (n,)."""
+        if self._order is None:
+            self._order = np.argsort(self._column("seq_num"), kind="stable")
+        return self._order
+
+    @property
+    def seq_nums(self) -> npt.NDArray[np.int64]:
+        """Numbers of the frames, by row, shape (n,)."""
+        return self._column("seq_num")
+
+    @property
+    def positions_m(self) -> FloatArray:
+        """(y, x) of the frames, refined where they have been, by row, shape (n, 2)."""
+        return self._column("position_m") + self._column("move_px") * self.grid.pixel_m
+
+    @property
+    def corner(self) -> IndexArray:
+        """First row and column of each frame's patch, by row, shape (n, 2)."""
+        if self._corner is None:
+            self._corner, self._shift_px = self.grid.place(self.positions_m)
+        return self._corner
+
+    @property
+    def mean_flux(self) -> float:
+        """Mean incident flux of the frames, on the scale on which it is stated; 0 without any or without frames."""
+        return float(self._incident()[self.rows].mean()) if len(self) else 0.0
+
+    def placed(self, rows: IndexArray) -> tuple[IndexArray, FloatArray, FloatArray]:
+        """Give corners and sub-pixel shifts of frames, each (m, 2), and their flux over the mean of all, (m,)."""
+        corner, mean = self.corner[rows], self.mean_flux
+        flux = self._incident()[rows] / mean if mean > 0 else np.ones(len(rows))
+        return corner, self._shift_px[rows], flux
+
+    def put(self, frame: Frame) -> int:
+        """Enter a frame, as stated; give its row."""
+        row = self._row_of.setdefault(frame.seq_num, len(self))
+        if row == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros(max(GROWTH, row), ROW)])
+        # What refinement found of a frame that this one replaces is not this one's.
+        still, as_stated = (0.0, 0.0), 1.0
+        y, x = frame.position_m
+        self._table[row] = (frame.seq_num, (y, x), frame.flux, still, as_stated)
+        self._order = self._corner = None
+        return row
+
+    def rows_of(self, seq_nums: Iterable[int]) -> IndexArray:
+        """Give the rows of those of the numbers that are known."""
+        return np.array([self._row_of[s] for s in seq_nums if s in self._row_of], dtype=np.int64)
+
+    def take_refined(self, data: Diffraction, rows: IndexArray, box: Box) -> None:
+        """Keep refined positions and fluxes.
+
+        Parameters
+        ----------
+        data : Diffraction
+            Frames, in the box, that were refined.
+        rows : ndarray, shape (n,)
+            Their rows.
+        box : Box
+            The part of the grid that `data` lies on.
+        """
+        centre = (self._column("position_m")[rows] - np.asarray(self.grid.origin_m)) / self.grid.pixel_m
+        found = data.corner.cpu().numpy() + self.grid.frame_px // 2 + data.shift_px.cpu().numpy()
+        self._table["move_px"][rows] = found + np.asarray(box.low) - centre
+        if data.flux is not None:
+            stated = self._column("flux")[rows]
+            flux = data.flux.cpu().numpy() * self.mean_flux
+            # A frame whose flux is stated as 0 stays so.
+            factor = np.divide(flux, stated, out=np.ones_like(flux, np.float64), where=stated > 0)
+            self._table["flux_factor"][rows] = factor
+        self._corner = None
+
+    def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
+        """Give numbers and refined values, in the order of the numbers."""
+        return {name: self._column(name)[self.rows] for name in ("seq_num", "move_px", "flux_factor")}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take the refined values of those frames in `checkpoint` that were put here."""
+        for seq_num, move_px, factor in zip(state["seq_num"], state["move_px"], state["flux_factor"], strict=True):
+            row = self._row_of.get(int(seq_num))
+            if row is not None:
+                self._table["move_px"][row], self._table["flux_factor"][row] = move_px, factor
+        self._corner = None
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        """Give values by row, shape (n, ...)."""
+        return np.asarray(self._table[: len(self)][name])
+
+    def _incident(self) -> FloatArray:
+        """Give the incident flux of each frame, by row, (n,)."""
+        return np.asarray(self._column("flux") * self._column("flux_factor"))

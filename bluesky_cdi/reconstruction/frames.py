@@ -1,0 +1,259 @@
+"""The frames of a run, as a reconstructor holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bluesky_cdi.errors import FrameError
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.physics.illumination import photons_through_vacuum
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
+from bluesky_cdi.protocols import Frame
+from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
+from bluesky_cdi.reconstruction.count_store import CountStore
+from bluesky_cdi.reconstruction.frame_table import FrameTable
+from bluesky_cdi.reconstruction.tiles import Box, IndexArray, Region, Tiling
+
+# Counts in memory, unless stated otherwise: 4 GiB.
+MEMORY_BYTES = 2**32
+# Frames read at a time where only a sum of each is wanted.
+CHUNK = 256
+# Frames after which the bad pixels are looked for again; more frames tell no more.
+BAD_PIXEL_FRAMES = 32
+
+
+@dataclass(frozen=True, eq=False)
+class RegionFrames:
+    """The frames that a region's reconstruction rests on.
+
+    Attributes
+    ----------
+    region : Region
+    rows : ndarray, shape (n,)
+        Their rows in the run.
+    data : Diffraction
+        On the region's outer box.
+    own : Tensor, shape (n,), bool
+        Which have their middle in the region's core.
+    share : float
+        How many of all frames of the run they are.
+    """
+
+    region: Region
+    rows: IndexArray
+    data: Diffraction
+    own: Tensor
+    share: float
+
+    @property
+    def own_rows(self) -> IndexArray:
+        """Rows of the frames with their middle in the core, shape (m,)."""
+        return np.asarray(self.rows[self.own.cpu().numpy()])
+
+
+class MeasuredFrames:
+    """Frames by number, placed on an object grid, ready for computing.
+
+    Parameters
+    ----------
+    grid : ObjectGrid
+    device : torch.device
+    background : float
+        Photons per pixel and frame that the detector counts without the sample.
+    saturation : float, optional
+        Counts from which on a pixel is saturated.
+    propagator : Propagator
+        From the sample to the detector.
+    memory_bytes : int
+        Most bytes of counts held in memory; see `CountStore`.
+    known_mask : ndarray, shape (N, N), bool, optional
+        Pixels that are valid as far as is known before `find_bad_pixels`; all by default.
+
+    Attributes
+    ----------
+    table : FrameTable
+        Numbers, places and fluxes.
+    mask : Tensor, shape (N, N), bool, or None
+        The valid pixels, in the propagator's working order; None: all.
+    """
+
+    def __init__(
+        self,
+        grid: ObjectGrid,
+        device: torch.device,
+        background: float = 0.0,
+        saturation: float | None = None,
+        propagator: Propagator = FAR_FIELD,
+        memory_bytes: int = MEMORY_BYTES,
+        known_mask: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.table = FrameTable(grid)
+        self.mask: Tensor | None = None
+        self._grid, self._device = grid, device
+        self._background, self._saturation, self._propagator = background, saturation, propagator
+        side = grid.frame_px
+        self._known_mask = np.ones((side, side), bool) if known_mask is None else np.asarray(known_mask, dtype=bool)
+        self._counts = CountStore(grid.frame_px, memory_bytes)
+        self._cached: tuple[IndexArray, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def add(self, frames: Iterable[Frame]) -> IndexArray:
+        """Take frames in, all or none; a known number replaces the earlier frame.
+
+        Returns
+        -------
+        ndarray, shape (m,)
+            Rows of the frames.
+
+        Raises
+        ------
+        FrameError
+            If a frame has another shape than the grid was made for.
+        GeometryError
+            If a position lies outside the grid.
+        """
+        frames = list(frames)
+        self._check(frames)
+        known = len(self)
+        rows = np.array([self._put(frame) for frame in frames], dtype=np.int64)
+        if (rows < known).any():
+            self._cached = None
+        return np.unique(rows)
+
+    def use_mask(self, valid: npt.NDArray[np.bool_]) -> None:
+        """State the valid pixels, (N, N), bool, as the detector has them."""
+        self.mask = self._propagator.to_working(torch.from_numpy(valid)).to(self._device)
+
+    def find_bad_pixels(self) -> bool:
+        """Leave out the pixels that the first frames show to be hot or dead; whether the mask is another one now."""
+        counts = self._counts.read(self.table.rows[:BAD_PIXEL_FRAMES])
+        before = self.mask
+        # One frame may have a bright speckle that a second one moves.
+        self.use_mask(self._known_mask & valid_pixels(counts) if len(counts) > 1 else self._known_mask)
+        return before is None or not torch.equal(before, self.mask)  # type: ignore[arg-type]  # `use_mask` has set it
+
+    def mean_photons(self) -> float:
+        """Give nearly the photons of a frame through vacuum; see `photons_through_vacuum`."""
+        parts = np.split(self.table.rows, range(CHUNK, len(self), CHUNK)) if len(self) else []
+        totals = [
+            (counts if self.mask is None else counts * self.mask).sum(dim=(-2, -1)).cpu().numpy()
+            for counts in map(self._working, parts)
+        ]
+        return photons_through_vacuum(np.concatenate(totals)) if totals else 0.0
+
+    def of_region(self, region: Region, tiling: Tiling, rows: IndexArray | None = None) -> RegionFrames:
+        """Give the frames of a region of a tiled grid, at the places where they are now.
+
+        Parameters
+        ----------
+        region : Region
+            Which.
+        tiling : Tiling
+            How the grid is tiled.
+        rows : ndarray, shape (n,), optional
+            Which; those that lie wholly in the region's outer box if absent.
+        """
+        if rows is None:
+            rows = self.table.rows
+            rows = rows[region.outer.holds(self.table.corner[rows], self._grid.frame_px)]
+        own = np.isin(tiling.home(self.table.corner[rows]), region.tiles)
+        own_here = torch.from_numpy(own).to(self._device)
+        return RegionFrames(region, rows, self.diffraction(rows, region.outer), own_here, len(rows) / max(len(self), 1))
+
+    def diffraction(self, rows: IndexArray | None = None, box: Box | None = None) -> Diffraction:
+        """Give frames on the part of the grid that is a box.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (n,), optional
+            Which frames; they must lie in the box. All in the order of their numbers if absent.
+        box : Box, optional
+            The whole grid if absent.
+        """
+        rows = self.table.rows if rows is None else rows
+        box = Box((0, 0), self._grid.shape) if box is None else box
+        corner, shift, flux = self.table.placed(rows)
+        return Diffraction(
+            counts=self._kept_working(rows),
+            corner=torch.from_numpy(corner - np.asarray(box.low)).to(self._device),
+            shift_px=torch.from_numpy(shift).to(self._device, torch.float32),
+            object_shape=(1, *box.shape),
+            flux=torch.from_numpy(flux).to(self._device, torch.float32),
+            mask=self.mask,
+            background=self._background,
+            saturation=self._saturation,
+            propagator=self._propagator,
+        )
+
+    def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
+        """Give all but the counts: what was refined of each frame, and the masks."""
+        mask = {} if self.mask is None else {"mask": self.mask.cpu().numpy()}
+        return {**self.table.checkpoint(), **mask, "known_mask": self._known_mask}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Iterable[Frame]) -> npt.NDArray[np.bool_]:
+        """Take what `checkpoint` gave, and of some frames those that it knows.
+
+        Parameters
+        ----------
+        state : Mapping
+            Of the checkpoint.
+        frames : iterable of Frame
+            Of the run.
+
+        Returns
+        -------
+        ndarray, shape (n,), bool
+            Which of the frames that the checkpoint knows, in the order of their numbers, are there.
+        """
+        numbers = state["seq_num"]
+        there = {frame.seq_num: frame for frame in frames}
+        self.add(there[number] for number in numbers.tolist() if number in there)
+        self.table.restore(state)
+        self._known_mask = state["known_mask"].copy()
+        self.mask = torch.from_numpy(state["mask"].copy()).to(self._device) if "mask" in state else None
+        return np.isin(numbers, list(there))
+
+    def _check(self, frames: list[Frame]) -> None:
+        side = self._grid.frame_px
+        for frame in frames:
+            if np.shape(frame.counts) != (side, side):
+                raise FrameError(
+                    f"frame {frame.seq_num} must be {side} x {side} pixels; it is {np.shape(frame.counts)}. "
+                    "One run has one frame shape."
+                )
+        if frames:
+            self._grid.place(np.array([frame.position_m for frame in frames], dtype=np.float64))
+
+    def _put(self, frame: Frame) -> int:
+        """Keep one frame; give its row."""
+        known = len(self)
+        row = self.table.put(frame)
+        if row < known:
+            self._counts.replace(row, frame.counts)
+        else:
+            self._counts.append(frame.counts)
+        return row
+
+    def _working(self, rows: IndexArray) -> Tensor:
+        """Give counts (n, N, N) in the propagator's working order."""
+        return self._propagator.to_working(torch.from_numpy(self._counts.read(rows)).to(self._device))
+
+    def _kept_working(self, rows: IndexArray) -> Tensor:
+        """Give `_working`, kept until other frames are asked for, if memory has room for that."""
+        if self._cached is not None and np.array_equal(self._cached[0], rows):
+            return self._cached[1]
+        self._cached = None
+        counts = self._working(rows)
+        if counts.nbytes <= self._counts.room:
+            self._cached = rows.copy(), counts
+        return counts

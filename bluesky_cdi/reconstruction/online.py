@@ -1,0 +1,307 @@
+"""The online reconstructor: network first where there is one, physics always, nothing twice.
+
+The object is reconstructed in regions, which new frames make where they are and which alone they cost
+(`tiles.Tiling`; a small object is one region). In each the work starts from the better of two objects: the
+network's prediction from its frames with the probe as it is known now, or the object as it was, continued into
+newly illuminated places. A few iterations of an engine, with the prediction as the prior (`refinement`), then refine
+object and probe together, and count only if they explain the frames clearly better. The judge is always the Poisson
+deviance of the frames. Without a network the prediction is vacuum, and what remains is the engine alone.
+
+One probe serves all regions. Where no new frames wait, regions whose refinement still pays go on, and those are
+predicted again that rest on a worse probe, the worst explained first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.engines.ptychography import deviance_of
+from bluesky_cdi.errors import GeometryError, WorkerError
+from bluesky_cdi.models.weights import Trained
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
+from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
+from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
+from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
+from bluesky_cdi.reconstruction.fine_tuning import FineTuner
+from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
+from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames, RegionFrames
+from bluesky_cdi.reconstruction.object_map import ObjectMap
+from bluesky_cdi.reconstruction.region_solver import LEAST_GAIN, RegionSolver, Solved
+from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
+from bluesky_cdi.reconstruction.tiles import Region, Tiling
+from bluesky_cdi.reconstruction.uncertainty import (
+    NetworkEstimator,
+    PhotonNoiseEstimator,
+    UncertaintyEstimator,
+    under_frames,
+)
+
+BoolArray = npt.NDArray[np.bool_]
+
+logger = logging.getLogger(__name__)
+
+# Frames that fine-tuning learns from, the first ones of a run: more would need all of them on the device.
+TUNING_FRAMES = 2048
+
+
+class PtychoReconstructor:
+    """Reconstruct object and probe from a growing set of frames: a `Reconstructor`.
+
+    Parameters
+    ----------
+    grid : ObjectGrid
+        Where the object is reconstructed.
+    probe : ndarray, shape (modes, N, N), complex
+        First guess; its photons are set from the first frames.
+    config : ReconstructorConfig
+    trained : Trained, optional
+        The network; the engine alone without it.
+    mask : ndarray, shape (N, N), bool, optional
+        Valid pixels known beforehand; hot and dead pixels that the frames show are added.
+    propagator : Propagator
+        From the sample to the detector.
+    device : torch.device
+    seed : int
+        Seed of the order of frames.
+    on_progress : callable, optional
+        Called after each iteration with the iterations so far and the mean deviance.
+
+    Raises
+    ------
+    GeometryError
+        If the probe does not have the frames' shape.
+    """
+
+    def __init__(
+        self,
+        grid: ObjectGrid,
+        probe: ComplexArray,
+        config: ReconstructorConfig,
+        *,
+        trained: Trained | None = None,
+        mask: BoolArray | None = None,
+        propagator: Propagator = FAR_FIELD,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        on_progress: Callable[[int, float], None] | None = None,
+    ) -> None:
+        side, device = grid.frame_px, torch.device(device)
+        if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
+            raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
+        net = trained.unrolled_net if trained else None
+        self._grid, self._config, self._device, self._seed = grid, config, device, seed
+        self._frames = MeasuredFrames(
+            grid, device, config.background, config.saturation, propagator, config.memory_mb * 2**20, mask
+        )
+        self._metrics = FrameMetrics(device)
+        self._tiling = Tiling.covering(grid.shape, side, config.window_px)
+        whole = len(self._tiling) == 1
+        self._scheduler = TileScheduler(len(self._tiling), LEAST_GAIN)
+        self._probe = SharedProbe(probe, device)
+        self._map = ObjectMap(grid.shape, side, whole, device)
+        self._solver = RegionSolver(config, net, mixes=not whole, seed=seed, on_progress=on_progress)
+        self._estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
+        self._tuner: FineTuner | None = None
+        self._tuning_steps = 0
+        self._source = source_of(config, trained, self._estimator.name, seed, str(device))
+
+    def add(self, frames: Sequence[Frame]) -> None:
+        """Take frames in; see `MeasuredFrames.add` for the errors."""
+        if not frames:
+            return
+        table = self._frames.table
+        known, flux = len(table), table.mean_flux
+        replaced = table.rows_of(frame.seq_num for frame in frames)
+        left = table.corner[replaced]
+        rows = self._frames.add(frames)
+        self._metrics.make_room(len(table))
+        self._metrics.forget(rows)
+        self._probe.follow_flux(flux, table.mean_flux)
+        self._solver.forget()
+        changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
+        if not self._probe.is_scaled:
+            self._probe.scale(self._frames.mean_photons())
+        # Where the new frames' middles are comes first: each step then tells of a frame at least.
+        corner = table.corner
+        self._scheduler.touch(self._tiling.home(corner[rows]))
+        self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
+        self._scheduler.touch(self._tiling.touched(left))
+
+    @torch.no_grad()
+    def step(self, budget_s: float, interrupted: Callable[[], bool] | None = None) -> Estimate | None:
+        """Predict from new frames, refine, and judge, region by region.
+
+        Parameters
+        ----------
+        budget_s : float
+            No further iteration, and no further region, begins after this time; the regions that are left
+            come first in the next step. Fine-tuning has a time of its own.
+        interrupted : callable, optional
+            Where it gives true, the time is over at once.
+
+        Returns
+        -------
+        Estimate or None
+            None before the first frame, and when neither new frames nor refinement change anything. Frames
+            whose region was left for the next step are not in the estimate yet.
+        """
+        due = self._scheduler.due(self._misfit())
+        if not due:
+            return None
+        started, learning = time.monotonic(), self._scheduler.has_new_frames
+
+        def is_interrupted() -> bool:
+            return interrupted is not None and interrupted()
+
+        def has_time() -> bool:
+            return time.monotonic() < started + budget_s and not is_interrupted()
+
+        for region in self._tiling.regions(due):
+            self._work_on(region, has_time)
+            if is_interrupted():
+                self._scheduler.reopen(region.tiles)
+            if not has_time():
+                break
+        if learning and self._config.fine_tune_s and not is_interrupted():
+            self._fine_tune()
+        return self._estimate(started)
+
+    def estimate(self) -> Estimate | None:
+        """Give what is known by now, without any work; None before the first frame is reconstructed."""
+        return self._estimate(time.monotonic()) if self._metrics.known.any() else None
+
+    def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""
+        parts = {
+            "object": self._map.checkpoint(),
+            "probe": self._probe.checkpoint(),
+            "frames": self._frames.checkpoint(),
+            "metrics": self._metrics.checkpoint(self._frames.table.rows),
+            "scheduler": self._scheduler.checkpoint(),
+            "solver": {"iterations": np.array(self._solver.iterations), "ended": np.array(self._solver.ended)},
+        }
+        return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
+        """Go on from a checkpoint of a reconstructor with the same grid.
+
+        An engine with a memory begins anew, and a network is tuned anew.
+
+        Parameters
+        ----------
+        state : Mapping
+            What `checkpoint` gave.
+        frames : sequence of Frame
+            The run's; those that the checkpoint does not know are new. Those that only the checkpoint knows are
+            forgotten, and the whole object is worked on again. It is restored into a reconstructor without frames.
+
+        Raises
+        ------
+        WorkerError
+            If the checkpoint's grid or probe has another shape, or its grid other tiles.
+        """
+        parts = parts_of(state)
+        check_restorable(parts, self._grid.shape, tuple(self._probe.modes.shape[1:]), len(self._tiling))
+        if len(self._frames):
+            raise WorkerError(
+                f"a checkpoint goes into a reconstructor without frames; {len(self._frames)} are here already"
+            )
+        is_here = self._frames.restore(parts["frames"], frames)
+        self._metrics.restore({name: values[is_here] for name, values in parts["metrics"].items()})
+        self._scheduler.restore(parts["scheduler"])
+        self._map.restore(parts["object"])
+        self._probe.restore(parts["probe"])
+        self._solver.iterations, self._solver.ended = int(parts["solver"]["iterations"]), str(parts["solver"]["ended"])
+        if not is_here.all():
+            logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
+            self._scheduler.touch(range(len(self._tiling)))
+        known = set(parts["frames"]["seq_num"].tolist())
+        self.add([frame for frame in frames if frame.seq_num not in known])
+
+    def _misfit(self) -> FloatArray:
+        """Sum the deviance of each tile's own frames, (tiles,)."""
+        residual = self._metrics.residual[: len(self._frames)]
+        home = self._tiling.home(self._frames.table.corner)
+        return np.bincount(home, weights=residual, minlength=len(self._tiling)).astype(np.float64)
+
+    def _work_on(self, region: Region, has_time: Callable[[], bool]) -> None:
+        """Solve a region, and take over what is found."""
+        anew = self._scheduler.must_predict(region.tiles)
+        frames = self._frames.of_region(region, self._tiling)
+        if not len(frames.rows):
+            self._map.clear(region)
+            self._scheduler.forget(region.tiles)
+            return
+        view = self._map.view(region, self._probe.modes)
+        solved = self._solver.solve(frames, view, self._probe, anew=anew, has_time=has_time)
+        self._scheduler.done(region.tiles, settled=solved.refined is None)
+        self._take_refined(solved, frames)
+        if solved.is_new:
+            self._write(solved, frames)
+
+    def _take_refined(self, solved: Solved, frames: RegionFrames) -> None:
+        """Keep the refined probe, positions and fluxes of a region."""
+        if solved.refined is None:
+            return
+        self._probe.modes = solved.refined.probe
+        # Vacuum, which is all that there is to predict without a network, is the same under any probe.
+        if (self._solver.net is not None or len(self._tiling) > 1) and self._probe.has_moved():
+            self._scheduler.outdate()
+        if self._config.refine_positions or self._config.refine_flux:
+            table = self._frames.table
+            flux = table.mean_flux
+            table.take_refined(solved.refined.data[frames.own], frames.own_rows, frames.region.outer)
+            self._probe.follow_flux(flux, table.mean_flux)
+
+    def _write(self, solved: Solved, frames: RegionFrames) -> None:
+        """Write a region's core, and judge it: predicted errors, embeddings of its own frames, residual of all."""
+        region = frames.region
+        # Again: positions and fluxes may be refined, and with them which frames are whose.
+        frames = self._frames.of_region(region, self._tiling, frames.rows)
+        rows, data, probe = frames.rows, frames.data, self._probe.modes
+        illumination = summed_illumination(probe, data)
+        obj = self._map.write(self._map.view(region, probe), solved.object, illumination)
+        deviance = deviance_of(obj, probe, data)
+        found = self._estimator(obj, probe, data, illumination, deviance)
+        variance = self._map.write_errors(region, found).square()
+        self._metrics.put_residual(rows, deviance)
+        if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
+            vacuum = deviance_of(torch.ones_like(obj), probe, data[torch.from_numpy(new).to(self._device)])
+            self._metrics.put_vacuum(rows[new], vacuum)
+        self._metrics.put_uncertainty(rows, under_frames(variance[None], probe, data.corner))
+        self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
+
+    def _fine_tune(self) -> None:
+        """Tune the network; what it has predicted is predicted again when no new frames wait."""
+        if self._solver.net is None:
+            return
+        if self._tuner is None:
+            self._tuner = FineTuner(self._solver.net, seed=self._seed)
+        data = self._frames.diffraction(self._frames.table.rows[:TUNING_FRAMES])
+        found = self._tuner.tune(self._probe.modes, data, self._config.fine_tune_s)
+        self._tuning_steps += found.steps
+        if found.kept:
+            self._solver.net = found.net
+            self._probe.publish(found.probe)
+            self._scheduler.outdate()
+
+    def _estimate(self, started: float) -> Estimate:
+        solver, seconds = self._solver, time.monotonic() - started
+        progress = {
+            "iterations": solver.iterations,
+            "ended": solver.ended,
+            "fine_tuning_steps": self._tuning_steps,
+        }
+        source = {**self._source, **progress}
+        return estimate_of(self._frames.table, self._metrics, self._map, self._probe, seconds=seconds, source=source)

@@ -1,0 +1,373 @@
+"""The check of a told probe by a few frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluesky_cdi.engines.lsqml import Lsqml, LsqmlSettings
+from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
+from bluesky_cdi.errors import FrameError, GeometryError
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.orientation import AS_STATED
+from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
+from bluesky_cdi.reconstruction.probe_checkin.judging import Fold, Judge
+from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
+from bluesky_cdi.reconstruction.probe_checkin.scale import estimate_scale
+from bluesky_cdi.reconstruction.probe_checkin.search import WEAKEST, Search, Wanted
+from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, DEFOCUS, Trial
+
+# Frames that are looked at, and the fewest that can tell anything: more cost time and tell little more.
+MOST_FRAMES, LEAST_FRAMES = 48, 12
+FOLDS = 3
+# Sweeps of the test. After two the better probe can lose; after eight it never did on objects of up to a turn.
+TEST_SWEEPS = 8
+# Least gain as a share of the deviance, of all changes together and of the free refinement after them. With a
+# perfect probe and thick or strongly scattering objects few sweeps make up to 0.08.
+LEAST_GAIN = 0.1
+# Least gain of a single change, the others made.
+LEAST_SINGLE_GAIN = 0.01
+# A scale that the positions ask for may explain unseen frames worse by no more than so many standard errors.
+NOT_WORSE = 1.0
+# LSQ-ML that refines object and probe together: first in mini-batches, then all frames in one accelerated step.
+FREE_EPOCHS, FREE_TOGETHER_FROM, FREE_BATCH = 40, 10, 4
+# It goes on for more where the deviance per pixel of the frames that it is given is above this: far from the photon
+# noise, and worth the time.
+MORE_EPOCHS, FAR_FROM_NOISE = 100, 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class CheckIn:
+    """What a check-in found.
+
+    Attributes
+    ----------
+    told : Tensor, shape (M, N, N), complex64
+        The probe as it was told.
+    probe : Tensor, shape (M, N, N), complex64
+        The better one; `told` itself where none is better beyond doubt.
+    trial : Trial
+        What was changed of the told probe, frames and positions.
+    refined : bool
+        Whether the probe was refined freely, with an object, after that.
+    gains : Mapping of str to Gain
+        What each change brings, the others made: by what `Trial` calls it, and ``refinement``.
+    gain : Gain
+        Of all changes together.
+    known : bool
+        Whether a phase was told at all.
+    other_side : Gain, optional
+        Without a told phase: how much better the result is than the best on the other side of the focus.
+    scale_standard_error : float
+        Of `Trial.scale`, where that is not 1: its sureness, which unseen frames don't tell.
+    defocus_curvature : float
+        Phase of one radian of defocus, rms, at one pixel of the pupil from its middle, radians: it grows with the
+        square of the distance.
+    evaluations : int
+        Short reconstructions made.
+    seconds : float
+        Time that it took.
+    """
+
+    told: Tensor
+    probe: Tensor
+    trial: Trial
+    refined: bool
+    gains: Mapping[str, Gain]
+    gain: Gain
+    known: bool
+    other_side: Gain | None
+    scale_standard_error: float
+    defocus_curvature: float
+    evaluations: int
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything is better than as it was told."""
+        return self.refined or self.trial != Trial()
+
+
+@torch.no_grad()
+def check_in(
+    data: Diffraction,
+    told: Tensor | None,
+    *,
+    wanted: Wanted | None = None,
+    most_frames: int = MOST_FRAMES,
+    on_progress: Callable[[str], None] | None = None,
+) -> CheckIn:
+    """Look for a probe that explains frames better than the told one does.
+
+    A changed probe is accepted only where it explains frames that its object was not made from better than the told
+    probe does: by more than three standard errors of the paired differences, and by a least share.
+
+    Parameters
+    ----------
+    data : Diffraction
+        Frames of one scene, on the device that computes, as engines take them. Of many, those that lie together in the
+        middle are used.
+    told : Tensor, shape (M, N, N), complex, or None
+        The probe as far as it is known, of any brightness. None: nothing is known (far field).
+    wanted : Wanted, optional
+        What may be changed besides the probe; by default all but the scale.
+    most_frames : int
+        Frames that are used.
+    on_progress : callable, optional
+        Called with what is done next.
+
+    Returns
+    -------
+    CheckIn
+
+    Raises
+    ------
+    FrameError
+        If there are too few frames.
+    GeometryError
+        If the probe does not fit the frames.
+    """
+    began = time.perf_counter()
+    tell = on_progress or (lambda _: None)
+    size = data.counts.shape[-1]
+    if len(data) < LEAST_FRAMES:
+        raise FrameError(
+            f"a check-in of the probe needs at least {LEAST_FRAMES} frames, of which some are kept to judge by; "
+            f"there are {len(data)}. Wait for more, or trust the probe."
+        )
+    if told is not None and (told.ndim != 3 or told.shape[1:] != (size, size)):
+        raise GeometryError(f"a probe must be (modes, {size}, {size}); it is {tuple(told.shape)}")
+    data = together(data, most_frames)
+    known = told is not None
+    told = _flat(data) if told is None else told.to(torch.complex64)
+    check = _Check(data, Pupil(told, data), wanted or Wanted())
+    found = check.of_the_told(tell) if known else check.without_phase(tell)
+    probe = (
+        found.free if found.free is not None else told if found.trial.keeps_probe else check.pupil.probe(found.trial)
+    )
+    tell("done")
+    return CheckIn(
+        told=told,
+        probe=probe,
+        trial=found.trial,
+        refined=found.free is not None,
+        gains=found.gains,
+        gain=found.gain,
+        known=known,
+        other_side=found.other_side,
+        scale_standard_error=found.scale_standard_error,
+        defocus_curvature=check.pupil.defocus_curvature,
+        evaluations=check.search.evaluations,
+        seconds=time.perf_counter() - began,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A trial, the freely refined probe if that is better, and what each brings."""
+
+    trial: Trial
+    free: Tensor | None
+    gains: Mapping[str, Gain]
+    gain: Gain
+    other_side: Gain | None = None
+    scale_standard_error: float = float("nan")
+
+
+class _Check:
+    """The steps of a check-in."""
+
+    def __init__(self, data: Diffraction, pupil: Pupil, wanted: Wanted) -> None:
+        self.pupil = pupil
+        self._data, self._wanted = data, wanted
+        self._searching, *self._testing = _folds(data)
+        self.search = Search(data, pupil, self._searching, wanted)
+        self._judge = Judge(data, pupil, TEST_SWEEPS)
+
+    def of_the_told(self, tell: Callable[[str], None]) -> _Found:
+        """Search around the told probe, test, refine freely, and look at the distances of the positions."""
+        tell("search")
+        found = self.search.run()
+        tell("test")
+        trial, gains, gain = _tested(Judge(self._data, self.pupil, TEST_SWEEPS, WEAKEST), found, self._testing)
+        tell("refinement")
+        free, refinement = self._refined(trial)
+        kept = refinement.exceeds(LEAST_GAIN)
+        if self._wanted.scale:
+            modes = self._strong(free if kept else self.pupil.probe(trial))
+            estimate = estimate_scale(self._laid_out(trial), modes, lambda scale: self._allows(trial, scale))
+            scaled = replace(trial, scale=estimate.scale)
+            if estimate.sure and (unseen := self._gain(trial, scaled)).in_errors > -NOT_WORSE:
+                return self._with_scale(scaled, {**gains, "scale": unseen}, estimate.standard_error)
+        if not kept:
+            return _Found(trial, None, gains, gain)
+        return _Found(trial, free, {**gains, "refinement": refinement}, self._of_all(trial, free))
+
+    def without_phase(self, tell: Callable[[str], None]) -> _Found:
+        """Look for the defocus of a flat pupil on both sides of the focus; there is nothing told to be worse than."""
+        tell("search")
+        sides = self.search.run_without_phase()
+        tell("refinement")
+        refined = [self._refined(trial)[0] for trial in sides]
+        tell("test")
+        fold = self._searching
+        told = self._judge.deviance([Trial()], fold)[0]
+        probes = [*map(self.pupil.probe, sides), *refined]
+        table = self._judge.deviance_of_probes([*sides, *sides], probes, fold)
+        best = int(table.mean(dim=1).argmin())
+        ours, others = (table[[side, side + 2]] for side in (best % 2, 1 - best % 2))
+        other = others[int(others.mean(dim=1).argmin())]
+        gains = {"defocus": Gain.of(told, ours[0])}
+        free = refined[best % 2] if best >= 2 else None
+        if free is not None:
+            gains["refinement"] = Gain.of(ours[0], ours[1])
+        return _Found(sides[best % 2], free, gains, Gain.of(told, table[best]), Gain.of(other, table[best]))
+
+    def _with_scale(self, trial: Trial, gains: Mapping[str, Gain], standard_error: float) -> _Found:
+        """Refine again where positions have another scale: what was refined before went with the wrong one."""
+        free, refinement = self._refined(trial)
+        if not refinement.exceeds(LEAST_GAIN):
+            total = self._of_all(trial, self.pupil.probe(trial))
+            return _Found(trial, None, gains, total, None, standard_error)
+        return _Found(trial, free, {**gains, "refinement": refinement}, self._of_all(trial, free), None, standard_error)
+
+    def _allows(self, trial: Trial, scale: float) -> bool:
+        """Whether unseen frames are explained no worse with another scale."""
+        return self._gain(trial, replace(trial, scale=scale)).in_errors > -NOT_WORSE
+
+    def _gain(self, before: Trial, after: Trial) -> Gain:
+        """Compare two trials by all frames, each unseen once."""
+        folds = [self._searching, *self._testing]
+        table = torch.cat([self._judge.deviance([before, after], fold) for fold in folds], dim=1)
+        return Gain.of(table[0], table[1])
+
+    def _refined(self, trial: Trial) -> tuple[Tensor, Gain]:
+        """Refine the probe of a trial with an object; judged from vacuum, by frames that neither has seen."""
+        first, fold = self.pupil.probe(trial), self._searching
+        obj = self._judge.objects([trial], first[None], fold)
+        given = replace(self._judge.scenes([trial], fold.given, tuple(obj.shape)), scene=None)
+        engine = Lsqml(LsqmlSettings(batch=FREE_BATCH, together_from=FREE_TOGETHER_FROM))
+        outcome = iterate(engine, Solution.start(obj, first[None], given), Schedule(FREE_EPOCHS))
+        solution = outcome.solution
+        if outcome.ended != "diverged" and min(outcome.history) > FAR_FROM_NOISE:
+            solution = iterate(engine, solution, Schedule(MORE_EPOCHS, tolerance=1e-3)).solution
+        free = self.pupil.as_bright_as_frames(solution.probe[0])
+        before, after = self._judge.deviance_of_probes([trial, trial], [first, free], fold)
+        return free, Gain.of(before, after)
+
+    def _of_all(self, trial: Trial, probe: Tensor) -> Gain:
+        told, found = (
+            self._judge.deviance_of_probes([each], [modes], self._searching)[0]
+            for each, modes in ((Trial(), self.pupil.probe(Trial())), (trial, probe))
+        )
+        return Gain.of(told, found)
+
+    def _laid_out(self, trial: Trial) -> Diffraction:
+        every = torch.arange(len(self._data), device=self._data.corner.device)
+        return self._judge.scenes([trial], every, (1, 1, 1))
+
+    def _strong(self, probe: Tensor) -> Tensor:
+        powers = probe.abs().square().sum(dim=(-2, -1))
+        return probe[powers >= WEAKEST * powers.sum()]
+
+
+def together(data: Diffraction, most: int) -> Diffraction:
+    """Keep the frames that are nearest to the middle of all.
+
+    Parameters
+    ----------
+    data : Diffraction
+        Frames of one scene.
+    most : int
+        How many are kept.
+    """
+    if len(data) <= most:
+        return data
+    place = (data.corner + data.shift_px.double()).cpu().numpy()
+    distance = np.square(place - np.median(place, axis=0)).sum(axis=1)
+    nearest = np.sort(np.argsort(distance, kind="stable")[:most])
+    return data[torch.from_numpy(nearest).to(data.corner.device)]
+
+
+def _folds(data: Diffraction) -> list[Fold]:
+    """Deal the frames, at random but always alike: neighbours must stay to tell what an unseen frame looks like."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).to(data.corner.device)
+    dealt = torch.arange(len(data), device=order.device) % FOLDS
+    return [Fold(order[dealt != k].sort().values, order[dealt == k].sort().values) for k in range(FOLDS)]
+
+
+def _flat(data: Diffraction) -> Tensor:
+    """Make a probe of the mean frame's amplitude and a flat phase."""
+    wave = Pupil(_point(data), data)
+    return wave.probe(Trial(amplitude="frames", flat=True))
+
+
+def _point(data: Diffraction) -> Tensor:
+    size = data.counts.shape[-1]
+    point = torch.zeros(1, size, size, dtype=torch.complex64, device=data.counts.device)
+    point[0, size // 2, size // 2] = 1
+    return point
+
+
+def _tested(judge: Judge, found: Trial, folds: Sequence[Fold]) -> tuple[Trial, dict[str, Gain], Gain]:
+    """Take back each change that brings nothing on frames that the search did not look at, then test them together."""
+    first, *others = folds
+    without = {name: _undone(found, name) for name in _changes(found)}
+    told, whole, *partial = judge.deviance([Trial(), found, *without.values()], first)
+    gains = {name: Gain.of(row, whole) for name, row in zip(without, partial, strict=True)}
+    kept = {name: gain for name, gain in gains.items() if gain.exceeds(LEAST_SINGLE_GAIN)}
+    trial = found
+    for name in without:
+        if name not in kept:
+            trial = _undone(trial, name)
+    if trial == Trial():
+        return trial, {}, Gain.of(told, told)
+    best = whole if trial == found else judge.deviance([trial], first)[0]
+    pairs = [(told, best), *(judge.deviance([Trial(), trial], fold) for fold in others)]
+    gain = Gain.of(*(torch.cat(each) for each in zip(*pairs, strict=True)))
+    if not gain.exceeds(LEAST_GAIN):
+        return Trial(), {}, Gain.of(told, told)
+    return trial, kept, gain
+
+
+def _changes(trial: Trial) -> list[str]:
+    """Name what a trial changes."""
+    names = []
+    if trial.amplitude != "told":
+        names.append("amplitude")
+    if trial.powers is not None:
+        names.append("powers")
+    names += [name for name, places in GROUPS.items() if any(trial.aberrations_rad[k] for k in places)]
+    if trial.centre_px != (0, 0):
+        names.append("centre")
+    if trial.orientation != AS_STATED:
+        names.append("orientation")
+    return names
+
+
+# Aberrations that are taken together: a direction is no property of its own.
+GROUPS: Mapping[str, tuple[int, ...]] = {
+    "defocus": (DEFOCUS,),
+    "astigmatism": (1, 2),
+    "coma": (3, 4),
+    "spherical aberration": (5,),
+}
+
+
+def _undone(trial: Trial, name: str) -> Trial:
+    """Take one change back."""
+    if name in GROUPS:
+        left = tuple(0.0 if k in GROUPS[name] else trial.aberrations_rad[k] for k in range(len(ABERRATIONS)))
+        return replace(trial, aberrations_rad=left)
+    if name == "amplitude":
+        return replace(trial, amplitude="told", flat=False)
+    if name == "powers":
+        return replace(trial, powers=None)
+    if name == "centre":
+        return replace(trial, centre_px=(0, 0))
+    return replace(trial, orientation=AS_STATED)

@@ -1,0 +1,246 @@
+"""The told probe where it meets the detector, and the probes made by changing it there.
+
+In the far field that is the pupil of the lens. A phase added there keeps modes orthogonal and the photons.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.physics.forward import Diffraction, intensity
+from bluesky_cdi.physics.illumination import photons_through_vacuum
+from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
+from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, DEFOCUS, Trial
+
+# Below this share of the pupil's brightest amplitude the told phase is noise, not knowledge: there it goes on smoothly.
+KNOWN_AMPLITUDE = 0.05
+# Light below this share of the pupil's brightest is scattered by the object, and says nothing of the pupil's size.
+PUPIL_SHARE = 0.05
+
+# Modes whose powers differ by no more than this share are told to be equal.
+SAME_POWER = 1e-3
+
+
+class Pupil:
+    """Make probes from trials.
+
+    Parameters
+    ----------
+    told : Tensor, shape (M, N, N), complex64
+        Its modes, in sqrt(photons).
+    data : Diffraction
+        Frames of one scene, whose mean gives an amplitude.
+
+    Attributes
+    ----------
+    strongest : int
+        Number of the told mode with most photons: the main mode.
+    shares : tuple of float
+        Told share of each mode in the photons.
+    basis : Tensor, shape (6, N, N)
+        The aberrations, in the propagator's working order: orthonormal, and orthogonal to piston and tilt, under the
+        pupil's intensity.
+    """
+
+    def __init__(self, told: Tensor, data: Diffraction) -> None:
+        self._told, self._propagator = told, data.propagator
+        self._valid = None if data.mask is None else data.mask
+        self._counted = _photons(data)
+        powers = told.abs().square().sum(dim=(-2, -1))
+        self.shares = tuple((powers / powers.sum()).tolist())
+        # Of modes that are told equal the first: rounding must not choose.
+        self.strongest = int((powers > (1 - SAME_POWER) * powers.max()).nonzero()[0])
+        self._waves = data.propagator.forward(told[None])[0]  # (M, N, N)
+        main = self._waves[self.strongest].abs()
+        self._mean = mean_amplitude(data)
+        self._mean = self._mean * (main.norm() / self._mean.norm())
+        self.basis = aberration_basis((main.square() + self._mean.square()) / 2, data.propagator)
+
+    def probe(self, trial: Trial, weakest: float = 0.0) -> Tensor:
+        """Make the probe of a trial, as bright as the frames are on their valid pixels.
+
+        Parameters
+        ----------
+        trial : Trial
+            What is changed.
+        weakest : float
+            Modes with less than this share of the photons are left out.
+
+        Returns
+        -------
+        Tensor, shape (M or fewer, N, N), complex64
+        """
+        probe = self._told if trial.keeps_probe else self._changed(trial)
+        if weakest:
+            powers = probe.abs().square().sum(dim=(-2, -1))
+            probe = probe[powers >= min(weakest, 1 / len(powers)) * powers.sum()]
+        return self.as_bright_as_frames(probe)
+
+    def as_bright_as_frames(self, probe: Tensor) -> Tensor:
+        """Scale a probe (M, N, N): through vacuum the valid pixels count what they count in the brighter frames."""
+        expected = intensity(self._propagator.forward(probe[None]))[0]
+        seen = float((expected if self._valid is None else torch.where(self._valid, expected, 0.0)).sum())
+        return probe * math.sqrt(self._counted / max(seen, 1e-30))
+
+    @property
+    def defocus_curvature(self) -> float:
+        """Phase of one radian of defocus, rms, at one pixel from the middle, radians; it is a square."""
+        row = self._propagator.to_detector(self.basis[DEFOCUS])[0]
+        return float(row[0] - 2 * row[1] + row[2]) / 2
+
+    def offset_px(self, most: int) -> tuple[int, int]:
+        """Match the mean frame with the told pupil: how many whole pixels (rows, columns) it is off, at most `most`."""
+        told, mean = (torch.fft.fft2(each) for each in (self._waves[self.strongest].abs(), self._mean))
+        match = torch.fft.ifft2(mean * told.conj()).real
+        size = match.shape[-1]
+        steps = torch.arange(size, device=match.device)
+        near = torch.minimum(steps, size - steps) <= most
+        match = torch.where(near[:, None] & near[None, :], match, -torch.inf)
+        y, x = divmod(int(match.argmax()), size)
+        return (y - size if y > size // 2 else y), (x - size if x > size // 2 else x)
+
+    def _changed(self, trial: Trial) -> Tensor:
+        modes = self._modes(trial)  # (M, N, N), each of unit energy
+        shares = torch.tensor(trial.powers or self.shares, dtype=torch.float32, device=modes.device)
+        turn = torch.tensor(trial.aberrations_rad, dtype=torch.float32, device=modes.device)
+        angle = (turn[:, None, None] * self.basis).sum(dim=0)
+        waves = modes * shares.sqrt()[:, None, None] * torch.polar(torch.ones_like(angle), angle)
+        return self._propagator.adjoint(waves[None])[0].to(torch.complex64)
+
+    def _modes(self, trial: Trial) -> Tensor:
+        energy = self._waves.abs().square().sum(dim=(-2, -1), keepdim=True)
+        waves = self._waves / energy.sqrt().clamp_min(1e-30)
+        if trial.amplitude == "told" and not trial.flat:
+            return waves
+        main = waves[self.strongest]
+        amplitude = main.abs() if trial.amplitude == "told" else self._mean / self._mean.norm()
+        known = main.abs() > KNOWN_AMPLITUDE * main.abs().max()
+        sign = _signs(main, self._propagator)
+        phasor = (
+            sign if trial.flat else torch.where(known, torch.sgn(main), sign * self._carried_on(sign * main, known))
+        )
+        lead = amplitude * phasor
+        lead = lead / lead.norm()
+        made = [lead]
+        # Gram and Schmidt, twice: the other modes stay as told but for what they share with the new main one.
+        for k in [k for k in range(len(waves)) if k != self.strongest]:
+            wave = waves[k]
+            for _ in range(2):
+                for mode in made:
+                    wave = wave - mode * (mode.conj() * wave).sum()
+            made.append(wave / wave.norm().clamp_min(1e-30))
+        order = [self.strongest, *(k for k in range(len(waves)) if k != self.strongest)]
+        return torch.stack([made[order.index(k)] for k in range(len(waves))])
+
+    def _carried_on(self, main: Tensor, known: Tensor) -> Tensor:
+        """Carry the phase of a wave on to where it is not known: the low-order polynomials that fit its slopes."""
+        wave = self._propagator.to_detector(torch.where(known, main, 0.0)).to(torch.complex128)
+        shapes = _polynomials(wave.abs().square())
+        rows, wanted = [], []
+        for axis in (0, 1):
+            step = torch.roll(wave, -1, axis) * wave.conj()
+            inside = step.abs() > 0
+            weight = step.abs()[inside].sqrt()
+            rows.append(((torch.roll(shapes[1:], -1, axis + 1) - shapes[1:])[:, inside] * weight).T)
+            wanted.append(torch.angle(step[inside]) * weight)
+        slopes = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)[:, None]).solution[:, 0]
+        smooth = torch.polar(torch.ones_like(shapes[0]), (slopes[:, None, None] * shapes[1:]).sum(dim=0))
+        smooth = smooth * torch.sgn((wave * smooth.conj()).sum())
+        return self._propagator.to_working(smooth).to(main.dtype)
+
+
+def mean_amplitude(data: Diffraction) -> Tensor:
+    """Take the square root of the mean frame, masked pixels filled from their neighbourhood.
+
+    Parameters
+    ----------
+    data : Diffraction
+        Frames of one scene.
+
+    Returns
+    -------
+    Tensor, shape (N, N)
+        In the propagator's working order.
+    """
+    valid = torch.ones_like(data.counts, dtype=torch.bool) if data.valid is None else data.valid.expand_as(data.counts)
+    seen = valid.sum(dim=0)
+    total = torch.where(valid, data.counts, 0.0).sum(dim=0)
+    mean = (total / seen.clamp_min(1) - data.background).clamp_min(0)
+    detector = data.propagator.to_detector
+    filled = _filled(detector(mean.sqrt()), detector(seen > 0))
+    return data.propagator.to_working(filled)
+
+
+def aberration_basis(power: Tensor, propagator: Propagator) -> Tensor:
+    """Make low-order polynomials orthonormal under a weight: the Zernikes of a pupil of any shape.
+
+    Gram and Schmidt in the order of Noll's numbers (Mahajan and Dai, J. Opt. Soc. Am. A 24, 2994 (2007), for
+    pupils that are no discs), so that a coefficient is the root mean square phase, radians.
+
+    Parameters
+    ----------
+    power : Tensor, shape (N, N)
+        Intensity at the detector, in the propagator's working order.
+    propagator : Propagator
+        Knows where the middle is.
+
+    Returns
+    -------
+    Tensor, shape (6, N, N)
+        Defocus, astigmatisms, comas and spherical aberration, in the working order.
+    """
+    power = propagator.to_detector(power).double()
+    weight = torch.where(power > PUPIL_SHARE * power.max(), power, 0.0)
+    weight = weight / weight.sum()
+    made: list[Tensor] = []
+    for shape in _polynomials(weight):
+        for _ in range(2):
+            for other in made:
+                shape = shape - other * (weight * other * shape).sum()
+        made.append(shape / (weight * shape**2).sum().sqrt())
+    return propagator.to_working(torch.stack(made[-len(ABERRATIONS) :])).float()
+
+
+def _polynomials(power: Tensor) -> Tensor:
+    """Make piston, tilts, defocus, astigmatisms, comas and spherical aberration about a weight's middle, (9, N, N)."""
+    weight = power / power.sum()
+    index = torch.arange(power.shape[-1], dtype=torch.float64, device=power.device)
+    y, x = torch.meshgrid(index, index, indexing="ij")
+    y, x = y - (weight * y).sum(), x - (weight * x).sum()
+    size = (weight * (y**2 + x**2)).sum().sqrt()
+    y, x = y / size, x / size
+    r2 = y**2 + x**2
+    return torch.stack([torch.ones_like(y), y, x, r2, x**2 - y**2, 2 * y * x, r2 * y, r2 * x, r2**2])
+
+
+def _photons(data: Diffraction) -> float:
+    """Count the photons of a frame through vacuum on the valid pixels, without the background; at least one."""
+    counts = data.counts - data.background
+    counts = counts if data.valid is None else torch.where(data.valid, counts, 0.0)
+    return max(photons_through_vacuum(counts.sum(dim=(-2, -1)).cpu().double().numpy()), 1.0)
+
+
+def _signs(main: Tensor, propagator: Propagator) -> Tensor:
+    """Phase at the detector of a probe in the middle of its array: an FFT turns every other pixel's sign."""
+    index = torch.arange(main.shape[-1], device=main.device)
+    sign = 1.0 - 2.0 * (index % 2).float() if propagator is FAR_FIELD else torch.ones_like(index).float()
+    return (sign[:, None] * sign[None, :]).to(main.dtype)
+
+
+def _filled(image: Tensor, known: Tensor) -> Tensor:
+    """Fill unknown pixels by averages of known ones, over windows that grow until there are some; (N, N)."""
+    filled, left = torch.where(known, image, 0.0), ~known
+    width = 3
+    while bool(left.any()) and width <= 2 * image.shape[-1] + 1:
+        sums = [
+            torch.nn.functional.avg_pool2d(each[None, None], width, stride=1, padding=width // 2)[0, 0]
+            for each in (torch.where(known, image, 0.0), known.float())
+        ]
+        reached = left & (sums[1] > 0)
+        filled = torch.where(reached, sums[0] / sums[1].clamp_min(1e-12), filled)
+        left = left & ~reached
+        width = 2 * width - 1
+    return filled

@@ -1,0 +1,188 @@
+"""The check-in of a recorded scan, and what it changes there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import FrameError
+from bluesky_cdi.io import Scan
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.physics.probes import scaled_to
+from bluesky_cdi.physics.propagators import propagator_of
+from bluesky_cdi.protocols import ComplexArray
+from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
+from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
+from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
+from bluesky_cdi.reconstruction.probe_checkin.words import defocus_m, in_words
+from bluesky_cdi.reconstruction.probe_guess import first_guess, with_modes
+
+LENS_KEYS = {"numerical_aperture", "central_stop", "defocus_m"}
+
+
+@dataclass(frozen=True, eq=False)
+class ScanCheckIn:
+    """A scan and what the check-in found about its probe.
+
+    Attributes
+    ----------
+    scan : Scan
+        With the changes, if there are any: probe, positions, frames.
+    check : CheckIn
+    says : str
+        What was changed and how sure that is.
+    """
+
+    scan: Scan
+    check: CheckIn
+    says: str
+
+    @property
+    def told(self) -> ComplexArray:
+        """The probe as it was told, (M, N, N)."""
+        return np.asarray(self.check.told.cpu().numpy())
+
+    @property
+    def found(self) -> ComplexArray:
+        """The probe that was found, (M, N, N); the told one where none is better."""
+        return np.asarray(self.check.probe.cpu().numpy())
+
+    def as_notes(self) -> dict[str, Any]:
+        """Give what is kept with a result, as plain JSON values."""
+        check, trial = self.check, self.check.trial
+        gains = {
+            name: {"factor": gain.factor, "standard_errors": gain.in_errors}
+            for name, gain in [*check.gains.items(), ("all", check.gain)]
+        }
+        far = self.scan.geometry.propagation == "far"
+        return {
+            "says": self.says,
+            "changed": check.changed,
+            "amplitude": trial.amplitude,
+            "aberrations_rad": list(trial.aberrations_rad),
+            "defocus_m": defocus_m(check, self.scan.geometry) if far else None,
+            "powers": None if trial.powers is None else list(trial.powers),
+            "centre_px": list(trial.centre_px),
+            "scale": trial.scale,
+            "orientation": str(trial.orientation),
+            "refined": check.refined,
+            "gains": gains if check.changed else {},
+            "seconds": check.seconds,
+        }
+
+
+def check_in_scan(
+    scan: Scan,
+    config: Config,
+    *,
+    wanted: Wanted | None = None,
+    frames: int = MOST_FRAMES,
+    device: str = "cpu",
+    on_progress: Callable[[str], None] | None = None,
+) -> ScanCheckIn:
+    """Check the probe of a recorded scan by the frames in its middle.
+
+    Parameters
+    ----------
+    scan : Scan
+        With its probe; without one the configured lens's is checked, and if no lens is configured either, a probe is
+        looked for from nothing (far field) or from the mean frame (near field).
+    config : Config
+        Its sections `probe` and `reconstructor` (background, saturation).
+    wanted : Wanted, optional
+        What may be changed besides the probe; by default all but the scale.
+    frames : int
+        Frames that are used.
+    device : str
+        PyTorch device.
+    on_progress : callable, optional
+        Called with what is done next.
+
+    Returns
+    -------
+    ScanCheckIn
+
+    Raises
+    ------
+    FrameError
+        If the scan has too few frames.
+    """
+    if len(scan) < LEAST_FRAMES:
+        raise FrameError(
+            f"a check-in of the probe needs at least {LEAST_FRAMES} frames; {scan.name or 'the scan'} has {len(scan)}. "
+            "Trust the probe."
+        )
+    lens = bool(LENS_KEYS & config.probe.model_fields_set)
+    told = None
+    if scan.probe is not None or scan.geometry.propagation == "near" or lens:
+        modes = with_modes(first_guess(scan, config), config.probe.modes, scan.geometry.frame_px)
+        told = torch.from_numpy(np.asarray(modes, np.complex64)).to(device)
+    middle = np.median(scan.positions_m, axis=0)
+    distance = np.square(scan.positions_m - middle).sum(axis=1)
+    part = scan.subset(np.sort(np.argsort(distance, kind="stable")[:frames]))
+    found = check_in(
+        _diffraction(part, config, device), told, wanted=wanted, most_frames=frames, on_progress=on_progress
+    )
+    return ScanCheckIn(applied(scan, found), found, in_words(found, scan.geometry))
+
+
+def applied(scan: Scan, check: CheckIn) -> Scan:
+    """Change a scan as a check-in says; one without changes is given back.
+
+    Parameters
+    ----------
+    scan : Scan
+        As it was told.
+    check : CheckIn
+        What was found with some of its frames.
+    """
+    if not check.changed:
+        return scan
+    trial = check.trial
+    if trial.centre_px != (0, 0):
+        scan = _centred(scan, trial.centre_px)
+    if not trial.keeps_places:
+        middle = scan.positions_m.mean(axis=0)
+        scan = replace(
+            scan, positions_m=middle + trial.scale * trial.orientation.turn(np.asarray(scan.positions_m - middle))
+        )
+    probe = scaled_to(check.probe.cpu(), scan.mean_photons)
+    return replace(scan, probe=probe.numpy().astype(np.complex64))
+
+
+def _centred(scan: Scan, centre_px: tuple[int, int]) -> Scan:
+    """Move frames and mask; what comes in from the other side is masked."""
+    back = (-centre_px[0], -centre_px[1])
+    mask = np.ones(scan.counts.shape[1:], bool) if scan.mask is None else scan.mask
+    mask = np.roll(mask, back, axis=(0, 1))
+    for axis, step in enumerate(back):
+        if step:
+            gone = slice(0, step) if step > 0 else slice(step, None)
+            mask[(gone, slice(None)) if axis == 0 else (slice(None), gone)] = False
+    return replace(scan, counts=np.roll(np.asarray(scan.counts), back, axis=(1, 2)), mask=mask)
+
+
+def _diffraction(scan: Scan, config: Config, device: str) -> Diffraction:
+    geometry, settings = scan.geometry, config.reconstructor
+    low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
+    grid = ObjectGrid.covering(low, high, geometry.pixel_m, geometry.frame_px)
+    corner, shift = grid.place(scan.positions_m)
+    counts = np.asarray(scan.counts, np.float32)
+    valid = valid_pixels(counts) if scan.mask is None else valid_pixels(counts) & scan.mask
+    propagator = propagator_of(geometry, device)
+    return Diffraction(
+        propagator.to_working(torch.from_numpy(counts)).to(device),
+        torch.from_numpy(corner).to(device),
+        torch.from_numpy(shift).to(device, torch.float32),
+        (1, *grid.shape),
+        mask=None if valid.all() else propagator.to_working(torch.from_numpy(valid)).to(device),
+        background=settings.background,
+        saturation=settings.saturation,
+        propagator=propagator,
+    )

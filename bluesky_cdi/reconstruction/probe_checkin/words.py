@@ -1,0 +1,98 @@
+"""What a check-in says, in plain words."""
+
+from __future__ import annotations
+
+import math
+
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.physics.optics import pupil_step
+from bluesky_cdi.reconstruction.probe_checkin.check import GROUPS, CheckIn
+from bluesky_cdi.reconstruction.probe_checkin.gain import SIGMAS, Gain
+
+
+def in_words(check: CheckIn, geometry: Geometry | None = None) -> str:
+    """Say what was changed, and how sure that is.
+
+    Parameters
+    ----------
+    check : CheckIn
+        What was found.
+    geometry : Geometry, optional
+        Of the scan: gives lengths in metres.
+
+    Returns
+    -------
+    str
+        One sentence, or two where no phase was told.
+    """
+    if not check.changed:
+        told = "The probe stays as it was told" if check.known else "The frames alone tell no probe"
+        return f"{told}: no change explains unseen frames better by more than {SIGMAS:g} standard errors and a tenth."
+    parts = [_change(check, name, geometry) for name in check.gains]
+    start = "" if check.known else "No probe was told; it is made from the mean frame. "
+    end = f"together they explain unseen frames {_how_much(check.gain)}"
+    return f"{start}Changed: {'; '.join(parts)}; {end}.{_which_side(check)}"
+
+
+def defocus_m(check: CheckIn, geometry: Geometry) -> float:
+    """Compute by how much the sample is further downstream of the focus than was told, metres (far field).
+
+    Parameters
+    ----------
+    check : CheckIn
+        What was found.
+    geometry : Geometry
+        Of the scan.
+    """
+    curvature = check.trial.aberrations_rad[0] * check.defocus_curvature
+    return -curvature * geometry.wavelength_m / (math.pi * pupil_step(geometry) ** 2)
+
+
+def _change(check: CheckIn, name: str, geometry: Geometry | None) -> str:
+    if name == "scale":
+        error = check.scale_standard_error
+        sure = f"{abs(check.trial.scale - 1) / max(error, 1e-30):.0f} standard errors of the refined positions"
+        return f"{_what(check, name, geometry)} ({sure})"
+    return f"{_what(check, name, geometry)} ({_how_much(check.gains[name])})"
+
+
+def _what(check: CheckIn, name: str, geometry: Geometry | None) -> str:
+    trial = check.trial
+    if name in GROUPS:
+        turn = math.hypot(*(trial.aberrations_rad[k] for k in GROUPS[name]))
+        if name != "defocus":
+            return f"{name} of {turn:.2f} rad rms added"
+        size = f"{trial.aberrations_rad[0]:+.2f} rad rms"
+        far = geometry is not None and geometry.propagation == "far"
+        return f"defocus moved by {size}" + (
+            f", {1e6 * defocus_m(check, geometry):+.3g} um" if far and geometry else ""
+        )
+    if name == "amplitude":
+        return "the mean frame's amplitude in place of the told one"
+    if name == "powers":
+        shares = " / ".join(f"{share:.2f}" for share in trial.powers or ())
+        return f"powers of the modes {shares}"
+    if name == "centre":
+        return f"the beam's centre lies {trial.centre_px[0]:+d} rows and {trial.centre_px[1]:+d} columns off the middle"
+    if name == "scale":
+        return (
+            f"distances between positions times {trial.scale:.3f} (or the sample's pixel divided by it: "
+            "look at distance and energy)"
+        )
+    if name == "orientation":
+        return f"positions with {trial.orientation}"
+    return "all modes refined freely with an object"
+
+
+def _how_much(gain: Gain) -> str:
+    return f"{gain.factor:.2f} times better, {gain.in_errors:.0f} standard errors"
+
+
+def _which_side(check: CheckIn) -> str:
+    if check.other_side is None:
+        return ""
+    sure = "surely" if check.other_side.exceeds(0.0) else "not surely"
+    return (
+        f" The sample is {sure} on this side of the focus: the other side explains unseen frames "
+        f"{check.other_side.factor:.2f} times worse ({check.other_side.in_errors:.1f} standard errors)."
+    )

@@ -1,0 +1,120 @@
+"""What a probe is before anything is known of it but the optics, the scan's file, or its mean frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.protocols import ComplexArray
+
+if TYPE_CHECKING:
+    from bluesky_cdi.io import Scan
+
+# Share of the photons in the first mode of the configured lens.
+COHERENT_SHARE = 0.9
+# Each mode that is added to a given probe begins with this share of its photons: enough to grow where the data ask
+# for it.
+ADDED_MODE_SHARE = 0.02
+
+
+def first_guess(scan: Scan, config: Config) -> ComplexArray:
+    """Guess the probe of a recorded scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        Its probe, or its geometry and frames.
+    config : Config
+        The lens, where that is needed.
+
+    Returns
+    -------
+    ndarray, shape (modes, N, N), complex
+        The scan's own; else its mean frame taken back to the sample in the near field, and the configured lens's in
+        the far field.
+    """
+    if scan.probe is not None:
+        return scan.probe
+    return first_probe(scan.geometry, config) if scan.geometry.propagation == "far" else _mean_frame_taken_back(scan)
+
+
+def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
+    """Compute the configured lens's probe.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the instrument.
+    config : Config
+        Its section `probe`.
+
+    Returns
+    -------
+    ndarray, shape (modes, N, N), complex64
+        One photon in all, most of it in the first mode.
+    """
+    from bluesky_cdi.physics.probes import focused_probe
+
+    lens = config.probe
+    probe = focused_probe(
+        geometry,
+        numerical_aperture=lens.numerical_aperture,
+        central_stop=lens.central_stop,
+        defocus_m=lens.defocus_m,
+        modes=lens.modes,
+        coherent_share=1.0 if lens.modes == 1 else COHERENT_SHARE,
+    )
+    return np.asarray(probe.numpy())
+
+
+def with_modes(probe: ComplexArray, modes: int, frame_px: int) -> ComplexArray:
+    """Check a given probe, and add weak modes to it up to a number.
+
+    Parameters
+    ----------
+    probe : ndarray, shape (m, N, N), complex
+        What is given.
+    modes : int
+        Least number of modes afterwards.
+    frame_px : int
+        Pixels along a side of the frames.
+
+    Returns
+    -------
+    ndarray, shape (max(m, modes), N, N), complex
+
+    Raises
+    ------
+    GeometryError
+        If it is not (m, N, N) with the frames' N.
+    """
+    import torch
+
+    from bluesky_cdi.physics.probes import orthogonal_modes
+
+    if probe.ndim != 3 or probe.shape[1:] != (frame_px, frame_px):
+        raise GeometryError(f"a probe must be (modes, {frame_px}, {frame_px}); it is {probe.shape}")
+    if len(probe) >= modes:
+        return probe
+    first = torch.from_numpy(np.asarray(probe[0], dtype=np.complex128))
+    added = orthogonal_modes(first, modes)[len(probe) :].numpy()
+    energy = float((np.abs(probe) ** 2).sum())
+    return np.concatenate([probe, added * np.sqrt(ADDED_MODE_SHARE * energy)]).astype(np.complex64)
+
+
+def _mean_frame_taken_back(scan: Scan) -> ComplexArray:
+    """Propagate the root of the mean frame, with a flat phase, from the detector back to the sample."""
+    import torch
+
+    from bluesky_cdi.io.frames import blocks
+    from bluesky_cdi.physics.propagators import propagator_of
+
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks(scan.counts)) / len(scan)
+    if scan.mask is not None:
+        mean = np.where(scan.mask, mean, np.median(mean[scan.mask]))
+    flat = torch.from_numpy(np.sqrt(mean)).to(torch.complex64)[None, None]
+    return np.asarray(propagator_of(scan.geometry).adjoint(flat)[0].numpy())

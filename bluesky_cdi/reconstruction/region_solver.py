@@ -1,0 +1,188 @@
+"""What finds a region's object and probe: the network's prediction, then an engine with the prediction as the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.engines import make_engine
+from bluesky_cdi.engines.lsqml import Prior
+from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
+from bluesky_cdi.models.unrolled import UnrolledNet
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.frames import RegionFrames
+from bluesky_cdi.reconstruction.object_map import RegionView, phase_towards
+from bluesky_cdi.reconstruction.refinement import prior_of, refiner
+from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+
+# Refinement counts if it lowers the deviance by this share; less is fitting the noise.
+LEAST_GAIN = 0.005
+# Frames from which on the probe is refined: fewer can't tell it from the object.
+PROBE_FRAMES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What became of a region.
+
+    Attributes
+    ----------
+    object : Tensor, shape (1, Y, X), complex64
+        On the outer box.
+    refined : Solution or None
+        None unless refinement explains the region's own frames clearly better.
+    is_new : bool
+        Whether the object is another than before.
+    """
+
+    object: Tensor
+    refined: Solution | None
+    is_new: bool
+
+
+class RegionSolver:
+    """Find the object of a region from its frames, and refine it together with the probe.
+
+    Parameters
+    ----------
+    config : ReconstructorConfig
+    net : UnrolledNet, optional
+        Predicts; without it the engine begins in vacuum.
+    mixes : bool
+        Whether the probe is shared with other regions.
+    seed : int
+        Seed of the order of frames.
+    on_progress : callable, optional
+        Called after each iteration with the iterations so far and the mean deviance.
+
+    Attributes
+    ----------
+    net : UnrolledNet or None
+    iterations : int
+        Iterations of an engine so far.
+    ended : str
+        Why the last ones ended.
+    """
+
+    def __init__(
+        self,
+        config: ReconstructorConfig,
+        net: UnrolledNet | None,
+        *,
+        mixes: bool,
+        seed: int = 0,
+        on_progress: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self.net = net
+        self.iterations, self.ended = 0, ""
+        self._config, self._mixes, self._seed, self._on_progress = config, mixes, seed, on_progress
+        self._engine: Engine | None = None
+        self._prior: Prior | None = None
+        self._tiles: tuple[int, ...] = ()
+
+    def forget(self) -> None:
+        """Forget what an engine remembers: it belongs to the frames that it has seen."""
+        self._engine = None
+
+    def solve(
+        self, frames: RegionFrames, view: RegionView, probe: SharedProbe, *, anew: bool, has_time: Callable[[], bool]
+    ) -> Solved:
+        """Predict a region's object where that is due, and refine it.
+
+        Parameters
+        ----------
+        frames : RegionFrames
+            Those of the region.
+        view : RegionView
+            What is known there.
+        probe : SharedProbe
+            Stays as it is; what is found is in the result.
+        anew : bool
+            Whether to begin from a new prediction.
+        has_time : callable
+            Whether another iteration may begin.
+        """
+        obj = view.object
+        if anew or self._tiles != frames.region.tiles:
+            self._engine, self._prior, self._tiles = None, None, frames.region.tiles
+        if anew or (self.net is not None and self._prior is None):
+            predicted = self._predicted(view, probe.modes, frames.data)
+            obj = _better(view, predicted, probe.modes, frames.data) if anew else obj
+        refined = self._refined(obj, frames, view, probe, has_time)
+        return Solved(obj if refined is None else refined.object, refined, anew or refined is not None)
+
+    def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction) -> Tensor:
+        """Predict, in phase with the object where that is known; vacuum without a network."""
+        if self.net is None:
+            return torch.ones_like(view.object)
+        found: Tensor = self.net(probe, data)[-1]
+        found = found * phase_towards(view.object, found, view.known)
+        self._prior = prior_of(self.net, found, probe, data)
+        return found
+
+    def _refined(
+        self, obj: Tensor, frames: RegionFrames, view: RegionView, probe: SharedProbe, has_time: Callable[[], bool]
+    ) -> Solution | None:
+        """Refine object and probe; None unless that explains the region's own frames clearly better."""
+        if not self._config.refine_iterations:
+            return None
+        start = Solution.start(obj, probe.modes, frames.data, self.iterations)
+        found = self._iterated(start, has_time)
+        found = probe.shared(found, frames.share) if self._mixes else found
+        own = frames.own | ~frames.own.any()
+        before, after = (
+            _mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found)
+        )
+        return found if after < (1 - LEAST_GAIN) * before else None
+
+    def _iterated(self, start: Solution, has_time: Callable[[], bool]) -> Solution:
+        config = self._config
+        if self._prior is not None:
+            # Anew in each step: it begins in batches, which get further than all frames together.
+            self._engine = refiner(self._prior, len(start.data), config.refine_iterations, self._seed, config.batch)
+        elif self._engine is None:
+            self._engine = make_engine(config.name, self._seed, config.batch)
+
+        def in_time(epochs: int, solution: Solution) -> bool:
+            if self._on_progress is not None:
+                self._on_progress(solution.epochs, solution.mean_deviance)
+            return has_time()
+
+        outcome = iterate(self._engine, start, self._schedule(len(start.data)), in_time)
+        self.iterations += len(outcome.history)
+        self.ended = outcome.ended
+        if outcome.ended == "diverged":
+            # Its memory is of the epochs that are not kept.
+            self._engine = None
+        return outcome.solution
+
+    def _schedule(self, frames: int) -> Schedule:
+        config = self._config
+        # Positions and fluxes once the image can tell them.
+        later = config.refine_iterations // 4
+        return Schedule(
+            config.refine_iterations,
+            probe_from=0 if config.refine_probe and frames >= PROBE_FRAMES else -1,
+            positions_from=later if config.refine_positions else -1,
+            flux_from=later if config.refine_flux else -1,
+            tolerance=config.tolerance,
+        )
+
+
+def _better(view: RegionView, predicted: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
+    """Choose the object that explains the frames better: as it was, continued by the prediction, or the prediction."""
+    candidates = [torch.where(view.known, view.object, predicted), predicted]
+    deviances = [_mean_deviance(obj, probe, data) for obj in candidates]
+    # What is not finite explains nothing.
+    return candidates[int(np.argmin(np.nan_to_num(deviances, nan=np.inf)))]
+
+
+def _mean_deviance(obj: Tensor, probe: Tensor, data: Diffraction, of: Tensor | None = None) -> float:
+    """Mean deviance of all frames, or of those where `of`, shape (n,), bool, is true."""
+    deviance = deviance_of(obj, probe, data)
+    return float((deviance if of is None else deviance[of]).mean())

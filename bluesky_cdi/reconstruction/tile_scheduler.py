@@ -1,0 +1,131 @@
+"""Which tiles of an object grid need work, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.protocols import FloatArray
+
+
+class TileScheduler:
+    """Keep the tiles with new frames, those whose refinement still pays, and those whose prediction is outdated.
+
+    Where no new frames wait, work goes in rounds: each tile that is open comes once a round.
+
+    Parameters
+    ----------
+    tiles : int
+        Number of tiles.
+    least_gain : float
+        A round that lowers the sum of all misfits by less than this share is the last: what tiles then win by
+        themselves their neighbours lose.
+    """
+
+    def __init__(self, tiles: int, least_gain: float) -> None:
+        self._least_gain = least_gain
+        # In the order in which they were touched first: no tile waits for ever, however fast frames come.
+        self._waiting: dict[int, None] = {}
+        self._settled = np.ones(tiles, dtype=bool)
+        # What a tile's prediction rests on; -1: there is none.
+        self._predicted_with = np.full(tiles, -1)
+        self._visited = np.ones(tiles, dtype=bool)
+        self._round_misfit: float | None = None
+        self._version = 0
+
+    @property
+    def has_new_frames(self) -> bool:
+        """Whether there are frames that no work has seen yet."""
+        return bool(self._waiting)
+
+    def touch(self, tiles: Iterable[int]) -> None:
+        """Note new frames on tiles."""
+        self._waiting.update(dict.fromkeys(int(tile) for tile in tiles))
+        self._visited[:], self._round_misfit = True, None
+
+    def outdate(self) -> None:
+        """Note that probe or network changed: tiles predicted before are predicted again when no new frames wait."""
+        self._version += 1
+
+    def due(self, misfit: FloatArray) -> list[int]:
+        """List the tiles to work on.
+
+        Parameters
+        ----------
+        misfit : ndarray, shape (tiles,)
+            Summed deviance of each tile's frames. Tiles with new frames come in the order in which the frames came.
+            Where there are none, the others come with the highest misfit first.
+        """
+        if self._waiting:
+            return list(self._waiting)
+        if not (self._is_open() & ~self._visited).any():
+            self._begin_round(float(misfit.sum()))
+        open_ones = np.flatnonzero(self._is_open() & ~self._visited)
+        return [int(tile) for tile in open_ones[np.argsort(-misfit[open_ones], kind="stable")]]
+
+    def must_predict(self, tiles: Sequence[int]) -> bool:
+        """Tell whether one of these tiles needs a prediction, anew or for the first time."""
+        outdated = self._is_outdated()
+        return any(tile in self._waiting or outdated[tile] for tile in tiles)
+
+    def done(self, tiles: Sequence[int], *, settled: bool) -> None:
+        """Note that tiles were worked on together.
+
+        Parameters
+        ----------
+        tiles : sequence of int
+            Their numbers.
+        settled : bool
+            Whether refining them further does not pay.
+        """
+        if self.must_predict(tiles):
+            self._predicted_with[list(tiles)] = self._version
+        self._settled[list(tiles)], self._visited[list(tiles)] = settled, True
+        for tile in tiles:
+            self._waiting.pop(tile, None)
+
+    def reopen(self, tiles: Sequence[int]) -> None:
+        """Note that refining tiles was cut short: whether it pays is not known."""
+        self._settled[list(tiles)] = False
+
+    def forget(self, tiles: Sequence[int]) -> None:
+        """Note that tiles have no frames any more."""
+        self.done(tiles, settled=True)
+        self._predicted_with[list(tiles)] = -1
+
+    def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
+        """Give all as arrays."""
+        return {
+            "waiting": np.array(list(self._waiting), dtype=np.int64),
+            "settled": self._settled.copy(),
+            "predicted_with": self._predicted_with.copy(),
+            "version": np.array(self._version),
+            "visited": self._visited.copy(),
+            "round_misfit": np.array(np.nan if self._round_misfit is None else self._round_misfit),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take what `checkpoint` gave."""
+        self._waiting = dict.fromkeys(state["waiting"].tolist())
+        self._settled, self._predicted_with = state["settled"].copy(), state["predicted_with"].copy()
+        self._visited, self._version = state["visited"].copy(), int(state["version"])
+        misfit = float(state["round_misfit"])
+        self._round_misfit = None if np.isnan(misfit) else misfit
+
+    def _begin_round(self, misfit: float) -> None:
+        """Begin a round with a sum of misfits, or end all work where the last one did not pay."""
+        before, self._round_misfit = self._round_misfit, misfit
+        # A tile alone has no neighbours: whether its refinement pays is all that counts.
+        if len(self._settled) > 1 and before is not None and misfit > (1 - self._least_gain) * before:
+            self._settled[:] = True
+            self._predicted_with[self._predicted_with >= 0] = self._version
+        self._visited[:] = False
+
+    def _is_open(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(~self._settled | self._is_outdated())
+
+    def _is_outdated(self) -> npt.NDArray[np.bool_]:
+        return np.asarray((self._predicted_with >= 0) & (self._predicted_with != self._version))

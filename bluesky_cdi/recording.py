@@ -1,0 +1,140 @@
+"""Keeping what a RunEngine measures: in the journal, with an eye on the disks, in memory where the journal fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.errors import JournalError
+from bluesky_cdi.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.02
+
+
+class Recording:
+    """Appends documents to a journal and pauses the scan before, or at the latest when, there is no room for them.
+
+    A callback for ``RE.subscribe``; it never raises into the RunEngine. A document that can't be written is kept in
+    memory and written before the next one; the RunEngine pauses at its next checkpoint, and goes on when it is resumed.
+
+    Parameters
+    ----------
+    journal : Journal
+        Takes the documents.
+    engine : RunEngine
+        Is paused.
+    folders : Mapping
+        The folders that the run fills, by what they hold.
+    reserve_bytes : int
+        Free space that must remain on each of their disks.
+    """
+
+    def __init__(self, journal: Journal, engine: Any, folders: Mapping[str, Path], reserve_bytes: int) -> None:
+        self._journal, self._engine = journal, engine
+        self._folders, self._reserve = dict(folders), reserve_bytes
+        self._unwritten: deque[tuple[str, Mapping[str, Any]]] = deque()
+        self._points = 0
+        self._is_pausing = False
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Keep a document.
+
+        Parameters
+        ----------
+        name : str
+            Its kind.
+        doc : Mapping
+            The document.
+        """
+        self._unwritten.append((name, doc))
+        try:
+            self._write()
+        except JournalError as err:
+            self._pause(f"{err} {len(self._unwritten)} document(s) wait in memory until then.")
+            return
+        if name == "start":
+            self._points = int(doc.get("num_points") or 0)
+        elif name == "descriptor":
+            self._look(self._points * _bytes_of(doc), "the run is expected to need")
+        elif name in ("event", "event_page", "stream_datum"):
+            self._look(0, "the run still needs")
+
+    def close(self) -> None:
+        """Write what waits in memory.
+
+        Raises
+        ------
+        JournalError
+            If that is still not possible.
+        """
+        try:
+            self._write()
+        except JournalError as err:
+            raise JournalError(f"{len(self._unwritten)} document(s) of the last run could not be kept: {err}") from err
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._journal(*self._unwritten[0])
+            self._unwritten.popleft()
+
+    def _look(self, expected: int, whose: str) -> None:
+        """Pause where a disk has not the room that is expected to be needed, and the reserve."""
+        for what, folder in self._folders.items():
+            free = free_bytes(folder)
+            if free < expected + self._reserve:
+                needed = f"{expected / 1e6:.0f} MB and a reserve" if expected else "a reserve"
+                self._pause(
+                    f"the disk of {what} ({folder}) has {free / 1e6:.0f} MB left; {whose} {needed} of "
+                    f"{self._reserve / 1e6:.0f} MB (catalog.reserve_mb). Make room there."
+                )
+                return
+
+    def _pause(self, why: str) -> None:
+        """Pause the scan at its next checkpoint, and say why; again if it is resumed and nothing has changed."""
+        if self._is_pausing:
+            return
+        self._is_pausing = True
+        logger.error("the scan pauses: %s Then RE.resume() goes on, or RE.abort() ends the run in order.", why)
+        # Not in this thread, which is the RunEngine's own: the request waits for it.
+        threading.Thread(target=self._request_pause, name="bluesky_cdi-pause", daemon=True).start()
+
+    def _request_pause(self) -> None:
+        from bluesky.run_engine import TransitionError
+
+        with contextlib.suppress(TransitionError):  # nothing runs any more
+            self._engine.request_pause(defer=True)
+        while self._engine.state == "running":
+            time.sleep(LOOK_S)
+        self._is_pausing = False
+
+
+def free_bytes(folder: Path) -> int:
+    """Tell how much room a folder's disk has for this user; where the folder is not made yet, its parent's."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _bytes_of(descriptor: Mapping[str, Any]) -> int:
+    """Compute how many bytes an event's arrays take."""
+    total = 0
+    for key in descriptor["data_keys"].values():
+        shape = [n or 1 for n in key.get("shape") or ()]
+        if len(shape) > 1:
+            dtype = key.get("dtype_numpy")
+            size = np.dtype(dtype).itemsize if isinstance(dtype, str) else 8
+            total += math.prod(shape) * size
+    return total

@@ -1,0 +1,254 @@
+"""The reconstruction's process: a `LiveWorker` at the other end of a channel.
+
+Started by `bluesky_cdi.remote.parent`, with the number of an open socket as its argument. It ends when told, or when
+the other end is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bluesky_cdi.document_buffer import DocumentBuffer
+from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.live.worker import LiveWorker
+from bluesky_cdi.log import ROOT_NAME
+from bluesky_cdi.packing import pack, unpack
+from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.remote.messages import BEAT_S, pack_answer, pack_estimate, unpack_area
+from bluesky_cdi.remote.setup import factory_of
+
+logger = logging.getLogger("bluesky_cdi.remote.child")
+
+DRAIN_S = 600.0
+
+
+class Channel:
+    """Sends messages from any thread; says nothing when nobody is there any more.
+
+    Parameters
+    ----------
+    connection : Connection
+        To the session.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, *message: Any) -> None:
+        """Send a message: its name and values."""
+        data = pack(list(message))
+        with self._lock:
+            try:
+                self._connection.send_bytes(data)
+            except OSError:
+                # The session is gone, and so is whoever would want to hear of it.
+                os._exit(1)
+
+    def receive(self) -> list[Any]:
+        """Wait for the next message.
+
+        Raises
+        ------
+        EOFError
+            If the session is gone.
+        """
+        try:
+            data = self._connection.recv_bytes()
+        except OSError as err:
+            raise EOFError(str(err)) from err
+        message: list[Any] = unpack(data)
+        return message
+
+
+class Estimates:
+    """Sends estimates in a thread of its own: the newest, one at a time.
+
+    Parameters
+    ----------
+    channel : Channel
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._changed = threading.Condition()
+        self._newest: Estimate | None = None
+        self._wanted = self._on_its_way = False
+        threading.Thread(target=self._run, name="bluesky_cdi-estimates", daemon=True).start()
+
+    def put(self, estimate: Estimate) -> None:
+        """Take an estimate in place of one that has not been sent."""
+        with self._changed:
+            self._newest = estimate
+            self._changed.notify_all()
+
+    def want(self) -> None:
+        """Send estimates from now on, as they come."""
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+
+    def taken(self) -> None:
+        """Learn that the estimate has arrived."""
+        with self._changed:
+            self._on_its_way = False
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Send the newest, wanted or not, and wait until it has arrived."""
+        with self._changed:
+            wanted, self._wanted = self._wanted, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._newest is None and not self._on_its_way)
+            self._wanted = wanted
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted and self._newest is not None and not self._on_its_way)
+                estimate, self._newest, self._on_its_way = self._newest, None, True
+            if estimate is not None:
+                self._channel.send("estimate", pack_estimate(estimate))
+
+
+class Served:
+    """Answers a session's messages with a worker.
+
+    Parameters
+    ----------
+    channel : Channel
+    worker : LiveWorker
+    documents : DocumentBuffer
+        Hands the frames of documents to the worker.
+    estimates : Estimates
+    """
+
+    def __init__(self, channel: Channel, worker: LiveWorker, documents: DocumentBuffer, estimates: Estimates) -> None:
+        self._channel, self._worker, self._documents, self._estimates = channel, worker, documents, estimates
+        self._received = self._begun = 0
+
+    def run(self) -> None:
+        """Handle messages until the session closes or is gone."""
+        threading.Thread(target=self._beat, name="bluesky_cdi-beat", daemon=True).start()
+        while True:
+            name, *values = self._channel.receive()
+            match name:
+                case "document":
+                    self._received += 1
+                    self._documents(*unpack(values[0]))
+                case "begin":
+                    self._begin(*values)
+                case "request":
+                    number, n, after = values
+                    self._answer(number, self._worker.request(n, after))
+                case "wait":
+                    threading.Thread(target=self._wait, args=values, daemon=True).start()
+                case "want":
+                    self._estimates.want()
+                case "taken":
+                    self._estimates.taken()
+                case "close":
+                    self._documents.close()
+                    self._worker.close(DRAIN_S)
+                    return
+
+    def _begin(self, number: int, area: list[Any], uid: str) -> None:
+        answer = self._worker.begin(unpack_area(area), uid)
+        self._begun += 1
+        self._answer(number, answer)
+
+    def _answer(self, number: int, answer: Future[Any]) -> None:
+        def send(done: Future[Any]) -> None:
+            if (error := done.exception()) is not None:
+                self._state()
+                self._channel.send("refused", number, str(error))
+            else:
+                self._channel.send("answer", number, pack_answer(done.result()))
+
+        answer.add_done_callback(send)
+
+    def _wait(self, number: int, seconds: float) -> None:
+        try:
+            if not self._documents.drain(seconds):
+                raise WorkerError(
+                    f"the frames of the run could not all be read within {seconds:g} s; wait again, or close "
+                    "the session"
+                )
+            self._worker.wait(seconds)
+        except WorkerError as err:
+            self._estimates.flush()
+            self._state()
+            self._channel.send("refused", number, str(err))
+        else:
+            self._estimates.flush()
+            self._state()
+            self._channel.send("answer", number, None)
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(BEAT_S):
+            self._state()
+
+    def _state(self) -> None:
+        # First how much is known here, then what of it: not the other way round.
+        worker, begun, received = self._worker, self._begun, self._received
+        is_idle = self._documents.drain(0.0) and worker.is_idle
+        error = None if worker.error is None else str(worker.error)
+        self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1, worker.busy_s)
+
+
+class _Log(logging.Handler):
+    """Sends the package's log to the session, where the user sees it."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+        self._channel.send("log", record.name, record.levelno, record.getMessage(), trace)
+
+
+def main() -> None:
+    """Serve the session at the other end of the socket that the first argument numbers."""
+    import faulthandler
+
+    faulthandler.enable()
+    channel = Channel(Connection(int(sys.argv[1])))
+    log = logging.getLogger(ROOT_NAME)
+    log.setLevel(logging.INFO)
+    log.addHandler(_Log(channel))
+    log.propagate = False
+    try:
+        _, factory, arguments = channel.receive()
+    except EOFError:
+        os._exit(1)
+    try:
+        estimates = Estimates(channel)
+        setup = factory_of(factory)(arguments)
+        worker, documents = setup.start([estimates.put])
+    except Exception as err:  # noqa: BLE001 - whatever it is, the session must hear why there is no worker
+        channel.send("failed", f"{type(err).__name__}: {err}")
+        os._exit(1)
+    channel.send("ready")
+    try:
+        Served(channel, worker, documents, estimates).run()
+    except EOFError:
+        # The session was killed. What it measured is in its journal; nothing more is to be done here.
+        os._exit(1)
+    except Exception:
+        logger.exception("the reconstruction's process fails")
+        os._exit(1)
+    # All is closed. At the interpreter's end libraries wait for locks that threads may have had.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What goes over the channel between a session and its reconstruction's process.
+
+Each message is a list, packed by `bluesky_cdi.packing`: a name, then what the table says. Nothing in it can run code,
+so the two ends may be on different machines.
+
+========== ==================================== ==============================================================
+from       message                              meaning
+========== ==================================== ==============================================================
+session    setup, factory, arguments            first of all: what the worker is made of
+session    document, record                     a packed [name, document] of the raw run
+session    begin, number, area, uid             `ScanSource.begin`; the uid of its derived run
+session    request, number, n, after            `ScanSource.request`
+session    wait, number, seconds                tell when the newest run is reconstructed
+session    want                                 send estimates from now on
+session    taken                                the estimate has arrived: another may be sent
+session    close                                finish what is under way, and end
+worker     ready                                the worker is made
+worker     failed, text                         it can't be made
+worker     beat, begun, error, left out, done,  alive; scans begun, and the error of the newest run; documents
+           busy                                 that are done with, or -1; seconds at one thing
+worker     answer, number, value                of begin, request, wait
+worker     refused, number, text                of begin, request, wait
+worker     estimate, fields                     the newest
+worker     log, logger, level, text, traceback  a record of the package's log
+========== ==================================== ==============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
+
+# Time between two signs of life.
+BEAT_S = 0.5
+
+
+def pack_area(area: ScanArea) -> list[Any]:
+    """Give what `unpack_area` makes an area from."""
+    return [area.low_m, area.high_m, area.step_m, area.budget, area.adaptive]
+
+
+def unpack_area(values: list[Any]) -> ScanArea:
+    """Make an area from what came."""
+    low, high, step, budget, adaptive = values
+    return ScanArea((low[0], low[1]), (high[0], high[1]), step, budget, adaptive)
+
+
+def pack_answer(value: ScanTicket | Proposal | None) -> dict[str, Any] | None:
+    """Give what `unpack_answer` makes an answer from."""
+    return None if value is None else vars(value)
+
+
+def unpack_answer(fields: Mapping[str, Any] | None) -> ScanTicket | Proposal | None:
+    """Make an answer from what came."""
+    if fields is None:
+        return None
+    return ScanTicket(**fields) if "reconstruction_uid" in fields else Proposal(**fields)
+
+
+def pack_estimate(estimate: Estimate) -> dict[str, Any]:
+    """Give what `unpack_estimate` makes an estimate from."""
+    return vars(estimate)
+
+
+def unpack_estimate(fields: Mapping[str, Any]) -> Estimate:
+    """Make an estimate from what came; its arrays are its own."""
+    own: dict[str, Any] = {
+        name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()
+    }
+    own["origin_m"] = tuple(own["origin_m"])
+    return Estimate(**own)

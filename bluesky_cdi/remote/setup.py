@@ -1,0 +1,177 @@
+"""What a session's live reconstruction is made of, from values that can be sent to another process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bluesky_cdi.callbacks import FrameAssembler
+from bluesky_cdi.config import Config
+from bluesky_cdi.document_buffer import DocumentBuffer
+from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.live.parts import Pace, WorkerParts
+from bluesky_cdi.live.worker import LiveWorker
+from bluesky_cdi.protocols import Estimate, RunInfo
+
+Emit = Callable[[str, dict[str, Any]], Any]
+Listener = Callable[[Estimate], None]
+
+# Names the factory of an ordinary session.
+LIVE = "bluesky_cdi.remote.setup:live_setup"
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a worker and its assembler of frames are made from.
+
+    Attributes
+    ----------
+    parts : WorkerParts
+    pace : Pace
+    queue_frames : int
+        Frames that may wait for the worker.
+    monitor_key : str, optional
+        Data key of the incident flux.
+    file_timeout_s : float
+        How long a frame's file is waited for, seconds.
+    """
+
+    parts: WorkerParts
+    pace: Pace
+    queue_frames: int = 2048
+    monitor_key: str | None = None
+    file_timeout_s: float = 0.0
+
+    def start(self, listeners: Sequence[Listener] = ()) -> tuple[LiveWorker, DocumentBuffer]:
+        """Start the worker, and what hands the frames of documents to it.
+
+        Parameters
+        ----------
+        listeners : sequence of callable
+            Called with each estimate, beside those of the parts.
+        """
+        from dataclasses import replace
+
+        parts = replace(self.parts, listeners=(*self.parts.listeners, *listeners))
+        worker = LiveWorker(parts, self.pace, queue_frames=self.queue_frames)
+        # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
+        documents = DocumentBuffer(
+            FrameAssembler(worker, monitor_key=self.monitor_key, file_timeout_s=self.file_timeout_s)
+        )
+        return worker, documents
+
+
+def live_arguments(
+    config: Config,
+    directory: Path,
+    *,
+    space: Any = None,
+    probe: Any = None,
+    probe_width_m: float | None = None,
+    mask: Any = None,
+    monitor_key: str | None = None,
+) -> dict[str, Any]:
+    """Give the arguments of `live_setup`, as values that can be sent.
+
+    Parameters
+    ----------
+    config : Config
+        The session's.
+    directory : path
+        Folder of the session.
+    space : SearchSpace, optional
+        The positions that an agent may choose.
+    probe : ndarray, shape (modes, N, N), complex, optional
+        First guess of the probe.
+    probe_width_m : float, optional
+        Its width, metres.
+    mask : ndarray, shape (N, N), bool, optional
+        Valid pixels.
+    monitor_key : str, optional
+        Data key of the incident flux.
+    """
+    return {
+        "config": config.model_dump(mode="json"),
+        "directory": str(directory),
+        "space": None if space is None else [space.candidates_m, space.recorded],
+        "probe": probe,
+        "probe_width_m": probe_width_m,
+        "mask": mask,
+        "monitor_key": monitor_key,
+    }
+
+
+def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
+    """Make what a session's worker is made from.
+
+    Parameters
+    ----------
+    arguments : Mapping
+        As `live_arguments` gives them.
+    emit : callable, optional
+        Takes the documents of derived runs; by default the session's journal.
+    """
+    from bluesky_cdi.agent.space import SearchSpace
+    from bluesky_cdi.catalog import ResultPublisher
+    from bluesky_cdi.catalog.feeder import PROCESSED
+    from bluesky_cdi.journal import Journal
+    from bluesky_cdi.reconstruction.build import build_agent, build_reconstructor
+    from bluesky_cdi.reconstruction.checkpoint import checkpoint_file
+    from bluesky_cdi.reconstruction.points import points_of
+    from bluesky_cdi.resume import checkpoints_folder
+
+    config = Config.model_validate(arguments["config"])
+    directory = Path(arguments["directory"])
+    given = arguments["space"]
+    space = None if given is None else SearchSpace(given[0], given[1])
+    emitted = emit or Journal(directory / "journal" / PROCESSED)
+
+    def recorder(info: RunInfo, uid: str) -> ResultPublisher:
+        # A process that has died may have begun this derived run, which can't go on.
+        if (directory / "results" / f"{uid}.h5").exists():
+            return ResultPublisher(info, directory / "results", emitted, continues=uid)
+        return ResultPublisher(info, directory / "results", emitted, uid)
+
+    settings = config.reconstructor
+    return Setup(
+        WorkerParts(
+            make_reconstructor=lambda info: build_reconstructor(
+                info, config, probe=arguments["probe"], mask=arguments["mask"]
+            ),
+            make_agent=lambda area: build_agent(area, config, space=space, probe_width_m=arguments["probe_width_m"]),
+            make_recorder=recorder,
+            points_of=points_of,
+            make_checkpoint=(
+                (lambda info, uid: checkpoint_file(info, uid, config, checkpoints_folder(directory)))
+                if settings.checkpoint_s
+                else None
+            ),
+        ),
+        Pace(settings.step_budget_s, settings.final_steps, settings.final_budget_s, settings.checkpoint_s),
+        settings.queue_frames,
+        arguments["monitor_key"],
+        settings.file_timeout_s,
+    )
+
+
+def factory_of(name: str) -> Callable[..., Setup]:
+    """Find the function that makes a `Setup` from arguments.
+
+    Parameters
+    ----------
+    name : str
+        ``module:function``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    module, _, function = name.partition(":")
+    with contextlib.suppress(ImportError, AttributeError, ValueError):
+        return getattr(import_module(module), function)  # type: ignore[no-any-return]
+    raise ConfigError(f"the worker's factory must be named module:function, and be importable; got {name!r}")

@@ -1,0 +1,194 @@
+"""The suites on settings small enough for a test: what they measure, their tables, their commands."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi.bench.beamline import error_of, measured_frames
+from bluesky_cdi.bench.explained import EXPLAINED, Explained
+from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.reports import tables
+from bluesky_cdi.bench.reports.figures import draw_phases, draw_single_shot
+from bluesky_cdi.bench.suites import live, lsqml, single_shot, steps
+from bluesky_cdi.bench.suites.fine_tuning import Options, fine_tuning
+from bluesky_cdi.cli import main
+from bluesky_cdi.cli.bench.images import TUNED
+from bluesky_cdi.config import load_config
+from bluesky_cdi.engines.ptychography import deviance_of
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
+from bluesky_cdi.models.weights import load_weights, save_weights
+from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.sim_devices import SimulatedSource
+from bluesky_cdi.training.stream import SceneShape, SceneStream
+
+CPU = torch.device("cpu")
+
+
+def is_plain(found):
+    return json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_is_no_number_becomes_null():
+    found = record([CPU], {"frames": 3}, rows={"a": [1.0, float("nan"), (2, float("inf"))]}, more=None)
+    assert found["rows"] == {"a": [1.0, None, [2, None]]} and found["settings"] == {"frames": 3}
+    assert found["machine"]["devices"] and is_plain(found)
+
+
+def test_frames_state_their_flux_and_the_truth_has_no_error():
+    config = load_config(overrides={"simulation": {"photons": 1e4}})
+    source = SimulatedSource(config)
+    positions_m = np.zeros((2, 2))
+    frames = measured_frames(config, source, positions_m, np.array([1.0, 4.0]))
+    assert [frame.seq_num for frame in frames] == [1, 2] and [frame.flux for frame in frames] == [1.0, 4.0]
+    valid = ~(source.truth.dead | source.truth.hot)
+    one, four = (frame.counts[valid].sum() - config.simulation.background * valid.sum() for frame in frames)
+    assert four / one == pytest.approx(4, rel=0.1)
+    image, none = source.truth.object, np.zeros(0)
+    estimate = Estimate(
+        n_frames=1, object=image[3:], origin_m=(source.truth.origin_m[0] + 3 * source.truth.pixel_m,
+        source.truth.origin_m[1]), pixel_m=source.truth.pixel_m, probe=source.truth.probe,
+        std_amplitude=np.ones(image[3:].shape), std_phase_rad=np.ones(image[3:].shape),
+        coverage=np.ones(image[3:].shape), frame_seq_nums=none, positions_m=none, embedding=none,
+        frame_uncertainty=none, residual=none, novelty=none,
+    )  # fmt: skip
+    assert error_of(estimate, source) < 1e-5
+
+
+def test_live_by_dose(monkeypatch):
+    monkeypatch.setattr(live, "DOSES", (1e4, 1e6))
+    chosen = ("network alone", "5 rPIE from vacuum")
+    monkeypatch.setattr(live, "METHODS", {name: live.METHODS[name] for name in chosen})
+    said = []
+    found = live.live(12, 1, said.append)
+    assert is_plain(found) and len(said) == 4
+    [run] = found["rows"]["network alone"]["1e+06"]
+    assert 0 < run["complex_nrmse"] < 0.9 and run["seconds"] > 0
+    text = tables.live(found)
+    assert "12 frames of 64x64" in text and f"{run['complex_nrmse']:.3f}" in text
+
+
+def test_steps_of_a_growing_scan_and_their_command(capsys, tmp_path):
+    out = tmp_path / "new" / "steps.json"
+    assert main(["bench", "steps", "--side", "4", "--window", "64", "--batch", "8", "--out", str(out)]) == 0
+    text, found = capsys.readouterr().out, json.loads(out.read_text(encoding="utf-8"))
+    assert list(found["rows"]) == ["windows", "whole object"]
+    for row in found["rows"].values():
+        assert [frames for frames, _ in row["steps"]] == [8, 16]
+        assert 0 < row["complex_nrmse"] <= 1.2
+    assert "16 frames on" in text and "NRMSE at the end" in text
+
+
+def test_both_ways_see_the_same_raster():
+    options = steps.Options(side=4, step_px=10)
+    config = steps._config(options, 64)
+    frames = steps._raster_frames(config, SimulatedSource(config))
+    y, x = np.array([frame.position_m for frame in frames]).T
+    step_m = 10 * SimulatedSource(config).truth.pixel_m
+    line = np.arange(4) - 1.5
+    np.testing.assert_allclose(y.reshape(4, 4) / step_m, np.repeat(line[:, None], 4, axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.sort(x.reshape(4, 4) / step_m, axis=1), np.repeat(line[None], 4, axis=0), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def explained():
+    """A simulated scan in which the reference is the truth."""
+    batch = SceneStream(CPU, 32, (1e4, 1.001e4), pool=8, object_px=48).draw(
+        SceneShape(16, 36, (40, 40), 1, 1.0), exact=True
+    )
+    with torch.no_grad():
+        deviance = deviance_of(batch.truth, batch.probe, batch.data)
+    return Explained(batch.data, batch.probe, batch.truth[0].numpy(), deviance)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(UnrolledNet(UnrolledConfig(stages=1, channels=8, levels=2)), path, {})
+    return load_weights(path)
+
+
+def test_fine_tuning_beside_an_engine(explained, trained, tmp_path):
+    drawn = {}
+    options = Options(seconds=0.5, epochs=30, cpu_time=True)
+    found = fine_tuning({"made": explained}, trained, options, draw=lambda name, images: drawn.update({name: images}))
+    assert is_plain(found)
+    scan = found["scans"]["made"]
+    assert scan["given_frames"] == 36 and scan["unseen_frames"] == 4
+    rows = scan["rows"]
+    assert list(rows) == [
+        "reference (has seen all)",
+        "network",
+        "network, refined",
+        "its probe alone",
+        "its probe alone, refined",
+        "fine-tuned",
+        "fine-tuned, refined",
+        "LSQ-ML, 30 epochs",
+    ]
+    # The truth explains frames to their noise, and the engine overfits those that it was given.
+    engine, unseen = rows["LSQ-ML, 30 epochs"], rows["reference (has seen all)"]["unseen"]
+    assert engine["given"] < engine["unseen"] and engine["unseen_ratio"] == pytest.approx(engine["unseen"] / unseen)
+    assert rows["network, refined"]["given"] < rows["network"]["given"]
+    assert rows["network"]["seconds"] > 0 and rows["fine-tuned"]["seconds"] > 0
+    assert "36 frames given, 4 unseen" in tables.fine_tuning(found)
+    draw_phases(drawn["made"], tmp_path / "phases.png")
+    assert (tmp_path / "phases.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fine_tuning_needs_recorded_scans(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
+    assert main(["bench", "fine-tuning"]) == 1
+    assert "name their folder with --data" in capsys.readouterr().err
+    assert main(["bench", "fine-tuning", "--data", str(tmp_path / "none")]) == 1
+    assert tuple(sorted(EXPLAINED)) == TUNED
+
+
+def test_choices_inside_lsqml(monkeypatch):
+    monkeypatch.setattr(lsqml, "DOSES", (1e3,))
+    monkeypatch.setattr(lsqml, "KINDS", ("leaves",))
+    monkeypatch.setattr(lsqml, "SIMULATED_EPOCHS", 4)
+    found = lsqml.lsqml(None, CPU)
+    assert is_plain(found) and found["phases"] == {}
+    row = found["likelihood"]["leaves, 1e+03 photons"]
+    assert set(row) == {"amplitude", "poisson"} and row["amplitude"] != row["poisson"]
+    assert f"{row['poisson']:.4f}" in tables.lsqml(found)
+
+
+def test_single_frames(monkeypatch, tmp_path):
+    monkeypatch.setattr(single_shot, "DOSES", (1e8,))
+    kinds = ("positive, constrained", "strong phase, curved beam")
+    monkeypatch.setattr(single_shot, "CASES", {name: single_shot.CASES[name] for name in kinds})
+    options = single_shot.Options(size=48, starts=2, seeds=1)
+    found = single_shot.single_shot(options)
+    assert is_plain(found) and [row["object"] for row in found["rows"]] == list(kinds)
+    for row in found["rows"]:
+        [run] = row["runs"]
+        # With 1e8 photons the truth is nearly fixed, and what is chosen is no worse than the worst start.
+        assert run["floor"] < 0.02 and run["best"] <= run["chosen"] <= max(run["errors"])
+        assert run["frame_ok"] == float(run["chosen"] < single_shot.SUCCESS_NRMSE)
+    assert "2 starts, 1 objects a row, 48 px" in tables.single_shot(found)
+    draw_single_shot(options, 1e8, tmp_path / "shots.png")
+    assert (tmp_path / "shots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_frames_for_other_programs(tmp_path, capsys):
+    path = tmp_path / "new" / "frames.npz"
+    assert main(["bench", "single-shot", "--size", "48", "--write", str(path), "--json"]) == 0
+    kinds = json.loads(capsys.readouterr().out)["samples"]
+    assert kinds == ["binary", "positive", "weak phase", "strong phase"]
+    with np.load(path) as file:
+        assert file["frames"].shape == (4, 48, 48) and json.loads(str(file["geometry"]))["energy_ev"] == 8000.0
+        made = single_shot.measure(single_shot.CASES["positive"], 1e7, 48, 0)
+        np.testing.assert_array_equal(file["frames"][1], made.counts.numpy())
+        np.testing.assert_allclose(file["truth"][1], made.truth, atol=1e-6)
+
+
+def test_a_frame_has_its_photons():
+    for case in single_shot.CASES.values():
+        made = single_shot.measure(case, 1e6, 48, 1)
+        # The curved beam's sample absorbs some.
+        assert float(made.counts.sum()) == pytest.approx(1e6, rel=0.3 if case.curved else 0.01)
+        assert made.error(made.truth * (1.0 if case.curved else 2j)) < 1e-6

@@ -1,0 +1,262 @@
+"""The check-in of the told probe: known faults come back, and what is right stays."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi.config import load_config
+from bluesky_cdi.errors import FrameError, GeometryError
+from bluesky_cdi.io import Scan
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
+from bluesky_cdi.physics.objects import make_sample
+from bluesky_cdi.physics.probes import focused_probe, orthogonal_modes, scaled_to
+from bluesky_cdi.physics.propagators import propagator_of
+from bluesky_cdi.reconstruction.orientation import AS_STATED, Orientation
+from bluesky_cdi.reconstruction.probe_checkin import (
+    Gain,
+    Trial,
+    Wanted,
+    applied,
+    check_in,
+    check_in_scan,
+    defocus_m,
+    in_words,
+)
+
+FAR = Geometry(8000.0, 2.0, 172e-6, 40)
+NEAR = Geometry(8000.0, 2e-3, 1.05e-6, 40, "near", 1e-4)
+PROBE_ALONE = Wanted(centre=False, orientation=False)
+LENS = {"numerical_aperture": 0.9e-3, "central_stop": 0.3, "defocus_m": 0.25e-3}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Frames of a known probe."""
+
+    scan: Scan
+    data: Diffraction
+    probe: torch.Tensor
+
+
+def lens(photons=1e5, modes=1, coherent_share=1.0, **changes):
+    return focused_probe(FAR, photons=photons, modes=modes, coherent_share=coherent_share, **(LENS | changes))
+
+
+def place(positions_m, geometry, counts, mask=None):
+    grid = ObjectGrid.covering(positions_m.min(axis=0), positions_m.max(axis=0), geometry.pixel_m, geometry.frame_px, 8)
+    corner, shift = (torch.from_numpy(each) for each in grid.place(positions_m))
+    propagator = propagator_of(geometry)
+    mask = None if mask is None else propagator.to_working(torch.from_numpy(mask))
+    return Diffraction(
+        propagator.to_working(torch.as_tensor(counts, dtype=torch.float32)), corner, shift.float(), (1, *grid.shape),
+        mask=mask, propagator=propagator,
+    )  # fmt: skip
+
+
+def measure(probe, geometry=FAR, seed=0, side=(7, 6), mask=None, step=4.0):
+    """Measure a star with a probe; masked pixels count nonsense."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.arange(n) * step for n in side), indexing="ij"), axis=-1).reshape(-1, 2)
+    positions = (grid + rng.uniform(-1, 1, grid.shape)) * geometry.pixel_m
+    blank = place(positions, geometry, np.zeros((len(positions), geometry.frame_px, geometry.frame_px)))
+    truth = torch.from_numpy(make_sample("star", blank.object_shape[1:], seed))[None]
+    rate = blank.rate(blank.probes(probe[None]), blank.patches(truth))
+    counts = blank.propagator.to_detector(torch.poisson(rate, generator=torch.Generator().manual_seed(seed))).numpy()
+    if mask is not None:
+        counts[:, ~mask] = 65535
+    scan = Scan(counts, positions, geometry, probe.numpy(), mask, name="made")
+    return Scene(scan, place(positions, geometry, counts, mask), probe)
+
+
+def overlap(a, b):
+    """Of the main modes, wherever they lie."""
+    a, b = (each[int(each.abs().square().sum(dim=(1, 2)).argmax())] for each in (a, b))
+    return float(torch.fft.ifft2(torch.fft.fft2(a) * torch.fft.fft2(b).conj()).abs().max() / a.norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return measure(lens())
+
+
+# Noll's number, its places among the aberrations of a trial, and the sign of that with respect to Noll's.
+@pytest.mark.parametrize(
+    ("noll", "index", "size"),
+    [(4, 0, 0.9), (4, 0, -0.9), (6, 1, 0.8), (5, 2, -0.8), (7, 3, 1.0), (8, 4, -1.0), (11, 5, 1.0)],
+)
+def test_a_known_aberration_comes_back(scene, noll, index, size):
+    told = lens(aberrations={noll: size})
+    found = check_in(scene.data, told, wanted=PROBE_ALONE)
+    assert overlap(told, scene.probe) < 0.75
+    assert overlap(found.probe, scene.probe) > 0.97
+    turned = np.array(found.trial.aberrations_rad)
+    assert np.abs(turned).argmax() == index
+    assert np.sign(turned[index]) == -np.sign(size)
+    assert found.gain.exceeds(0.1)
+
+
+def test_defocus_comes_back_in_metres(scene):
+    found = check_in(scene.data, lens(defocus_m=0.35e-3), wanted=PROBE_ALONE)
+    assert "defocus moved by" in in_words(found, FAR)
+    assert found.gains["defocus"].in_errors > 3
+    assert defocus_m(found, FAR) == pytest.approx(-0.1e-3, rel=0.3)
+
+
+@pytest.mark.parametrize("photons", [1e3, 1e5, 1e7])
+def test_a_perfect_probe_is_left_alone_bit_for_bit(photons):
+    made = measure(lens(photons))
+    told = made.probe.clone()
+    found = check_in(made.data, told)
+    assert not found.changed and found.trial == Trial()
+    assert found.probe is told and torch.equal(told, made.probe)
+    assert "stays as it was told" in in_words(found)
+
+
+def test_few_photons_prove_nothing():
+    made = measure(lens(50.0))
+    told = lens(aberrations={4: 0.9})
+    assert check_in(made.data, told).probe is told
+
+
+def test_the_amplitude_comes_from_the_frames(scene):
+    told = lens(numerical_aperture=0.6e-3, central_stop=0.0)
+    found = check_in(scene.data, told, wanted=PROBE_ALONE)
+    assert overlap(told, scene.probe) < 0.75
+    assert overlap(found.probe, scene.probe) > 0.95
+
+
+def test_modes_that_are_told_equal_get_their_powers():
+    made = measure(lens(modes=3, coherent_share=0.85))
+    told = scaled_to(orthogonal_modes(lens()[0], 3), 1e5)
+    found = check_in(made.data, told, wanted=PROBE_ALONE)
+    assert max(found.trial.powers) == pytest.approx(0.85)
+    shares = found.probe.abs().square().sum(dim=(1, 2))
+    assert 0.7 < float(shares.max() / shares.sum()) < 0.95
+    assert overlap(found.probe, made.probe) > 0.97
+
+
+def test_a_partially_coherent_beam_is_left_alone_and_found():
+    made = measure(lens(modes=2, coherent_share=0.8))
+    assert check_in(made.data, made.probe).probe is made.probe
+    told = lens(modes=2, coherent_share=0.8, aberrations={4: 0.9})
+    assert overlap(check_in(made.data, told, wanted=PROBE_ALONE).probe, made.probe) > 0.97
+
+
+def test_the_centre_of_the_beam_is_found(scene):
+    moved = np.roll(scene.scan.counts, (2, -3), axis=(1, 2))
+    found = check_in(place(scene.scan.positions_m, FAR, moved), scene.probe)
+    assert found.trial.centre_px == (2, -3)
+    back = applied(replace(scene.scan, counts=moved), found)
+    inside = back.mask
+    np.testing.assert_array_equal(back.counts[:, inside], scene.scan.counts[:, inside])
+    assert inside.sum() == (40 - 2) * (40 - 3)
+
+
+@pytest.mark.parametrize("wrong", [1.03, 0.97])
+def test_a_wrong_scale_is_found(wrong):
+    made = measure(lens(), step=6.0, side=(8, 5))
+    data = place(made.scan.positions_m * wrong, FAR, made.scan.counts)
+    found = check_in(data, made.probe, wanted=Wanted(scale=True))
+    assert check_in(data, made.probe).trial.scale == 1
+    assert found.trial.scale == pytest.approx(1 / wrong, abs=0.012)
+    assert "distances between positions" in in_words(found)
+    spread = np.ptp(applied(replace(made.scan, positions_m=made.scan.positions_m * wrong), found).positions_m, axis=0)
+    np.testing.assert_allclose(spread, np.ptp(made.scan.positions_m, axis=0), rtol=0.015)
+
+
+@pytest.mark.parametrize("photons", [1e4, 1e5])
+def test_a_right_scale_stays_also_in_noise(photons):
+    """At few photons positions that are let go move apart, which is no finding."""
+    made = measure(lens(photons), step=6.0, side=(8, 5))
+    assert check_in(made.data, made.probe, wanted=Wanted(scale=True)).probe is made.probe
+
+
+@pytest.mark.parametrize("lies", [Orientation(swap=True), Orientation(flip_y=True)], ids=str)
+def test_a_wrong_orientation_is_found(scene, lies):
+    positions = lies.turn(scene.scan.positions_m)
+    found = check_in(place(positions, FAR, scene.scan.counts), scene.probe)
+    assert found.trial.orientation == lies
+    turned = applied(replace(scene.scan, positions_m=positions), found).positions_m
+    shift = turned - scene.scan.positions_m
+    np.testing.assert_allclose(shift - shift.mean(axis=0), 0, atol=1e-12)
+    unasked = check_in(place(positions, FAR, scene.scan.counts), scene.probe, wanted=PROBE_ALONE)
+    assert unasked.trial.orientation == AS_STATED
+
+
+def test_pixels_behind_a_beam_stop_are_not_looked_at():
+    y, x = np.indices((40, 40)) - 20
+    mask = np.hypot(y, x) > 3.5
+    made = measure(lens(), mask=mask)
+    assert check_in(made.data, made.probe).probe is made.probe
+    told = lens(aberrations={4: 0.9})
+    found = check_in(made.data, told, wanted=PROBE_ALONE)
+    assert overlap(found.probe, made.probe) > 0.97
+
+
+def test_without_any_guess_the_probe_is_made_from_the_frames():
+    made = measure(lens(1e6))
+    found = check_in(made.data, None)
+    assert not found.known
+    assert overlap(found.probe, made.probe) > 0.9
+    says = in_words(found, FAR)
+    assert says.startswith("No probe was told") and "side of the focus" in says
+
+
+def near_field():
+    """Measure with a broad, uneven beam in the near field."""
+    generator = torch.Generator().manual_seed(8)
+    noise = torch.randn(2, 40, 40, generator=generator, dtype=torch.float64)
+    low = torch.exp(-(torch.fft.fftfreq(40)[:, None].square() + torch.fft.fftfreq(40).square()) / 0.03)
+    axis = (torch.arange(40) - 20.0).square()
+    field = torch.fft.ifft2(torch.complex(*noise) * low) * torch.exp(-(axis[:, None] + axis) / (2 * 9.0**2))
+    return measure(scaled_to(field[None], 1e6).to(torch.complex64), NEAR)
+
+
+def test_a_near_field_keeps_a_perfect_probe_and_gets_rid_of_a_wrong_curvature():
+    made = near_field()
+    assert check_in(made.data, made.probe).probe is made.probe
+    axis = (torch.arange(40) - 20.0).square() / 9.0**2
+    told = made.probe * torch.polar(torch.ones(40, 40), axis[:, None] + axis)
+    found = check_in(made.data, told, wanted=PROBE_ALONE)
+    assert overlap(told, made.probe) < 0.8
+    assert overlap(found.probe, made.probe) > 0.95
+
+
+def config(modes, **probe):
+    return load_config(overrides={"probe": {"modes": modes, **probe}, "reconstructor": {"background": 0.0}})
+
+
+def test_a_scan_is_told_what_was_found(scene):
+    told = replace(scene.scan, probe=lens(aberrations={4: 0.9}).numpy())
+    checked = check_in_scan(told, config(1))
+    assert overlap(torch.from_numpy(checked.scan.probe), scene.probe) > 0.97
+    assert np.square(np.abs(checked.scan.probe)).sum() == pytest.approx(scene.scan.mean_photons, rel=1e-4)
+    notes = checked.as_notes()
+    assert notes["changed"] and notes["says"] == checked.says and "defocus" in notes["gains"]
+    assert check_in_scan(scene.scan, config(1)).scan is scene.scan
+
+
+def test_a_lens_that_is_configured_is_checked_and_none_is_looked_for_from_nothing(scene):
+    without = replace(scene.scan, probe=None)
+    by_lens = check_in_scan(without, config(1, **LENS))
+    assert by_lens.check.known and not by_lens.check.changed and by_lens.scan is without
+    assert not check_in_scan(without, config(1)).check.known
+
+
+def test_what_does_not_fit_is_refused(scene):
+    with pytest.raises(FrameError, match="at least 12 frames"):
+        check_in(scene.data[:11], scene.probe)
+    with pytest.raises(FrameError, match="made has 5"):
+        check_in_scan(scene.scan.subset(range(5)), config(1))
+    with pytest.raises(GeometryError, match=r"\(modes, 40, 40\); it is \(1, 32, 32\)"):
+        check_in(scene.data, scene.probe[:, :32, :32])
+
+
+def test_few_frames_need_more_standard_errors():
+    sure = Gain(before=2.0, after=1.0, mean=1.0, standard_error=0.25, frames=100)
+    assert sure.exceeds(0.1) and not sure.exceeds(0.6)
+    assert not replace(sure, frames=4).exceeds(0.1)
+    assert not Gain.of(torch.tensor([2.0]), torch.tensor([1.0])).exceeds(0.0)

@@ -1,0 +1,86 @@
+"""Which tiles come when."""
+
+import numpy as np
+
+from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
+
+
+def scheduler(tiles=5, touched=()):
+    out = TileScheduler(tiles, least_gain=0.1)
+    out.touch(touched)
+    return out
+
+
+MISFIT = np.array([1.0, 5.0, 3.0, 2.0, 4.0])
+
+
+def test_new_frames_come_first_in_their_order():
+    work = scheduler(touched=[3, 1])
+    work.touch([1, 4, 3])
+    assert work.due(MISFIT) == [3, 1, 4]
+    work.done([3], settled=False)
+    assert work.due(MISFIT) == [1, 4]
+
+
+def test_then_the_worst_explained_once_a_round():
+    work = scheduler(touched=[0, 1, 2, 4])
+    work.done([0, 1, 2, 4], settled=False)
+    assert work.due(MISFIT) == [1, 4, 2, 0]
+    work.done([1, 4], settled=False)
+    assert work.due(MISFIT) == [2, 0]
+    work.done([2], settled=True)
+    work.done([0], settled=False)
+    # The round has paid: the next begins, without what is settled.
+    assert work.due(0.8 * MISFIT) == [1, 4, 0]
+
+
+def test_a_round_that_does_not_pay_is_the_last():
+    work = scheduler(touched=[0, 1])
+    work.done([0, 1], settled=False)
+    assert work.due(MISFIT) == [1, 0]
+    work.done([1], settled=False)
+    work.done([0], settled=False)
+    assert work.due(0.95 * MISFIT) == []
+    work.touch([2])
+    work.done([2], settled=False)
+    assert work.due(MISFIT) == [2]
+
+
+def test_a_tile_alone_goes_on_while_refining_pays():
+    work = scheduler(1, [0])
+    work.done([0], settled=False)
+    for _ in range(3):
+        assert work.due(np.ones(1)) == [0]
+        work.done([0], settled=False)
+    work.done([0], settled=True)
+    assert work.due(np.ones(1)) == []
+
+
+def test_tiles_read_with_another_probe_are_read_again():
+    work = scheduler(touched=[0, 1])
+    work.done([0], settled=True)
+    work.outdate()
+    work.done([1], settled=True)
+    assert work.due(MISFIT) == [0]
+    assert work.must_predict([0, 1]) and not work.must_predict([1, 2])
+    work.done([0], settled=True)
+    assert work.due(MISFIT) == []
+
+
+def test_forgotten_tiles_wait_for_new_frames():
+    work = scheduler(touched=[0, 1])
+    work.done([0], settled=False)
+    work.forget([0, 1])
+    work.outdate()
+    assert work.due(MISFIT) == []
+
+
+def test_state_comes_back():
+    work = scheduler(touched=[3, 1, 2])
+    work.done([2], settled=False)
+    copy = scheduler()
+    copy.restore(work.checkpoint())
+    for either in (work, copy):
+        assert either.due(MISFIT) == [3, 1]
+        either.done([1, 3], settled=True)
+        assert either.due(MISFIT) == [2]

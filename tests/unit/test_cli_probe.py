@@ -1,0 +1,126 @@
+"""``bluesky-cdi probe``, the probe file, and what ``reconstruct`` does with both."""
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi import viz
+from bluesky_cdi.bench.cases import Case, scan_of
+from bluesky_cdi.bench.methods import Network
+from bluesky_cdi.bench.reports import tables
+from bluesky_cdi.bench.suites.probe import Options, overlap, probe
+from bluesky_cdi.cli import main
+from bluesky_cdi.errors import GeometryError, ScanFileError
+from bluesky_cdi.io import ProbeFile, read_probe, write_probe, write_scan
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
+from bluesky_cdi.physics.geometry import Geometry
+
+GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 16)
+SCAN = Case(frame_px=64, probe_error_rad=0.8, field=0.6)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    return scan_of(SCAN, 0)
+
+
+@pytest.fixture(scope="module")
+def true():
+    return scan_of(replace(SCAN, probe_error_rad=0.0), 0).probe
+
+
+@pytest.fixture
+def path(scan, tmp_path):
+    write_scan(tmp_path / "scan.npz", scan)
+    return tmp_path / "scan.npz"
+
+
+def nearness(found, true):
+    return overlap(torch.from_numpy(found), torch.from_numpy(true))
+
+
+def test_the_command_writes_a_better_probe_that_reconstruct_takes(path, scan, true, tmp_path, capsys):
+    out = tmp_path / "new" / "probe.npz"
+    assert main(["probe", str(path), "--modes", "1", "--out", str(out), "-q", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["changed"] and "standard errors" in numbers["says"]
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    found = read_probe(out)
+    assert nearness(found.probe, true) > 0.98 > 0.8 > nearness(scan.probe, true)
+    assert found.geometry.pixel_m == pytest.approx(scan.geometry.pixel_m)
+    assert found.source["says"] == numbers["says"]
+
+    result = tmp_path / "result.h5"
+    common = ["reconstruct", str(path), "--modes", "1", "--iterations", "0", "--engine", "lsqml", "--trust-orientation"]
+    assert main([*common, "--probe", str(out), "--trust-probe", "--out", str(result), "-q", "--json"]) == 0
+    assert "probe" not in json.loads(capsys.readouterr().out)
+    with h5py.File(result) as file:
+        assert nearness(file["probe"][0], true) > 0.98 and file.attrs["comments"] == ""
+
+
+def test_reconstruct_checks_the_probe_and_keeps_what_was_said(path, true, tmp_path, capsys):
+    outs = [tmp_path / "a.h5", tmp_path / "a.cxi"]
+    line = ["reconstruct", str(path), "--modes", "1", "--iterations", "0", "--engine", "lsqml", "--trust-orientation"]
+    assert main([*line, "--out", str(outs[0]), "--out", str(outs[1]), "-q", "--json"]) == 0
+    says = json.loads(capsys.readouterr().out)["probe"]
+    assert says.startswith("Changed: ")
+    with h5py.File(outs[0]) as file:
+        assert file.attrs["comments"] == says
+        assert nearness(file["probe"][0], true) > 0.98
+    with h5py.File(outs[1]) as file:
+        note = json.loads(file["entry_1/image_1/process_1/note_1/data"][()])
+    assert note["probe_check_in"]["says"] == says and "astigmatism" in note["probe_check_in"]["gains"]
+
+
+def test_a_probe_of_too_few_frames_is_trusted(scan, tmp_path, capsys, caplog):
+    write_scan(tmp_path / "few.npz", scan.subset(range(5)))
+    line = ["reconstruct", str(tmp_path / "few.npz"), "--modes", "1", "--iterations", "1", "--trust-orientation"]
+    assert main([*line, "--out", str(tmp_path / "a.h5"), "--json"]) == 0
+    assert "probe" not in json.loads(capsys.readouterr().out)
+    assert "5 frames are too few" in caplog.text
+    assert main(["probe", str(tmp_path / "few.npz"), "--out", str(tmp_path / "p.npz")]) == 1
+    assert "at least 12 frames" in capsys.readouterr().err
+
+
+def test_a_probe_file_comes_back_and_is_for_its_geometry(tmp_path):
+    values = np.random.default_rng(0).normal(size=(2, 16, 16, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    write_probe(tmp_path / "probe.npz", ProbeFile(values, GEOMETRY, "a scan", {"says": "so", "scale": 1.0}))
+    found = read_probe(tmp_path / "probe.npz")
+    np.testing.assert_array_equal(found.fitting(GEOMETRY), values)
+    assert found.geometry == GEOMETRY and found.name == "a scan" and found.source == {"says": "so", "scale": 1.0}
+    with pytest.raises(GeometryError, match="a sample pixel of"):
+        found.fitting(replace(GEOMETRY, distance_m=2.1))
+    np.savez(tmp_path / "wrong.npz", probe=values[0], geometry="{}", name="", source="{}")
+    with pytest.raises(ScanFileError, match=r"a probe \(modes, N, N\)"):
+        read_probe(tmp_path / "wrong.npz")
+
+
+def test_the_caustic_has_its_focus_where_the_lens_has_it():
+    from bluesky_cdi.physics.probes import focused_probe
+
+    geometry = Geometry(8000.0, 2.0, 172e-6, 64)
+    lens = {"numerical_aperture": 0.9e-3, "central_stop": 0.2}
+    probes = {str(z): focused_probe(geometry, defocus_m=z, **lens).numpy() for z in (-0.2e-3, 0.3e-3)}
+    figure = viz.show_probes(probes, geometry)
+    drawn = [ax for ax in figure.axes if ax.get_title() == "along the beam"]
+    for ax, z in zip(drawn, (-0.2e-3, 0.3e-3), strict=True):
+        image = ax.images[0]
+        values, (left, right, _, _) = np.asarray(image.get_array()), image.get_extent()
+        focus = left + (right - left) * (values.max(axis=0).argmax() + 0.5) / values.shape[1]
+        # The sample is downstream of the focus by the defocus.
+        assert focus == pytest.approx(-1e6 * z, abs=25)
+
+
+def test_the_suite_measures_told_found_and_true_probes():
+    net = UnrolledNet(UnrolledConfig(stages=1, channels=8, levels=2))
+    options = Options(samples=("star",), doses=(1e5,), errors_rad=(0.8,), frames=36)
+    found = probe(Network("tiny", net), options)
+    (row,) = found["rows"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert row["told"]["overlap"] < 0.8 and row["check-in"]["overlap"] > 0.98
+    assert row["true"]["overlap"] == pytest.approx(1)
+    assert "0.8 rad" in tables.probe(found) and row["says"] in tables.probe(found)

@@ -1,0 +1,122 @@
+"""What becomes of documents when a disk is full, on a RunEngine with a plan that has checkpoints."""
+
+import contextlib
+import errno
+import logging
+import os
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+import pytest
+from bluesky.utils import RunEngineInterrupted
+from ophyd.sim import SynAxis, SynGauss
+
+from bluesky_cdi import recording
+from bluesky_cdi.errors import JournalError
+from bluesky_cdi.journal import Journal, JournalReader
+from bluesky_cdi.recording import Recording
+
+
+@pytest.fixture
+def RE(run_engine):
+    with run_engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with contextlib.closing(Journal(tmp_path / "journal")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def record(RE, journal, tmp_path):
+    made = Recording(journal, RE, {"the journal": journal.folder, "frames": tmp_path / "frames"}, 100_000_000)
+    RE.subscribe(made)
+    return made
+
+
+def plan(n=6, num_points=None):
+    motor = SynAxis(name="motor")
+    detector = SynGauss("det", motor, "motor", center=0, Imax=1)
+
+    @bpp.run_decorator(md={} if num_points is None else {"num_points": num_points})
+    def points():
+        for k in range(n):
+            yield from bps.checkpoint()
+            yield from bps.mv(motor, k)
+            yield from bps.trigger_and_read([detector, motor])
+
+    return points()
+
+
+def numbers(journal):
+    (path,) = journal.folder.glob("*.journal")
+    with contextlib.closing(JournalReader(path)) as reader:
+        return [doc["seq_num"] for name, doc in reader.documents() if name == "event"]
+
+
+def room(monkeypatch, free):
+    """Tell that a disk has so many bytes; the number may change."""
+    monkeypatch.setattr(recording, "free_bytes", lambda folder: free[folder.name])
+
+
+def test_a_scan_pauses_below_the_reserve_and_goes_on(RE, journal, record, monkeypatch, caplog):
+    free = {"journal": 10**9, "frames": 10**9}
+    room(monkeypatch, free)
+    RE.subscribe(lambda name, doc: free.update(frames=99_000_000) if doc["seq_num"] == 2 else None, "event")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"), pytest.raises(RunEngineInterrupted):
+        RE(plan())
+    assert RE.state == "paused" and len(numbers(journal)) < 6
+    (told,) = (r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi"))
+    assert told.startswith("the scan pauses: the disk of frames (") and "has 99 MB left" in told
+    assert "reserve of 100 MB (catalog.reserve_mb)" in told
+    free["frames"] = 10**9
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_scan_that_would_not_fit_pauses_before_it_measures(RE, journal, record, monkeypatch, caplog):
+    free = {"journal": 10**9, "frames": 10**9}
+    room(monkeypatch, free)
+    monkeypatch.setattr(recording, "_bytes_of", lambda descriptor: 10**6)
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"), pytest.raises(RunEngineInterrupted):
+        RE(plan(num_points=1000))
+    assert "the run is expected to need 1000 MB and a reserve of 100 MB" in caplog.text
+    assert len(numbers(journal)) <= 2
+    RE.abort()
+
+
+def test_size_of_an_event():
+    keys = {
+        "frame": {"dtype": "array", "shape": [1, 128, 100], "dtype_numpy": "<u2", "external": "STREAM:"},
+        "y": {"dtype": "number", "shape": [], "dtype_numpy": "<f8"},
+        "other": {"dtype": "array", "shape": [None, 7]},
+    }
+    assert recording._bytes_of({"data_keys": keys}) == 2 * 128 * 100 + 8 * 7
+
+
+def test_documents_wait_in_memory_while_the_journal_has_no_room(RE, journal, record, monkeypatch, caplog):
+    really, full = os.write, []
+
+    def write(fd, data):
+        if full and len(data) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 3 else None, "event")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"), pytest.raises(RunEngineInterrupted):
+        RE(plan())
+    assert numbers(journal) == [1, 2, 3] and "No space left" in caplog.text and "in memory" in caplog.text
+    with pytest.raises(JournalError, match=r"document\(s\) of the last run could not be kept"):
+        record.close()
+    full.clear()
+    RE.subscribe(lambda name, doc: full.clear(), "event")
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == [1, 2, 3, 4, 5, 6]
+    record.close()
+
+
+def test_room_of_a_folder_that_is_not_made_yet(tmp_path):
+    assert recording.free_bytes(tmp_path / "a" / "b") == pytest.approx(recording.free_bytes(tmp_path), rel=0.01)

@@ -1,0 +1,176 @@
+"""Processes that measure with a simulated detector and are told to end."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from bluesky_cdi.journal import JournalReader, run_files
+from bluesky_cdi.signals import EndingSignals
+
+# It writes a line when it is where the signal is wanted, and another one when all is closed.
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+import bluesky.plan_stubs as bps
+from bluesky import RunEngine
+from bluesky.utils import RunEngineInterrupted
+from bluesky_cdi.config import Config
+from bluesky_cdi.journal import Journal
+from bluesky_cdi.plans import ptycho_raster
+from bluesky_cdi.signals import EndingSignals, during_task
+from bluesky_cdi.sim_devices import simulated_beamline
+
+where, folder = sys.argv[1], Path(sys.argv[2])
+
+
+def said(line):
+    with (folder / "said").open("w") as file:
+        file.write(line + "\\n")
+
+
+def third(name, doc):
+    if doc["seq_num"] == 3:
+        # Not in this thread, which is the RunEngine's own.
+        threading.Thread(target=RE.request_pause).start() if where == "paused" else said("now")
+
+
+with EndingSignals() as signals:
+    RE = RunEngine({}, during_task=during_task())
+    signals.watch(RE)
+    journal = Journal(folder / "journal")
+    RE.subscribe(journal)
+    RE.subscribe(third, "event")
+    beamline = simulated_beamline(Config.model_validate({"scan": {"exposure_s": 0.05}}), folder / "frames")
+    try:
+        if where != "idle":
+            stage = beamline.stage
+            RE(ptycho_raster([beamline.detector], stage.y, stage.x, extent_um=[2, 2], step_um=0.05))
+    except RunEngineInterrupted:
+        pass
+    finally:
+        if RE.state != "paused":
+            journal.close()
+            (folder / "closed").touch()
+    try:
+        said("now")
+        time.sleep(600)
+    finally:
+        (folder / "left").touch()
+"""
+
+
+def started(tmp_path, where, **options):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    os.mkfifo(tmp_path / "said")
+    command = [sys.executable, str(tmp_path / "script.py"), where, str(tmp_path)]
+    process = subprocess.Popen(command, **options)
+    with (tmp_path / "said").open() as said:
+        assert said.readline() == "now\n"
+    return process
+
+
+def only_run(tmp_path):
+    (path,) = run_files(tmp_path / "journal")
+    with contextlib.closing(JournalReader(path)) as reader:
+        documents = list(reader.documents())
+    return documents, documents[-1][1]
+
+
+def assert_aborted(tmp_path, name):
+    documents, stop = only_run(tmp_path)
+    assert [kind for kind, _ in documents].count("stop") == 1
+    assert stop["exit_status"] == "abort"
+    assert stop["reason"] == f"the process was told to end ({name})"
+    assert stop["num_events"]["primary"] == [kind for kind, _ in documents].count("event") >= 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("where", ["running", "paused"])
+def test_a_run_is_aborted_before_the_process_ends(tmp_path, where, number):
+    process = started(tmp_path, where)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert_aborted(tmp_path, number.name)
+    assert (tmp_path / ("closed" if where == "running" else "left")).exists()
+
+
+def test_without_a_run_the_process_ends_as_well(tmp_path):
+    process = started(tmp_path, "idle")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert (tmp_path / "left").exists()
+
+
+def test_a_closed_terminal_ends_the_run(tmp_path):
+    """The kernel sends SIGHUP, and writing to the terminal that is gone raises from then on."""
+    master, slave = pty.openpty()
+
+    def controlled():
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = started(tmp_path, "running", stdin=slave, stdout=slave, stderr=slave, preexec_fn=controlled)
+    os.close(slave)
+    os.close(master)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert_aborted(tmp_path, "SIGHUP")
+
+
+def test_two_signals_at_once_are_one_request(tmp_path):
+    process = started(tmp_path, "running")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (128 + signal.SIGHUP, 128 + signal.SIGTERM)
+    _, stop = only_run(tmp_path)
+    assert stop["exit_status"] == "abort"
+
+
+@pytest.mark.parametrize("theirs", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])
+def test_handlers_of_the_application_stay(theirs):
+    before = signal.signal(signal.SIGTERM, theirs)
+    try:
+        with EndingSignals():
+            assert signal.getsignal(signal.SIGTERM) is theirs
+        assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with EndingSignals() as signals:
+        inside = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+        assert inside != before and signals.received is None and signals.reason == ""
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_handler_that_was_set_inside_stays():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with EndingSignals():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_other_threads_set_no_handlers(beside):
+    before = signal.getsignal(signal.SIGTERM)
+    done = threading.Event()
+
+    def open_one():
+        with EndingSignals():
+            assert signal.getsignal(signal.SIGTERM) is before
+        done.set()
+
+    with beside(open_one):
+        assert done.wait(60)
