@@ -36,6 +36,7 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, default=1.5e-3)
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
     add("--attention", action="store_true", help="self-attention at the coarsest level of each stage")
+    add("--scaled", action="store_true", help="stages see and make changes in units of the physics step's size too")
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
     add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
@@ -74,8 +75,8 @@ def _train(args: argparse.Namespace) -> int:
     # batches have another number of frames each time, and tuning for each took longer than training.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = args.model != "ptychonn"
-    if args.attention and args.model == "ptychonn":
-        raise BlueskyCDIError("--attention is an option of the unrolled networks: omit it with --model ptychonn")
+    if (args.attention or args.scaled) and args.model == "ptychonn":
+        raise BlueskyCDIError("--attention and --scaled are options of the unrolled networks, not of --model ptychonn")
     config = PretrainConfig(
         seconds=args.seconds,
         seed=args.seed,
@@ -83,7 +84,9 @@ def _train(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         physics=args.physics,
         photons=(args.photons[0], args.photons[1]),
-        model=PtychoNNConfig() if args.model == "ptychonn" else replace(PRESETS[args.model], attention=args.attention),
+        model=PtychoNNConfig()
+        if args.model == "ptychonn"
+        else replace(PRESETS[args.model], attention=args.attention, scaled=args.scaled),
     )
     probe = _probe(args.probe) if args.probe else None
     with joined(args.device) as processes:

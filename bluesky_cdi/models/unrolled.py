@@ -11,6 +11,7 @@ is; its features, pooled under a frame's illumination, are the frame's embedding
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -28,6 +29,12 @@ from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames, has_triton
 STEP_DAMPING = 0.05
 # Object, physics step (real and imaginary each), saturated and logarithmic illumination.
 PHYSICS_CHANNELS = 6
+# What a scaled network sees besides: the physics step (real and imaginary) in units of its local size, and that size.
+SCALED_CHANNELS = 3
+# Side, in pixels, of the square over which a step's size is taken, and the least size told apart from none.
+SIZE_WINDOW, LEAST_SIZE = 15, 1e-5
+# Size of a step at which the change of an untrained scaled network is halved: below all that matters at first.
+HALVED_AT = 1e-3
 # Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
 # are soft, because a hard one has no gradient to come back from.
 LOG_STD_MIDDLE, LOG_STD_HALF_RANGE = -2.9, 4.0
@@ -55,6 +62,9 @@ class UnrolledConfig:
         Channels that a stage hands to the next beside the object.
     attention : bool
         Whether the stages have self-attention at their coarsest level.
+    scaled : bool
+        Whether the stages see the physics step in units of its local size too, may make changes in these units, and
+        make none where the frames ask for none.
     """
 
     stages: int = 5
@@ -65,6 +75,7 @@ class UnrolledConfig:
     blocks: int = 1
     memory: int = 8
     attention: bool = False
+    scaled: bool = False
 
     def as_dict(self) -> dict[str, int]:
         """Give the configuration as plain values, for a weights file."""
@@ -118,6 +129,7 @@ class UNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, config: UnrolledConfig) -> None:
         super().__init__()
         self.stem = config.stem
+        self.inputs = inputs
         widths = [config.channels * min(i + 1, 3) for i in range(config.levels)]
         pairs = list(pairwise(widths))
         self.entry = nn.Conv2d(inputs * config.stem**2, widths[0], 3, padding=1)
@@ -150,10 +162,12 @@ class UnrolledNet(nn.Module):
     def __init__(self, config: UnrolledConfig | None = None) -> None:
         super().__init__()
         self.config = config or UnrolledConfig()
-        inputs = PHYSICS_CHANNELS + self.config.memory
-        outputs = 2 + self.config.memory
+        inputs = PHYSICS_CHANNELS + self.config.memory + SCALED_CHANNELS * self.config.scaled
+        outputs = 2 + self.config.memory + 2 * self.config.scaled
         self.stages = nn.ModuleList(UNet(inputs, outputs, self.config) for _ in range(self.config.stages))
         self.step_size = nn.Parameter(torch.ones(self.config.stages * self.config.steps))
+        if self.config.scaled:
+            self.log_halved_at = nn.Parameter(torch.full((self.config.stages,), math.log(HALVED_AT)))
         self.critic = UNet(PHYSICS_CHANNELS, 2, replace(self.config, attention=False))
         # Of amplitude and phase; `training.calibration` sets it once the critic has learned.
         self.log_std_offset: Tensor
@@ -162,28 +176,30 @@ class UnrolledNet(nn.Module):
     def go_on_from(self, earlier: UnrolledNet) -> None:
         """Take what a network has learned.
 
-        Further stages and steps are steps of the physics until they learn better, and attention that it lacks changes
-        nothing until then.
+        Further stages and steps are steps of the physics until they learn better; attention that it lacks changes
+        nothing until then, nor does the size of the step, but for changes where the frames ask for next to none.
 
         Raises
         ------
         ValueError
-            If it has more stages or steps than this one, or attention that this one lacks, or the stages have another
-            size.
+            If it has more stages or steps than this one, or attention or a scale that this one lacks, or the stages
+            have another size.
         """
         ours, theirs = self.config, earlier.config
-        grown = replace(theirs, stages=ours.stages, steps=ours.steps, attention=ours.attention)
-        fewer = theirs.stages > ours.stages or theirs.steps > ours.steps or theirs.attention > ours.attention
-        if grown != ours or fewer:
-            raise ValueError(f"{theirs} doesn't fit into {ours}: only stages, steps and attention may be more")
+        more = ("stages", "steps", "attention", "scaled")
+        grown = replace(theirs, **{name: getattr(ours, name) for name in more})
+        if grown != ours or any(getattr(theirs, name) > getattr(ours, name) for name in more):
+            raise ValueError(f"{theirs} doesn't fit into {ours}: only {', '.join(more)} may be more")
         for stage, trained in zip(self.stages, earlier.stages, strict=False):
             untrained = {name: value for name, value in stage.state_dict().items() if name.startswith("attention.")}
-            stage.load_state_dict({**untrained, **trained.state_dict()})
+            stage.load_state_dict({**untrained, **_widened(trained.state_dict(), stage.state_dict())})
         self.critic.load_state_dict(earlier.critic.state_dict())
         with torch.no_grad():
             self.step_size.fill_(1.0)
             # The further steps of a stage come before those that its U-Net knows.
             self._step_sizes()[: theirs.stages, ours.steps - theirs.steps :] = earlier._step_sizes()
+            if theirs.scaled:
+                self.log_halved_at[: theirs.stages] = earlier.log_halved_at
             for stage in self.stages[theirs.stages :]:
                 for parameter in cast(UNet, stage).exit.parameters():
                     parameter.zero_()
@@ -210,13 +226,21 @@ class UnrolledNet(nn.Module):
         obj = torch.ones(shape, dtype=probe.dtype, device=probe.device) if start is None else start
         memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
         outputs = []
-        for net, step_sizes in zip(self.stages, self._step_sizes(), strict=True):
+        for number, (net, step_sizes) in enumerate(zip(self.stages, self._step_sizes(), strict=True)):
             for step_size in step_sizes[:-1]:
                 obj = obj + step_size * damped_step(obj, probe, frames)[0]
             channels, step, support = look(obj, probe, frames)
-            change, _ = run_unet(cast(UNet, net), torch.cat([channels, memory], dim=1))
-            memory = change[:, 2:]
-            obj = obj + step_sizes[-1] * step + support * torch.complex(change[:, 0], change[:, 1])
+            seen = [channels, memory]
+            if self.config.scaled:
+                size = local_size(step, support)
+                unit = step / size
+                seen.append(torch.stack([unit.real, unit.imag, 1 + torch.log10(size) / 2], dim=1))
+            out, _ = run_unet(cast(UNet, net), torch.cat(seen, dim=1))
+            change, memory = torch.complex(out[:, 0], out[:, 1]), out[:, 2 : 2 + self.config.memory]
+            if self.config.scaled:
+                change = change + size * torch.complex(out[:, -2], out[:, -1])
+                change = change * (1 + (self.log_halved_at[number].exp() / size).square()).reciprocal()
+            obj = obj + step_sizes[-1] * step + support * change
             outputs.append(obj)
         return outputs
 
@@ -291,6 +315,30 @@ def look(obj: Tensor, probe: Tensor, frames: IlluminatedFrames) -> tuple[Tensor,
     step, support, illumination = damped_step(obj, probe, frames)
     channels = [obj.real - 1, obj.imag, step.real, step.imag, support, torch.log10(1 + illumination) / 3]
     return torch.stack(channels, dim=1), step, support
+
+
+def local_size(step: Tensor, support: Tensor) -> Tensor:
+    """Compute the root mean square of a physics step around each pixel, where light fell.
+
+    It is what the frames still ask for: the error at first, noise alone in the end.
+
+    Parameters
+    ----------
+    step : Tensor, shape (B, Y, X), complex64
+        The step.
+    support : Tensor, shape (B, Y, X)
+        Its support.
+
+    Returns
+    -------
+    Tensor, shape (B, Y, X)
+        At least `LEAST_SIZE`.
+    """
+    squares = torch.stack([step.real.square() + step.imag.square(), support.square()], dim=1)
+    half = SIZE_WINDOW // 2
+    rows = F.avg_pool2d(squares, (SIZE_WINDOW, 1), stride=1, padding=(half, 0))
+    mean = F.avg_pool2d(rows, (1, SIZE_WINDOW), stride=1, padding=(0, half))
+    return (mean[:, 0] / (mean[:, 1] + LEAST_SIZE) + LEAST_SIZE**2).sqrt()
 
 
 def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,6 +416,15 @@ def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: 
         patches = features[0][:, rows[:, :, None], columns[:, None, :]]  # (C, n, N / stem, N / stem)
         pooled.append(torch.einsum("cnij,ij->nc", patches, weight))
     return torch.cat(pooled) if pooled else features.new_zeros(0, features.shape[1])
+
+
+def _widened(trained: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fill a U-Net's weights up with zeros for inputs and outputs that it lacks, which are the last ones."""
+    state = dict(trained)
+    for name in ("entry.weight", "exit.weight", "exit.bias"):
+        state[name] = torch.zeros_like(own[name])
+        state[name][tuple(slice(side) for side in trained[name].shape)] = trained[name]
+    return state
 
 
 def _blocks(channels: int, number: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bluesky_cdi.models.unrolled import PHYSICS_CHANNELS, UNet, UnrolledNet, padding
+from bluesky_cdi.models.unrolled import UNet, UnrolledNet, padding
 from bluesky_cdi.training.stream import SceneShape
 
 
@@ -52,8 +52,7 @@ def record_graphs(net: UnrolledNet, shapes: Sequence[SceneShape], device: torch.
         height, width = (shape.grid_px + more for more in padding(net.critic, shape.grid_px, shape.grid_px))
         images = []
         for unet in unets:
-            channels = PHYSICS_CHANNELS + (0 if unet is net.critic else net.config.memory)
-            image = torch.zeros(shape.scenes, channels, height, width, dtype=torch.bfloat16, device=device)
+            image = torch.zeros(shape.scenes, unet.inputs, height, width, dtype=torch.bfloat16, device=device)
             image = image.contiguous(memory_format=torch.channels_last)
             # What the critic looks at depends on no parameter, and what the first U-Net does only on the length of the
             # steps before it; where a pass begins has no gradient either.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bluesky_cdi.bench.machine import machine, synchronise
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.models.unrolled import PHYSICS_CHANNELS, PRESETS, UNet, UnrolledConfig, UnrolledNet, run_unet
+from bluesky_cdi.models.unrolled import PRESETS, UNet, UnrolledConfig, UnrolledNet, run_unet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import Diffraction, to_corner
 from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames, frames_at_once
@@ -496,7 +496,7 @@ def _parts(pipeline: Pipeline, work: Workload, device: torch.device, seconds: fl
     data = pipeline.placed(raw)
     side, config = work.grid_px, net.config
     obj = torch.ones(data.object_shape, dtype=torch.complex64, device=device)
-    channels = torch.rand(work.scans, PHYSICS_CHANNELS + config.memory, side, side, device=device)
+    channels = torch.rand(work.scans, cast(UNet, net.stages[0]).inputs, side, side, device=device)
 
     def physics() -> None:
         frames = IlluminatedFrames(raw.probe, data)
