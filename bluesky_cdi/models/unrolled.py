@@ -232,8 +232,9 @@ class UnrolledNet(nn.Module):
             channels, step, support = look(obj, probe, frames)
             seen = [channels, memory]
             if self.config.scaled:
-                size = local_size(step, support)
-                unit = step / size
+                # Without their gradients, which grow by 1 / size with each stage, to 1e25 where hardly any light fell.
+                size = local_size(step.detach(), support)
+                unit = step.detach() / size
                 seen.append(torch.stack([unit.real, unit.imag, 1 + torch.log10(size) / 2], dim=1))
             out, _ = run_unet(cast(UNet, net), torch.cat(seen, dim=1))
             change, memory = torch.complex(out[:, 0], out[:, 1]), out[:, 2 : 2 + self.config.memory]

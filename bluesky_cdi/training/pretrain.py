@@ -304,6 +304,11 @@ class _Run:
             error = _nrmse(self._net(self._held_out.probe, self._held_out.data)[-1], self._held_out.truth, illuminated)
         seconds = max(self._seconds, 1e-3)
         values = {name: round(loss.item(), 4) for name, loss in losses.items()}
+        if not math.isfinite(sum(values.values(), error)):
+            raise WeightsError(
+                f"training diverged before step {self._step} ({values}, NRMSE {error}): train with a lower learning "
+                f"rate than {self._config.learning_rate}"
+            )
         self._curve.append(
             {
                 "step": self._step,
