@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.errors import JournalError
+from bluesky_cdi.errors import JournalError, RefusedError
 from bluesky_cdi.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class Recording:
 
     A callback for ``RE.subscribe``; it never raises into the RunEngine. A document that can't be written is kept in
     memory and written before the next one; the RunEngine pauses at its next checkpoint, and goes on when it is resumed.
+    One that can never be written is left out, and told.
 
     Parameters
     ----------
@@ -86,7 +87,11 @@ class Recording:
 
     def _write(self) -> None:
         while self._unwritten:
-            self._journal(*self._unwritten[0])
+            try:
+                self._journal(*self._unwritten[0])
+            except RefusedError as err:
+                # Those behind it must not wait for ever.
+                logger.error("left out: %s", err)
             self._unwritten.popleft()
 
     def _look(self, expected: int, whose: str) -> None:

@@ -7,10 +7,13 @@ import os
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
+import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
+from ophyd import Signal
 from ophyd.sim import SynAxis, SynGauss
 
+from bluesky_cdi import journal as journal_module
 from bluesky_cdi import recording
 from bluesky_cdi.errors import JournalError
 from bluesky_cdi.journal import Journal, JournalReader
@@ -120,3 +123,62 @@ def test_documents_wait_in_memory_while_the_journal_has_no_room(RE, journal, rec
 
 def test_room_of_a_folder_that_is_not_made_yet(tmp_path):
     assert recording.free_bytes(tmp_path / "a" / "b") == pytest.approx(recording.free_bytes(tmp_path), rel=0.01)
+
+
+def plan_with(values):
+    """A run with a value in each of its events."""
+    signal = Signal(name="value", value=values[0])
+
+    @bpp.run_decorator()
+    def points():
+        for value in values:
+            yield from bps.checkpoint()
+            signal.put(value)
+            yield from bps.trigger_and_read([signal])
+
+    return points()
+
+
+def told(caplog):
+    return [r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi")]
+
+
+def test_a_document_that_can_not_be_kept_is_told_and_left_out(RE, journal, record, monkeypatch, caplog):
+    monkeypatch.setattr(journal_module, "RECORD_MAX", 4000)
+    seen = []
+    RE.subscribe(lambda name, doc: seen.append((name, doc)))
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert RE(plan_with([np.zeros(600 if k == 1 else 3) for k in range(4)])).exit_status == "success"
+    (start, *_), (uid,) = [doc for name, doc in seen], [doc["uid"] for _, doc in seen if doc.get("seq_num") == 2]
+    assert numbers(journal) == [1, 3, 4]
+    (line,) = told(caplog)
+    assert line.startswith(f"left out: the event document {uid} of run {start['uid']} can't be kept: it has ")
+    record.close()
+
+
+def test_what_belongs_to_a_document_that_was_left_out_does_not_hold_the_scan_up(
+    RE, journal, record, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        patch.setattr(journal, "_run_of", {})
+        RE.subscribe(lambda name, doc: journal._run_of.clear(), "descriptor")
+        assert RE(plan_with([1.0, 2.0])).exit_status == "success"
+    assert [line.startswith("left out: a event document must belong to a run") for line in told(caplog)] == [True] * 2
+    assert numbers(journal) == []
+    assert RE(plan_with([1.0, 2.0])).exit_status == "success"
+    record.close()
+
+
+def test_whatever_a_document_holds_the_scan_goes_on(RE, journal, record, caplog):
+    loop = []
+    loop.append(loop)
+    values = [7, 2**70, "\ud800", np.longdouble(0.5), np.datetime64("2026-01-02"), loop, (1, {2}), object]
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert RE(plan_with(values), loop=loop, name="\udc80", n=2**70).exit_status == "success"
+    (path,) = journal.folder.glob("*.journal")
+    with contextlib.closing(JournalReader(path)) as reader:
+        (_, start), *docs = reader.documents()
+    assert (start["loop"], start["name"], start["n"]) == (["[[...]]"], "\udc80", str(2**70))
+    found = [doc["data"]["value"] for name, doc in docs if name == "event"]
+    assert found == [7, str(2**70), "\ud800", 0.5, "2026-01-02", ["[[...]]"], [1, [2]], "<class 'object'>"]
+    assert not told(caplog)
