@@ -48,6 +48,7 @@ class Recording:
         self._unwritten: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._points = 0
         self._is_pausing = False
+        self._told = ""
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Keep a document.
@@ -65,12 +66,13 @@ class Recording:
         except JournalError as err:
             self._pause(f"{err} {len(self._unwritten)} document(s) wait in memory until then.")
             return
-        if name == "start":
-            self._points = int(doc.get("num_points") or 0)
-        elif name == "descriptor":
-            self._look(self._points * _bytes_of(doc), "the run is expected to need")
-        elif name in ("event", "event_page", "stream_datum"):
-            self._look(0, "the run still needs")
+        try:
+            self._look_after(name, doc)
+        except (OSError, LookupError, TypeError, ValueError, OverflowError) as err:
+            # Of a disk that is asked for its room, or of what the documents state. The documents themselves are kept.
+            if str(err) != self._told:
+                self._told = str(err)
+                logger.warning("can't tell whether there is room for the run: %s", err)
 
     def close(self) -> None:
         """Write what waits in memory.
@@ -93,6 +95,16 @@ class Recording:
                 # Those behind it must not wait for ever.
                 logger.error("left out: %s", err)
             self._unwritten.popleft()
+
+    def _look_after(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Look whether there is room for the run that a document belongs to."""
+        if name == "start":
+            self._points = 0
+            self._points = int(doc.get("num_points") or 0)
+        elif name == "descriptor":
+            self._look(self._points * _bytes_of(doc), "the run is expected to need")
+        elif name in ("event", "event_page", "stream_datum"):
+            self._look(0, "the run still needs")
 
     def _look(self, expected: int, whose: str) -> None:
         """Pause where a disk has not the room that is expected to be needed, and the reserve."""

@@ -99,6 +99,28 @@ def test_size_of_an_event():
     assert recording._bytes_of({"data_keys": keys}) == 2 * 128 * 100 + 8 * 7
 
 
+def test_a_disk_that_tells_nothing_does_not_hold_the_scan_up(RE, journal, record, monkeypatch, caplog):
+    def stale(folder):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(recording, "free_bytes", stale)
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert RE(plan(num_points="many")).exit_status == "success"
+    assert numbers(journal) == [1, 2, 3, 4, 5, 6]
+    assert [line.startswith("can't tell whether there is room for the run:") for line in told(caplog)] == [True, True]
+    assert "Stale file handle" in told(caplog)[1]
+
+
+def test_a_descriptor_of_an_odd_shape_does_not_hold_the_scan_up(record, caplog):
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        record("start", {"uid": "a", "num_points": 5})
+        record("descriptor", {"uid": "b", "run_start": "a", "data_keys": {"x": {"shape": ["n", 3]}}})
+        record("descriptor", {"uid": "c", "run_start": "a", "data_keys": {"x": {"shape": [2, 3], "dtype_numpy": "?!"}}})
+        record("descriptor", {"uid": "d", "run_start": "a"})
+        record("stop", {"uid": "e", "run_start": "a"})
+    assert ["there is room for the run" in line for line in told(caplog)] == [True] * 3
+
+
 def test_documents_wait_in_memory_while_the_journal_has_no_room(RE, journal, record, monkeypatch, caplog):
     really, full = os.write, []
 
