@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,6 @@ from bluesky_cdi.errors import JournalError, RefusedError
 from bluesky_cdi.journal import Journal
 
 logger = logging.getLogger(__name__)
-
-LOOK_S = 0.02
 
 
 class Recording:
@@ -47,7 +44,7 @@ class Recording:
         self._folders, self._reserve = dict(folders), reserve_bytes
         self._unwritten: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._points = 0
-        self._is_pausing = False
+        self._request = self._pausing()
         self._told = ""
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
@@ -120,21 +117,22 @@ class Recording:
 
     def _pause(self, why: str) -> None:
         """Pause the scan at its next checkpoint, and say why; again if it is resumed and nothing has changed."""
-        if self._is_pausing:
+        engine = self._engine
+        if self._request.is_alive() or engine.deferred_pause_requested or engine.state == "pausing":
             return
-        self._is_pausing = True
         logger.error("the scan pauses: %s Then RE.resume() goes on, or RE.abort() ends the run in order.", why)
         # Not in this thread, which is the RunEngine's own: the request waits for it.
-        threading.Thread(target=self._request_pause, name="bluesky_cdi-pause", daemon=True).start()
+        self._request = self._pausing()
+        self._request.start()
+
+    def _pausing(self) -> threading.Thread:
+        return threading.Thread(target=self._request_pause, name="bluesky_cdi-pause", daemon=True)
 
     def _request_pause(self) -> None:
         from bluesky.run_engine import TransitionError
 
         with contextlib.suppress(TransitionError):  # nothing runs any more
             self._engine.request_pause(defer=True)
-        while self._engine.state == "running":
-            time.sleep(LOOK_S)
-        self._is_pausing = False
 
 
 def free_bytes(folder: Path) -> int:

@@ -64,6 +64,24 @@ def room(monkeypatch, free):
     monkeypatch.setattr(recording, "free_bytes", lambda folder: free[folder.name])
 
 
+def full_disk(monkeypatch):
+    """Let writing fail while the list that is returned holds something."""
+    really, full = os.write, []
+
+    def write(fd, data):
+        if full and len(data) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    return full
+
+
+def told(caplog):
+    """What the package has logged."""
+    return [r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi")]
+
+
 def test_a_scan_pauses_below_the_reserve_and_goes_on(RE, journal, record, monkeypatch, caplog):
     free = {"journal": 10**9, "frames": 10**9}
     room(monkeypatch, free)
@@ -77,6 +95,40 @@ def test_a_scan_pauses_below_the_reserve_and_goes_on(RE, journal, record, monkey
     free["frames"] = 10**9
     assert RE.resume().exit_status == "success"
     assert numbers(journal) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_scan_that_is_resumed_on_a_disk_that_is_still_full_pauses_again(RE, journal, record, monkeypatch, caplog):
+    free = {"journal": 10**9, "frames": 99_000_000}
+    room(monkeypatch, free)
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        with pytest.raises(RunEngineInterrupted):
+            RE(plan(40))
+        for n in (2, 3):
+            before = numbers(journal)
+            with pytest.raises(RunEngineInterrupted):
+                RE.resume()
+            assert RE.state == "paused" and len(before) < len(numbers(journal)) < 40
+            assert ["the disk of frames" in line for line in told(caplog)] == [True] * n
+    free["frames"] = 10**9
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
+
+
+def test_a_scan_that_is_resumed_while_the_journal_still_has_no_room_pauses_again(
+    RE, journal, record, monkeypatch, caplog
+):
+    full = full_disk(monkeypatch)
+    RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 2 else None, "event")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        with pytest.raises(RunEngineInterrupted):
+            RE(plan(40))
+        with pytest.raises(RunEngineInterrupted):
+            RE.resume()
+    assert RE.state == "paused" and numbers(journal) == [1, 2]
+    assert [" document(s) wait in memory" in line for line in told(caplog)] == [True, True]
+    full.clear()
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
 
 
 def test_a_scan_that_would_not_fit_pauses_before_it_measures(RE, journal, record, monkeypatch, caplog):
@@ -122,14 +174,7 @@ def test_a_descriptor_of_an_odd_shape_does_not_hold_the_scan_up(record, caplog):
 
 
 def test_documents_wait_in_memory_while_the_journal_has_no_room(RE, journal, record, monkeypatch, caplog):
-    really, full = os.write, []
-
-    def write(fd, data):
-        if full and len(data) > 20:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return really(fd, data)
-
-    monkeypatch.setattr(os, "write", write)
+    full = full_disk(monkeypatch)
     RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 3 else None, "event")
     with caplog.at_level(logging.ERROR, "bluesky_cdi"), pytest.raises(RunEngineInterrupted):
         RE(plan())
@@ -159,10 +204,6 @@ def plan_with(values):
             yield from bps.trigger_and_read([signal])
 
     return points()
-
-
-def told(caplog):
-    return [r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi")]
 
 
 def test_a_document_that_can_not_be_kept_is_told_and_left_out(RE, journal, record, monkeypatch, caplog):
