@@ -46,3 +46,7 @@ class CatalogError(BlueskyCDIError, ConnectionError):
 
 class JournalError(BlueskyCDIError, OSError):
     """A run's documents can't be written to the journal or read from it."""
+
+
+class RefusedError(JournalError):
+    """The journal can never take a document; to give the same one again is of no use."""

@@ -23,17 +23,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bluesky_cdi.errors import BlueskyCDIError, JournalError
+from bluesky_cdi.errors import BlueskyCDIError, DocumentError, JournalError, RefusedError
 from bluesky_cdi.packing import pack, unpack
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".journal"
 FORM = b"bluesky_cdi journal 1\n"
-# A longer record can't come from this package: the length itself is damaged.
-RECORD_MAX = 1 << 31
 SYNC_S = 1.0
 _HEAD = struct.Struct(">II")
+# A record has fewer bytes: with its head it is written in one call, and Linux writes no more than that in one. A longer
+# one that is read can't come from this package: the length itself is damaged.
+RECORD_MAX = 0x7FFFF000 - _HEAD.size
 
 Document = tuple[str, dict[str, Any]]
 
@@ -86,8 +87,10 @@ class Journal:
         ------
         JournalError
             If it can't be written; the file is then as it was before, and the same document may be given again.
+        RefusedError
+            If it never can be: it is too large, or belongs to no run that goes on.
         """
-        data = pack([name, doc])
+        data = self._packed(name, doc)
         with self._lock:
             uid = self._run(name, doc)
             run = self._runs[uid]
@@ -107,6 +110,22 @@ class Journal:
             for uid in list(self._runs):
                 self._close(uid)
 
+    def _packed(self, name: str, doc: Mapping[str, Any]) -> bytes:
+        try:
+            data = pack([name, doc])
+        except DocumentError as err:
+            why = str(err)
+        except MemoryError as err:
+            raise JournalError(f"can't pack a {name} document: {err or 'no memory'}. Make room in memory.") from err
+        else:
+            if len(data) < RECORD_MAX:
+                return data
+            why = f"it has {len(data)} bytes; it must have fewer than {RECORD_MAX}"
+        with self._lock:
+            parents = [doc["uid"]] if name == "start" else _parents(doc)
+            run = next((self._run_of.get(str(parent), parent) for parent in parents if parent is not None), None)
+        raise RefusedError(f"the {name} document {doc.get('uid')} of run {run} can't be kept: {why}")
+
     def _run(self, name: str, doc: Mapping[str, Any]) -> str:
         if self._ended.is_set():
             raise JournalError(f"the journal in {self.folder} is closed; a {name} document came after that")
@@ -115,12 +134,12 @@ class Journal:
             if uid not in self._runs:
                 self._runs[uid] = _RunFile(self.folder / f"{uid}{SUFFIX}")
             return uid
-        parents = [doc.get(key) for key in ("run_start", "descriptor", "resource", "stream_resource")]
+        parents = _parents(doc)
         for parent in parents:
             uid = str(self._run_of.get(str(parent), parent))
             if uid in self._runs:
                 return uid
-        raise JournalError(
+        raise RefusedError(
             f"a {name} document must belong to a run that has begun and not ended; it names {parents}. Give the "
             "journal every document of a run, from its start on."
         )
@@ -136,6 +155,11 @@ class Journal:
                 runs = list(self._runs.values())
             for run in runs:
                 run.sync()
+
+
+def _parents(doc: Mapping[str, Any]) -> list[Any]:
+    """List the uids by which a document that is no start names the run that it belongs to."""
+    return [doc.get(key) for key in ("run_start", "descriptor", "resource", "stream_resource")]
 
 
 class _RunFile:

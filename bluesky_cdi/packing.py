@@ -5,6 +5,7 @@ Nothing in these bytes can run code, so they may come from another process or an
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -15,21 +16,44 @@ from bluesky_cdi.errors import DocumentError
 _ARRAY, _COMPLEX = 1, 2
 # Integers, numbers and bools; texts, bytes and times. Arrays of objects are packed as lists.
 _KINDS = "biufcSUmM"
+# What msgpack packs as it is. ExtType is a tuple, which would be taken for a list.
+_LEAVES = (type(None), bool, int, float, str, bytes, bytearray, msgpack.ExtType, msgpack.Timestamp)
+_SURROGATES = "surrogatepass"
+# Lists in lists, where a value has to be copied.
+LEVELS_MAX = 100
 
 
 def pack(value: Any) -> bytes:
     """Write a value as bytes: what JSON knows, bytes, arrays, complex numbers; tuples as lists, all else as text.
 
+    Integers beyond 64 bits come as text too, and so does what holds itself or lies too deep. Texts keep surrogates
+    that stand alone, as in names of files that are no UTF-8.
+
     Parameters
     ----------
     value : object
         NumPy scalars become Python's.
+
+    Raises
+    ------
+    DocumentError
+        If it is larger than can be packed: several GB in one piece.
     """
-    return msgpack.packb(value, default=_pack_other)  # type: ignore[no-any-return]
+    try:
+        return msgpack.packb(value, default=_pack_other)  # type: ignore[no-any-return]
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, all else that the value holds must be kept
+        # The slow way: a copy in which only what can't be packed is replaced.
+        value = _packable(value, ())
+    try:
+        return msgpack.packb(value, default=_pack_other, unicode_errors=_SURROGATES)  # type: ignore[no-any-return]
+    except (ValueError, TypeError, OverflowError) as err:
+        raise DocumentError(f"this {type(value).__name__} can't be packed: {type(err).__name__}: {err}") from err
 
 
 def unpack(data: bytes) -> Any:
-    """Read what `pack` wrote; arrays are read-only.
+    """Read what `pack` wrote; arrays are read-only, and keys that were tuples are texts.
 
     Parameters
     ----------
@@ -41,15 +65,26 @@ def unpack(data: bytes) -> Any:
     DocumentError
         If these are other bytes.
     """
+    options: dict[str, Any] = {"ext_hook": _unpack_other, "strict_map_key": False, "unicode_errors": _SURROGATES}
     try:
-        return msgpack.unpackb(data, ext_hook=_unpack_other, strict_map_key=False)
+        try:
+            return msgpack.unpackb(data, **options)
+        except TypeError:  # a key that is no key of Python's
+            return msgpack.unpackb(data, **options, object_pairs_hook=_with_texts_as_keys)
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as err:
         raise DocumentError(f"{len(data)} bytes must be what this package packed; they can't be read: {err!r}") from err
 
 
 def _pack_other(value: Any) -> Any:
+    """Give what msgpack knows in place of what it does not."""
     if isinstance(value, np.generic):
-        value = value.item()
+        if value.dtype.kind in "mM":
+            return str(value)
+        plain = value.item()
+        # The long kinds of numbers have no other form of Python's.
+        value = (
+            plain if not isinstance(plain, np.generic) else complex(value) if value.dtype.kind == "c" else float(value)
+        )
         return _pack_other(value) if isinstance(value, complex) else value
     if isinstance(value, complex):
         return msgpack.ExtType(_COMPLEX, msgpack.packb([value.real, value.imag]))
@@ -57,13 +92,58 @@ def _pack_other(value: Any) -> Any:
         if value.dtype.kind not in _KINDS:
             return value.tolist()
         return msgpack.ExtType(_ARRAY, msgpack.packb([value.dtype.str, value.shape, value.tobytes()]))
-    if isinstance(value, (set, frozenset)):
-        return list(value)
-    # A mapping or sequence of another kind, such as an event-model document that checks its own values.
-    for form, kind in ((dict, "keys"), (list, "__iter__")):
-        if hasattr(value, kind) and not isinstance(value, (str, bytes)):
-            return form(value)
-    return str(value)
+    if isinstance(value, memoryview):
+        return value.tobytes()
+    # A set; a mapping or sequence of another kind, such as an event-model document that checks its own values.
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Iterator)):
+        return dict(value) if hasattr(value, "keys") else list(value)
+    return _text(value)
+
+
+def _packable(value: Any, above: tuple[int, ...]) -> Any:
+    """Copy a value, with text in place of what fails, holds itself or lies too deep.
+
+    Parameters
+    ----------
+    value : object
+        The value.
+    above : tuple of int
+        Identities of what it lies in.
+    """
+    if isinstance(value, _LEAVES):
+        return value
+    if id(value) in above or len(above) >= LEVELS_MAX:
+        return _text(value)
+    above = (*above, id(value))
+    try:
+        if isinstance(value, dict):
+            # Other keys would be packed as what can't be a key.
+            keys = {key: key if isinstance(key, (*_LEAVES, np.generic)) else _text(key) for key in value}
+            return {keys[key]: _packable(each, above) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [_packable(each, above) for each in value]
+        return _packable(_pack_other(value), above)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - an object may do anything when it is asked what it holds
+        return _text(value)
+
+
+def _text(value: Any) -> str:
+    """Write a value as text, whatever it does when it is asked for one."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - as above; and Python writes no integer of more than 4300 digits in tens
+        kind = type(value)
+        return f"{value:#x}" if isinstance(value, int) else f"<{kind.__module__}.{kind.__qualname__}>"
+
+
+def _with_texts_as_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_text(_as_tuple(key)) if isinstance(key, (list, dict)) else key: value for key, value in pairs}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _unpack_other(code: int, data: bytes) -> Any:

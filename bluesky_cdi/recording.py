@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.errors import JournalError
+from bluesky_cdi.errors import JournalError, RefusedError
 from bluesky_cdi.journal import Journal
 
 logger = logging.getLogger(__name__)
-
-LOOK_S = 0.02
 
 
 class Recording:
@@ -28,6 +25,7 @@ class Recording:
 
     A callback for ``RE.subscribe``; it never raises into the RunEngine. A document that can't be written is kept in
     memory and written before the next one; the RunEngine pauses at its next checkpoint, and goes on when it is resumed.
+    One that can never be written is left out, and told.
 
     Parameters
     ----------
@@ -46,7 +44,8 @@ class Recording:
         self._folders, self._reserve = dict(folders), reserve_bytes
         self._unwritten: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._points = 0
-        self._is_pausing = False
+        self._request = self._pausing()
+        self._told = ""
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Keep a document.
@@ -64,12 +63,13 @@ class Recording:
         except JournalError as err:
             self._pause(f"{err} {len(self._unwritten)} document(s) wait in memory until then.")
             return
-        if name == "start":
-            self._points = int(doc.get("num_points") or 0)
-        elif name == "descriptor":
-            self._look(self._points * _bytes_of(doc), "the run is expected to need")
-        elif name in ("event", "event_page", "stream_datum"):
-            self._look(0, "the run still needs")
+        try:
+            self._look_after(name, doc)
+        except (OSError, LookupError, TypeError, ValueError, OverflowError) as err:
+            # Of a disk that is asked for its room, or of what the documents state. The documents themselves are kept.
+            if str(err) != self._told:
+                self._told = str(err)
+                logger.warning("can't tell whether there is room for the run: %s", err)
 
     def close(self) -> None:
         """Write what waits in memory.
@@ -86,8 +86,22 @@ class Recording:
 
     def _write(self) -> None:
         while self._unwritten:
-            self._journal(*self._unwritten[0])
+            try:
+                self._journal(*self._unwritten[0])
+            except RefusedError as err:
+                # Those behind it must not wait for ever.
+                logger.error("left out: %s", err)
             self._unwritten.popleft()
+
+    def _look_after(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Look whether there is room for the run that a document belongs to."""
+        if name == "start":
+            self._points = 0
+            self._points = int(doc.get("num_points") or 0)
+        elif name == "descriptor":
+            self._look(self._points * _bytes_of(doc), "the run is expected to need")
+        elif name in ("event", "event_page", "stream_datum"):
+            self._look(0, "the run still needs")
 
     def _look(self, expected: int, whose: str) -> None:
         """Pause where a disk has not the room that is expected to be needed, and the reserve."""
@@ -103,21 +117,22 @@ class Recording:
 
     def _pause(self, why: str) -> None:
         """Pause the scan at its next checkpoint, and say why; again if it is resumed and nothing has changed."""
-        if self._is_pausing:
+        engine = self._engine
+        if self._request.is_alive() or engine.deferred_pause_requested or engine.state == "pausing":
             return
-        self._is_pausing = True
         logger.error("the scan pauses: %s Then RE.resume() goes on, or RE.abort() ends the run in order.", why)
         # Not in this thread, which is the RunEngine's own: the request waits for it.
-        threading.Thread(target=self._request_pause, name="bluesky_cdi-pause", daemon=True).start()
+        self._request = self._pausing()
+        self._request.start()
+
+    def _pausing(self) -> threading.Thread:
+        return threading.Thread(target=self._request_pause, name="bluesky_cdi-pause", daemon=True)
 
     def _request_pause(self) -> None:
         from bluesky.run_engine import TransitionError
 
         with contextlib.suppress(TransitionError):  # nothing runs any more
             self._engine.request_pause(defer=True)
-        while self._engine.state == "running":
-            time.sleep(LOOK_S)
-        self._is_pausing = False
 
 
 def free_bytes(folder: Path) -> int:

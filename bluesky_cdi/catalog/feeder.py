@@ -82,6 +82,8 @@ class Feeder:
         self._folder = Path(journal)
         self._catalog = catalog
         self._runs: dict[Path, _Run] = {}
+        # Those of which a file could not be read or put away at the last try.
+        self._unread: set[Path] = set()
         self._stop = threading.Event()
 
     def feed(self) -> list[Fed]:
@@ -109,6 +111,13 @@ class Feeder:
                 # It concerns this run, and is tried again; the others go on.
                 logger.info("run %s: %s", path.stem, err)
                 continue
+            except OSError as err:
+                # Of this run's file, which says nothing of it now: it stays, and the others go on.
+                if path not in self._unread:
+                    self._unread.add(path)
+                    logger.warning("run %s is tried again: %s", path.stem, err)
+                continue
+            self._unread.discard(path)
             if fed is not None:
                 finished.append(fed)
                 del self._runs[path]
@@ -291,11 +300,24 @@ class _Run:
         self._missing: set[str] = set()
 
     def _has_begun(self) -> bool:
-        """Make the writer when the first record is there, and take out what an earlier attempt left."""
+        """Make the writer when the first record is there, and take out what an earlier attempt left.
+
+        Raises
+        ------
+        JournalError
+            If the file can't be read now.
+        """
         if self._writer is not None:
             return True
         try:
             first = next(self._reader.documents(), None)
+        except JournalError as err:
+            if isinstance(err.__cause__, OSError):
+                raise
+            # Damaged. Nobody may take the file away while more is written behind the damage.
+            if is_written(self._reader.path):
+                return False
+            raise _Unusable(_first_line(err)) from err
         except (BlueskyCDIError, TypeError, ValueError) as err:
             raise _Unusable(_first_line(err)) from err
         self._reader.rewind()

@@ -8,7 +8,7 @@ import pytest
 
 from bluesky_cdi.catalog import keeper, serve
 from bluesky_cdi.errors import CatalogError
-from tests.faults.conftest import N_RASTER
+from tests.faults.bench import N_RASTER
 
 
 def test_a_process_that_is_killed_is_started_again(bench, caplog):

@@ -19,7 +19,7 @@ import yaml
 
 from bluesky_cdi.catalog import list_results, open_catalog, serve
 from bluesky_cdi.cli import main
-from tests.faults.conftest import SETTINGS
+from tests.faults.bench import SETTINGS
 
 KILLS = int(os.environ.get("BLUESKY_CDI_KILLS", "3"))
 

@@ -9,7 +9,7 @@ import pytest
 
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.remote import link
-from tests.faults.conftest import N_RASTER, SOON_S
+from tests.faults.bench import N_RASTER, SOON_S
 
 
 @pytest.fixture

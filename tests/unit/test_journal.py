@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from event_model import compose_run
 
-from bluesky_cdi.errors import JournalError
+from bluesky_cdi import journal as journal_module
+from bluesky_cdi.errors import JournalError, RefusedError
 from bluesky_cdi.journal import FORM, Journal, JournalReader, is_written, run_files
 
 
@@ -155,12 +156,49 @@ def test_a_document_that_does_not_fit_leaves_the_file_whole(journal, monkeypatch
     assert_same(read(path), docs)
 
 
+def test_a_document_that_no_file_can_hold_is_refused_and_the_rest_written(journal, monkeypatch):
+    docs = documents()
+    uid = docs[0][1]["uid"]
+    large = ("event", {**docs[3][1], "data": {"frame": np.zeros(5000, np.uint8)}})
+    loose = ("event", {"uid": "a", "data": {"frame": np.zeros(5000, np.uint8)}})
+    monkeypatch.setattr(journal_module, "RECORD_MAX", 5000)
+    write(journal, docs[:3])
+    with pytest.raises(
+        RefusedError, match=rf"the event document {large[1]['uid']} of run {uid} can't be kept: it has 5"
+    ):
+        journal(*large)
+    with pytest.raises(RefusedError, match="the event document a of run None can't be kept"):
+        journal(*loose)
+    write(journal, docs[3:])
+    assert_same(read(path_of(journal, docs)), docs)
+
+
+def test_a_document_that_can_not_be_packed(journal, monkeypatch):
+    docs = documents()
+    uid = docs[0][1]["uid"]
+    with pytest.raises(
+        RefusedError, match=f"start document {uid} of run {uid} can't be kept: .* can't be packed: Value"
+    ):
+        journal("start", {"uid": uid, "data": bytes(1 << 32)})
+    assert not list(journal.folder.iterdir())
+
+    def no_room(value):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch, pytest.raises(JournalError, match=r"can't pack .* no room") as caught:
+        patch.setattr(journal_module, "pack", no_room)
+        journal(*docs[0])
+    assert not isinstance(caught.value, RefusedError)
+    write(journal, docs)
+    assert_same(read(path_of(journal, docs)), docs)
+
+
 def test_documents_of_no_run_are_refused(journal):
     docs = documents()
-    with pytest.raises(JournalError, match="a descriptor document must belong to a run that has begun"):
+    with pytest.raises(RefusedError, match="a descriptor document must belong to a run that has begun"):
         journal(*docs[1])
     write(journal, docs)
-    with pytest.raises(JournalError, match="begun and not ended"):
+    with pytest.raises(RefusedError, match="begun and not ended"):
         journal(*docs[2])
     with pytest.raises(JournalError, match="File exists"):
         journal(*docs[0])

@@ -1,5 +1,9 @@
+import collections
+import datetime
+import enum
 import io
 import math
+import types
 
 import numpy as np
 import pytest
@@ -46,3 +50,120 @@ def test_an_array_in_other_order_keeps_its_values():
 def test_other_bytes_are_refused(data):
     with pytest.raises(DocumentError, match=f"{len(data)} bytes must be what this package packed"):
         unpack(data)
+
+
+class Silent:
+    """Neither its text nor what it holds can be had."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    def __iter__(self):
+        raise RuntimeError("no content")
+
+
+def nested(n):
+    value = 7
+    for _ in range(n):
+        value = [value]
+    return value
+
+
+@given(st.recursive(st.text(st.characters()), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_texts_come_back_with_surrogates_that_stand_alone(value):
+    assert unpack(pack(value)) == value
+
+
+@pytest.mark.parametrize("value", ["a\ud800b", {"\udc80": 1}, ["\udfff", np.str_("\ud800")]])
+def test_surrogates_that_stand_alone(value):
+    found, array = unpack(pack([value, np.arange(3)]))
+    assert found == value and list(array) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ([2**64], ["18446744073709551616"]),
+        ([-(2**63) - 1], ["-9223372036854775809"]),
+        ([-(16**5000)], ["-0x1" + "0" * 5000]),
+        ([2**64 - 1, -(2**63)], [2**64 - 1, -(2**63)]),
+    ],
+)
+def test_integers_beyond_64_bits_come_as_text(value, wanted):
+    assert unpack(pack({"n": value})) == {"n": wanted}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (np.longdouble(1.5), 1.5),
+        (np.clongdouble(1 + 2j), 1 + 2j),
+        (np.datetime64("2026-01-02T03:04:05.000000006"), "2026-01-02T03:04:05.000000006"),
+        (np.datetime64("2026-01-02"), "2026-01-02"),
+        (np.timedelta64(3, "s"), "3 seconds"),
+        (np.datetime64("NaT"), "NaT"),
+        (np.void(b"abc"), b"abc"),
+        (np.zeros(1, [("a", "i4"), ("t", "M8[s]")]), [[0, "1970-01-01 00:00:00"]]),
+        (np.array(1j, object), 1j),
+        (np.array({1}, object), [1]),
+        (np.array([2**70, "\ud800", np.int8(3), np.longdouble(0.5)], object), [str(2**70), "\ud800", 3, 0.5]),
+        (np.array(["a", "b"], np.dtypes.StringDType()), ["a", "b"]),
+    ],
+)
+def test_numpy_values_of_odd_types(value, wanted):
+    assert unpack(pack({"v": value})) == {"v": wanted}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (dict, "<class 'dict'>"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (enum.Enum("Colour", ["RED"]).RED, "Colour.RED"),
+        (collections.deque([1, {2}]), [1, [2]]),
+        (types.MappingProxyType({"a": 1}), {"a": 1}),
+        (memoryview(np.arange(6, dtype=np.uint8))[::2], b"\0\2\4"),
+        (Silent(), f"<{__name__}.Silent>"),
+        ({Silent: {"a": 1}, "b": [Silent()]}, {str(Silent): {"a": 1}, "b": [f"<{__name__}.Silent>"]}),
+        ({(1, (2, 3)): "t", "k": (1, 2)}, {"(1, (2, 3))": "t", "k": [1, 2]}),
+        ({(1, 2): "\ud800"}, {"(1, 2)": "\ud800"}),
+        ({frozenset([1]): 1}, {"(1,)": 1}),
+        ({None: 1, 2: 3, np.int64(4): 5, "t": "\ud800"}, {None: 1, 2: 3, 4: 5, "t": "\ud800"}),
+    ],
+)
+def test_objects_that_msgpack_does_not_know(value, wanted):
+    assert unpack(pack({"v": value})) == {"v": wanted}
+
+
+def test_an_iterator_is_not_used_up():
+    numbers = iter([1, 2])
+    assert unpack(pack(numbers)).startswith("<list_iterator object")
+    assert list(numbers) == [1, 2]
+
+
+def test_what_holds_itself_or_lies_too_deep_comes_as_text():
+    listed, mapped, queued = [1], {"a": 1}, collections.deque([1])
+    listed.append(listed)
+    mapped["self"] = mapped
+    queued.append(queued)
+    array = np.empty(1, object)
+    array[0] = array
+    found = unpack(pack({"l": listed, "m": mapped, "q": queued, "o": array, "deep": nested(5000), "x": np.arange(2)}))
+    assert found["l"] == [1, "[1, [...]]"]
+    assert found["m"] == {"a": 1, "self": "{'a': 1, 'self': {...}}"}
+    assert found["q"] == [1, "deque([1, [...]])"]
+    assert len(found["o"]) == 1 and list(found["x"]) == [0, 1]
+    assert str(found["deep"]).endswith("['<builtins.list>'" + "]" * str(found["deep"]).count("["))
+    assert unpack(pack(nested(600))) == nested(600)
+
+
+def test_a_value_that_occurs_twice_comes_twice():
+    shared = {"a": 2**70, "t": "\ud800"}
+    twice = {"one": shared, "two": [shared, shared]}
+    plain = {"a": str(2**70), "t": "\ud800"}
+    assert unpack(pack(twice)) == {"one": plain, "two": [plain, plain]}
+
+
+def test_more_than_msgpack_can_hold_is_refused():
+    with pytest.raises(DocumentError, match="can't be packed: ValueError"):
+        pack({"data": bytes(1 << 32)})

@@ -7,10 +7,13 @@ import os
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
+import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
+from ophyd import Signal
 from ophyd.sim import SynAxis, SynGauss
 
+from bluesky_cdi import journal as journal_module
 from bluesky_cdi import recording
 from bluesky_cdi.errors import JournalError
 from bluesky_cdi.journal import Journal, JournalReader
@@ -61,6 +64,24 @@ def room(monkeypatch, free):
     monkeypatch.setattr(recording, "free_bytes", lambda folder: free[folder.name])
 
 
+def full_disk(monkeypatch):
+    """Let writing fail while the list that is returned holds something."""
+    really, full = os.write, []
+
+    def write(fd, data):
+        if full and len(data) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    return full
+
+
+def told(caplog):
+    """What the package has logged."""
+    return [r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi")]
+
+
 def test_a_scan_pauses_below_the_reserve_and_goes_on(RE, journal, record, monkeypatch, caplog):
     free = {"journal": 10**9, "frames": 10**9}
     room(monkeypatch, free)
@@ -74,6 +95,40 @@ def test_a_scan_pauses_below_the_reserve_and_goes_on(RE, journal, record, monkey
     free["frames"] = 10**9
     assert RE.resume().exit_status == "success"
     assert numbers(journal) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_scan_that_is_resumed_on_a_disk_that_is_still_full_pauses_again(RE, journal, record, monkeypatch, caplog):
+    free = {"journal": 10**9, "frames": 99_000_000}
+    room(monkeypatch, free)
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        with pytest.raises(RunEngineInterrupted):
+            RE(plan(40))
+        for n in (2, 3):
+            before = numbers(journal)
+            with pytest.raises(RunEngineInterrupted):
+                RE.resume()
+            assert RE.state == "paused" and len(before) < len(numbers(journal)) < 40
+            assert ["the disk of frames" in line for line in told(caplog)] == [True] * n
+    free["frames"] = 10**9
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
+
+
+def test_a_scan_that_is_resumed_while_the_journal_still_has_no_room_pauses_again(
+    RE, journal, record, monkeypatch, caplog
+):
+    full = full_disk(monkeypatch)
+    RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 2 else None, "event")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        with pytest.raises(RunEngineInterrupted):
+            RE(plan(40))
+        with pytest.raises(RunEngineInterrupted):
+            RE.resume()
+    assert RE.state == "paused" and numbers(journal) == [1, 2]
+    assert [" document(s) wait in memory" in line for line in told(caplog)] == [True, True]
+    full.clear()
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
 
 
 def test_a_scan_that_would_not_fit_pauses_before_it_measures(RE, journal, record, monkeypatch, caplog):
@@ -96,15 +151,30 @@ def test_size_of_an_event():
     assert recording._bytes_of({"data_keys": keys}) == 2 * 128 * 100 + 8 * 7
 
 
+def test_a_disk_that_tells_nothing_does_not_hold_the_scan_up(RE, journal, record, monkeypatch, caplog):
+    def stale(folder):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(recording, "free_bytes", stale)
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert RE(plan(num_points="many")).exit_status == "success"
+    assert numbers(journal) == [1, 2, 3, 4, 5, 6]
+    assert [line.startswith("can't tell whether there is room for the run:") for line in told(caplog)] == [True, True]
+    assert "Stale file handle" in told(caplog)[1]
+
+
+def test_a_descriptor_of_an_odd_shape_does_not_hold_the_scan_up(record, caplog):
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        record("start", {"uid": "a", "num_points": 5})
+        record("descriptor", {"uid": "b", "run_start": "a", "data_keys": {"x": {"shape": ["n", 3]}}})
+        record("descriptor", {"uid": "c", "run_start": "a", "data_keys": {"x": {"shape": [2, 3], "dtype_numpy": "?!"}}})
+        record("descriptor", {"uid": "d", "run_start": "a"})
+        record("stop", {"uid": "e", "run_start": "a"})
+    assert ["there is room for the run" in line for line in told(caplog)] == [True] * 3
+
+
 def test_documents_wait_in_memory_while_the_journal_has_no_room(RE, journal, record, monkeypatch, caplog):
-    really, full = os.write, []
-
-    def write(fd, data):
-        if full and len(data) > 20:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return really(fd, data)
-
-    monkeypatch.setattr(os, "write", write)
+    full = full_disk(monkeypatch)
     RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 3 else None, "event")
     with caplog.at_level(logging.ERROR, "bluesky_cdi"), pytest.raises(RunEngineInterrupted):
         RE(plan())
@@ -120,3 +190,58 @@ def test_documents_wait_in_memory_while_the_journal_has_no_room(RE, journal, rec
 
 def test_room_of_a_folder_that_is_not_made_yet(tmp_path):
     assert recording.free_bytes(tmp_path / "a" / "b") == pytest.approx(recording.free_bytes(tmp_path), rel=0.01)
+
+
+def plan_with(values):
+    """A run with a value in each of its events."""
+    signal = Signal(name="value", value=values[0])
+
+    @bpp.run_decorator()
+    def points():
+        for value in values:
+            yield from bps.checkpoint()
+            signal.put(value)
+            yield from bps.trigger_and_read([signal])
+
+    return points()
+
+
+def test_a_document_that_can_not_be_kept_is_told_and_left_out(RE, journal, record, monkeypatch, caplog):
+    monkeypatch.setattr(journal_module, "RECORD_MAX", 4000)
+    seen = []
+    RE.subscribe(lambda name, doc: seen.append((name, doc)))
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert RE(plan_with([np.zeros(600 if k == 1 else 3) for k in range(4)])).exit_status == "success"
+    (start, *_), (uid,) = [doc for name, doc in seen], [doc["uid"] for _, doc in seen if doc.get("seq_num") == 2]
+    assert numbers(journal) == [1, 3, 4]
+    (line,) = told(caplog)
+    assert line.startswith(f"left out: the event document {uid} of run {start['uid']} can't be kept: it has ")
+    record.close()
+
+
+def test_what_belongs_to_a_document_that_was_left_out_does_not_hold_the_scan_up(
+    RE, journal, record, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        patch.setattr(journal, "_run_of", {})
+        RE.subscribe(lambda name, doc: journal._run_of.clear(), "descriptor")
+        assert RE(plan_with([1.0, 2.0])).exit_status == "success"
+    assert [line.startswith("left out: a event document must belong to a run") for line in told(caplog)] == [True] * 2
+    assert numbers(journal) == []
+    assert RE(plan_with([1.0, 2.0])).exit_status == "success"
+    record.close()
+
+
+def test_whatever_a_document_holds_the_scan_goes_on(RE, journal, record, caplog):
+    loop = []
+    loop.append(loop)
+    values = [7, 2**70, "\ud800", np.longdouble(0.5), np.datetime64("2026-01-02"), loop, (1, {2}), object]
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert RE(plan_with(values), loop=loop, name="\udc80", n=2**70).exit_status == "success"
+    (path,) = journal.folder.glob("*.journal")
+    with contextlib.closing(JournalReader(path)) as reader:
+        (_, start), *docs = reader.documents()
+    assert (start["loop"], start["name"], start["n"]) == (["[[...]]"], "\udc80", str(2**70))
+    found = [doc["data"]["value"] for name, doc in docs if name == "event"]
+    assert found == [7, str(2**70), "\ud800", 0.5, "2026-01-02", ["[[...]]"], [1, [2]], "<class 'object'>"]
+    assert not told(caplog)

@@ -1,8 +1,10 @@
 """From the journal to the catalog; what a killed process leaves is tested in tests/faults."""
 
 import contextlib
+import errno
 import logging
 import shutil
+import threading
 
 import httpx
 import numpy as np
@@ -11,6 +13,7 @@ import stamina
 from event_model import compose_run
 from tiled.client.dataframe import DataFrameClient
 
+from bluesky_cdi.catalog import feeder as feeder_module
 from bluesky_cdi.catalog import open_catalog, serve
 from bluesky_cdi.catalog.feeder import Feeder, waiting_files
 from bluesky_cdi.errors import CatalogError
@@ -220,3 +223,157 @@ def test_rows_that_came_twice_are_noticed(catalog, journal, feeder, caplog, monk
         assert [fed.events for fed in feed(feeder)] == [20]
     assert "came to the catalog with {'primary': 36} events in place of {'primary': 20}" in caplog.text
     check(catalog, docs)
+
+
+@pytest.fixture
+def bad_disk(monkeypatch):
+    """Files whose names are in the set that is returned can't be read."""
+    bad, really = set(), JournalReader._record
+
+    def record(reader, file):
+        if reader.path.stem in bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return really(reader, file)
+
+    monkeypatch.setattr(JournalReader, "_record", record)
+    return bad
+
+
+@pytest.mark.parametrize("n", [1, 10], ids=["from the start on", "in the middle"])
+def test_a_live_run_that_can_not_be_read_for_a_moment_is_read_on_later(catalog, journal, feeder, bad_disk, caplog, n):
+    docs, other = documents(), documents()
+    uid, path = docs[0][1]["uid"], journal.folder / f"{docs[0][1]['uid']}.journal"
+    write(journal, docs[:n])
+    if n > 1:
+        assert not feeder.feed()
+    bad_disk.add(uid)
+    write(journal, docs[n : n + 5])
+    write(journal, other)
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        # The others are not held up.
+        assert [fed.uid for fed in feeder.feed()] == [other[0][1]["uid"]]
+        assert not feeder.feed()
+    (told,) = (r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi"))
+    assert told == f"run {uid} is tried again: can't read the journal's file {path}: [Errno 5] Input/output error"
+    assert path.is_file() and not (journal.folder.parent / "refused").exists()
+    # As long as nothing can be read, nobody knows what the writer, now gone, has written: the run is not ended.
+    write(journal, docs[n + 5 :])
+    assert not feeder.feed() and path.is_file()
+    bad_disk.clear()
+    (fed,) = feed(feeder)
+    assert (fed.uid, fed.events, fed.note) == (uid, 20, "")
+    check(catalog, docs)
+    check(catalog, other)
+
+
+def test_a_live_run_of_which_nobody_can_tell_whether_it_goes_on_is_not_ended(catalog, journal, feeder, monkeypatch):
+    docs = documents()
+    write(journal, docs[:10])
+    assert not feeder.feed()
+    really = feeder_module.is_written
+
+    def unknown(path):
+        raise feeder_module.JournalError("can't look") from OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(feeder_module, "is_written", unknown)
+    write(journal, docs[10:15])
+    assert not feeder.feed()
+    monkeypatch.setattr(feeder_module, "is_written", really)
+    write(journal, docs[15:])
+    assert [(fed.events, fed.note) for fed in feed(feeder)] == [(20, "")]
+    check(catalog, docs)
+
+
+@pytest.mark.parametrize(("record", "left"), [(0, 0), (9, 7)], ids=["the first record", "a later one"])
+def test_damage_in_a_file_that_is_still_written_waits_for_its_writer(catalog, tmp_path, feeder, caplog, record, left):
+    docs = documents()
+    journal = Journal(tmp_path / "journal" / "raw")
+    path = journal.folder / f"{docs[0][1]['uid']}.journal"
+    write(journal, docs[:15])
+    ends = [0]
+    with contextlib.closing(JournalReader(path)) as reader:
+        ends += [reader.offset for _ in reader.packed()]
+    with path.open("r+b") as file:
+        file.seek(ends[record + 1] - 5)
+        file.write(b"\xff\xfe")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        for _ in range(3):
+            assert not feeder.feed()
+        write(journal, docs[15:-1])
+        assert not feeder.feed() and path.is_file() and not caplog.records
+        journal.close()
+        (fed,) = feed(feeder)
+    assert fed.events == left and "is damaged: the record at byte" in fed.note and "is damaged" in caplog.text
+    kept = tmp_path / "journal" / "refused" / path.name
+    # What was written behind the damage is in the file that is kept.
+    assert not path.exists() and kept.stat().st_size > ends[-1]
+    if left:
+        assert catalog.raw[fed.uid].stop["reason"] == fed.note
+
+
+@contextlib.contextmanager
+def running(feeder, monkeypatch):
+    """Run a feeder in its thread; gives what waits until it has finished a run."""
+    finished, changed = [], threading.Condition()
+
+    def tell(fed):
+        with changed:
+            finished.append(fed.uid)
+            changed.notify_all()
+
+    def wait_for(uid):
+        with changed:
+            return changed.wait_for(lambda: uid in finished, SOON_S)
+
+    monkeypatch.setattr(feeder_module, "_tell", tell)
+    thread = threading.Thread(target=feeder.run)
+    thread.start()
+    try:
+        yield wait_for
+    finally:
+        feeder.stop()
+        thread.join()
+
+
+def test_an_error_of_the_disk_does_not_end_the_feeder(catalog, journal, feeder, monkeypatch, caplog):
+    docs, really, failed = documents(), feeder_module.waiting_files, threading.Event()
+    errors = [OSError(errno.EIO, "Input/output error") for _ in range(2)]
+
+    def fails_twice(folder):
+        if errors:
+            raise errors.pop()
+        failed.set()
+        return really(folder)
+
+    monkeypatch.setattr(feeder_module, "waiting_files", fails_twice)
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"), running(feeder, monkeypatch) as wait_for:
+        assert failed.wait(SOON_S)
+        write(journal, docs)
+        assert wait_for(docs[0][1]["uid"])
+    check(catalog, docs)
+    told = [r.getMessage() for r in caplog.records if r.name.startswith("bluesky_cdi")]
+    assert told[0].startswith("[Errno 5] Input/output error What is measured waits in")
+    assert told[1:] == ["the catalog takes what is measured again"]
+
+
+def test_a_server_that_fails_on_one_run_takes_the_others(catalog, journal, feeder, monkeypatch):
+    docs, other = documents(), documents()
+    uid = docs[0][1]["uid"]
+    write(journal, docs)
+    write(journal, other)
+    send, failures = httpx.Client.send, []
+
+    def faulty(client, request, **options):
+        if uid in str(request.url):
+            failures.append(request.method)
+            raise httpx.HTTPStatusError("fault", request=request, response=httpx.Response(500, request=request))
+        return send(client, request, **options)
+
+    # Without the client's own pauses between its attempts.
+    with monkeypatch.context() as patch, stamina.set_testing(True, attempts=2):
+        patch.setattr(httpx.Client, "send", faulty)
+        assert [fed.uid for fed in feeder.feed()] == [other[0][1]["uid"]]
+    assert failures and [path.stem for path in waiting_files(journal.folder.parent)] == [uid]
+    assert [fed.events for fed in feed(feeder)] == [20]
+    check(catalog, docs)
+    check(catalog, other)
