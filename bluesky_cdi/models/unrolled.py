@@ -33,6 +33,8 @@ PHYSICS_CHANNELS = 6
 SCALED_CHANNELS = 3
 # Side, in pixels, of the square over which a step's size is taken, and the least size told apart from none.
 SIZE_WINDOW, LEAST_SIZE = 15, 1e-5
+# Largest size of a step that is a unit of changes.
+MOST_SIZE = 0.5
 # Size of a step at which the change of an untrained scaled network is halved: below all that matters at first.
 HALVED_AT = 1e-3
 # Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
@@ -239,7 +241,10 @@ class UnrolledNet(nn.Module):
             out, _ = run_unet(cast(UNet, net), torch.cat(seen, dim=1))
             change, memory = torch.complex(out[:, 0], out[:, 1]), out[:, 2 : 2 + self.config.memory]
             if self.config.scaled:
-                change = change + size * torch.complex(out[:, -2], out[:, -1])
+                # Bounded: a change in proportion to the error that makes the error larger would grow like a power of
+                # the stages.
+                units = torch.complex(torch.tanh(out[:, -2]), torch.tanh(out[:, -1]))
+                change = change + size.clamp_max(MOST_SIZE) * units
                 change = change * (1 + (self.log_halved_at[number].exp() / size).square()).reciprocal()
             obj = obj + step_sizes[-1] * step + support * change
             outputs.append(obj)

@@ -62,8 +62,14 @@ def draw_start(net: UnrolledNet, batch: Batch, stream: SceneStream, labels: bool
     if labels:
         kinds.append((0.2, lambda: near_truth(batch, stream)))
     shares = list(accumulate(share for share, _ in kinds))
-    start = kinds[bisect_right(shares, stream.between(0, shares[-1]), hi=len(kinds) - 1)][1]()
-    return start * (MOST_TRANSMISSION / start.abs().clamp_min(MOST_TRANSMISSION))
+    return _bounded(kinds[bisect_right(shares, stream.between(0, shares[-1]), hi=len(kinds) - 1)][1]())
+
+
+def _bounded(obj: Tensor) -> Tensor:
+    """Limit the transmission; vacuum where an engine or a network has diverged to what is no number."""
+    obj = torch.where(torch.isfinite(obj.abs()), obj, torch.ones_like(obj))
+    bounded: Tensor = obj * (MOST_TRANSMISSION / obj.abs().clamp_min(MOST_TRANSMISSION))
+    return bounded
 
 
 def after_steps(batch: Batch, steps: int) -> Tensor:
@@ -127,7 +133,7 @@ def after_passes(net: UnrolledNet, batch: Batch, passes: int) -> Tensor:
     """
     obj = torch.ones_like(batch.truth)
     for _ in range(passes):
-        obj = net(batch.probe, batch.data, obj)[-1]
+        obj = _bounded(net(batch.probe, batch.data, obj)[-1])
     return obj
 
 
