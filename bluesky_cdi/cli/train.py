@@ -61,6 +61,7 @@ def _train(args: argparse.Namespace) -> int:
     from bluesky_cdi.models.ptychonn import PtychoNNConfig
     from bluesky_cdi.models.unrolled import PRESETS
     from bluesky_cdi.models.weights import is_shipped
+    from bluesky_cdi.signals import EndingSignals
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
     from bluesky_cdi.training.process_group import joined
 
@@ -89,7 +90,8 @@ def _train(args: argparse.Namespace) -> int:
         else replace(PRESETS[args.model], attention=args.attention, scaled=args.scaled),
     )
     probe = _probe(args.probe) if args.probe else None
-    with joined(args.device) as processes:
+    # Told to end, it keeps what it has learned.
+    with EndingSignals(), joined(args.device) as processes:
         record = pretrain(
             config, processes, args.out, args.initial, probe=probe, resume=args.resume, quiet=bool(args.quiet)
         )

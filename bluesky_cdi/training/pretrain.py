@@ -93,7 +93,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train, validate, and write the weights with their record.
 
-    Once a minute the run's state goes to a file beside `out` (ending in ``.resume``), which is removed at the end.
+    Once a minute, and when it is interrupted, the run's state goes to a file beside `out` (ending in ``.resume``),
+    which is removed at the end.
 
     Parameters
     ----------
@@ -244,7 +245,8 @@ class _Run:
         before, started, saved = self._seconds, time.monotonic(), time.monotonic()
         total = round(self._config.seconds)
         bar = tqdm(total=total, initial=round(before), unit="s", disable=quiet or not self._processes.leads)
-        with bar:
+        losses: dict[str, Tensor] = {}
+        try:
             while (progress := self._processes.agreed(self._seconds / self._config.seconds)) < 1 or self._step == 0:
                 losses = self._one_step(min(progress, 1.0))
                 self._seconds = before + time.monotonic() - started
@@ -253,10 +255,19 @@ class _Run:
                     self._note(losses)
                     last = self._curve[-1]
                     bar.set_postfix_str(f"{last['frames_per_s']:.0f} frames/s, NRMSE {last['nrmse']:.3f}")
-                if self._processes.leads and time.monotonic() - saved > SAVE_EVERY_S:
+                if time.monotonic() - saved > SAVE_EVERY_S:
                     self._save()
                     saved = time.monotonic()
-        self._note(losses)
+            if losses:
+                self._note(losses)
+        except (KeyboardInterrupt, SystemExit):
+            self._save()
+            log.warning("training is interrupted; its state is in %s: go on with --resume", self.state_file)
+            raise
+        finally:
+            bar.close()
+        # What follows takes its time too, and may be cut short.
+        self._save()
         return self._curve
 
     def resume(self) -> None:
@@ -323,6 +334,8 @@ class _Run:
             log.info("%s", json.dumps(self._curve[-1]))
 
     def _save(self) -> None:
+        if not self._processes.leads or self._step == 0:
+            return
         partial = self.state_file.with_name(f".{self.state_file.name}.{os.getpid()}")
         torch.save(
             {

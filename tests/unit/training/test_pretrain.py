@@ -371,7 +371,6 @@ def state_of(path):
 
 def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
-    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
     out, long = tmp_path / "run.safetensors", replace(TINY, seconds=60.0)
     steps = []
 
@@ -394,6 +393,38 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, tmp_path, monkeypa
     assert record["frames_seen"] > state["frames"]
     assert not out.with_suffix(".resume").exists()
     assert load_weights(out).record["steps"] == record["steps"]
+
+
+def test_what_follows_training_can_be_made_again(tiny_shapes, tmp_path, monkeypatch):
+    """Interrupted in the validation: nothing is trained again."""
+
+    def interrupted(net, device, probe):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run.safetensors"
+    monkeypatch.setattr(module, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(TINY, ProcessGroup(CPU), out)
+    state = state_of(out.with_suffix(".resume"))
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+    record = pretrain(TINY, ProcessGroup(CPU), out, resume=True)
+    assert record["steps"] == state["step"] and record["curve"] == state["curve"]
+    torch.testing.assert_close(
+        load_weights(out).net.state_dict()["step_size"], state["net"]["step_size"], rtol=1e-3, atol=0
+    )
+
+
+def test_a_run_that_diverges_ends_and_says_so(tiny_shapes, tmp_path, monkeypatch):
+    losses = module.scene_losses
+
+    def diverged(net, batch, config, stream):
+        return {name: loss * math.nan for name, loss in losses(net, batch, config, stream).items()}
+
+    monkeypatch.setattr(module, "scene_losses", diverged)
+    out = tmp_path / "run.safetensors"
+    with pytest.raises(WeightsError, match=r"diverged before step 1 .*lower learning rate than 0\.003"):
+        pretrain(TINY, ProcessGroup(CPU), out)
+    assert not out.exists()
 
 
 def test_only_the_same_run_is_resumed(tiny_shapes, tmp_path):
