@@ -56,7 +56,8 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc]
             self._since = self.loop.time()
         self._received += len(data)
         super().data_received(data)
-        self._notice()
+        # The body may begin in what brought the head's end.
+        self._notice(len(data))
         if self.is_idle and self._received > HEAD_MAX:
             self.transport.abort()
 
@@ -97,10 +98,11 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc]
         longest.transport.abort()
         return True
 
-    def _notice(self) -> None:
-        """Begin to count anew where a request has come, or has been answered."""
+    def _notice(self, received: int = 0) -> None:
+        """Begin to count anew where a request has come, with bytes of its body, or has been answered."""
         if self.is_idle != self._was_idle:
-            self._was_idle, self._since, self._received = self.is_idle, self.loop.time(), 0
+            self._was_idle, self._since = self.is_idle, self.loop.time()
+            self._received = 0 if self.is_idle else received
 
     def _look(self) -> None:
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
