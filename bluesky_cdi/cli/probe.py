@@ -60,7 +60,7 @@ def _probe(args: argparse.Namespace) -> int:
             on_progress=lambda _: bar.update(),
         )
     figure = args.out.with_suffix(".png")
-    viz.save_figure(viz.show_probes({"told": checked.told, "found": checked.found}, scan.geometry), figure)
+    viz.save_figure(viz.show_probes({"assumed": checked.assumed, "found": checked.found}, scan.geometry), figure)
     notes = checked.as_notes()
     write_probe(args.out, ProbeFile(checked.found, scan.geometry, scan.name, notes))
     numbers = {**notes, "probe": str(args.out), "figure": str(figure)}

@@ -148,7 +148,7 @@ def _checked(scan: Scan, config: Config, args: argparse.Namespace) -> ScanCheckI
     if len(scan) < LEAST_FRAMES:
         logger.warning("%d frames are too few to check the probe by (at least %d): trusted", len(scan), LEAST_FRAMES)
         return None
-    # Which way round the frames lie is checked before, with more frames, and only told: it may not be changed here.
+    # The orientation is checked before, with more frames, and only warned of: it may not be changed here.
     return check_in_scan(
         scan, config, wanted=Wanted(orientation=False), on_progress=lambda what: logger.info("probe check-in: %s", what)
     )

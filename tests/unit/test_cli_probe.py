@@ -115,12 +115,12 @@ def test_the_caustic_has_its_focus_where_the_lens_has_it():
         assert focus == pytest.approx(-1e6 * z, abs=25)
 
 
-def test_the_suite_measures_told_found_and_true_probes():
+def test_the_suite_measures_assumed_found_and_true_probes():
     net = UnrolledNet(UnrolledConfig(stages=1, channels=8, levels=2))
     options = Options(samples=("star",), doses=(1e5,), errors_rad=(0.8,), frames=36)
     found = probe(Network("tiny", net), options)
     (row,) = found["rows"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert row["told"]["overlap"] < 0.8 and row["check-in"]["overlap"] > 0.98
+    assert row["assumed"]["overlap"] < 0.8 and row["check-in"]["overlap"] > 0.98
     assert row["true"]["overlap"] == pytest.approx(1)
     assert "0.8 rad" in tables.probe(found) and row["says"] in tables.probe(found)

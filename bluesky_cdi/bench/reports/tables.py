@@ -171,7 +171,7 @@ def _threads(found: Found) -> str:
 
 
 def probe(found: Found) -> str:
-    """Set the result of `suites.probe` out: told, after the check-in, and with the true probe."""
+    """Set the result of `suites.probe` out: assumed, after the check-in, and with the true probe."""
     columns = {
         "overlap": "overlap",
         "one_pass_nrmse": "one pass, NRMSE",
@@ -184,13 +184,13 @@ def probe(found: Found) -> str:
     lines = [["", "CPU s", *columns.values()]]
     for row in found["rows"]:
         cells = [
-            " / ".join(_or_dash(row[label].get(key)) for label in ("told", "check-in", "true") if label in row)
+            " / ".join(_or_dash(row[label].get(key)) for label in ("assumed", "check-in", "true") if label in row)
             for key in columns
         ]
         lines.append([row["name"], f"{row['cpu_seconds']:.1f}", *cells])
     says = [f"{row['name']}: {row['says']}" for row in found["rows"]]
     settings = found["settings"]
-    head = f"{settings['network']}: told / after the check-in of {settings['frames']} frames / true probe"
+    head = f"{settings['network']}: assumed / after the check-in of {settings['frames']} frames / true probe"
     return "\n".join([head, aligned(lines), "", *says])
 
 

@@ -1,6 +1,6 @@
 """What the check-in of the probe brings: overlap with the true or the reference's main mode, and the objects after it.
 
-One pass of a network and five iterations more, on recorded scans LSQ-ML too, with the probe as it is told, as the
+One pass of a network and five iterations more, on recorded scans LSQ-ML too, with the probe as it is assumed, as the
 check-in gives it, and with the true one where there is one.
 """
 
@@ -26,7 +26,7 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.reconstruction.probe_checkin import MOST_FRAMES, check_in, in_words
 
-# Errors of the told probe, radians, and doses: photons a frame.
+# Errors of the assumed probe, radians, and doses: photons a frame.
 ERRORS_RAD = (0.0, 0.8, 1.6)
 DOSES = (1e3, 1e4, 1e5, 1e6)
 # Epochs of LSQ-ML from vacuum, beside it on recorded scans.
@@ -43,7 +43,7 @@ class Options:
     samples : sequence of str
         Simulated objects.
     doses, errors_rad : sequence of float
-        Photons a frame; how wrong the told probe is.
+        Photons a frame; how wrong the assumed probe is.
     seeds : int
         Scans of each case.
     frames : int
@@ -89,7 +89,7 @@ def probe(
     Returns
     -------
     dict
-        ``machine``, ``settings`` and ``rows``, one a scan and told probe.
+        ``machine``, ``settings`` and ``rows``, one a scan and assumed probe.
     """
     tell = on_progress or (lambda _: None)
     rows = _recorded(network, options, tell, draw) if options.data is not None else []
@@ -119,10 +119,10 @@ def _recorded(
         problem = problem_of(read(path), options.device)
         with np.load(path / "reference.npz") as file:
             reference = torch.from_numpy(file["probe"]).to(options.device)
-        told: list[tuple[str, Tensor | None]] = [(name, problem.probe[0])]
+        assumed: list[tuple[str, Tensor | None]] = [(name, problem.probe[0])]
         if folder == STAR:
-            told.append((f"{name}, no guess", None))
-        for label, modes in told:
+            assumed.append((f"{name}, no guess", None))
+        for label, modes in assumed:
             objects: dict[str, Tensor] = {}
             rows.append(_row(label, network, options, problem, modes, reference, objects))
             if draw is not None:
@@ -135,15 +135,15 @@ def _row(
     network: Network,
     options: Options,
     problem: Problem,
-    told: Tensor | None,
+    assumed: Tensor | None,
     true: Tensor,
     objects: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     began = time.process_time()
-    found = check_in(problem.data, told, most_frames=options.frames)
+    found = check_in(problem.data, assumed, most_frames=options.frames)
     seconds = time.process_time() - began
     photons = float(problem.probe.abs().square().sum())
-    probes = {"told": found.told, "check-in": found.probe}
+    probes = {"assumed": found.assumed, "check-in": found.probe}
     if problem.held_out is None:
         probes["true"] = true
     row: dict[str, Any] = {"name": name, "cpu_seconds": seconds, "changed": found.changed, "says": in_words(found)}

@@ -1,4 +1,4 @@
-"""Check-in of a probe: what frames say about the probe that is told, before anything is reconstructed with it."""
+"""Check-in of a probe: what frames say about the probe that is assumed, before anything is reconstructed with it."""
 
 from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain

@@ -1,4 +1,4 @@
-"""The check of a told probe by a few frames."""
+"""The check of a assumed probe by a few frames."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class CheckIn:
 
     Attributes
     ----------
-    told : Tensor, shape (M, N, N), complex64
-        The probe as it was told.
+    assumed : Tensor, shape (M, N, N), complex64
+        The assumed probe.
     probe : Tensor, shape (M, N, N), complex64
-        The better one; `told` itself where none is better beyond doubt.
+        The better one; `assumed` itself where none is better beyond doubt.
     trial : Trial
-        What was changed of the told probe, frames and positions.
+        What was changed of the assumed probe, frames and positions.
     refined : bool
         Whether the probe was refined freely, with an object, after that.
     gains : Mapping of str to Gain
@@ -60,9 +60,9 @@ class CheckIn:
     gain : Gain
         Of all changes together.
     known : bool
-        Whether a phase was told at all.
+        Whether a phase was assumed at all.
     other_side : Gain, optional
-        Without a told phase: how much better the result is than the best on the other side of the focus.
+        Without a assumed phase: how much better the result is than the best on the other side of the focus.
     scale_standard_error : float
         Of `Trial.scale`, where that is not 1: its sureness, which unseen frames don't tell.
     defocus_curvature : float
@@ -74,7 +74,7 @@ class CheckIn:
         Time that it took.
     """
 
-    told: Tensor
+    assumed: Tensor
     probe: Tensor
     trial: Trial
     refined: bool
@@ -89,22 +89,22 @@ class CheckIn:
 
     @property
     def changed(self) -> bool:
-        """Whether anything is better than as it was told."""
+        """Whether anything is better than what was assumed."""
         return self.refined or self.trial != Trial()
 
 
 @torch.no_grad()
 def check_in(
     data: Diffraction,
-    told: Tensor | None,
+    assumed: Tensor | None,
     *,
     wanted: Wanted | None = None,
     most_frames: int = MOST_FRAMES,
     on_progress: Callable[[str], None] | None = None,
 ) -> CheckIn:
-    """Look for a probe that explains frames better than the told one does.
+    """Look for a probe that explains frames better than the assumed one does.
 
-    A changed probe is accepted only where it explains frames that its object was not made from better than the told
+    A changed probe is accepted only where it explains frames that its object was not made from better than the assumed
     probe does: by more than three standard errors of the paired differences, and by a least share.
 
     Parameters
@@ -112,7 +112,7 @@ def check_in(
     data : Diffraction
         Frames of one scene, on the device that computes, as engines take them. Of many, those that lie together in the
         middle are used.
-    told : Tensor, shape (M, N, N), complex, or None
+    assumed : Tensor, shape (M, N, N), complex, or None
         The probe as far as it is known, of any brightness. None: nothing is known (far field).
     wanted : Wanted, optional
         What may be changed besides the probe; by default all but the scale.
@@ -140,19 +140,19 @@ def check_in(
             f"a check-in of the probe needs at least {LEAST_FRAMES} frames, of which some are kept to judge by; "
             f"there are {len(data)}. Wait for more, or trust the probe."
         )
-    if told is not None and (told.ndim != 3 or told.shape[1:] != (size, size)):
-        raise GeometryError(f"a probe must be (modes, {size}, {size}); it is {tuple(told.shape)}")
+    if assumed is not None and (assumed.ndim != 3 or assumed.shape[1:] != (size, size)):
+        raise GeometryError(f"a probe must be (modes, {size}, {size}); it is {tuple(assumed.shape)}")
     data = together(data, most_frames)
-    known = told is not None
-    told = _flat(data) if told is None else told.to(torch.complex64)
-    check = _Check(data, Pupil(told, data), wanted or Wanted())
+    known = assumed is not None
+    assumed = _flat(data) if assumed is None else assumed.to(torch.complex64)
+    check = _Check(data, Pupil(assumed, data), wanted or Wanted())
     found = check.of_the_told(tell) if known else check.without_phase(tell)
     probe = (
-        found.free if found.free is not None else told if found.trial.keeps_probe else check.pupil.probe(found.trial)
+        found.free if found.free is not None else assumed if found.trial.keeps_probe else check.pupil.probe(found.trial)
     )
     tell("done")
     return CheckIn(
-        told=told,
+        assumed=assumed,
         probe=probe,
         trial=found.trial,
         refined=found.free is not None,
@@ -190,7 +190,7 @@ class _Check:
         self._judge = Judge(data, pupil, TEST_SWEEPS)
 
     def of_the_told(self, tell: Callable[[str], None]) -> _Found:
-        """Search around the told probe, test, refine freely, and look at the distances of the positions."""
+        """Search around the assumed probe, test, refine freely, and look at the distances of the positions."""
         tell("search")
         found = self.search.run()
         tell("test")
@@ -209,24 +209,24 @@ class _Check:
         return _Found(trial, free, {**gains, "refinement": refinement}, self._of_all(trial, free))
 
     def without_phase(self, tell: Callable[[str], None]) -> _Found:
-        """Look for the defocus of a flat pupil on both sides of the focus; there is nothing told to be worse than."""
+        """Look for the defocus of a flat pupil on both sides of the focus; nothing assumed could be better."""
         tell("search")
         sides = self.search.run_without_phase()
         tell("refinement")
         refined = [self._refined(trial)[0] for trial in sides]
         tell("test")
         fold = self._searching
-        told = self._judge.deviance([Trial()], fold)[0]
+        assumed = self._judge.deviance([Trial()], fold)[0]
         probes = [*map(self.pupil.probe, sides), *refined]
         table = self._judge.deviance_of_probes([*sides, *sides], probes, fold)
         best = int(table.mean(dim=1).argmin())
         ours, others = (table[[side, side + 2]] for side in (best % 2, 1 - best % 2))
         other = others[int(others.mean(dim=1).argmin())]
-        gains = {"defocus": Gain.of(told, ours[0])}
+        gains = {"defocus": Gain.of(assumed, ours[0])}
         free = refined[best % 2] if best >= 2 else None
         if free is not None:
             gains["refinement"] = Gain.of(ours[0], ours[1])
-        return _Found(sides[best % 2], free, gains, Gain.of(told, table[best]), Gain.of(other, table[best]))
+        return _Found(sides[best % 2], free, gains, Gain.of(assumed, table[best]), Gain.of(other, table[best]))
 
     def _with_scale(self, trial: Trial, gains: Mapping[str, Gain], standard_error: float) -> _Found:
         """Refine again where positions have another scale: what was refined before went with the wrong one."""
@@ -261,11 +261,11 @@ class _Check:
         return free, Gain.of(before, after)
 
     def _of_all(self, trial: Trial, probe: Tensor) -> Gain:
-        told, found = (
+        assumed, found = (
             self._judge.deviance_of_probes([each], [modes], self._searching)[0]
             for each, modes in ((Trial(), self.pupil.probe(Trial())), (trial, probe))
         )
-        return Gain.of(told, found)
+        return Gain.of(assumed, found)
 
     def _laid_out(self, trial: Trial) -> Diffraction:
         every = torch.arange(len(self._data), device=self._data.corner.device)
@@ -318,7 +318,7 @@ def _tested(judge: Judge, found: Trial, folds: Sequence[Fold]) -> tuple[Trial, d
     """Take back each change that brings nothing on frames that the search did not look at, then test them together."""
     first, *others = folds
     without = {name: _undone(found, name) for name in _changes(found)}
-    told, whole, *partial = judge.deviance([Trial(), found, *without.values()], first)
+    assumed, whole, *partial = judge.deviance([Trial(), found, *without.values()], first)
     gains = {name: Gain.of(row, whole) for name, row in zip(without, partial, strict=True)}
     kept = {name: gain for name, gain in gains.items() if gain.exceeds(LEAST_SINGLE_GAIN)}
     trial = found
@@ -326,19 +326,19 @@ def _tested(judge: Judge, found: Trial, folds: Sequence[Fold]) -> tuple[Trial, d
         if name not in kept:
             trial = _undone(trial, name)
     if trial == Trial():
-        return trial, {}, Gain.of(told, told)
+        return trial, {}, Gain.of(assumed, assumed)
     best = whole if trial == found else judge.deviance([trial], first)[0]
-    pairs = [(told, best), *(judge.deviance([Trial(), trial], fold) for fold in others)]
+    pairs = [(assumed, best), *(judge.deviance([Trial(), trial], fold) for fold in others)]
     gain = Gain.of(*(torch.cat(each) for each in zip(*pairs, strict=True)))
     if not gain.exceeds(LEAST_GAIN):
-        return Trial(), {}, Gain.of(told, told)
+        return Trial(), {}, Gain.of(assumed, assumed)
     return trial, kept, gain
 
 
 def _changes(trial: Trial) -> list[str]:
     """Name what a trial changes."""
     names = []
-    if trial.amplitude != "told":
+    if trial.amplitude != "assumed":
         names.append("amplitude")
     if trial.powers is not None:
         names.append("powers")
@@ -365,7 +365,7 @@ def _undone(trial: Trial, name: str) -> Trial:
         left = tuple(0.0 if k in GROUPS[name] else trial.aberrations_rad[k] for k in range(len(ABERRATIONS)))
         return replace(trial, aberrations_rad=left)
     if name == "amplitude":
-        return replace(trial, amplitude="told", flat=False)
+        return replace(trial, amplitude="assumed", flat=False)
     if name == "powers":
         return replace(trial, powers=None)
     if name == "centre":

@@ -158,7 +158,7 @@ class Judge:
 
 
 def moved_frames(data: Diffraction, centre_px: tuple[int, int], border_px: int) -> Diffraction:
-    """Move frames so that the beam's centre comes to where it is told to lie.
+    """Move frames so that the beam's centre comes to where it is assumed to lie.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The told probe where it meets the detector, and the probes made by changing it there.
+"""The assumed probe where it meets the detector, and the probes made by changing it there.
 
 In the far field that is the pupil of the lens. A phase added there keeps modes orthogonal and the photons.
 """
@@ -15,12 +15,12 @@ from bluesky_cdi.physics.illumination import photons_through_vacuum
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, DEFOCUS, Trial
 
-# Below this share of the pupil's brightest amplitude the told phase is noise, not knowledge: there it goes on smoothly.
+# Below this share of the pupil's brightest amplitude the assumed phase is noise: there it goes on smoothly.
 KNOWN_AMPLITUDE = 0.05
 # Light below this share of the pupil's brightest is scattered by the object, and says nothing of the pupil's size.
 PUPIL_SHARE = 0.05
 
-# Modes whose powers differ by no more than this share are told to be equal.
+# Modes whose powers differ by no more than this share are assumed to be equal.
 SAME_POWER = 1e-3
 
 
@@ -29,7 +29,7 @@ class Pupil:
 
     Parameters
     ----------
-    told : Tensor, shape (M, N, N), complex64
+    assumed : Tensor, shape (M, N, N), complex64
         Its modes, in sqrt(photons).
     data : Diffraction
         Frames of one scene, whose mean gives an amplitude.
@@ -37,23 +37,23 @@ class Pupil:
     Attributes
     ----------
     strongest : int
-        Number of the told mode with most photons: the main mode.
+        Number of the assumed mode with most photons: the main mode.
     shares : tuple of float
-        Told share of each mode in the photons.
+        Assumed share of each mode in the photons.
     basis : Tensor, shape (6, N, N)
         The aberrations, in the propagator's working order: orthonormal, and orthogonal to piston and tilt, under the
         pupil's intensity.
     """
 
-    def __init__(self, told: Tensor, data: Diffraction) -> None:
-        self._told, self._propagator = told, data.propagator
+    def __init__(self, assumed: Tensor, data: Diffraction) -> None:
+        self._told, self._propagator = assumed, data.propagator
         self._valid = None if data.mask is None else data.mask
         self._counted = _photons(data)
-        powers = told.abs().square().sum(dim=(-2, -1))
+        powers = assumed.abs().square().sum(dim=(-2, -1))
         self.shares = tuple((powers / powers.sum()).tolist())
-        # Of modes that are told equal the first: rounding must not choose.
+        # Of modes that are assumed equal the first: rounding must not choose.
         self.strongest = int((powers > (1 - SAME_POWER) * powers.max()).nonzero()[0])
-        self._waves = data.propagator.forward(told[None])[0]  # (M, N, N)
+        self._waves = data.propagator.forward(assumed[None])[0]  # (M, N, N)
         main = self._waves[self.strongest].abs()
         self._mean = mean_amplitude(data)
         self._mean = self._mean * (main.norm() / self._mean.norm())
@@ -92,9 +92,9 @@ class Pupil:
         return float(row[0] - 2 * row[1] + row[2]) / 2
 
     def offset_px(self, most: int) -> tuple[int, int]:
-        """Match the mean frame with the told pupil: how many whole pixels (rows, columns) it is off, at most `most`."""
-        told, mean = (torch.fft.fft2(each) for each in (self._waves[self.strongest].abs(), self._mean))
-        match = torch.fft.ifft2(mean * told.conj()).real
+        """Match mean frame and assumed pupil: how many whole pixels (rows, columns) it is off, at most `most`."""
+        assumed, mean = (torch.fft.fft2(each) for each in (self._waves[self.strongest].abs(), self._mean))
+        match = torch.fft.ifft2(mean * assumed.conj()).real
         size = match.shape[-1]
         steps = torch.arange(size, device=match.device)
         near = torch.minimum(steps, size - steps) <= most
@@ -113,10 +113,10 @@ class Pupil:
     def _modes(self, trial: Trial) -> Tensor:
         energy = self._waves.abs().square().sum(dim=(-2, -1), keepdim=True)
         waves = self._waves / energy.sqrt().clamp_min(1e-30)
-        if trial.amplitude == "told" and not trial.flat:
+        if trial.amplitude == "assumed" and not trial.flat:
             return waves
         main = waves[self.strongest]
-        amplitude = main.abs() if trial.amplitude == "told" else self._mean / self._mean.norm()
+        amplitude = main.abs() if trial.amplitude == "assumed" else self._mean / self._mean.norm()
         known = main.abs() > KNOWN_AMPLITUDE * main.abs().max()
         sign = _signs(main, self._propagator)
         phasor = (
@@ -125,7 +125,7 @@ class Pupil:
         lead = amplitude * phasor
         lead = lead / lead.norm()
         made = [lead]
-        # Gram and Schmidt, twice: the other modes stay as told but for what they share with the new main one.
+        # Gram and Schmidt, twice: the other modes stay as assumed but for what they share with the new main one.
         for k in [k for k in range(len(waves)) if k != self.strongest]:
             wave = waves[k]
             for _ in range(2):

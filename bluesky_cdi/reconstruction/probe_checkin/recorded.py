@@ -44,13 +44,13 @@ class ScanCheckIn:
     says: str
 
     @property
-    def told(self) -> ComplexArray:
-        """The probe as it was told, (M, N, N)."""
-        return np.asarray(self.check.told.cpu().numpy())
+    def assumed(self) -> ComplexArray:
+        """The assumed probe, (M, N, N)."""
+        return np.asarray(self.check.assumed.cpu().numpy())
 
     @property
     def found(self) -> ComplexArray:
-        """The probe that was found, (M, N, N); the told one where none is better."""
+        """The probe that was found, (M, N, N); the assumed one where none is better."""
         return np.asarray(self.check.probe.cpu().numpy())
 
     def as_notes(self) -> dict[str, Any]:
@@ -119,15 +119,15 @@ def check_in_scan(
             "Trust the probe."
         )
     lens = bool(LENS_KEYS & config.probe.model_fields_set)
-    told = None
+    assumed = None
     if scan.probe is not None or scan.geometry.propagation == "near" or lens:
         modes = with_modes(first_guess(scan, config), config.probe.modes, scan.geometry.frame_px)
-        told = torch.from_numpy(np.asarray(modes, np.complex64)).to(device)
+        assumed = torch.from_numpy(np.asarray(modes, np.complex64)).to(device)
     middle = np.median(scan.positions_m, axis=0)
     distance = np.square(scan.positions_m - middle).sum(axis=1)
     part = scan.subset(np.sort(np.argsort(distance, kind="stable")[:frames]))
     found = check_in(
-        _diffraction(part, config, device), told, wanted=wanted, most_frames=frames, on_progress=on_progress
+        _diffraction(part, config, device), assumed, wanted=wanted, most_frames=frames, on_progress=on_progress
     )
     return ScanCheckIn(applied(scan, found), found, in_words(found, scan.geometry))
 
@@ -138,7 +138,7 @@ def applied(scan: Scan, check: CheckIn) -> Scan:
     Parameters
     ----------
     scan : Scan
-        As it was told.
+        The assumed one.
     check : CheckIn
         What was found with some of its frames.
     """

@@ -2,8 +2,8 @@
 
 Positions that are refined with the object move towards their true distances, all alike; in noise they also move
 apart, where less overlap fits more of it. How far noise alone moves them is seen on frames that are simulated from what
-was found, at the told positions. Unseen frames err to the other side: positions pushed together overlap more, and that
-alone explains an unseen frame better. So a scale has to please both.
+was found, at the assumed positions. Unseen frames err to the other side: positions pushed together overlap more, and
+that alone explains an unseen frame better. So a scale has to please both.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def estimate_scale(data: Diffraction, probe: Tensor, allowed: Callable[[float], 
     found = _settled(data, probe, first, allowed)
     if not found.sure:
         return found
-    # The same once more where the told positions are known to be right.
+    # The same once more where the assumed positions are known to be right.
     noise = _settled(_simulated(data, probe), probe, ScaleEstimate(1.0, 0.0), lambda _: True)
     if abs(noise.scale - 1) > MOST_NOISE * abs(found.scale - 1):
         return ScaleEstimate(1.0, math.inf)
@@ -95,7 +95,7 @@ def _settled(data: Diffraction, probe: Tensor, first: ScaleEstimate, allowed: Ca
 
 
 def _simulated(data: Diffraction, probe: Tensor) -> Diffraction:
-    """Draw frames of the object that the told positions give."""
+    """Draw frames of the object that the assumed positions give."""
     data = rescaled(data, 1.0)
     _, obj = _estimate(data, probe, EPOCHS, moves=False)
     rate = torch.cat([part.rate(part.probes(probe[None]), part.patches(obj)) for part in data.chunks(BATCH)])

@@ -23,18 +23,18 @@ SWEEPS = 2
 WEAKEST = 0.1
 # How sure a step of the search must be; the search as a whole is tested on other frames.
 STEP_SIGMAS = 2.0
-# Shares of the photons that are tried where several modes are told: those of many recorded scans.
+# Shares of the photons that are tried where several modes are assumed: those of many recorded scans.
 MAIN_SHARE = 0.85
 # Steps, root mean square over the pupil, radians: a probe 0.6 rad off still shows which way to go.
 COARSE_RAD = (0.6, 1.2, 1.8, 2.4)
 FIRST_STEP_RAD, LAST_STEP_RAD = 0.8, 0.4
 # Rounds of one step, as long as each moves.
 ROUNDS = 2
-# Range and step where no phase is told.
+# Range and step where no phase is assumed.
 UNKNOWN_RAD, UNKNOWN_STEP_RAD = 10.0, 0.4
 # Another orientation explains frames better by at least this share.
 ORIENTATION_GAIN = 0.1
-# The both-flipped orientation is the far field's twin: it goes with the probe's, which nothing but the told one knows.
+# The both-flipped orientation is the far field's twin: it goes with the probe's, known from the assumed one alone.
 TWIN = Orientation(False, True, True)
 # Largest shift of the beam's centre that is looked for, as a share of the frame.
 LARGEST_SHIFT = 1 / 8
@@ -88,14 +88,14 @@ class Search:
         self.evaluations = 0
 
     def run(self) -> Trial:
-        """Search around what is told."""
+        """Search around what is assumed."""
         self._frame_of_the_beam()
         self._defocus(COARSE_RAD)
         if self._wanted.orientation and self._turned():
             self._defocus(COARSE_RAD)
         self._aberrations(FIRST_STEP_RAD)
         self._aberrations(LAST_STEP_RAD)
-        self._offer([replace(self.trial, amplitude="frames" if self.trial.amplitude == "told" else "told")])
+        self._offer([replace(self.trial, amplitude="frames" if self.trial.amplitude == "assumed" else "assumed")])
         return self.trial
 
     def run_without_phase(self) -> tuple[Trial, Trial]:
@@ -132,7 +132,7 @@ class Search:
             self.trial = trials[best]
 
     def _centres(self) -> list[tuple[int, int]]:
-        """List where the beam's centre may lie: as told first, then as mean frame and told pupil match, and around."""
+        """List where the beam's centre may lie: as assumed, then as mean frame and pupil match, and around."""
         if not self._wanted.centre or self._data.propagator is not FAR_FIELD:
             return [(0, 0)]
         y, x = self._pupil.offset_px(int(LARGEST_SHIFT * self._data.counts.shape[-1]))
@@ -197,7 +197,7 @@ def _lowest(here: float, below: float, above: float) -> float:
 
 
 def _led(shares: tuple[float, ...], strongest: int) -> tuple[float, ...]:
-    """Give the main mode `MAIN_SHARE` of the photons, each other half of the one before, in their told order."""
+    """Give the main mode `MAIN_SHARE` of the photons, each other half of the one before, in their given order."""
     others = sorted((k for k in range(len(shares)) if k != strongest), key=lambda k: -shares[k])
     weights = {k: 0.5**place for place, k in enumerate(others)}
     total = sum(weights.values())

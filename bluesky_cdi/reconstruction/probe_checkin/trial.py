@@ -1,4 +1,4 @@
-"""What is tried in place of what is told: a probe, and how frames and positions lie."""
+"""What is tried in place of what is assumed: a probe, and how frames and positions lie."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ DEFOCUS = 0
 
 @dataclass(frozen=True)
 class Trial:
-    """Changes of what is told; by default none.
+    """Changes of what is assumed; by default none.
 
     Attributes
     ----------
-    amplitude : {'told', 'frames'}
-        Of the main mode at the detector: the told one, or the square root of the mean frame.
+    amplitude : {'assumed', 'frames'}
+        Of the main mode at the detector: the assumed one, or the square root of the mean frame.
     flat : bool
-        The told phase at the detector is dropped.
+        The assumed phase at the detector is dropped.
     aberrations_rad : tuple of float
         Added phase, root mean square over the pupil, radians; in the order of `ABERRATIONS`.
     powers : tuple of float, optional
-        Share of each mode in the photons; as told if absent.
+        Share of each mode in the photons; as assumed if absent.
     centre_px : tuple of int
-        Where the beam's centre lies on the frames (rows, columns), pixels from where it is told to lie.
+        Where the beam's centre lies on the frames (rows, columns), pixels from where it is assumed to lie.
     scale : float
         Factor on the distances between positions, in pixels.
     orientation : Orientation
         How the positions are turned.
     """
 
-    amplitude: Literal["told", "frames"] = "told"
+    amplitude: Literal["assumed", "frames"] = "assumed"
     flat: bool = False
     aberrations_rad: tuple[float, ...] = (0.0,) * len(ABERRATIONS)
     powers: tuple[float, ...] | None = None
@@ -44,10 +44,10 @@ class Trial:
 
     @property
     def keeps_probe(self) -> bool:
-        """Whether the probe is the told one."""
-        return self.amplitude == "told" and not self.flat and self.powers is None and not any(self.aberrations_rad)
+        """Whether the probe is the assumed one."""
+        return self.amplitude == "assumed" and not self.flat and self.powers is None and not any(self.aberrations_rad)
 
     @property
     def keeps_places(self) -> bool:
-        """Whether the positions are the told ones."""
+        """Whether the positions are the assumed ones."""
         return self.scale == 1.0 and self.orientation == AS_STATED

@@ -23,19 +23,19 @@ def in_words(check: CheckIn, geometry: Geometry | None = None) -> str:
     Returns
     -------
     str
-        One sentence, or two where no phase was told.
+        One sentence, or two where no phase was assumed.
     """
     if not check.changed:
-        told = "The probe stays as it was told" if check.known else "The frames alone tell no probe"
-        return f"{told}: no change explains unseen frames better by more than {SIGMAS:g} standard errors and a tenth."
+        kept = "The assumed probe stays" if check.known else "The frames alone tell no probe"
+        return f"{kept}: no change explains unseen frames better by more than {SIGMAS:g} standard errors and a tenth."
     parts = [_change(check, name, geometry) for name in check.gains]
-    start = "" if check.known else "No probe was told; it is made from the mean frame. "
+    start = "" if check.known else "No probe was assumed; it is made from the mean frame. "
     end = f"together they explain unseen frames {_how_much(check.gain)}"
     return f"{start}Changed: {'; '.join(parts)}; {end}.{_which_side(check)}"
 
 
 def defocus_m(check: CheckIn, geometry: Geometry) -> float:
-    """Compute by how much the sample is further downstream of the focus than was told, metres (far field).
+    """Compute by how much the sample is further downstream of the focus than was assumed, metres (far field).
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def _what(check: CheckIn, name: str, geometry: Geometry | None) -> str:
             f", {1e6 * defocus_m(check, geometry):+.3g} um" if far and geometry else ""
         )
     if name == "amplitude":
-        return "the mean frame's amplitude in place of the told one"
+        return "the mean frame's amplitude in place of the assumed one"
     if name == "powers":
         shares = " / ".join(f"{share:.2f}" for share in trial.powers or ())
         return f"powers of the modes {shares}"

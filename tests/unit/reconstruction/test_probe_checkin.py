@@ -1,4 +1,4 @@
-"""The check-in of the told probe: known faults come back, and what is right stays."""
+"""The check-in of the assumed probe: known faults come back, and what is right stays."""
 
 from dataclasses import dataclass, replace
 
@@ -88,9 +88,9 @@ def scene():
     [(4, 0, 0.9), (4, 0, -0.9), (6, 1, 0.8), (5, 2, -0.8), (7, 3, 1.0), (8, 4, -1.0), (11, 5, 1.0)],
 )
 def test_a_known_aberration_comes_back(scene, noll, index, size):
-    told = lens(aberrations={noll: size})
-    found = check_in(scene.data, told, wanted=PROBE_ALONE)
-    assert overlap(told, scene.probe) < 0.75
+    assumed = lens(aberrations={noll: size})
+    found = check_in(scene.data, assumed, wanted=PROBE_ALONE)
+    assert overlap(assumed, scene.probe) < 0.75
     assert overlap(found.probe, scene.probe) > 0.97
     turned = np.array(found.trial.aberrations_rad)
     assert np.abs(turned).argmax() == index
@@ -108,30 +108,30 @@ def test_defocus_comes_back_in_metres(scene):
 @pytest.mark.parametrize("photons", [1e3, 1e5, 1e7])
 def test_a_perfect_probe_is_left_alone_bit_for_bit(photons):
     made = measure(lens(photons))
-    told = made.probe.clone()
-    found = check_in(made.data, told)
+    assumed = made.probe.clone()
+    found = check_in(made.data, assumed)
     assert not found.changed and found.trial == Trial()
-    assert found.probe is told and torch.equal(told, made.probe)
-    assert "stays as it was told" in in_words(found)
+    assert found.probe is assumed and torch.equal(assumed, made.probe)
+    assert "The assumed probe stays" in in_words(found)
 
 
 def test_few_photons_prove_nothing():
     made = measure(lens(50.0))
-    told = lens(aberrations={4: 0.9})
-    assert check_in(made.data, told).probe is told
+    assumed = lens(aberrations={4: 0.9})
+    assert check_in(made.data, assumed).probe is assumed
 
 
 def test_the_amplitude_comes_from_the_frames(scene):
-    told = lens(numerical_aperture=0.6e-3, central_stop=0.0)
-    found = check_in(scene.data, told, wanted=PROBE_ALONE)
-    assert overlap(told, scene.probe) < 0.75
+    assumed = lens(numerical_aperture=0.6e-3, central_stop=0.0)
+    found = check_in(scene.data, assumed, wanted=PROBE_ALONE)
+    assert overlap(assumed, scene.probe) < 0.75
     assert overlap(found.probe, scene.probe) > 0.95
 
 
-def test_modes_that_are_told_equal_get_their_powers():
+def test_modes_that_are_assumed_equal_get_their_powers():
     made = measure(lens(modes=3, coherent_share=0.85))
-    told = scaled_to(orthogonal_modes(lens()[0], 3), 1e5)
-    found = check_in(made.data, told, wanted=PROBE_ALONE)
+    assumed = scaled_to(orthogonal_modes(lens()[0], 3), 1e5)
+    found = check_in(made.data, assumed, wanted=PROBE_ALONE)
     assert max(found.trial.powers) == pytest.approx(0.85)
     shares = found.probe.abs().square().sum(dim=(1, 2))
     assert 0.7 < float(shares.max() / shares.sum()) < 0.95
@@ -141,8 +141,8 @@ def test_modes_that_are_told_equal_get_their_powers():
 def test_a_partially_coherent_beam_is_left_alone_and_found():
     made = measure(lens(modes=2, coherent_share=0.8))
     assert check_in(made.data, made.probe).probe is made.probe
-    told = lens(modes=2, coherent_share=0.8, aberrations={4: 0.9})
-    assert overlap(check_in(made.data, told, wanted=PROBE_ALONE).probe, made.probe) > 0.97
+    assumed = lens(modes=2, coherent_share=0.8, aberrations={4: 0.9})
+    assert overlap(check_in(made.data, assumed, wanted=PROBE_ALONE).probe, made.probe) > 0.97
 
 
 def test_the_centre_of_the_beam_is_found(scene):
@@ -191,8 +191,8 @@ def test_pixels_behind_a_beam_stop_are_not_looked_at():
     mask = np.hypot(y, x) > 3.5
     made = measure(lens(), mask=mask)
     assert check_in(made.data, made.probe).probe is made.probe
-    told = lens(aberrations={4: 0.9})
-    found = check_in(made.data, told, wanted=PROBE_ALONE)
+    assumed = lens(aberrations={4: 0.9})
+    found = check_in(made.data, assumed, wanted=PROBE_ALONE)
     assert overlap(found.probe, made.probe) > 0.97
 
 
@@ -202,7 +202,7 @@ def test_without_any_guess_the_probe_is_made_from_the_frames():
     assert not found.known
     assert overlap(found.probe, made.probe) > 0.9
     says = in_words(found, FAR)
-    assert says.startswith("No probe was told") and "side of the focus" in says
+    assert says.startswith("No probe was assumed") and "side of the focus" in says
 
 
 def near_field():
@@ -219,9 +219,9 @@ def test_a_near_field_keeps_a_perfect_probe_and_gets_rid_of_a_wrong_curvature():
     made = near_field()
     assert check_in(made.data, made.probe).probe is made.probe
     axis = (torch.arange(40) - 20.0).square() / 9.0**2
-    told = made.probe * torch.polar(torch.ones(40, 40), axis[:, None] + axis)
-    found = check_in(made.data, told, wanted=PROBE_ALONE)
-    assert overlap(told, made.probe) < 0.8
+    assumed = made.probe * torch.polar(torch.ones(40, 40), axis[:, None] + axis)
+    found = check_in(made.data, assumed, wanted=PROBE_ALONE)
+    assert overlap(assumed, made.probe) < 0.8
     assert overlap(found.probe, made.probe) > 0.95
 
 
@@ -229,9 +229,9 @@ def config(modes, **probe):
     return load_config(overrides={"probe": {"modes": modes, **probe}, "reconstructor": {"background": 0.0}})
 
 
-def test_a_scan_is_told_what_was_found(scene):
-    told = replace(scene.scan, probe=lens(aberrations={4: 0.9}).numpy())
-    checked = check_in_scan(told, config(1))
+def test_a_scan_gets_what_was_found(scene):
+    assumed = replace(scene.scan, probe=lens(aberrations={4: 0.9}).numpy())
+    checked = check_in_scan(assumed, config(1))
     assert overlap(torch.from_numpy(checked.scan.probe), scene.probe) > 0.97
     assert np.square(np.abs(checked.scan.probe)).sum() == pytest.approx(scene.scan.mean_photons, rel=1e-4)
     notes = checked.as_notes()
