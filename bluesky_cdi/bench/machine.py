@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ def machine(devices: Sequence[torch.device]) -> dict[str, Any]:
         "fused_kernels": devices[0].type == "cuda" and has_triton(),
         "bluesky_cdi": __version__,
     }
+
+
+def resident_mib(pid: int) -> float | None:
+    """Read how much memory a process holds, in MiB; None where there is no Linux, or no such process, to tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except FileNotFoundError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def record(devices: Sequence[torch.device], settings: Mapping[str, Any], **results: Any) -> dict[str, Any]:

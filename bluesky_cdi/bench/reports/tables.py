@@ -53,7 +53,7 @@ def events(found: Found) -> str:
     settings, rows = found["settings"], found["rows"]
     bare = rows["bare"]
     lines = [["", "mean", "over bare", "median", "over bare", "longest", "processor", "over bare"]]
-    for name, row in rows.items():
+    for name, row in {**rows, **found["disturbed"]}.items():
         cells = []
         for key in ("mean_ms", "median_ms"):
             cells += [f"{row[key]:.2f}", f"{row[key] / bare[key]:.2f}"]
@@ -66,7 +66,11 @@ def events(found: Found) -> str:
         f"rasters; events in the catalog {', '.join(map(str, last['in_catalog']))}, frames in the results "
         f"{', '.join(map(str, last['reconstructed']))}"
     )
-    return f"{head}\n{aligned(lines)}\n{tail}"
+    memory = [" / ".join("-" if mib is None else f"{mib:.0f}" for mib in each) for each in last["resident_mib"]]
+    held = (
+        f"MiB held by the session's processes (own / reconstruction / catalog) after its rasters: {', '.join(memory)}"
+    )
+    return f"{head}\n{aligned(lines)}\n{tail}\n{held}"
 
 
 def fine_tuning(found: Found) -> str:
