@@ -62,7 +62,7 @@ class CheckIn:
     known : bool
         Whether a phase was assumed at all.
     other_side : Gain, optional
-        Without a assumed phase: how much better the result is than the best on the other side of the focus.
+        Without an assumed phase: how much better the result is than the best on the other side of the focus.
     scale_standard_error : float
         Of `Trial.scale`, where that is not 1: its sureness, which unseen frames don't tell.
     defocus_curvature : float
@@ -146,7 +146,7 @@ def check_in(
     known = assumed is not None
     assumed = _flat(data) if assumed is None else assumed.to(torch.complex64)
     check = _Check(data, Pupil(assumed, data), wanted or Wanted())
-    found = check.of_the_told(tell) if known else check.without_phase(tell)
+    found = check.of_the_assumed(tell) if known else check.without_phase(tell)
     probe = (
         found.free if found.free is not None else assumed if found.trial.keeps_probe else check.pupil.probe(found.trial)
     )
@@ -189,7 +189,7 @@ class _Check:
         self.search = Search(data, pupil, self._searching, wanted)
         self._judge = Judge(data, pupil, TEST_SWEEPS)
 
-    def of_the_told(self, tell: Callable[[str], None]) -> _Found:
+    def of_the_assumed(self, tell: Callable[[str], None]) -> _Found:
         """Search around the assumed probe, test, refine freely, and look at the distances of the positions."""
         tell("search")
         found = self.search.run()
