@@ -1,4 +1,4 @@
-"""The check of a assumed probe by a few frames."""
+"""The check of an assumed probe by a few frames."""
 
 from __future__ import annotations
 
