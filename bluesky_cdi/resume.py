@@ -248,7 +248,7 @@ def resume_run(
     ended = _exit_of(run, unfinished)
     stored = _checkpoints_of(catalog, run, directory)
     newest = None if anew or not stored else _header_of(stored[-1], run.start["uid"])
-    info, frames = collect_frames(run_documents(catalog, run), monitor_key=monitor_key)
+    info, frames = collect_frames(run_documents(catalog, run), monitor_key=monitor_key, mask=mask)
     if newest is not None:
         config = going_on(newest, config, info.frame_shape)
     elif not anew:

@@ -10,9 +10,10 @@ from typing import Any
 from event_model import EventModelError
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
+from bluesky_cdi.callbacks._checks import BoolImage
 from bluesky_cdi.callbacks._run_feed import RunFeed
 from bluesky_cdi.callbacks._sink import FrameSink
-from bluesky_cdi.callbacks._stream_keys import KeyChoice
+from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class FrameAssembler:
     that run is then left out. The run itself goes on being recorded.
 
     Runs may be interleaved, but one at a time is fed: a run that opens its stream while another
-    one is being fed is left out with a warning.
+    one is being fed is left out with a warning. If nothing came of that other one since this run began, its
+    process has probably died before it could send a stop document: it is ended, with a warning, and this run is fed.
 
     Parameters
     ----------
@@ -70,6 +72,8 @@ class FrameAssembler:
     file_timeout_s : float
         How long to wait for a file, or for rows of one, that documents announce and that are not there yet, seconds.
         A file that has not come in that time is not waited for again.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels; others may hold flags (NaN, negative numbers) in place of counts.
 
     Attributes
     ----------
@@ -86,14 +90,18 @@ class FrameAssembler:
         position_keys: tuple[str, str] | None = None,
         monitor_key: str | None = None,
         file_timeout_s: float = 0.0,
+        mask: BoolImage | None = None,
     ) -> None:
         self.error: BlueskyCDIError | None = None
         self._sink = sink
         self._stream = stream
         self._choice = KeyChoice(frame_key, position_keys, monitor_key)
-        self._file_timeout_s = file_timeout_s
+        self._file_timeout_s, self._mask = file_timeout_s, mask
         self._feeds: dict[str, RunFeed] = {}
         self._left_out: set[str] = set()
+        # Runs of which nothing came since another one began, and those that were ended for that.
+        self._silent: set[str] = set()
+        self._ended: set[str] = set()
         self._run_of: dict[str, str] = {}
         self._orphans: defaultdict[str, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
 
@@ -101,7 +109,10 @@ class FrameAssembler:
         """Take one document of any open run."""
         if name == "start":
             self.error = None
-            self._feeds[doc["uid"]] = RunFeed(doc, self._stream, self._choice, self._sink, self._file_timeout_s)
+            self._silent.update(self._feeds)
+            self._feeds[doc["uid"]] = RunFeed(
+                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._mask
+            )
         elif name == "stop":
             self._stop(doc)
         else:
@@ -128,14 +139,31 @@ class FrameAssembler:
     def _receive(self, run: str, name: str, doc: Mapping[str, Any]) -> None:
         if run not in self._feeds or run in self._left_out:
             return
-        if name == "descriptor" and doc["name"] == self._stream and self._another_is_fed(run):
-            logger.warning("run %s is left out of the reconstruction: another one is being fed", run)
-            self._left_out.add(run)
-            return
+        self._silent.discard(run)
+        if name == "descriptor" and doc["name"] == self._stream and (other := self._fed_beside(run)) is not None:
+            if other not in self._silent or not self._has_frames(run, doc):
+                logger.warning("run %s is left out of the reconstruction: another one is being fed", run)
+                self._left_out.add(run)
+                return
+            logger.warning("run %s sent no stop document before run %s began: it is taken for ended", other, run)
+            self._ended.add(other)
+            self._left_out.add(other)
+            self._feeds[other].close()
+            self._sink.end_run("fail", "no stop document came before the next run")
         self._guard(run, name, self._feeds[run].receive, name, doc)
 
-    def _another_is_fed(self, run: str) -> bool:
-        return any(feed.started for uid, feed in self._feeds.items() if uid != run)
+    def _fed_beside(self, run: str) -> str | None:
+        """Find the run that is being fed, if that is another one."""
+        fed = (uid for uid, feed in self._feeds.items() if feed.started and uid not in self._ended)
+        return next((uid for uid in fed if uid != run), None)
+
+    def _has_frames(self, run: str, descriptor: Mapping[str, Any]) -> bool:
+        """Tell whether frames can be made of a stream; what is wrong otherwise is told when it is fed."""
+        try:
+            StreamKeys.from_documents(self._feeds[run].start, descriptor, self._choice)
+        except _BAD_INPUT:
+            return False
+        return True
 
     def _stop(self, doc: Mapping[str, Any]) -> None:
         run = doc["run_start"]
@@ -145,13 +173,15 @@ class FrameAssembler:
         if run not in self._left_out:
             self._guard(run, "stop", feed.finish, doc)
         feed.close()
+        is_fed = feed.started and run not in self._ended
         self._forget(run)
-        if feed.started:
+        if is_fed:
             self._sink.end_run(doc["exit_status"], doc.get("reason") or "")
 
     def _forget(self, run: str) -> None:
         del self._feeds[run]
-        self._left_out.discard(run)
+        for runs in (self._left_out, self._silent, self._ended):
+            runs.discard(run)
         self._run_of = {uid: owner for uid, owner in self._run_of.items() if owner != run}
         if not self._feeds:
             self._orphans.clear()

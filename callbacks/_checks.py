@@ -10,8 +10,10 @@ import numpy as np
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.protocols import Frame
 
+BoolImage = np.ndarray[Any, np.dtype[np.bool_]]
 
-def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
+
+def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = None) -> None:
     """Refuse a frame from which nothing can be reconstructed.
 
     Parameters
@@ -20,11 +22,13 @@ def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
         The frame, counts of shape (H, W).
     shape : tuple of int
         (H, W) as the descriptor announced it.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels; what others hold is not looked at.
 
     Raises
     ------
     FrameError
-        If counts are of another shape, no real numbers, not finite or negative, if the position
+        If counts are of another shape, no real numbers, in valid pixels not finite or negative, if the position
         is not finite, or if the incident flux is not finite and positive.
     """
     counts, which = frame.counts, f"frame {frame.seq_num}"
@@ -38,7 +42,7 @@ def check_frame(frame: Frame, shape: tuple[int, int]) -> None:
             f"{which} must hold counts, real numbers; its type is {counts.dtype}. "
             "Name the data key of the frames: FrameAssembler(..., frame_key=...)."
         )
-    _check_counts(counts, which)
+    _check_counts(counts if mask is None or mask.shape != shape else counts[mask], which)
     if not np.isfinite(frame.position_m).all():
         raise FrameError(
             f"{which} must have a finite position; it is {frame.position_m} m (y, x). Check the encoders' read-back."
@@ -56,7 +60,7 @@ def _check_counts(counts: np.ndarray[Any, Any], which: str) -> None:
             f"{which} must be finite; {int((~finite).sum())} of {counts.size} pixels are NaN or infinite. "
             "Hand on raw counts; bad pixels belong into the mask."
         )
-    if counts.dtype.kind in "if" and (low := counts.min()) < 0:
+    if counts.dtype.kind in "if" and (low := counts.min(initial=0)) < 0:
         raise FrameError(
             f"{which} must hold counts, which are not negative; its lowest value is {low}, in "
             f"{int((counts < 0).sum())} of {counts.size} pixels. Hand on raw counts: no dark or background taken away, "

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
+from bluesky_cdi.callbacks._checks import BoolImage
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.protocols import Frame, RunInfo
 
@@ -39,7 +40,10 @@ class _Kept:
 
 
 def collect_frames(
-    documents: Iterable[tuple[str, Mapping[str, Any]]], *, monitor_key: str | None = None
+    documents: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    monitor_key: str | None = None,
+    mask: BoolImage | None = None,
 ) -> tuple[RunInfo, list[Frame]]:
     """Collect the frames of one run from its documents; those that can't be used are left out, which is logged.
 
@@ -49,6 +53,8 @@ def collect_frames(
         From start to stop.
     monitor_key : str, optional
         Data key of the incident flux; without it, the start document's `monitor`, if it has one.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels.
 
     Returns
     -------
@@ -62,7 +68,7 @@ def collect_frames(
         If the documents or most of the frames can't be used.
     """
     kept = _Kept()
-    assembler = FrameAssembler(kept, monitor_key=monitor_key)
+    assembler = FrameAssembler(kept, monitor_key=monitor_key, mask=mask)
     for name, document in documents:
         assembler(name, document)
     if kept.error is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from event_model import unpack_event_page
 
-from bluesky_cdi.callbacks._checks import check_frame
+from bluesky_cdi.callbacks._checks import BoolImage, check_frame
 from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._sink import FrameSink
@@ -46,6 +46,10 @@ class RunFeed:
         What the user fixes of the stream's keys.
     sink : FrameSink
         Receives the frames.
+    file_timeout_s : float
+        How long to wait for a file, seconds.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels.
 
     Attributes
     ----------
@@ -56,13 +60,20 @@ class RunFeed:
     """
 
     def __init__(
-        self, start: Document, stream: str, choice: KeyChoice, sink: FrameSink, file_timeout_s: float = 0.0
+        self,
+        start: Document,
+        stream: str,
+        choice: KeyChoice,
+        sink: FrameSink,
+        file_timeout_s: float = 0.0,
+        mask: BoolImage | None = None,
     ) -> None:
         self.started = False
         self.start = start
         self._stream = stream
         self._choice = choice
         self._sink = sink
+        self._mask = mask
         self._keys: StreamKeys | None = None
         self._exposures_s: dict[str, float] = {}
         self._exposure_of_event_s: dict[int, float] = {}
@@ -230,7 +241,7 @@ class RunFeed:
             return
         try:
             frame = self._frame(seq_num, parts, self._keys)
-            check_frame(frame, self._keys.frame_shape)
+            check_frame(frame, self._keys.frame_shape, self._mask)
         except (FrameError, ScanFileError) as err:
             self._tally.leave_out("could not be used")
             self._sink.leave_out(seq_num, err)

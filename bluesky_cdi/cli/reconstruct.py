@@ -78,7 +78,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
 
     from bluesky_cdi import viz
     from bluesky_cdi.io import read_probe, read_scan
-    from bluesky_cdi.reconstruction.batch import reconstruct
+    from bluesky_cdi.reconstruction.batch import reconstruct, without_dark
 
     outputs = args.out or [Path("reconstruction.h5")]
     writers = [result_writer(path) for path in outputs]
@@ -89,6 +89,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     chosen = np.arange(args.half - 1, len(scan), 2) if args.half else np.arange(len(scan))
     if args.half:
         scan = scan.subset(chosen)
+    scan, names = without_dark(scan, (chosen + 1).tolist())
     if args.probe:
         scan = replace(scan, probe=read_probe(args.probe).fitting(scan.geometry))
     if not args.trust_orientation:
@@ -102,7 +103,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
             bar.set_postfix_str(f"deviance {deviance:.4g} a pixel")
 
-        estimate = reconstruct(scan, config, args.iterations, on_progress, numbers=(chosen + 1).tolist())
+        estimate = reconstruct(scan, config, args.iterations, on_progress, numbers=names)
     if checked is not None:
         estimate = replace(estimate, source={**estimate.source, "probe_check_in": checked.as_notes()})
     for path, write in zip(outputs, writers, strict=True):

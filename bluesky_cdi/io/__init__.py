@@ -7,7 +7,7 @@ from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
 from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats, write_scan
 from bluesky_cdi.io.frame_stack import FrameStack, read_frames, read_image
-from bluesky_cdi.io.frames import Frames, LazyFrames
+from bluesky_cdi.io.frames import Frames, LazyFrames, photons_of_frames
 from bluesky_cdi.io.probe_file import ProbeFile, read_probe, write_probe
 from bluesky_cdi.io.product import Product, read_product, write_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
@@ -28,6 +28,7 @@ __all__ = [
     "Scan",
     "SingleShotImage",
     "open_npz",
+    "photons_of_frames",
     "read_canonical",
     "read_checkpoint",
     "read_cxi",

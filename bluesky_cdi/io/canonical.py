@@ -57,8 +57,9 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
             if stated is None
             else Geometry.from_metadata({"geometry": stated}, (frame_px, frame_px))
         )
-        scan = Scan(
-            counts=counts,
+        return recorded(
+            counts,
+            file.get("probe_guess"),
             positions_m=_positions_m(file, geometry),
             geometry=geometry,
             mask=flags(file["mask"], "mask") if "mask" in file else None,
@@ -71,7 +72,6 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
                 "format": "canonical",
             },
         )
-        return recorded(scan, file.get("probe_guess"))
 
 
 def write_canonical(path: Path | str, scan: Scan) -> None:

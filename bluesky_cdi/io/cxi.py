@@ -116,16 +116,16 @@ def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sca
     with open_hdf5(path, "a CXI file") as file, naming(path, **KEYS):
         counts = LazyFrames(path, present(file, DATA))
         geometry = read_geometry(file, counts.shape[-1], focus_to_sample_m)
-        scan = Scan(
-            counts=counts,
+        place = next((place for place in ILLUMINATION if file.get(place) is not None), None)
+        return recorded(
+            counts,
+            None if place is None else array(file, place),
             positions_m=read_positions_m(file, len(counts)),
             geometry=geometry,
             mask=read_mask(file),
             name=path.stem,
             source={**_source(file, geometry), "file": path.name, "format": "cxi"},
         )
-        place = next((place for place in ILLUMINATION if file.get(place) is not None), None)
-        return recorded(scan, None if place is None else array(file, place))
 
 
 def write_cxi(path: Path | str, scan: Scan) -> None:

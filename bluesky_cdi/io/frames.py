@@ -17,6 +17,9 @@ from bluesky_cdi.io._files import naming, open_dataset
 # Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
 BLOCK_BYTES = 2**24
 
+# Frames, spread over the scan, of which each must hold a flag in a pixel before it is left out.
+FLAG_FRAMES = 16
+
 _REMOVED = "Remove such frames, or mark the pixels in the mask."
 
 
@@ -226,6 +229,49 @@ def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> f
     if isinstance(frames, LazyFrames):
         return frames.mean_photons(mask)
     return _sum_checked(frames, mask) / len(frames)
+
+
+def flagged_pixels(frames: Frames) -> npt.NDArray[np.bool_]:
+    """Find pixels that hold no count but a flag: NaN, a negative number, or nearly the largest of an integer type.
+
+    Detectors write flags into gaps between modules and into bad pixels (Eiger: the largest number, and one below it).
+    Pixels are flagged that hold one in each of up to `FLAG_FRAMES` frames; a pixel that does so in some only has been
+    saturated, or damaged, there.
+
+    Parameters
+    ----------
+    frames : Frames, shape (n, H, W)
+        Counts.
+
+    Returns
+    -------
+    ndarray, shape (H, W), bool
+    """
+    kind = frames.dtype.kind
+    flagged = np.full(frames.shape[1:], kind in "iuf")
+    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), FLAG_FRAMES)).round().astype(np.int64)):
+        if not flagged.any():
+            break
+        frame = frames[int(row)]
+        flagged &= ~(frame >= 0) if kind == "f" else (frame < 0) | (frame >= np.iinfo(frame.dtype).max - 1)
+    return flagged
+
+
+def photons_of_frames(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
+    """Sum the valid pixels of each frame, shape (n,).
+
+    Parameters
+    ----------
+    frames : Frames, shape (n, H, W)
+        Counts; they are looked at block by block.
+    mask : ndarray, shape (H, W), bool, or None
+        True where valid.
+    """
+    sums = [
+        (block.reshape(len(block), -1) if mask is None else block[:, mask]).sum(axis=1, dtype=np.float64)
+        for block in blocks(frames)
+    ]
+    return np.concatenate(sums)
 
 
 def _sum_checked(frames: Frames, mask: npt.NDArray[np.bool_] | None) -> float:

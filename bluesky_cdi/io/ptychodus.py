@@ -129,8 +129,9 @@ def _read_assembled(path: Path, product_path: Path) -> Scan:
         raise ScanFileError(f"{path} and {product_path} have no index in common: they belong to different scans")
     rows, positions = (np.array(side) for side in zip(*pairs, strict=True))
     with naming(path, **_keys("patterns", product_path)):
-        scan = Scan(
-            counts=frames.select(rows),
+        return recorded(
+            frames.select(rows),
+            product.probe,
             positions_m=product.positions_m[positions],
             geometry=_geometry(product, height, frames.shape[-1], path),
             mask=~flags(bad, "bad_pixels"),
@@ -142,7 +143,6 @@ def _read_assembled(path: Path, product_path: Path) -> Scan:
                 "format": "ptychodus",
             },
         )
-        return recorded(scan, product.probe)
 
 
 def _geometry(product: Product, detector_pixel_m: float, frame_px: int, path: Path) -> Geometry:
@@ -162,8 +162,9 @@ def _read_dp(path: Path, companion: Path) -> Scan:
         geometry, probe = _nominal(file, frames.shape[-1])
         positions_m = _positions_m(file)
     with naming(path, **_keys("dp", companion)):
-        scan = Scan(
-            counts=frames,
+        return recorded(
+            frames,
+            probe,
             positions_m=positions_m,
             geometry=geometry,
             name=path.stem.removesuffix("_dp"),
@@ -175,7 +176,6 @@ def _read_dp(path: Path, companion: Path) -> Scan:
                 "format": "ptychodus",
             },
         )
-        return recorded(scan, probe)
 
 
 def _keys(frames: str, companion: Path) -> dict[str, str]:

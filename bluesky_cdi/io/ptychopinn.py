@@ -60,8 +60,9 @@ def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
         if pixel_m is None:
             pixel_m = one(file["pixel_m"], "pixel_m") if "pixel_m" in file else NOMINAL_PIXEL_M
         geometry = nominal_geometry(pixel_m, counts.shape[-1])
-        scan = Scan(
-            counts=counts,
+        return recorded(
+            counts,
+            file.get("probeGuess"),
             positions_m=np.stack([y, x], axis=1) * pixel_m,
             geometry=geometry,
             mask=flags(file["mask"], "mask") if "mask" in file else None,
@@ -74,7 +75,6 @@ def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
                 "counts": f"square of {key!r}" if counts.dtype.kind == "f" else f"{key!r}, which holds integers",
             },
         )
-        return recorded(scan, file.get("probeGuess"))
 
 
 def write_ptychopinn(path: Path | str, scan: Scan, sample: ComplexArray | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
-from bluesky_cdi.io.frames import Frames, mean_photons, taken
+from bluesky_cdi.io.frames import Frames, flagged_pixels, mean_photons, taken
 from bluesky_cdi.io.positions import check_unit
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import ComplexArray, FloatArray
+
+logger = logging.getLogger(__name__)
 
 # A hard X-ray instrument of common size, for data that come with a sample pixel only.
 NOMINAL_ENERGY_EV = 8000.0
@@ -119,15 +122,30 @@ class Scan:
         mean_photons(self.counts, self.mask)  # Last, for it reads every frame.
 
 
-def recorded(scan: Scan, probe: npt.NDArray[Any] | None = None) -> Scan:
-    """Finish what a reader has read: check the positions' unit, and give the probe the project's shape and gauge.
+def recorded(
+    counts: Frames,
+    probe: npt.NDArray[Any] | None = None,
+    *,
+    mask: npt.NDArray[np.bool_] | None = None,
+    source: Mapping[str, Any],
+    **parts: Any,
+) -> Scan:
+    """Make a scan of what a reader has read.
+
+    The positions' unit is checked, pixels that hold flags are masked, and the probe gets the project's shape and gauge.
 
     Parameters
     ----------
-    scan : Scan
-        Without its probe.
+    counts : Frames, shape (n, H, W)
+        As in the file.
     probe : ndarray, shape (N, N) or (..., modes, N, N) with leading axes of length 1, optional
         In any gauge.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels, as far as the file states them.
+    source : Mapping
+        Where the scan came from; `flagged_pixels`, how many were masked here, is added where there are any.
+    **parts
+        The other attributes of `Scan`.
 
     Returns
     -------
@@ -137,14 +155,35 @@ def recorded(scan: Scan, probe: npt.NDArray[Any] | None = None) -> Scan:
 
     Raises
     ------
-    GeometryError, ScanFileError
-        If the positions can't be in metres, or the probe can't belong to the frames.
+    FrameError, GeometryError, ScanFileError
+        If the scan is not sound, the positions can't be in metres, or the probe can't belong to the frames.
     """
+    mask, flagged = _without_flagged(counts, mask)
+    noted = {"flagged_pixels": flagged} if flagged else {}
+    scan = Scan(counts=counts, mask=mask, source={**source, **noted}, **parts)
     check_unit(scan.positions_m, scan.geometry)
     if probe is None:
         return replace(scan, source={**scan.source, "probe_scale": None})
     modes, scale = _in_photons(probe, scan.mean_photons)
     return replace(scan, probe=modes, source={**scan.source, "probe_scale": scale})
+
+
+def _without_flagged(counts: Frames, mask: npt.NDArray[np.bool_] | None) -> tuple[npt.NDArray[np.bool_] | None, int]:
+    """Mask the valid pixels that hold flags, and count them; frames of nothing but flags stay for `Scan` to refuse."""
+    if counts.ndim != 3 or not math.prod(counts.shape) or (mask is not None and mask.shape != counts.shape[1:]):
+        return mask, 0
+    flagged = flagged_pixels(counts)
+    if mask is not None and mask.dtype == np.bool_:
+        flagged = flagged & mask
+    number = int(flagged.sum())
+    if not 0 < number <= flagged.size // 2:
+        return mask, 0
+    logger.warning(
+        "%d pixels hold a flag in place of counts (NaN, a negative number, or the largest of their type): they are "
+        "masked. State them in the file's mask to be sure of it.",
+        number,
+    )
+    return ~flagged if mask is None else mask & ~flagged, number
 
 
 def _in_photons(probe: npt.NDArray[Any], photons: float) -> tuple[ComplexArray, float]:

@@ -17,6 +17,8 @@ from bluesky_cdi.protocols import FloatArray
 
 # h c in eV m, exact since the 2019 SI (CODATA): photon energy times wavelength.
 HC_EV_M = 1.239841984332e-6
+# A scan within less than this part of a sample pixel is none: a length or an energy is in another unit.
+LEAST_PIXELS = 0.5
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,18 @@ class ObjectGrid:
         Raises
         ------
         GeometryError
-            If the window is empty or not finite, or the grid would exceed 2**28 pixels
-            (positions stated in the wrong unit look like this).
+            If the window is empty or not finite, smaller than half a pixel, or the grid would exceed 2**28 pixels
+            (a length or an energy in the wrong unit looks like this).
         """
         low, high = np.asarray(low_m, float), np.asarray(high_m, float)
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (high >= low).all()):
             raise GeometryError(f"a scan window needs finite corners low <= high; they are {low} and {high} metres")
+        extent = float((high - low).max())
+        if 0 < extent < LEAST_PIXELS * pixel_m:
+            raise GeometryError(
+                f"a scan's window must be larger than half a sample pixel; it is {extent:.3g} m wide, and a pixel is "
+                f"{pixel_m:.3g} m. Are the positions and the distance in metres, and the energy in eV?"
+            )
         half = frame_px // 2 + margin_px
         sides = np.ceil((high - low) / pixel_m) + 2 * half + 1
         # Still floating point: as integers, the product of two absurd sides can wrap to a small one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError
+from bluesky_cdi.io import photons_of_frames
 from bluesky_cdi.protocols import Estimate, Frame, RunInfo
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from bluesky_cdi.io import Scan
 
 
+logger = logging.getLogger(__name__)
+
+# Share of the median frame's photons below which a frame is dark.
+DARK_SHARE = 0.02
 # Iterations after which the network predicts again, if the probe has changed enough.
 PREDICT_EVERY = 10
 
@@ -44,7 +50,7 @@ def reconstruct(
     on_progress : callable, optional
         Called after each iteration with the iterations so far and the mean deviance of the frames.
     numbers : sequence of int, optional
-        Numbers of the frames in the result, where `scan` is a part of one; from 1 if absent.
+        Numbers of the frames in the result, where `scan` is a part of one; from 1 if absent. Dark frames are left out.
 
     Returns
     -------
@@ -60,6 +66,7 @@ def reconstruct(
     """
     from bluesky_cdi.reconstruction.build import build_reconstructor
 
+    scan, names = without_dark(scan, numbers)
     steps = _steps(config.reconstructor, iterations)
     # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
     settings = config.reconstructor.model_copy(update={"refine_iterations": iterations // steps, "window_px": None})
@@ -72,12 +79,54 @@ def reconstruct(
         info, config, probe=first_guess(scan, config), mask=scan.mask, on_progress=on_progress
     )
     counts = np.asarray(scan.counts)
-    names = range(1, len(scan) + 1) if numbers is None else numbers
     reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
     found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]
     if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
-    return replace(found[-1], seconds=sum(estimate.seconds for estimate in found))
+    noted = {key: scan.source[key] for key in ("dark_frames", "flagged_pixels") if key in scan.source}
+    return replace(
+        found[-1],
+        seconds=sum(estimate.seconds for estimate in found),
+        source={**found[-1].source, **noted},
+    )
+
+
+def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan, list[int]]:
+    """Leave out frames without light: the shutter was closed, or the ring was being filled.
+
+    A frame is dark that has less than `DARK_SHARE` of the median frame's photons. Such a frame would be taken for an
+    opaque sample. They are logged, and listed in the scan's `source` under ``dark_frames``.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    numbers : sequence of int, optional
+        Of its frames; from 1 if absent.
+
+    Returns
+    -------
+    Scan
+        The same one where no frame is dark.
+    list of int
+        Numbers of its frames.
+    """
+    names = np.arange(1, len(scan) + 1) if numbers is None else np.asarray(numbers)
+    photons = photons_of_frames(scan.counts, scan.mask)
+    dark = photons < DARK_SHARE * np.median(photons)
+    if not dark.any():
+        return scan, names.tolist()
+    left_out = names[dark].tolist()
+    shown = ", ".join(map(str, left_out[:10])) + ", ..." * (len(left_out) > 10)
+    logger.warning(
+        "%d of %d frames have less than %g %% of the median's photons and are left out: %s",
+        len(left_out),
+        len(names),
+        100 * DARK_SHARE,
+        shown,
+    )
+    lit = scan.subset(~dark)
+    return replace(lit, source={**scan.source, "dark_frames": left_out}), names[~dark].tolist()
 
 
 def _steps(settings: ReconstructorConfig, iterations: int) -> int:

@@ -238,10 +238,12 @@ class MeasuredFrames:
         """Keep one frame; give its row."""
         known = len(self)
         row = self.table.put(frame)
+        # A flag (NaN, -1, the type's maximum) times 0 need not be 0: it goes before anything is computed.
+        counts = np.where(self._known_mask, frame.counts, np.zeros_like(frame.counts))
         if row < known:
-            self._counts.replace(row, frame.counts)
+            self._counts.replace(row, counts)
         else:
-            self._counts.append(frame.counts)
+            self._counts.append(counts)
         return row
 
     def _working(self, rows: IndexArray) -> Tensor:

@@ -135,7 +135,7 @@ def _deviance(scan: Scan, probe: ComplexArray, epochs: int, device: str) -> floa
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     grid = ObjectGrid.covering(low, high, geometry.pixel_m, geometry.frame_px)
     propagator = propagator_of(geometry, device)
-    measured = MeasuredFrames(grid, torch.device(device), propagator=propagator)
+    measured = MeasuredFrames(grid, torch.device(device), propagator=propagator, known_mask=scan.mask)
     measured.add(Frame(i + 1, scan.positions_m[i], counts) for i, counts in enumerate(np.asarray(scan.counts)))
     if scan.mask is not None:
         measured.use_mask(scan.mask)

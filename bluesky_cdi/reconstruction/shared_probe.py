@@ -111,7 +111,7 @@ class SharedProbe:
         size, device = bright.shape[-1], bright.device
         y, x = torch.meshgrid(torch.arange(size, device=device), torch.arange(size, device=device), indexing="ij")
         ring = torch.minimum(torch.minimum(y, size - 1 - y), torch.minimum(x, size - 1 - x))  # 0 along the border
-        rings = torch.zeros(size // 2, device=device).index_add(0, ring.reshape(-1), bright.reshape(-1))
+        rings = torch.zeros((size + 1) // 2, device=device).index_add(0, ring.reshape(-1), bright.reshape(-1))
         return int((rings.cumsum(0) <= STRAY * bright.sum()).sum())
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bluesky_cdi.callbacks import FrameAssembler
 from bluesky_cdi.config import Config
 from bluesky_cdi.document_buffer import DocumentBuffer
@@ -38,6 +40,8 @@ class Setup:
         Data key of the incident flux.
     file_timeout_s : float
         How long a frame's file is waited for, seconds.
+    mask : ndarray, shape (N, N), bool, optional
+        Valid pixels.
     """
 
     parts: WorkerParts
@@ -45,6 +49,7 @@ class Setup:
     queue_frames: int = 2048
     monitor_key: str | None = None
     file_timeout_s: float = 0.0
+    mask: Any = None
 
     def start(self, listeners: Sequence[Listener] = ()) -> tuple[LiveWorker, DocumentBuffer]:
         """Start the worker, and what hands the frames of documents to it.
@@ -60,7 +65,7 @@ class Setup:
         worker = LiveWorker(parts, self.pace, queue_frames=self.queue_frames)
         # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
         documents = DocumentBuffer(
-            FrameAssembler(worker, monitor_key=self.monitor_key, file_timeout_s=self.file_timeout_s)
+            FrameAssembler(worker, monitor_key=self.monitor_key, file_timeout_s=self.file_timeout_s, mask=self.mask)
         )
         return worker, documents
 
@@ -155,6 +160,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         settings.queue_frames,
         arguments["monitor_key"],
         settings.file_timeout_s,
+        None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),
     )
 
 

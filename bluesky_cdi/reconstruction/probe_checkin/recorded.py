@@ -18,6 +18,7 @@ from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.protocols import ComplexArray
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
+from bluesky_cdi.reconstruction.batch import without_dark
 from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
 from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
 from bluesky_cdi.reconstruction.probe_checkin.words import defocus_m, in_words
@@ -113,6 +114,7 @@ def check_in_scan(
     FrameError
         If the scan has too few frames.
     """
+    whole, (scan, _) = scan, without_dark(scan)
     if len(scan) < LEAST_FRAMES:
         raise FrameError(
             f"a check-in of the probe needs at least {LEAST_FRAMES} frames; {scan.name or 'the scan'} has {len(scan)}. "
@@ -129,7 +131,7 @@ def check_in_scan(
     found = check_in(
         _diffraction(part, config, device), assumed, wanted=wanted, most_frames=frames, on_progress=on_progress
     )
-    return ScanCheckIn(applied(scan, found), found, in_words(found, scan.geometry))
+    return ScanCheckIn(applied(whole, found), found, in_words(found, scan.geometry))
 
 
 def applied(scan: Scan, check: CheckIn) -> Scan:
@@ -174,6 +176,8 @@ def _diffraction(scan: Scan, config: Config, device: str) -> Diffraction:
     grid = ObjectGrid.covering(low, high, geometry.pixel_m, geometry.frame_px)
     corner, shift = grid.place(scan.positions_m)
     counts = np.asarray(scan.counts, np.float32)
+    if scan.mask is not None:
+        counts = np.where(scan.mask, counts, np.float32(0))
     valid = valid_pixels(counts) if scan.mask is None else valid_pixels(counts) & scan.mask
     propagator = propagator_of(geometry, device)
     return Diffraction(

@@ -383,6 +383,33 @@ class TestRuns:
         assert f"run {left_out[0][1]['uid']} is left out" in caplog.text
         assert assembler.error is None
 
+    def test_a_run_without_a_stop_document_ends_when_the_next_one_measures(self, path, caplog):
+        """Its process died, and documents of the next session come over the same network."""
+        dead, fed, after = inline_documents()[:-2], inline_documents(), stream_documents(path)
+        sink, assembler = feed([*dead, *fed, *after])
+        assert sink.calls == ["start_run", *["put"] * (N - 1), "end_run", *["start_run", *["put"] * N, "end_run"] * 2]
+        assert sink.ends[0] == ("fail", "no stop document came before the next run")
+        assert [info.uid for info in sink.infos] == [each[0][1]["uid"] for each in (dead, fed, after)]
+        assert f"run {dead[0][1]['uid']} sent no stop document" in caplog.text
+        assert assembler.error is None
+
+    def test_its_late_documents_are_left_out(self, path):
+        dead, fed = inline_documents(), stream_documents(path)
+        sink, assembler = feed([*dead[:-2], *fed[:-1], *dead[-2:], fed[-1]])
+        assert sink.calls == ["start_run", *["put"] * (N - 1), "end_run", "start_run", *["put"] * N, "end_run"]
+        assert [status for status, _ in sink.ends] == ["fail", "success"]
+        assert assembler.error is None
+
+    def test_a_run_without_frames_ends_no_other(self):
+        fed = inline_documents()
+        run = event_model.compose_run()
+        keys = {"t": {"source": "t", "dtype": "number", "shape": []}}
+        stream = run.compose_descriptor(name="primary", data_keys=keys)
+        inside = [("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("stop", run.compose_stop())]
+        sink, _ = feed([*fed[:-3], *inside, *fed[-3:]])
+        assert_the_frames(sink)
+        assert sink.calls == ["start_run", *["put"] * N, "end_run"]
+
     def test_no_frames(self):
         run = event_model.compose_run()
         keys = {"t": {"source": "t", "dtype": "number", "shape": []}}
@@ -599,6 +626,14 @@ class TestRunEngine:
         with assembled(engine) as got:
             engine(scan(Detector(**options), Axis(name="y"), Axis(name="x"), md=md))
         self.assert_left_out(got, FrameError, match, left_out)
+
+    @pytest.mark.parametrize("frames", [spoilt(np.nan), spoilt(-1, int)])
+    def test_what_masked_pixels_hold_is_not_looked_at(self, engine, frames):
+        mask = np.ones((H, W), bool)
+        mask[1, 1] = False
+        with assembled(engine, mask=mask) as got:
+            engine(scan(Detector(frames=frames), Axis(name="y"), Axis(name="x")))
+        assert [frame.seq_num for frame in got.sink.puts] == list(range(1, N + 1)) and got.assembler.error is None
 
     @pytest.mark.parametrize(
         ("options", "match"),
