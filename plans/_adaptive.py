@@ -1,7 +1,5 @@
 """The adaptive scan: the stage measures one batch while the worker decides the next."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -10,6 +8,7 @@ from typing import Any
 
 import bluesky.plan_stubs as bps
 import numpy as np
+from bluesky.protocols import Movable, Readable
 
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.plans._beside import Beside, OnFailure
@@ -29,9 +28,9 @@ SAME_PLACE = 1e-3
 
 
 def adaptive_ptycho(
-    detectors: Sequence[Any],
-    axis_y: Any,
-    axis_x: Any,
+    detectors: Sequence[Readable],
+    axis_y: Movable,
+    axis_x: Movable,
     live: ScanSource,
     *,
     extent_um: Sequence[float],

@@ -1,9 +1,9 @@
 """Scans of a fixed pattern, reconstructed live where a worker is given."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from bluesky.protocols import Movable, Readable
 
 from bluesky_cdi.agent.patterns import fermat_spiral, raster
 from bluesky_cdi.errors import WorkerError
@@ -13,9 +13,9 @@ from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
 
 
 def ptycho_raster(
-    detectors: Sequence[Any],
-    axis_y: Any,
-    axis_x: Any,
+    detectors: Sequence[Readable],
+    axis_y: Movable,
+    axis_x: Movable,
     live: ScanSource | None = None,
     *,
     extent_um: Sequence[float],
@@ -69,9 +69,9 @@ def ptycho_raster(
 
 
 def ptycho_spiral(
-    detectors: Sequence[Any],
-    axis_y: Any,
-    axis_x: Any,
+    detectors: Sequence[Readable],
+    axis_y: Movable,
+    axis_x: Movable,
     live: ScanSource | None = None,
     *,
     extent_um: Sequence[float],

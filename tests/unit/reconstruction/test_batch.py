@@ -102,7 +102,5 @@ def test_an_absorbing_sample_is_no_dark_frame():
 def test_a_scan_within_a_pixel_is_refused(change):
     scan, _ = make_scan(32, n=4)
     wrong = replace(scan, geometry=replace(scan.geometry, **change))
-    with pytest.raises(
-        GeometryError, match="larger than half a sample pixel"
-    ):
+    with pytest.raises(GeometryError, match="larger than half a sample pixel"):
         reconstruct(wrong, settings(), 1)
