@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import make_folder
-from bluesky_cdi.cli.output import say_result
-from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.cli.output import refuse_to_replace, say_result
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -53,14 +51,14 @@ def _convert(args: argparse.Namespace) -> int:
     from bluesky_cdi.io import read_ptychodus, read_scan, write_scan
 
     targets = _scan_files(args.out, args.format)
-    _refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
+    refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
     make_folder(args.out.parent)
     if args.product:
         scan = read_ptychodus(args.scan, args.product)
     else:
         scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
     if companion := scan.source.get("product"):
-        _refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
+        refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
     read = _scan_numbers(scan)
     write_scan(args.out, _with_one_mode(scan) if args.format == "ptychopinn" else scan, args.format)
     back = read_scan(args.out)
@@ -89,15 +87,6 @@ def _scan_files(out: Path, form: str | None) -> list[Path]:
 
     pair = form == "ptychodus" or (form is None and out.suffix.lower() in (".h5", ".hdf5"))
     return [out, companion_path(out)] if pair else [out]
-
-
-def _refuse_to_replace(targets: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
-    own = {path.resolve() for path in sources}
-    for path in targets:
-        if path.resolve() in own:
-            raise BlueskyCDIError(f"{path} is what is read; measured data are not replaced. Name another OUT.")
-        if path.exists() and not force:
-            raise BlueskyCDIError(f"{path} exists. Name another OUT, or give --force to replace it.")
 
 
 def _scan_numbers(scan: Scan) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from bluesky_cdi.errors import BlueskyCDIError
 
 
 def say_result(args: argparse.Namespace, numbers: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
@@ -26,6 +29,29 @@ def say_result(args: argparse.Namespace, numbers: dict[str, Any], rows: Sequence
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"{name:<{width}}  {value}")
+
+
+def refuse_to_replace(targets: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
+    """Refuse to write over files: over what is read in any case, over others unless that is wanted.
+
+    Parameters
+    ----------
+    targets, sources : sequence of Path
+        What is written; what is read.
+    force : bool
+        Whether files that exist may be replaced.
+
+    Raises
+    ------
+    BlueskyCDIError
+        If a target is a source, or exists.
+    """
+    own = {path.resolve() for path in sources}
+    for path in targets:
+        if path.resolve() in own:
+            raise BlueskyCDIError(f"{path} is what is read; measured data are not replaced. Name another OUT.")
+        if path.exists() and not force:
+            raise BlueskyCDIError(f"{path} exists. Name another OUT, or give --force to replace it.")
 
 
 def say(text: str) -> None:

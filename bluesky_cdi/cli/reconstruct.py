@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import count, make_folder, positive, result_writer
-from bluesky_cdi.cli.output import say_result
+from bluesky_cdi.cli.output import refuse_to_replace, say_result
 
 if TYPE_CHECKING:
     from bluesky_cdi.config import Config
@@ -69,6 +69,7 @@ def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5)",
     )
+    add("--force", action="store_true", help="replace the files that are written, if they exist")
     command.set_defaults(run=_reconstruct)
 
 
@@ -82,6 +83,8 @@ def _reconstruct(args: argparse.Namespace) -> int:
 
     outputs = args.out or [Path("reconstruction.h5")]
     writers = [result_writer(path) for path in outputs]
+    figure = outputs[0].with_suffix(".png")
+    refuse_to_replace([*outputs, figure], [args.scan, *([args.probe] if args.probe else [])], force=bool(args.force))
     for path in outputs:
         make_folder(path.parent)
     config = _reconstruct_config(args)
@@ -108,7 +111,6 @@ def _reconstruct(args: argparse.Namespace) -> int:
         estimate = replace(estimate, source={**estimate.source, "probe_check_in": checked.as_notes()})
     for path, write in zip(outputs, writers, strict=True):
         write(path, estimate, scan.geometry, scan.name or args.scan.stem)
-    figure = outputs[0].with_suffix(".png")
     viz.save_figure(viz.show_estimate(estimate), figure)
     numbers = {
         **({} if checked is None else {"probe": checked.says}),
@@ -124,6 +126,9 @@ def _reconstruct(args: argparse.Namespace) -> int:
     }
     rows = {**numbers, "result": ", ".join(numbers["result"])}
     say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
+    if estimate.source["ended"] == "diverged":
+        logger.error("the iterations diverged: the result is the best one before that, and may be far from the sample")
+        return 1
     return 0
 
 

@@ -134,7 +134,7 @@ def test_reconstruct_warns_of_a_wrong_orientation(tmp_path, caplog):
     assert main(line) == 0
     assert "explained better with its positions x's sign turned" in caplog.text
     caplog.clear()
-    assert main([*line, "--trust-orientation"]) == 0
+    assert main([*line, "--trust-orientation", "--force"]) == 0
     assert "explained better" not in caplog.text
 
 

@@ -76,6 +76,37 @@ def test_reconstruct_checks_the_probe_and_keeps_what_was_said(path, true, tmp_pa
     assert note["probe_check_in"]["says"] == says and "astigmatism" in note["probe_check_in"]["gains"]
 
 
+def test_nothing_is_replaced_unless_that_is_wanted(scan, tmp_path, capsys):
+    few = tmp_path / "few.npz"
+    write_scan(few, scan.subset(range(5)))
+    line = ["reconstruct", str(few), "--modes", "1", "--iterations", "1", "--trust-orientation", "--trust-probe"]
+    out = tmp_path / "a.h5"
+    assert main([*line, "--out", str(out), "-q"]) == 0
+    figure = out.with_suffix(".png")
+    before = out.read_bytes(), figure.read_bytes()
+    assert main([*line, "--out", str(out), "-q"]) == 1
+    assert f"{out} exists" in capsys.readouterr().err and (out.read_bytes(), figure.read_bytes()) == before
+    out.unlink()
+    assert main([*line, "--out", str(out), "-q"]) == 1
+    assert f"{figure} exists" in capsys.readouterr().err and not out.exists() and figure.read_bytes() == before[1]
+    assert main([*line, "--out", str(out), "-q", "--force"]) == 0 and out.exists()
+    source = few.with_suffix(".h5")
+    few.rename(source)
+    assert main(["reconstruct", str(source), "--out", str(source), "--force"]) == 1
+    assert "measured data are not replaced" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_has_an_exit_code(scan, tmp_path, monkeypatch, caplog):
+    from bluesky_cdi.reconstruction import region_solver
+
+    real = region_solver.iterate
+    monkeypatch.setattr(region_solver, "iterate", lambda *args, **kw: replace(real(*args, **kw), ended="diverged"))
+    write_scan(tmp_path / "few.npz", scan.subset(range(5)))
+    line = ["reconstruct", str(tmp_path / "few.npz"), "--modes", "1", "--iterations", "1", "--trust-orientation"]
+    assert main([*line, "--trust-probe", "--engine", "rpie", "--out", str(tmp_path / "a.h5"), "-q"]) == 1
+    assert "the iterations diverged" in caplog.text and (tmp_path / "a.h5").exists()
+
+
 def test_a_probe_of_too_few_frames_is_trusted(scan, tmp_path, capsys, caplog):
     write_scan(tmp_path / "few.npz", scan.subset(range(5)))
     line = ["reconstruct", str(tmp_path / "few.npz"), "--modes", "1", "--iterations", "1", "--trust-orientation"]
