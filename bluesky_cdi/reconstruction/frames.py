@@ -217,9 +217,10 @@ class MeasuredFrames:
         """
         numbers = state["seq_num"]
         there = {frame.seq_num: frame for frame in frames}
+        # First, for nothing is kept of what it masks.
+        self._known_mask = state["known_mask"].copy()
         self.add(there[number] for number in numbers.tolist() if number in there)
         self.table.restore(state)
-        self._known_mask = state["known_mask"].copy()
         self.mask = torch.from_numpy(state["mask"].copy()).to(self._device) if "mask" in state else None
         return np.isin(numbers, list(there))
 

@@ -60,7 +60,7 @@ def test_geometry_is_missing(lab):
         (None, "must hold window_m"),
         ([[1e-6, 0.0], [0.0, 0.0]], "low <= high"),
         ([[-1.0, -1.0], [1.0, 1.0]], "Are the positions in metres"),
-        ([[5e-8, 5e-8], [6e-8, 6e-8]], "outside the object"),
+        ([[5e-8, 5e-8], [9e-8, 9e-8]], "outside the object"),
     ],
 )
 def test_window_is_wrong(lab, window, message):
