@@ -135,16 +135,25 @@ def check_in(
     began = time.perf_counter()
     tell = on_progress or (lambda _: None)
     size = data.counts.shape[-1]
+    if most_frames < LEAST_FRAMES:
+        raise FrameError(
+            f"a check-in of the probe needs at least {LEAST_FRAMES} frames; at most {most_frames} are allowed"
+        )
     if len(data) < LEAST_FRAMES:
         raise FrameError(
             f"a check-in of the probe needs at least {LEAST_FRAMES} frames, of which some are kept to judge by; "
             f"there are {len(data)}. Wait for more, or trust the probe."
         )
+    counted = data.counts if data.valid is None else data.counts[data.valid.expand_as(data.counts)]
+    if not bool(torch.isfinite(counted).all()) or not bool((counted > 0).any()):
+        raise FrameError("a check-in of the probe needs frames with light whose valid pixels are finite")
+    if assumed is not None and not (bool(torch.isfinite(assumed.abs()).all()) and bool(assumed.abs().any())):
+        raise GeometryError("a probe must be finite and not 0 everywhere; give None where none is known")
     if assumed is not None and (assumed.ndim != 3 or assumed.shape[1:] != (size, size)):
         raise GeometryError(f"a probe must be (modes, {size}, {size}); it is {tuple(assumed.shape)}")
     data = together(data, most_frames)
     known = assumed is not None
-    assumed = _flat(data) if assumed is None else assumed.to(torch.complex64)
+    assumed = _flat(data) if assumed is None else assumed.to(data.counts.device, torch.complex64)
     check = _Check(data, Pupil(assumed, data), wanted or Wanted())
     found = check.of_the_assumed(tell) if known else check.without_phase(tell)
     probe = (
@@ -189,12 +198,18 @@ class _Check:
         self.search = Search(data, pupil, self._searching, wanted)
         self._judge = Judge(data, pupil, TEST_SWEEPS)
 
+    def _compare_where(self, trial: Trial) -> None:
+        """Judge by the pixels that were measured in frames moved as a trial says, with and without moving them."""
+        self._judge = Judge(self._data, self.pupil, TEST_SWEEPS, border_px=trial.border_px)
+
     def of_the_assumed(self, tell: Callable[[str], None]) -> _Found:
         """Search around the assumed probe, test, refine freely, and look at the distances of the positions."""
         tell("search")
         found = self.search.run()
         tell("test")
-        trial, gains, gain = _tested(Judge(self._data, self.pupil, TEST_SWEEPS, WEAKEST), found, self._testing)
+        self._compare_where(found)
+        strong = Judge(self._data, self.pupil, TEST_SWEEPS, WEAKEST, found.border_px)
+        trial, gains, gain = _tested(strong, found, self._testing)
         tell("refinement")
         free, refinement = self._refined(trial)
         kept = refinement.exceeds(LEAST_GAIN)
@@ -222,7 +237,12 @@ class _Check:
         best = int(table.mean(dim=1).argmin())
         ours, others = (table[[side, side + 2]] for side in (best % 2, 1 - best % 2))
         other = others[int(others.mean(dim=1).argmin())]
-        gains = {"defocus": Gain.of(assumed, ours[0])}
+        # The frames that chose it can't prove it.
+        trials = [Trial(), sides[best % 2]]
+        proof = Gain.of(*torch.cat([self._judge.deviance(trials, each) for each in self._testing], dim=1))
+        if not proof.exceeds(LEAST_GAIN):
+            return _Found(Trial(), None, {}, Gain.of(assumed, assumed))
+        gains = {"defocus": proof}
         free = refined[best % 2] if best >= 2 else None
         if free is not None:
             gains["refinement"] = Gain.of(ours[0], ours[1])

@@ -52,11 +52,6 @@ class Judge:
         self._data, self._pupil, self._sweeps = data, pupil, sweeps
         self._weakest, self._border_px = weakest, border_px
 
-    def folds(self, count: int) -> list[Fold]:
-        """Deal the frames into folds of unseen frames, neighbours into different ones."""
-        number = torch.arange(len(self._data), device=self._data.counts.device)
-        return [Fold(number[number % count != k], number[number % count == k]) for k in range(count)]
-
     def deviance(self, trials: Sequence[Trial], fold: Fold) -> Tensor:
         """Compute the deviance per valid pixel of each unseen frame, shape (trials, frames)."""
         probes = [self._pupil.probe(trial, self._weakest) for trial in trials]

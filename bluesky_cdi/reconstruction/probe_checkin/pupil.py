@@ -20,6 +20,8 @@ KNOWN_AMPLITUDE = 0.05
 # Light below this share of the pupil's brightest is scattered by the object, and says nothing of the pupil's size.
 PUPIL_SHARE = 0.05
 
+# Least part of a mode, as a share of its amplitude, that the modes before it have not.
+LEAST_MODE = 0.1
 # Modes whose powers differ by no more than this share are assumed to be equal.
 SAME_POWER = 1e-3
 
@@ -47,8 +49,8 @@ class Pupil:
 
     def __init__(self, assumed: Tensor, data: Diffraction) -> None:
         self._told, self._propagator = assumed, data.propagator
-        self._valid = None if data.mask is None else data.mask
-        self._counted = _photons(data)
+        self._valid = _valid_in_all(data)
+        self._counted = _photons(data, self._valid)
         powers = assumed.abs().square().sum(dim=(-2, -1))
         self.shares = tuple((powers / powers.sum()).tolist())
         # Of modes that are assumed equal the first: rounding must not choose.
@@ -82,7 +84,7 @@ class Pupil:
     def as_bright_as_frames(self, probe: Tensor) -> Tensor:
         """Scale a probe (M, N, N): through vacuum the valid pixels count what they count in the brighter frames."""
         expected = intensity(self._propagator.forward(probe[None]))[0]
-        seen = float((expected if self._valid is None else torch.where(self._valid, expected, 0.0)).sum())
+        seen = float(torch.where(self._valid, expected, 0.0).sum())
         return probe * math.sqrt(self._counted / max(seen, 1e-30))
 
     @property
@@ -118,9 +120,11 @@ class Pupil:
         main = waves[self.strongest]
         amplitude = main.abs() if trial.amplitude == "assumed" else self._mean / self._mean.norm()
         known = main.abs() > KNOWN_AMPLITUDE * main.abs().max()
-        sign = _signs(main, self._propagator)
+        middle = _of_the_middle(main, self._propagator)
         phasor = (
-            sign if trial.flat else torch.where(known, torch.sgn(main), sign * self._carried_on(sign * main, known))
+            middle
+            if trial.flat
+            else torch.where(known, torch.sgn(main), middle * self._carried_on(middle.conj() * main, known))
         )
         lead = amplitude * phasor
         lead = lead / lead.norm()
@@ -131,7 +135,8 @@ class Pupil:
             for _ in range(2):
                 for mode in made:
                     wave = wave - mode * (mode.conj() * wave).sum()
-            made.append(wave / wave.norm().clamp_min(1e-30))
+            # Of a mode that is nearly another one only noise is left, which is no mode.
+            made.append(wave / wave.norm() if float(wave.norm()) > LEAST_MODE else torch.zeros_like(wave))
         order = [self.strongest, *(k for k in range(len(waves)) if k != self.strongest)]
         return torch.stack([made[order.index(k)] for k in range(len(waves))])
 
@@ -216,18 +221,32 @@ def _polynomials(power: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(y), y, x, r2, x**2 - y**2, 2 * y * x, r2 * y, r2 * x, r2**2])
 
 
-def _photons(data: Diffraction) -> float:
-    """Count the photons of a frame through vacuum on the valid pixels, without the background; at least one."""
-    counts = data.counts - data.background
-    counts = counts if data.valid is None else torch.where(data.valid, counts, 0.0)
+def _valid_in_all(data: Diffraction) -> Tensor:
+    """Find the pixels (N, N) that are valid in all frames: a saturated one tells no photons in some of them."""
+    everywhere = torch.ones_like(data.counts[0], dtype=torch.bool) if data.mask is None else data.mask
+    if data.valid is None or data.valid.ndim == everywhere.ndim:
+        return everywhere
+    valid = data.valid.all(dim=0)
+    return valid if bool(valid.any()) else everywhere
+
+
+def _photons(data: Diffraction, valid: Tensor) -> float:
+    """Count the photons of a frame through vacuum on some pixels (N, N), without the background; at least one."""
+    counts = torch.where(valid, data.counts - data.background, 0.0)
     return max(photons_through_vacuum(counts.sum(dim=(-2, -1)).cpu().double().numpy()), 1.0)
 
 
-def _signs(main: Tensor, propagator: Propagator) -> Tensor:
-    """Phase at the detector of a probe in the middle of its array: an FFT turns every other pixel's sign."""
-    index = torch.arange(main.shape[-1], device=main.device)
-    sign = 1.0 - 2.0 * (index % 2).float() if propagator is FAR_FIELD else torch.ones_like(index).float()
-    return (sign[:, None] * sign[None, :]).to(main.dtype)
+def _of_the_middle(main: Tensor, propagator: Propagator) -> Tensor:
+    """Compute the phasor at the detector of a point in the middle of the array, ``[N // 2, N // 2]``.
+
+    In the far field of even N it turns every other pixel's sign; of odd N it is no sign.
+    """
+    size = main.shape[-1]
+    if propagator is not FAR_FIELD:
+        return torch.ones_like(main)
+    angle = torch.arange(size, dtype=torch.float64, device=main.device) * (-2 * math.pi * (size // 2) / size)
+    phasor = torch.polar(torch.ones_like(angle), angle)
+    return (phasor[:, None] * phasor[None, :]).to(main.dtype)
 
 
 def _filled(image: Tensor, known: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def applied(scan: Scan, check: CheckIn) -> Scan:
     check : CheckIn
         What was found with some of its frames.
     """
-    if not check.changed:
+    if not check.changed and check.known:
         return scan
     trial = check.trial
     if trial.centre_px != (0, 0):

@@ -130,6 +130,8 @@ class Search:
         best = int(found.mean(dim=1).argmin())
         if Gain.of(found[0], found[best]).exceeds(0.0, STEP_SIGMAS):
             self.trial = trials[best]
+            # What comes in from the other side of moved frames was not measured there.
+            self._judge = Judge(self._data, self._pupil, SWEEPS, WEAKEST, self.trial.border_px)
 
     def _centres(self) -> list[tuple[int, int]]:
         """List where the beam's centre may lie: as assumed, then as mean frame and pupil match, and around."""

@@ -48,6 +48,11 @@ class Trial:
         return self.amplitude == "assumed" and not self.flat and self.powers is None and not any(self.aberrations_rad)
 
     @property
+    def border_px(self) -> int:
+        """Pixels along a border of the frames that come in from the other side when they are moved."""
+        return max(map(abs, self.centre_px))
+
+    @property
     def keeps_places(self) -> bool:
         """Whether the positions are the assumed ones."""
         return self.scale == 1.0 and self.orientation == AS_STATED

@@ -26,7 +26,12 @@ def in_words(check: CheckIn, geometry: Geometry | None = None) -> str:
         One sentence, or two where no phase was assumed.
     """
     if not check.changed:
-        kept = "The assumed probe stays" if check.known else "The frames alone tell no probe"
+        kept = (
+            "The assumed probe stays"
+            if check.known
+            else "No probe was assumed, and the frames do not tell its defocus (it has the mean frame's amplitude and "
+            "a flat phase)"
+        )
         return f"{kept}: no change explains unseen frames better by more than {SIGMAS:g} standard errors and a tenth."
     parts = [_change(check, name, geometry) for name in check.gains]
     start = "" if check.known else "No probe was assumed; it is made from the mean frame. "
