@@ -227,7 +227,7 @@ class Session:
             engine.subscribe(self._documents)
         engine.subscribe(ValueCheck())
         # On closing the engine stops first: aborting a paused run makes documents.
-        stack.callback(_stop_engine, engine)
+        stack.callback(stop_engine, engine)
         return engine
 
     def _note_run(self, _: str, doc: Mapping[str, Any]) -> None:
@@ -263,8 +263,8 @@ class Session:
             )
 
 
-def _stop_engine(engine: RunEngine) -> None:
-    """End the RunEngine's thread."""
+def stop_engine(engine: RunEngine) -> None:
+    """Abort what a RunEngine has paused, and end its thread."""
     if engine.state == "paused":
         engine.abort("the session was closed")
     engine.loop.call_soon_threadsafe(engine.loop.stop)

@@ -59,9 +59,17 @@ def test_a_process_that_ends_or_hangs_is_started_again_and_has_the_whole_run(ben
 
 
 def test_an_adaptive_scan_is_decided_again_when_the_process_is_there_again(bench):
-    """The scan waits with its last points until the new process is there, so that there is something to decide."""
+    """The scan waits until the new process is there, and then with each point until it has answered."""
     there = threading.Event()
     live = bench.session.live
+    asked, request = [], live.request
+
+    def remembered(*question):
+        asked.append(request(*question))
+        return asked[-1]
+
+    live.request = remembered
+    bench.session.RE.subscribe(lambda *_: there.is_set() and asked[-1].exception(SOON_S), "event")
     bench.misbehave(kind="kill", after=2)
 
     def wait():

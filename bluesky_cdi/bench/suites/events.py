@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from bluesky_cdi.journal import Journal
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.remote import WorkerProcess
-from bluesky_cdi.session import Session
+from bluesky_cdi.session import Session, stop_engine
 from bluesky_cdi.sim_devices import simulated_beamline
 
 WAYS = ("bare", "journal", "session")
@@ -130,7 +130,9 @@ def _config(side: int, step_px: int) -> Config:
 def _alone(config: Config, folder: Path, journal: bool) -> _Raster:
     from bluesky import RunEngine
 
-    with _engine(RunEngine({})) as engine, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        engine = RunEngine({})
+        stack.callback(stop_engine, engine)
         if journal:
             engine.subscribe(stack.enter_context(contextlib.closing(Journal(folder / "journal"))))
         return _measure(engine, config, folder / "frames", None)
@@ -209,14 +211,6 @@ def _measure(engine: Any, config: Config, frames: Path, live: Any, disturbance: 
     finally:
         engine.unsubscribe(token)
     return _Raster(np.diff(stamps), time.process_time() - used)
-
-
-@contextlib.contextmanager
-def _engine(engine: Any) -> Iterator[Any]:
-    try:
-        yield engine
-    finally:
-        engine.loop.call_soon_threadsafe(engine.loop.stop)
 
 
 def _row(rasters: list[_Raster]) -> dict[str, Any]:
