@@ -1,6 +1,7 @@
 """A session at a beamline, in three processes, what is done to it, and what it is checked for."""
 
 import json
+import threading
 
 import numpy as np
 
@@ -29,7 +30,11 @@ class Bench:
     def __init__(self, directory, fault, **options):
         self._fault = fault
         self.misbehave()
-        self.session = Session(load_config(overrides=SETTINGS), directory, monitor_key="i0", **options)
+        self.image_came = threading.Event()
+        listeners = [lambda _: self.image_came.set()]
+        self.session = Session(
+            load_config(overrides=SETTINGS), directory, monitor_key="i0", listeners=listeners, **options
+        )
         self.beamline = simulated_beamline(self.session.config, self.session.frames_directory)
         self.events, self.uids, self.stops, self.reasons, self.stamps = [], [], [], [], []
         self.when_measured = None
@@ -64,11 +69,16 @@ class Bench:
 
     def run(self, plan):
         """Run a plan from a clean slate; the raw run's uid."""
+        self.image_came.clear()
         for seen in (self.events, self.uids, self.stops, self.reasons):
             seen.clear()
         self.session.RE(plan)
         self.when_measured = None
         return self.uids[-1]
+
+    def wait_for_an_image(self):
+        """Hold the scan up after some points until there is an image of them: the others make another step."""
+        self.when_measured = 20, lambda: self.image_came.wait(SOON_S)
 
     def settle(self):
         """Wait until all is in the catalog, whether the reconstruction failed or not; why it failed."""

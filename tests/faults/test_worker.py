@@ -22,6 +22,7 @@ def impatient(monkeypatch):
 @pytest.mark.parametrize("kind", ["raise", "memory"])
 def test_a_reconstruction_that_raises_ends_its_own_run_only(bench, kind):
     bench.misbehave(kind=kind, after=1)
+    bench.wait_for_an_image()
     bench.run(bench.raster())
     assert "numbers went wrong" in (error := bench.settle()) or "no room" in error
     bench.check_measured(N_RASTER)
@@ -44,6 +45,7 @@ def test_a_reconstruction_that_raises_ends_its_own_run_only(bench, kind):
 )
 def test_a_process_that_ends_or_hangs_is_started_again_and_has_the_whole_run(bench, impatient, caplog, kind, how):
     bench.misbehave(kind=kind, after=1)
+    bench.wait_for_an_image()
     with caplog.at_level(logging.WARNING, "bluesky_cdi"):
         bench.run(bench.raster())
         assert bench.settle() is None
@@ -58,32 +60,37 @@ def test_a_process_that_ends_or_hangs_is_started_again_and_has_the_whole_run(ben
     assert bench.session.catalog.processed[whole.uid].start["continues"] == broken.uid
 
 
-def test_an_adaptive_scan_is_decided_again_when_the_process_is_there_again(bench):
-    """The scan waits until the new process is there, and then with each point until it has answered."""
-    there = threading.Event()
-    live = bench.session.live
-    asked, request = [], live.request
+@pytest.fixture
+def asked(bench):
+    """Questions of the plan; with each point the scan waits until the newest one is answered."""
+    live, questions, request = bench.session.live, [], bench.session.live.request
 
     def remembered(*question):
-        asked.append(request(*question))
-        return asked[-1]
+        questions.append(request(*question))
+        return questions[-1]
 
     live.request = remembered
-    bench.session.RE.subscribe(lambda *_: there.is_set() and asked[-1].exception(SOON_S), "event")
+    token = bench.session.RE.subscribe(lambda *_: questions and questions[-1].exception(SOON_S), "event")
+    yield questions
+    bench.session.RE.unsubscribe(token)
+    live.request = request
+
+
+def test_an_adaptive_scan_is_decided_again_when_the_process_is_there_again(bench, asked):
+    """The process is killed with the third question; the scan then waits until the new one is there."""
+    live, there = bench.session.live, threading.Event()
     bench.misbehave(kind="kill", after=2)
+    pid = live.link.pid
 
     def wait():
         # Not in the scan's thread: this is a document's callback, and documents wait for it.
-        deadline = threading.Event()
-        while live.error is None and not deadline.wait(0.01):
-            pass
-        while live.error is not None:
-            deadline.wait(0.01)
+        while live.link.pid == pid or live.error is not None:
+            there.wait(0.01)
         there.set()
 
     bench.when_measured = 24, wait
     bench.run(bench.adaptive(budget=49))
-    assert bench.settle() is None and there.is_set()
+    assert bench.settle() is None and there.is_set() and len(asked) > 3
     lost = bench.reasons.index("reconstruction failed")
     assert any(reason in ("fill", "adapt") for reason in bench.reasons[:lost])
     assert any(reason in ("fill", "adapt") for reason in bench.reasons[lost:])
