@@ -7,9 +7,10 @@ loaded by the first figure, not by the import. Images are (Y, X), positions (y, 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,10 @@ PERCENTILES = (0.5, 99.5)
 SAME_POSITION_PX = 2.0
 # Share of an object's largest modulus below which no phase is drawn.
 DIM_SHARE = 0.1
+# The same share of a probe's.
+DIM_PROBE_SHARE = 0.15
+# Planes along a beam.
+PLANES = 161
 MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
@@ -317,7 +322,9 @@ def show_single_shot(
 def show_probes(probes: Mapping[str, ComplexArray], geometry: Geometry) -> Figure:
     """Draw probes one below the other: at the sample, at the pupil, along the beam, and the powers of their modes.
 
-    Of several modes the strongest is drawn; amplitudes and caustic are of all of them together.
+    Phases are of the strongest mode, without their ramps; amplitudes and caustic are of all modes together. The pupil's
+    phase is drawn without the defocus that its title states, which would wrap it many times. In the near field, where
+    the wave's angles are no pupil, the detector takes its place, and the beam is drawn as far as there.
 
     Parameters
     ----------
@@ -330,58 +337,164 @@ def show_probes(probes: Mapping[str, ComplexArray], geometry: Geometry) -> Figur
     -------
     Figure
     """
-    fig = _prepared(None, (19.0, 3.3 * len(probes)))
+    fig = _prepared(None, (20.0, 3.05 * len(probes)))
     rows = fig.subplots(len(probes), 6, squeeze=False)
-    half_um = 0.5e6 * geometry.frame_px * geometry.pixel_m
-    # Angles of the pupil's pixels are wavelength / (N pixel) apart.
-    half_mrad = 0.5e3 * geometry.wavelength_m / geometry.pixel_m
-    depth_m = max(_depth_m(modes, geometry) for modes in probes.values())
-    for axes, (name, modes) in zip(rows, probes.items(), strict=True):
-        powers = np.square(np.abs(modes)).sum(axis=(1, 2))
-        main = int(powers.argmax())
-        at_pupil = _to_pupil(modes)
-        for k, (waves, half, unit, where) in enumerate(
-            [(modes, half_um, "µm", "at the sample"), (at_pupil, half_mrad, "mrad", "at the pupil")]
-        ):
+    beams = [_Beam.of(modes, geometry) for modes in probes.values()]
+    planes = [
+        ("sample", "µm", 1e6 * geometry.pixel_m, [beam.at_sample for beam in beams]),
+        ("pupil", "mrad", 1e3 * _pupil_step(geometry), [beam.flat_at_pupil for beam in beams]),
+    ]
+    far_field = geometry.propagation == "far"
+    if not far_field:
+        at_detector = [_downstream(beam.at_pupil, geometry, geometry.effective_distance_m) for beam in beams]
+        planes[1] = ("detector", "µm", 1e6 * geometry.pixel_m, at_detector)
+    for k, (where, unit, step, stacks) in enumerate(planes):
+        side = max(map(_side_px, stacks))
+        phases = [_main_phase(waves) for waves in stacks]
+        scale = _phase_scale(*phases)
+        for axes, waves, phase in zip(rows, stacks, phases, strict=True):
             bright = np.sqrt(np.square(np.abs(waves)).sum(axis=0))
-            dim = np.abs(waves[main]) < DIM_SHARE * np.abs(waves[main]).max()
-            phase = np.ma.array(_phase_rad(_without_ramp(waves[main], dim), ~dim), mask=dim)
-            extent = (-half, half, half, -half)
-            _show(axes[2 * k], bright / bright.max(), extent, f"{name}: amplitude {where}", unit, "cividis")
-            _show(axes[2 * k + 1], phase, extent, f"phase {where}, rad", unit, "twilight", limits=(-np.pi, np.pi))
-        caustic = _caustic(at_pupil, geometry, depth_m)
-        depth, depth_unit = (1e3 * depth_m, "mm") if depth_m > 1e-3 else (1e6 * depth_m, "µm")
-        extent = (-depth, depth, half_um, -half_um)
-        _show(axes[4], np.sqrt(caustic / caustic.max()), extent, "along the beam", "µm", "magma", aspect="auto")
-        axes[4].axvline(0.0, color="w", linewidth=0.6)
-        axes[4].set_xlabel(f"from the sample, {depth_unit}")
-        axes[5].bar(np.arange(1, len(powers) + 1), powers / powers.sum(), color=PATH_COLOUR)
-        axes[5].set(
-            title="powers of the modes",
-            ylim=(0, 1),
-            xlim=(0.2, max(3, len(powers)) + 0.8),
-            xticks=np.arange(1, len(powers) + 1),
+            bright = np.ma.array(bright / max(bright.max(), 1e-30))
+            _draw_middle(
+                axes[2 * k], bright, f"amplitude at the {where}", "relative", ("cividis", (0, 1)), side, step, unit
+            )
+            _draw_middle(axes[2 * k + 1], phase, f"phase at the {where}", "rad", scale, side, step, unit)
+    if far_field:
+        near_m = min(0.0, *(beam.focus_m - beam.depth_m for beam in beams))
+        far_m = max(0.0, *(beam.focus_m + beam.depth_m for beam in beams))
+    else:
+        near_m, far_m = sorted((-0.25 * geometry.effective_distance_m, geometry.effective_distance_m))
+    for axes, name, beam in zip(rows, probes, beams, strict=True):
+        axes[0].annotate(
+            name, (-0.55, 0.5), xycoords="axes fraction", rotation=90, ha="center", va="center", fontsize="x-large"
         )
+        _draw_caustic(axes[4], beam, geometry, near_m, far_m)
+        _draw_powers(axes[5], beam.powers)
+        if far_field:
+            axes[4].set_title(f"along the beam,\nfocus at {_length(beam.focus_m)}")
+            axes[3].set_title(f"phase at the pupil,\nless its defocus of {_length(-beam.focus_m)}")
     return fig
 
 
-def _show(
+@dataclass(frozen=True, eq=False)
+class _Beam:
+    """A probe, modes in the order of their powers: at the sample, at the pupil, and there less its defocus.
+
+    The focus lies `focus_m` downstream of the sample; `depth_m` around it the beam stays within the window.
+    """
+
+    at_sample: ComplexArray
+    at_pupil: ComplexArray
+    flat_at_pupil: ComplexArray
+    powers: FloatArray
+    depth_m: float
+    focus_m: float
+
+    @classmethod
+    def of(cls, modes: ComplexArray, geometry: Geometry) -> _Beam:
+        powers = np.square(np.abs(modes)).sum(axis=(1, 2))
+        order = np.argsort(-powers, kind="stable")
+        at_pupil = _to_pupil(modes[order])
+        depth = _depth_m(at_pupil, geometry)
+        focus = _focus_m(at_pupil[:1], geometry, depth)
+        return cls(
+            modes[order],
+            at_pupil,
+            at_pupil * _propagated(geometry, focus),
+            powers[order] / powers.sum(),
+            depth,
+            focus,
+        )
+
+
+def _main_phase(waves: ComplexArray) -> np.ma.MaskedArray[Any, Any]:
+    """Take the phase of the first of some modes, without its ramp, where there is light."""
+    dim = _dim(waves[0])
+    return np.ma.array(_phase_rad(_without_ramp(waves[0], dim), ~dim), mask=dim)
+
+
+def _draw_middle(
     ax: Axes,
-    image: npt.NDArray[Any],
-    extent: tuple[float, float, float, float],
+    image: np.ma.MaskedArray[Any, Any],
     title: str,
+    label: str,
+    scale: tuple[str, tuple[float, float]],
+    side: int,
+    step: float,
     unit: str,
-    colours: str,
-    *,
-    limits: tuple[float | None, float | None] = (None, None),
-    aspect: Literal["equal", "auto"] = "equal",
 ) -> None:
-    ax.set_facecolor(UNCOVERED)
-    shown = ax.imshow(
-        image, cmap=colours, vmin=limits[0], vmax=limits[1], extent=extent, aspect=aspect, interpolation="nearest"
+    """Draw the middle of an image, whose pixel N // 2 is the origin."""
+    from matplotlib import colormaps
+
+    half, first = side // 2, len(image) // 2 - side // 2
+    ends = ((-half - 0.5) * step, (side - half - 0.5) * step)
+    drawn = ax.imshow(
+        image[first : first + side, first : first + side],
+        cmap=colormaps[scale[0]].with_extremes(bad=UNCOVERED),
+        vmin=scale[1][0],
+        vmax=scale[1][1],
+        extent=(*ends, *ends),
+        origin="lower",
+        interpolation="nearest",
     )
-    ax.set(title=title, xlabel=unit)
-    ax.figure.colorbar(shown, ax=ax, shrink=0.8)
+    ax.set(title=title, xlabel=f"x ({unit})", ylabel=f"y ({unit})")
+    _colour_bar(ax, drawn, label, 1.03)
+
+
+def _draw_caustic(ax: Axes, beam: _Beam, geometry: Geometry, near_m: float, far_m: float) -> None:
+    """Draw a beam from above; the sample stands at the line."""
+    depth, unit = (1e-3, "mm") if max(far_m, -near_m) > 1e-3 else (1e-6, "µm")
+    ends = [1e6 * (k - 0.5) * geometry.pixel_m for k in (-(geometry.frame_px // 2), (geometry.frame_px + 1) // 2)]
+    caustic = np.sqrt(_caustic(beam.at_pupil, geometry, near_m, far_m))
+    drawn = ax.imshow(
+        caustic / max(caustic.max(), 1e-30),
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+        extent=(near_m / depth, far_m / depth, ends[0], ends[1]),
+        aspect="auto",
+        origin="lower",
+    )
+    _colour_bar(ax, drawn, "root of intensity", 1.03)
+    ax.axvline(0.0, color="w", linewidth=0.8)
+    ax.set(title="along the beam", box_aspect=1)
+    ax.set(xlabel=f"downstream of the sample ({unit})", ylabel="x (µm)")
+
+
+def _draw_powers(ax: Axes, powers: FloatArray) -> None:
+    number = np.arange(1, len(powers) + 1)
+    for bar, power in zip(ax.bar(number, powers, color=PATH_COLOUR), powers, strict=True):
+        middle = bar.get_x() + bar.get_width() / 2
+        ax.annotate(
+            f"{100 * power:.0f} %", (middle, power), (0, 2), textcoords="offset points", ha="center", va="bottom"
+        )
+    ax.set(title="powers of the modes", xlabel="mode", ylabel="share of the photons", box_aspect=1)
+    ax.set(ylim=(0, 1.1), xlim=(0.2, max(3, len(powers)) + 0.8), xticks=number)
+
+
+def _length(metres: float) -> str:
+    """Write a length along the beam with its sign."""
+    unit, name = (1e-3, "mm") if abs(metres) >= 0.9995e-3 else (1e-6, "µm")
+    return f"{metres / unit:+.3g} {name}".replace("-", "\N{MINUS SIGN}")
+
+
+def _dim(wave: ComplexArray) -> BoolArray:
+    """Find where a pixel, or the mean of the 3 x 3 around it, has too little light for a phase to say anything."""
+    from scipy.ndimage import uniform_filter
+
+    power = np.square(np.abs(wave)).astype(np.float64)
+    around = uniform_filter(power, 3, mode="nearest")
+    return np.asarray(~(np.minimum(power, around) > DIM_PROBE_SHARE**2 * around.max()))
+
+
+def _side_px(waves: ComplexArray) -> int:
+    """Return the side of the central square that holds nearly all light, and a tenth around it; even."""
+    size = waves.shape[-1]
+    away = np.abs(np.arange(size) - size // 2)
+    power = np.square(np.abs(waves)).sum(axis=0)
+    seen = power > DIM_PROBE_SHARE**2 * power.max() / 4
+    reach = int(max(away[seen.any(axis=1)].max(initial=1), away[seen.any(axis=0)].max(initial=1)))
+    return int(min(size - size % 2, 2 * np.ceil(1.1 * reach + 1)))
 
 
 def _to_pupil(modes: ComplexArray) -> ComplexArray:
@@ -397,27 +510,57 @@ def _without_ramp(wave: ComplexArray, dim: BoolArray) -> ComplexArray:
     return np.asarray(wave * np.exp(-1j * (slopes[0] * y + slopes[1] * x)))
 
 
-def _depth_m(modes: ComplexArray, geometry: Geometry) -> float:
-    """How far along the beam a probe stays within half of the frame's window, about, metres."""
-    step = geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m)
-    index = (np.arange(geometry.frame_px) - geometry.frame_px // 2) * step
-    power = np.square(np.abs(_to_pupil(modes))).sum(axis=0)
-    squared = (index[:, None] ** 2 + index[None, :] ** 2) * power
-    angle = float(np.sqrt(squared.sum() / power.sum()))
+def _pupil_step(geometry: Geometry) -> float:
+    """Return the angle between neighbours at the pupil, radians."""
+    return float(geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m))
+
+
+def _squared_angle(geometry: Geometry) -> FloatArray:
+    """Return the square of the angle to the axis at each pixel of the pupil, (N, N), rad^2."""
+    index = (np.arange(geometry.frame_px) - geometry.frame_px // 2) * _pupil_step(geometry)
+    return np.asarray(index[:, None] ** 2 + index[None, :] ** 2)
+
+
+def _propagated(geometry: Geometry, distance_m: float) -> ComplexArray:
+    """Return the factor on the pupil's wave, (N, N), that carries the probe downstream."""
+    return np.asarray(np.exp(-1j * np.pi * distance_m * _squared_angle(geometry) / geometry.wavelength_m))
+
+
+def _depth_m(at_pupil: ComplexArray, geometry: Geometry) -> float:
+    """How far from its focus a probe stays within half of the frame's window, about, metres."""
+    power = np.square(np.abs(at_pupil)).sum(axis=0)
+    angle = float(np.sqrt((_squared_angle(geometry) * power).sum() / power.sum()))
     return 0.3 * geometry.frame_px * geometry.pixel_m / max(angle, 1e-12)
 
 
-def _caustic(at_pupil: ComplexArray, geometry: Geometry, depth_m: float, planes: int = 121) -> FloatArray:
-    """Intensity along the beam, summed over rows: (N columns, planes)."""
-    step = geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m)
-    index = (np.arange(geometry.frame_px) - geometry.frame_px // 2) * step
-    squared = index[:, None] ** 2 + index[None, :] ** 2
-    lines = []
-    for z in np.linspace(-depth_m, depth_m, planes):
-        waves = at_pupil * np.exp(-1j * np.pi * z * squared / geometry.wavelength_m)
-        field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(waves, axes=(-2, -1))), axes=(-2, -1))
-        lines.append(np.square(np.abs(field)).sum(axis=(0, 1)))
-    return np.stack(lines, axis=1)
+def _downstream(at_pupil: ComplexArray, geometry: Geometry, distance_m: float) -> ComplexArray:
+    """Carry modes from their pupil to a plane downstream of the sample."""
+    waves = np.fft.ifftshift(at_pupil * _propagated(geometry, distance_m), axes=(-2, -1))
+    return np.asarray(np.fft.fftshift(np.fft.ifft2(waves, norm="ortho"), axes=(-2, -1)))
+
+
+def _along_the_beam(at_pupil: ComplexArray, geometry: Geometry, planes_m: FloatArray) -> Iterator[FloatArray]:
+    """Yield the intensity in planes downstream of the sample, (N, N) each."""
+    for z in planes_m:
+        yield np.square(np.abs(_downstream(at_pupil, geometry, z))).sum(axis=0)
+
+
+def _focus_m(at_pupil: ComplexArray, geometry: Geometry, depth_m: float) -> float:
+    """Find the plane in which the light is on the fewest pixels, metres downstream of the sample."""
+    planes = np.linspace(-1.2 * depth_m, 1.2 * depth_m, PLANES)
+    sharp = np.array([np.square(each).sum() for each in _along_the_beam(at_pupil, geometry, planes)])
+    best = int(np.clip(sharp.argmax(), 1, PLANES - 2))
+    below, here, above = sharp[best - 1 : best + 2]
+    bend = below + above - 2 * here
+    # At the end of the range there is no maximum to go to.
+    move = float(np.clip((below - above) / (2 * bend), -1, 1)) if bend < 0 else 0.0
+    return float(planes[best] + move * (planes[1] - planes[0]))
+
+
+def _caustic(at_pupil: ComplexArray, geometry: Geometry, first_m: float, last_m: float) -> FloatArray:
+    """Compute the intensity along the beam, summed over rows: (N columns, planes)."""
+    planes = _along_the_beam(at_pupil, geometry, np.linspace(first_m, last_m, PLANES))
+    return np.stack([each.sum(axis=0) for each in planes], axis=1)
 
 
 def save_figure(fig: Figure, path: Path | str) -> None:

@@ -137,13 +137,25 @@ def test_the_caustic_has_its_focus_where_the_lens_has_it():
     lens = {"numerical_aperture": 0.9e-3, "central_stop": 0.2}
     probes = {str(z): focused_probe(geometry, defocus_m=z, **lens).numpy() for z in (-0.2e-3, 0.3e-3)}
     figure = viz.show_probes(probes, geometry)
-    drawn = [ax for ax in figure.axes if ax.get_title() == "along the beam"]
+    drawn = [ax for ax in figure.axes if ax.get_title().startswith("along the beam")]
     for ax, z in zip(drawn, (-0.2e-3, 0.3e-3), strict=True):
         image = ax.images[0]
         values, (left, right, _, _) = np.asarray(image.get_array()), image.get_extent()
         focus = left + (right - left) * (values.max(axis=0).argmax() + 0.5) / values.shape[1]
         # The sample is downstream of the focus by the defocus.
-        assert focus == pytest.approx(-1e6 * z, abs=25)
+        assert "(mm)" in ax.get_xlabel() and focus == pytest.approx(-1e3 * z, abs=0.025)
+        sign, size = ("+", 0.2) if z < 0 else ("\N{MINUS SIGN}", 0.3)
+        stated, unit = ax.get_title().split(f"focus at {sign}")[1].split()
+        assert (float(stated) * {"mm": 1.0, "µm": 1e-3}[unit]) == pytest.approx(size, abs=0.001)
+
+
+def test_a_near_field_is_drawn_at_the_detector():
+    geometry = Geometry(8000.0, 2e-3, 1.05e-6, 40, "near", 1e-4)
+    y, x = np.indices((40, 40)) - 20
+    modes = np.exp(-(y**2 + x**2) / 60.0 + 0.02j * (y**2 + x**2))[None].astype(np.complex64)
+    figure = viz.show_probes({"found": modes}, geometry)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert "amplitude at the detector" in titles and not any("pupil" in title for title in titles)
 
 
 def test_the_suite_measures_assumed_found_and_true_probes():
