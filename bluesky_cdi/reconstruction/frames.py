@@ -240,7 +240,7 @@ class MeasuredFrames:
         known = len(self)
         row = self.table.put(frame)
         # A flag (NaN, -1, the type's maximum) times 0 need not be 0: it goes before anything is computed.
-        counts = np.where(self._known_mask, frame.counts, np.zeros_like(frame.counts))
+        counts = frame.counts if self._known_mask.all() else np.where(self._known_mask, frame.counts, 0)
         if row < known:
             self._counts.replace(row, counts)
         else:

@@ -48,7 +48,7 @@ class Pupil:
     """
 
     def __init__(self, assumed: Tensor, data: Diffraction) -> None:
-        self._told, self._propagator = assumed, data.propagator
+        self._assumed, self._propagator = assumed, data.propagator
         self._valid = _valid_in_all(data)
         self._counted = _photons(data, self._valid)
         powers = assumed.abs().square().sum(dim=(-2, -1))
@@ -75,7 +75,7 @@ class Pupil:
         -------
         Tensor, shape (M or fewer, N, N), complex64
         """
-        probe = self._told if trial.keeps_probe else self._changed(trial)
+        probe = self._assumed if trial.keeps_probe else self._changed(trial)
         if weakest:
             powers = probe.abs().square().sum(dim=(-2, -1))
             probe = probe[powers >= min(weakest, 1 / len(powers)) * powers.sum()]
