@@ -58,6 +58,9 @@ class ProbeConfig(Section):
     """Distance from the focus to the sample, metres; positive downstream."""
     modes: int = Field(default=2, ge=1, le=8)
     """Incoherent modes to reconstruct."""
+    trust: bool = False
+    """Take the first guess as it is. Else it is checked by the first frames of a run, beside the reconstruction, and
+    replaced where another explains unseen frames better beyond doubt."""
 
 
 class ScanConfig(Section):

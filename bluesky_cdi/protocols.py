@@ -191,6 +191,9 @@ class Reconstructor(Protocol):
             All of the run.
         """
 
+    def close(self) -> None:
+        """End what goes on beside the steps; no step follows."""
+
 
 @runtime_checkable
 class Agent(Protocol):

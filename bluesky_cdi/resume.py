@@ -256,7 +256,7 @@ def resume_run(
     reconstructor = build_reconstructor(info, config, probe=probe, mask=mask, on_progress=on_progress)
     n_restored = _restore(reconstructor, frames, stored[-1].path if newest else None)
     continues = newest.reconstruction_uid if newest else None
-    with _publisher(catalog, info, directory, continues) as publisher:
+    with contextlib.closing(reconstructor), _publisher(catalog, info, directory, continues) as publisher:
         file = checkpoint_file(info, publisher.uid, config, checkpoints_folder(directory))
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)

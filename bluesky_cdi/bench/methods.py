@@ -17,6 +17,7 @@ from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, iterate
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Network as Net
+from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 # Iterations that go on from a network's object.
@@ -112,7 +113,7 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
 
 
 def predict(network: Network, problem: Problem) -> Found:
-    """Run a network once.
+    """Run a network for as many passes as it is for.
 
     Parameters
     ----------
@@ -125,13 +126,21 @@ def predict(network: Network, problem: Problem) -> Found:
     -------
     Found
     """
-    network.net(problem.probe, problem.data)
-    obj, seconds = timed(lambda: network.net(problem.probe, problem.data)[-1], problem.probe.device)
+    net = network.net
+
+    def run() -> Tensor:
+        if isinstance(net, UnrolledNet):
+            return predict_object(net, problem.probe, problem.data)
+        obj: Tensor = net(problem.probe, problem.data)[-1]
+        return obj
+
+    run()
+    obj, seconds = timed(run, problem.probe.device)
     return Found(obj, problem.probe, seconds)
 
 
 def predict_and_refine(net: UnrolledNet, problem: Problem, seed: int) -> Found:
-    """Run a network once, and go on with physics from there, as the live reconstructor does it.
+    """Run a network, and go on with physics from there, as the live reconstructor does it.
 
     Parameters
     ----------
@@ -148,7 +157,7 @@ def predict_and_refine(net: UnrolledNet, problem: Problem, seed: int) -> Found:
     """
 
     def run(iterations: int) -> tuple[Solution, int]:
-        prediction = net(problem.probe, problem.data)[-1]
+        prediction = predict_object(net, problem.probe, problem.data)
         prior = prior_of(net, prediction, problem.probe, problem.data)
         engine = refiner(prior, len(problem.data), REFINED_FOR, seed)
         return _iterated(engine, problem, Schedule(iterations), prediction)

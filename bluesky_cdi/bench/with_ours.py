@@ -30,6 +30,7 @@ from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.reconstruction.batch import PREDICT_EVERY
+from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 
@@ -112,7 +113,7 @@ class _Predicted:
     @torch.no_grad()
     def _predict(self, solution: Solution) -> Solution:
         """Take the network's prediction if it explains the frames better, and it as the prior in any case."""
-        found = self._net(solution.probe, solution.data)[-1]
+        found = predict_object(self._net, solution.probe, solution.data, solution.object)
         found = found * torch.sgn((found.conj() * solution.object).sum())
         prior = prior_of(self._net, found, solution.probe, solution.data)
         self._engine = refiner(prior, len(solution.data), PREDICT_EVERY)

@@ -64,6 +64,7 @@ def _train(args: argparse.Namespace) -> int:
     from bluesky_cdi.signals import EndingSignals
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
     from bluesky_cdi.training.process_group import joined
+    from bluesky_cdi.training.starts import PASSES
 
     configure_logging(logging.INFO + 10 * args.quiet)
     if args.out.suffix != ".safetensors":
@@ -87,7 +88,7 @@ def _train(args: argparse.Namespace) -> int:
         photons=(args.photons[0], args.photons[1]),
         model=PtychoNNConfig()
         if args.model == "ptychonn"
-        else replace(PRESETS[args.model], attention=args.attention, scaled=args.scaled),
+        else replace(PRESETS[args.model], attention=args.attention, scaled=args.scaled, passes=PASSES),
     )
     probe = _probe(args.probe) if args.probe else None
     # Told to end, it keeps what it has learned.

@@ -67,6 +67,9 @@ class UnrolledConfig:
     scaled : bool
         Whether the stages see the physics step in units of its local size too, may make changes in these units, and
         make none where the frames ask for none.
+    passes : int
+        Passes in a row that bring something. A network for several improves on what is known; one for a single pass
+        draws the object anew, whatever it is given.
     """
 
     stages: int = 5
@@ -78,6 +81,7 @@ class UnrolledConfig:
     memory: int = 8
     attention: bool = False
     scaled: bool = False
+    passes: int = 1
 
     def as_dict(self) -> dict[str, int]:
         """Give the configuration as plain values, for a weights file."""
@@ -189,7 +193,7 @@ class UnrolledNet(nn.Module):
         """
         ours, theirs = self.config, earlier.config
         more = ("stages", "steps", "attention", "scaled")
-        grown = replace(theirs, **{name: getattr(ours, name) for name in more})
+        grown = replace(theirs, passes=ours.passes, **{name: getattr(ours, name) for name in more})
         if grown != ours or any(getattr(theirs, name) > getattr(ours, name) for name in more):
             raise ValueError(f"{theirs} doesn't fit into {ours}: only {', '.join(more)} may be more")
         for stage, trained in zip(self.stages, earlier.stages, strict=False):

@@ -70,7 +70,9 @@ def reconstruct(
     steps = _steps(config.reconstructor, iterations)
     # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
     settings = config.reconstructor.model_copy(update={"refine_iterations": iterations // steps, "window_px": None})
-    config = config.model_copy(update={"reconstructor": settings})
+    # Whoever has a whole scan checks its probe before (`probe_checkin.check_in_scan`), more thoroughly than beside it.
+    probe = config.probe.model_copy(update={"trust": True})
+    config = config.model_copy(update={"reconstructor": settings, "probe": probe})
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
     side = scan.geometry.frame_px

@@ -53,6 +53,7 @@ def build_reconstructor(
     from bluesky_cdi.models.weights import load_weights
     from bluesky_cdi.physics.propagators import propagator_of
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
+    from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn
 
     geometry = Geometry.from_metadata(info.metadata, info.frame_shape)
     if mask is not None and np.shape(mask) != info.frame_shape:
@@ -74,6 +75,7 @@ def build_reconstructor(
         mask=mask,
         propagator=propagator_of(geometry, device),
         device=device,
+        check_in=None if config.probe.trust else LiveCheckIn(geometry),
         on_progress=on_progress,
     )
 

@@ -27,6 +27,7 @@ from bluesky_cdi.engines.ptychography import Schedule, Solution, deviance_of, it
 from bluesky_cdi.engines.steps import probe_spectrum, transmission
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.windows import HeldOutWindow, ScanWindows
 from bluesky_cdi.training.losses import relative_deviance
 
@@ -43,6 +44,8 @@ LONGEST_GRADIENT = 3.0
 MEMORY = 0.99
 # Held-out frames of a window: of one in ten, so many lie well inside 32 neighbours.
 JUDGED_FRAMES = 4
+# Frames of a run that are learned from, the first ones: more would need all of them on the device.
+RUN_FRAMES = 2048
 # What is given, the refined probe and the last state are always judged; all three have to fit into the time for it.
 LEAST_JUDGEMENTS = 3
 
@@ -274,6 +277,51 @@ class FineTuner:
     def _result(self, call: _Call, first: _State, best: _State, steps: int, ended: Ended) -> FineTuned:
         kept = best is not first
         return FineTuned(best.net, best.probe, first.deviance, best.deviance, steps, call.seconds, kept, ended)
+
+
+class RunTuner:
+    """Tune a network on the first frames of a run, each time going on from the time before.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of what is drawn.
+    seconds : float
+        Time of each tuning; 0: none is wanted.
+
+    Attributes
+    ----------
+    steps : int
+        Steps made so far.
+    """
+
+    def __init__(self, seed: int, seconds: float) -> None:
+        self.steps = 0
+        self._seed, self._seconds = seed, seconds
+        self._tuner: FineTuner | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is time for it."""
+        return self._seconds > 0
+
+    def tune(self, net: UnrolledNet, probe: Tensor, frames: MeasuredFrames) -> FineTuned:
+        """Tune.
+
+        Parameters
+        ----------
+        net : UnrolledNet
+            What is tuned the first time.
+        probe : Tensor, shape (1, M, N, N), complex64
+            Its modes.
+        frames : MeasuredFrames
+            Those of the run by now.
+        """
+        if self._tuner is None:
+            self._tuner = FineTuner(net, seed=self._seed)
+        found = self._tuner.tune(probe, frames.diffraction(frames.table.rows[:RUN_FRAMES]), self._seconds)
+        self.steps += found.steps
+        return found
 
 
 class _Call:

@@ -8,11 +8,13 @@ object and probe together, and count only if they explain the frames clearly bet
 deviance of the frames. Without a network the prediction is vacuum, and what remains is the engine alone.
 
 One probe serves all regions. Where no new frames wait, regions whose refinement still pays go on, and those are
-predicted again that rest on a worse probe, the worst explained first.
+predicted again that rest on a worse probe, the worst explained first. The assumed probe is checked beside all that
+(`probe_checkin.live`).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,17 +28,21 @@ from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines.ptychography import deviance_of
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.models.weights import Trained
+from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
-from bluesky_cdi.reconstruction.fine_tuning import FineTuner
+from bluesky_cdi.reconstruction.fine_tuning import RunTuner
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames, RegionFrames
 from bluesky_cdi.reconstruction.object_map import ObjectMap
-from bluesky_cdi.reconstruction.region_solver import LEAST_GAIN, RegionSolver, Solved
+from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
+from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
+from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
 from bluesky_cdi.reconstruction.tiles import Region, Tiling
@@ -51,8 +57,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 logger = logging.getLogger(__name__)
 
-# Frames that fine-tuning learns from, the first ones of a run: more would need all of them on the device.
-TUNING_FRAMES = 2048
+# How often a wait for the check of the probe asks whether it shall come back, seconds.
+WAIT_S = 0.05
 
 
 class PtychoReconstructor:
@@ -74,6 +80,8 @@ class PtychoReconstructor:
     device : torch.device
     seed : int
         Seed of the order of frames.
+    check_in : LiveCheckIn, optional
+        Checks the first guess; without it that is trusted.
     on_progress : callable, optional
         Called after each iteration with the iterations so far and the mean deviance.
 
@@ -94,13 +102,15 @@ class PtychoReconstructor:
         propagator: Propagator = FAR_FIELD,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        check_in: LiveCheckIn | None = None,
         on_progress: Callable[[int, float], None] | None = None,
     ) -> None:
         side, device = grid.frame_px, torch.device(device)
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
             raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
         net = trained.unrolled_net if trained else None
-        self._grid, self._config, self._device, self._seed = grid, config, device, seed
+        self._grid, self._config, self._device = grid, config, device
+        self._assumed, self._check_in = torch.from_numpy(np.asarray(probe, np.complex64)).to(device), check_in
         self._frames = MeasuredFrames(
             grid, device, config.background, config.saturation, propagator, config.memory_mb * 2**20, mask
         )
@@ -112,8 +122,7 @@ class PtychoReconstructor:
         self._map = ObjectMap(grid.shape, side, whole, device)
         self._solver = RegionSolver(config, net, mixes=not whole, seed=seed, on_progress=on_progress)
         self._estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
-        self._tuner: FineTuner | None = None
-        self._tuning_steps = 0
+        self._tuner = RunTuner(seed, config.fine_tune_s)
         self._source = source_of(config, trained, self._estimator.name, seed, str(device))
 
     def add(self, frames: Sequence[Frame]) -> None:
@@ -137,6 +146,8 @@ class PtychoReconstructor:
         self._scheduler.touch(self._tiling.home(corner[rows]))
         self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
         self._scheduler.touch(self._tiling.touched(left))
+        if self._check_in is not None:
+            self._check_in.begin(self._frames, self._assumed, lambda: self._probe.modes[0])
 
     @torch.no_grad()
     def step(self, budget_s: float, interrupted: Callable[[], bool] | None = None) -> Estimate | None:
@@ -156,13 +167,19 @@ class PtychoReconstructor:
             None before the first frame, and when neither new frames nor refinement change anything. Frames
             whose region was left for the next step are not in the estimate yet.
         """
-        due = self._scheduler.due(self._misfit())
-        if not due:
-            return None
         started, learning = time.monotonic(), self._scheduler.has_new_frames
 
         def is_interrupted() -> bool:
             return interrupted is not None and interrupted()
+
+        self._take_checked()
+        due, checking = self._scheduler.due(self._misfit()), self._check_in is not None and self._check_in.is_running
+        if checking and not due:
+            # The last frame is in, and all is done but for the check of the probe.
+            self._wait_for_check(budget_s, is_interrupted)
+            due = self._scheduler.due(self._misfit())
+        if not due:
+            return self._estimate(started) if checking else None
 
         def has_time() -> bool:
             return time.monotonic() < started + budget_s and not is_interrupted()
@@ -173,7 +190,7 @@ class PtychoReconstructor:
                 self._scheduler.reopen(region.tiles)
             if not has_time():
                 break
-        if learning and self._config.fine_tune_s and not is_interrupted():
+        if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         return self._estimate(started)
 
@@ -191,6 +208,8 @@ class PtychoReconstructor:
             "scheduler": self._scheduler.checkpoint(),
             "solver": {"iterations": np.array(self._solver.iterations), "ended": np.array(self._solver.ended)},
         }
+        if self._check_in is not None:
+            parts["check_in"] = {"notes": np.array(json.dumps(self._check_in.notes))}
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
@@ -223,11 +242,18 @@ class PtychoReconstructor:
         self._map.restore(parts["object"])
         self._probe.restore(parts["probe"])
         self._solver.iterations, self._solver.ended = int(parts["solver"]["iterations"]), str(parts["solver"]["ended"])
+        if self._check_in is not None and "check_in" in parts:
+            self._check_in.restore(json.loads(str(parts["check_in"]["notes"])))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
             self._scheduler.touch(range(len(self._tiling)))
         known = set(parts["frames"]["seq_num"].tolist())
         self.add([frame for frame in frames if frame.seq_num not in known])
+
+    def close(self) -> None:
+        """End a check of the probe that is being made."""
+        if self._check_in is not None:
+            self._check_in.close()
 
     def _misfit(self) -> FloatArray:
         """Sum the deviance of each tile's own frames, (tiles,)."""
@@ -286,22 +312,35 @@ class PtychoReconstructor:
         """Tune the network; what it has predicted is predicted again when no new frames wait."""
         if self._solver.net is None:
             return
-        if self._tuner is None:
-            self._tuner = FineTuner(self._solver.net, seed=self._seed)
-        data = self._frames.diffraction(self._frames.table.rows[:TUNING_FRAMES])
-        found = self._tuner.tune(self._probe.modes, data, self._config.fine_tune_s)
-        self._tuning_steps += found.steps
+        found = self._tuner.tune(self._solver.net, self._probe.modes, self._frames)
         if found.kept:
             self._solver.net = found.net
             self._probe.publish(found.probe)
             self._scheduler.outdate()
+
+    def _take_checked(self) -> None:
+        """Go on with the probe of a check that has ended, if it is better; all is then predicted again."""
+        found = None if self._check_in is None else self._check_in.take()
+        if found is not None:
+            self._probe.publish(scaled_to(found[None], float(intensity(self._probe.modes).sum())))
+            self._solver.forget()
+            self._scheduler.outdate()
+
+    def _wait_for_check(self, budget_s: float, is_interrupted: Callable[[], bool]) -> None:
+        """Wait for the check that is being made, for the time of a step at most, and take what it finds."""
+        ended_by = time.monotonic() + budget_s
+        while self._check_in is not None and not self._check_in.wait(WAIT_S):
+            if time.monotonic() > ended_by or is_interrupted():
+                break
+        self._take_checked()
 
     def _estimate(self, started: float) -> Estimate:
         solver, seconds = self._solver, time.monotonic() - started
         progress = {
             "iterations": solver.iterations,
             "ended": solver.ended,
-            "fine_tuning_steps": self._tuning_steps,
+            "fine_tuning_steps": self._tuner.steps,
         }
-        source = {**self._source, **progress}
+        notes = {} if self._check_in is None else {"probe_check_in": dict(self._check_in.notes)}
+        source = {**self._source, **progress, **notes}
         return estimate_of(self._frames.table, self._metrics, self._map, self._probe, seconds=seconds, source=source)

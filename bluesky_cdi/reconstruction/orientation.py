@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_cdi.protocols import ComplexArray, FloatArray
+from bluesky_cdi.reconstruction.middle import nearest_to_middle
 
 if TYPE_CHECKING:
     from bluesky_cdi.io import Scan
@@ -108,9 +109,7 @@ def check_orientation(
     on_progress : callable, optional
         Called before each orientation.
     """
-    middle = np.median(scan.positions_m, axis=0)
-    nearest = np.argsort(np.square(scan.positions_m - middle).sum(axis=1), kind="stable")[:frames]
-    part = scan.subset(np.sort(nearest))
+    part = scan.subset(nearest_to_middle(scan.positions_m, frames))
     found = {}
     for orientation in ALL:
         if on_progress is not None:

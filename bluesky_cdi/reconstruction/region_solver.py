@@ -12,16 +12,15 @@ from torch import Tensor
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.lsqml import Prior
-from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, deviance_of, iterate
+from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, iterate
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.frames import RegionFrames
 from bluesky_cdi.reconstruction.object_map import RegionView, phase_towards
+from bluesky_cdi.reconstruction.prediction import LEAST_GAIN, mean_deviance, predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 
-# Refinement counts if it lowers the deviance by this share; less is fitting the noise.
-LEAST_GAIN = 0.005
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
 
@@ -120,7 +119,7 @@ class RegionSolver:
         """Predict, in phase with the object where that is known; vacuum without a network."""
         if self.net is None:
             return torch.ones_like(view.object)
-        found: Tensor = self.net(probe, data)[-1]
+        found = predict_object(self.net, probe, data, view.object)
         found = found * phase_towards(view.object, found, view.known)
         self._prior = prior_of(self.net, found, probe, data)
         return found
@@ -136,7 +135,7 @@ class RegionSolver:
         found = probe.shared(found, frames.share) if self._mixes else found
         own = frames.own | ~frames.own.any()
         before, after = (
-            _mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found)
+            mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found)
         )
         return found if after < (1 - LEAST_GAIN) * before else None
 
@@ -177,12 +176,6 @@ class RegionSolver:
 def _better(view: RegionView, predicted: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     """Choose the object that explains the frames better: as it was, continued by the prediction, or the prediction."""
     candidates = [torch.where(view.known, view.object, predicted), predicted]
-    deviances = [_mean_deviance(obj, probe, data) for obj in candidates]
+    deviances = [mean_deviance(obj, probe, data) for obj in candidates]
     # What is not finite explains nothing.
     return candidates[int(np.argmin(np.nan_to_num(deviances, nan=np.inf)))]
-
-
-def _mean_deviance(obj: Tensor, probe: Tensor, data: Diffraction, of: Tensor | None = None) -> float:
-    """Mean deviance of all frames, or of those where `of`, shape (n,), bool, is true."""
-    deviance = deviance_of(obj, probe, data)
-    return float((deviance if of is None else deviance[of]).mean())

@@ -18,6 +18,7 @@ SOON_S = 240.0
 SETTINGS = {
     "scan": {**WINDOW, "exposure_s": 0.0},
     "simulation": {"velocity_m_per_s": 0.02, "seed": 2},
+    "probe": {"trust": True},
     "reconstructor": {
         "name": "rpie", "refine_iterations": 1, "final_steps": 0, "threads": 1, "device": "cpu", "checkpoint_s": 0.0
     },

@@ -192,6 +192,7 @@ def make_config():
             "simulation": {"velocity_m_per_s": 0.02, "seed": 2},
             "reconstructor": {"threads": 1, "device": "cpu", "final_steps": 1, "in_process": True},
             "catalog": {"in_process": True},
+            "probe": {"trust": True},
         }
         keys = {*small, *sections}
         return Config.model_validate({key: {**small.get(key, {}), **sections.get(key, {})} for key in keys})

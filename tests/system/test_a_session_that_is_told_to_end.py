@@ -18,6 +18,7 @@ from bluesky_cdi.sim_devices import simulated_beamline
 
 config = load_config(overrides={
     "scan": {"exposure_s": 0.05},
+    "probe": {"trust": True},
     "reconstructor": {"name": "rpie", "device": "cpu", "refine_iterations": 1, "final_steps": 0},
 })
 

@@ -29,6 +29,7 @@ from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.illumination_shares import ENGINES_SHARE
 from bluesky_cdi.protocols import ComplexArray
 from bluesky_cdi.reconstruction.fine_tuning import FineTuner
+from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 # Iterations after a network.
@@ -163,7 +164,7 @@ def _network(
     net: UnrolledNet, probe: Tensor, data: Diffraction, label: str, before_s: float, clock: Clock
 ) -> Iterator[Row]:
     """Predict once, and refine that by a few iterations, as in a live run."""
-    prediction, took = _timed(lambda: net(probe, data)[-1], probe.device, clock)
+    prediction, took = _timed(lambda: predict_object(net, probe, data), probe.device, clock)
     yield Row(label, prediction, probe, before_s + took)
     start = Solution.start(prediction, probe, data)
 

@@ -2,6 +2,7 @@
 
 from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
+from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
 from bluesky_cdi.reconstruction.probe_checkin.recorded import ScanCheckIn, applied, check_in_scan
 from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
 from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, Trial
@@ -13,6 +14,7 @@ __all__ = [
     "MOST_FRAMES",
     "CheckIn",
     "Gain",
+    "LiveCheckIn",
     "ScanCheckIn",
     "Trial",
     "Wanted",

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from bluesky_cdi.engines.lsqml import Lsqml, LsqmlSettings
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.orientation import AS_STATED
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
 from bluesky_cdi.reconstruction.probe_checkin.judging import Fold, Judge
@@ -101,6 +101,7 @@ def check_in(
     wanted: Wanted | None = None,
     most_frames: int = MOST_FRAMES,
     on_progress: Callable[[str], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> CheckIn:
     """Look for a probe that explains frames better than the assumed one does.
 
@@ -120,6 +121,8 @@ def check_in(
         Frames that are used.
     on_progress : callable, optional
         Called with what is done next.
+    on_step : callable, optional
+        Called before each batch of trials and each iteration; what it raises ends the check-in.
 
     Returns
     -------
@@ -154,7 +157,7 @@ def check_in(
     data = together(data, most_frames)
     known = assumed is not None
     assumed = _flat(data) if assumed is None else assumed.to(data.counts.device, torch.complex64)
-    check = _Check(data, Pupil(assumed, data), wanted or Wanted())
+    check = _Check(data, Pupil(assumed, data), wanted or Wanted(), on_step or (lambda: None))
     found = check.of_the_assumed(tell) if known else check.without_phase(tell)
     probe = (
         found.free if found.free is not None else assumed if found.trial.keeps_probe else check.pupil.probe(found.trial)
@@ -191,16 +194,16 @@ class _Found:
 class _Check:
     """The steps of a check-in."""
 
-    def __init__(self, data: Diffraction, pupil: Pupil, wanted: Wanted) -> None:
+    def __init__(self, data: Diffraction, pupil: Pupil, wanted: Wanted, on_step: Callable[[], None]) -> None:
         self.pupil = pupil
-        self._data, self._wanted = data, wanted
-        self._searching, *self._testing = _folds(data)
-        self.search = Search(data, pupil, self._searching, wanted)
-        self._judge = Judge(data, pupil, TEST_SWEEPS)
+        self._data, self._wanted, self._on_step = data, wanted, on_step
+        self._searching, *self._testing = folds(data)
+        self.search = Search(data, pupil, self._searching, wanted, on_step)
+        self._judge = Judge(data, pupil, TEST_SWEEPS, on_step=on_step)
 
     def _compare_where(self, trial: Trial) -> None:
         """Judge by the pixels that were measured in frames moved as a trial says, with and without moving them."""
-        self._judge = Judge(self._data, self.pupil, TEST_SWEEPS, border_px=trial.border_px)
+        self._judge = Judge(self._data, self.pupil, TEST_SWEEPS, border_px=trial.border_px, on_step=self._on_step)
 
     def of_the_assumed(self, tell: Callable[[str], None]) -> _Found:
         """Search around the assumed probe, test, refine freely, and look at the distances of the positions."""
@@ -208,7 +211,7 @@ class _Check:
         found = self.search.run()
         tell("test")
         self._compare_where(found)
-        strong = Judge(self._data, self.pupil, TEST_SWEEPS, WEAKEST, found.border_px)
+        strong = Judge(self._data, self.pupil, TEST_SWEEPS, WEAKEST, found.border_px, self._on_step)
         trial, gains, gain = _tested(strong, found, self._testing)
         tell("refinement")
         free, refinement = self._refined(trial)
@@ -272,10 +275,15 @@ class _Check:
         obj = self._judge.objects([trial], first[None], fold)
         given = replace(self._judge.scenes([trial], fold.given, tuple(obj.shape)), scene=None)
         engine = Lsqml(LsqmlSettings(batch=FREE_BATCH, together_from=FREE_TOGETHER_FROM))
-        outcome = iterate(engine, Solution.start(obj, first[None], given), Schedule(FREE_EPOCHS))
+
+        def goes_on(epochs: int, solution: Solution) -> bool:
+            self._on_step()
+            return True
+
+        outcome = iterate(engine, Solution.start(obj, first[None], given), Schedule(FREE_EPOCHS), goes_on)
         solution = outcome.solution
         if outcome.ended != "diverged" and min(outcome.history) > FAR_FROM_NOISE:
-            solution = iterate(engine, solution, Schedule(MORE_EPOCHS, tolerance=1e-3)).solution
+            solution = iterate(engine, solution, Schedule(MORE_EPOCHS, tolerance=1e-3), goes_on).solution
         free = self.pupil.as_bright_as_frames(solution.probe[0])
         before, after = self._judge.deviance_of_probes([trial, trial], [first, free], fold)
         return free, Gain.of(before, after)
@@ -309,13 +317,11 @@ def together(data: Diffraction, most: int) -> Diffraction:
     if len(data) <= most:
         return data
     place = (data.corner + data.shift_px.double()).cpu().numpy()
-    distance = np.square(place - np.median(place, axis=0)).sum(axis=1)
-    nearest = np.sort(np.argsort(distance, kind="stable")[:most])
-    return data[torch.from_numpy(nearest).to(data.corner.device)]
+    return data[torch.from_numpy(nearest_to_middle(place, most)).to(data.corner.device)]
 
 
-def _folds(data: Diffraction) -> list[Fold]:
-    """Deal the frames, at random but always alike: neighbours must stay to tell what an unseen frame looks like."""
+def folds(data: Diffraction) -> list[Fold]:
+    """Deal frames, at random but always alike: neighbours must stay to tell what an unseen frame looks like."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).to(data.corner.device)
     dealt = torch.arange(len(data), device=order.device) % FOLDS
     return [Fold(order[dealt != k].sort().values, order[dealt == k].sort().values) for k in range(FOLDS)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,11 +46,22 @@ class Judge:
         Modes with less than this share of the photons are left out.
     border_px : int
         Pixels along the frames' borders that are left out of everything, so that frames may be moved by so much.
+    on_step : callable, optional
+        Called before each batch of trials.
     """
 
-    def __init__(self, data: Diffraction, pupil: Pupil, sweeps: int, weakest: float = 0.0, border_px: int = 0) -> None:
+    def __init__(
+        self,
+        data: Diffraction,
+        pupil: Pupil,
+        sweeps: int,
+        weakest: float = 0.0,
+        border_px: int = 0,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
         self._data, self._pupil, self._sweeps = data, pupil, sweeps
         self._weakest, self._border_px = weakest, border_px
+        self._on_step = on_step or (lambda: None)
 
     def deviance(self, trials: Sequence[Trial], fold: Fold) -> Tensor:
         """Compute the deviance per valid pixel of each unseen frame, shape (trials, frames)."""
@@ -61,6 +72,7 @@ class Judge:
         """Compute what `deviance` does, of probes (M, N, N) where frames and positions lie as trials say."""
         rows = []
         for first, last in self._batches(trials, probes, fold):
+            self._on_step()
             stacked, chosen = torch.stack(list(probes[first:last])), trials[first:last]
             rows.append(self._judged(chosen, stacked, fold))
         return torch.cat(rows)

@@ -19,9 +19,10 @@ from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.protocols import ComplexArray
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.batch import without_dark
+from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
 from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
-from bluesky_cdi.reconstruction.probe_checkin.words import defocus_m, in_words
+from bluesky_cdi.reconstruction.probe_checkin.words import in_words, notes_of
 from bluesky_cdi.reconstruction.probe_guess import first_guess, with_modes
 
 LENS_KEYS = {"numerical_aperture", "central_stop", "defocus_m"}
@@ -56,26 +57,7 @@ class ScanCheckIn:
 
     def as_notes(self) -> dict[str, Any]:
         """Give what is kept with a result, as plain JSON values."""
-        check, trial = self.check, self.check.trial
-        gains = {
-            name: {"factor": gain.factor, "standard_errors": gain.in_errors}
-            for name, gain in [*check.gains.items(), ("all", check.gain)]
-        }
-        far = self.scan.geometry.propagation == "far"
-        return {
-            "says": self.says,
-            "changed": check.changed,
-            "amplitude": trial.amplitude,
-            "aberrations_rad": list(trial.aberrations_rad),
-            "defocus_m": defocus_m(check, self.scan.geometry) if far else None,
-            "powers": None if trial.powers is None else list(trial.powers),
-            "centre_px": list(trial.centre_px),
-            "scale": trial.scale,
-            "orientation": str(trial.orientation),
-            "refined": check.refined,
-            "gains": gains if check.changed else {},
-            "seconds": check.seconds,
-        }
+        return notes_of(self.check, self.scan.geometry)
 
 
 def check_in_scan(
@@ -125,9 +107,7 @@ def check_in_scan(
     if scan.probe is not None or scan.geometry.propagation == "near" or lens:
         modes = with_modes(first_guess(scan, config), config.probe.modes, scan.geometry.frame_px)
         assumed = torch.from_numpy(np.asarray(modes, np.complex64)).to(device)
-    middle = np.median(scan.positions_m, axis=0)
-    distance = np.square(scan.positions_m - middle).sum(axis=1)
-    part = scan.subset(np.sort(np.argsort(distance, kind="stable")[:frames]))
+    part = scan.subset(nearest_to_middle(scan.positions_m, frames))
     found = check_in(
         _diffraction(part, config, device), assumed, wanted=wanted, most_frames=frames, on_progress=on_progress
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,6 +71,8 @@ class Search:
         Frames that trials are made from, and those that judge them.
     wanted : Wanted
         What may be changed.
+    on_step : callable, optional
+        Called before each batch of trials.
 
     Attributes
     ----------
@@ -80,9 +82,11 @@ class Search:
         Trials that were reconstructed.
     """
 
-    def __init__(self, data: Diffraction, pupil: Pupil, fold: Fold, wanted: Wanted) -> None:
-        self._data, self._pupil, self._fold, self._wanted = data, pupil, fold, wanted
-        self._judge = Judge(data, pupil, SWEEPS, WEAKEST)
+    def __init__(
+        self, data: Diffraction, pupil: Pupil, fold: Fold, wanted: Wanted, on_step: Callable[[], None] | None = None
+    ) -> None:
+        self._data, self._pupil, self._fold, self._wanted, self._on_step = data, pupil, fold, wanted, on_step
+        self._judge = Judge(data, pupil, SWEEPS, WEAKEST, on_step=on_step)
         self._known: dict[Trial, Tensor] = {}
         self.trial = Trial()
         self.evaluations = 0
@@ -124,14 +128,14 @@ class Search:
         border = max((max(abs(y), abs(x)) for y, x in centres), default=0)
         trials = [Trial(powers=share, centre_px=centre) for share in powers for centre in centres]
         trials += [Trial("frames", powers=share) for share in powers]
-        judge = Judge(self._data, self._pupil, SWEEPS, WEAKEST, border)
+        judge = Judge(self._data, self._pupil, SWEEPS, WEAKEST, border, self._on_step)
         found = judge.deviance(trials, self._fold)
         self.evaluations += len(trials)
         best = int(found.mean(dim=1).argmin())
         if Gain.of(found[0], found[best]).exceeds(0.0, STEP_SIGMAS):
             self.trial = trials[best]
             # What comes in from the other side of moved frames was not measured there.
-            self._judge = Judge(self._data, self._pupil, SWEEPS, WEAKEST, self.trial.border_px)
+            self._judge = Judge(self._data, self._pupil, SWEEPS, WEAKEST, self.trial.border_px, self._on_step)
 
     def _centres(self) -> list[tuple[int, int]]:
         """List where the beam's centre may lie: as assumed, then as mean frame and pupil match, and around."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.physics.optics import pupil_step
@@ -37,6 +38,37 @@ def in_words(check: CheckIn, geometry: Geometry | None = None) -> str:
     start = "" if check.known else "No probe was assumed; it is made from the mean frame. "
     end = f"together they explain unseen frames {_how_much(check.gain)}"
     return f"{start}Changed: {'; '.join(parts)}; {end}.{_which_side(check)}"
+
+
+def notes_of(check: CheckIn, geometry: Geometry) -> dict[str, Any]:
+    """Give what is kept with a result, as plain JSON values.
+
+    Parameters
+    ----------
+    check : CheckIn
+        What was found.
+    geometry : Geometry
+        Of the scan.
+    """
+    trial = check.trial
+    gains = {
+        name: {"factor": gain.factor, "standard_errors": gain.in_errors}
+        for name, gain in [*check.gains.items(), ("all", check.gain)]
+    }
+    return {
+        "says": in_words(check, geometry),
+        "changed": check.changed,
+        "amplitude": trial.amplitude,
+        "aberrations_rad": list(trial.aberrations_rad),
+        "defocus_m": defocus_m(check, geometry) if geometry.propagation == "far" else None,
+        "powers": None if trial.powers is None else list(trial.powers),
+        "centre_px": list(trial.centre_px),
+        "scale": trial.scale,
+        "orientation": str(trial.orientation),
+        "refined": check.refined,
+        "gains": gains if check.changed else {},
+        "seconds": check.seconds,
+    }
 
 
 def defocus_m(check: CheckIn, geometry: Geometry) -> float:

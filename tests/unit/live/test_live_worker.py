@@ -59,6 +59,9 @@ class Rebuild:
     def checkpoint(self):
         return {"frames/seq_num": np.array(sorted(self.frames)), "steps": np.array(len(self.steps))}
 
+    def close(self):
+        self.closed = True
+
 
 class Choose:
     """An agent that proposes as many points as it was asked for and remembers what it learned."""

@@ -14,7 +14,7 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor
-from bluesky_cdi.reconstruction import online as module
+from bluesky_cdi.reconstruction import fine_tuning
 from bluesky_cdi.reconstruction.fine_tuning import FineTuned
 from bluesky_cdi.reconstruction.points import points_of
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD
@@ -336,10 +336,10 @@ class Tuner:
 
 def test_new_frames_tune_the_network_which_predicts_again(scene, frames, trained, monkeypatch):
     tuners = []
-    monkeypatch.setattr(module, "FineTuner", lambda net, seed: tuners.append(Tuner(net, seed)) or tuners[-1])
+    monkeypatch.setattr(fine_tuning, "FineTuner", lambda net, seed: tuners.append(Tuner(net, seed)) or tuners[-1])
     probes = []
 
-    def vacuum(net, probe, data):
+    def vacuum(net, probe, data, start):
         probes.append(probe)
         return [torch.ones(data.object_shape, dtype=torch.complex64)]
 

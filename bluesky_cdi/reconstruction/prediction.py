@@ -1,0 +1,64 @@
+"""The network's object: as many passes as it is for, as long as they explain the frames better."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from bluesky_cdi.engines.ptychography import deviance_of
+from bluesky_cdi.models.unrolled import UnrolledNet
+from bluesky_cdi.physics.forward import Diffraction
+
+# Share of the deviance by which another pass must lower it.
+LEAST_GAIN = 0.005
+
+
+def predict_object(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> Tensor:
+    """Make passes of a network in a row, each from the object of the one before.
+
+    A pass after the first counts, and is followed by another, only if it explains the frames clearly better.
+
+    Parameters
+    ----------
+    net : UnrolledNet
+        Its configuration says how many passes there are at most.
+    probe : Tensor, shape (1, M, N, N), complex64
+        Its modes.
+    data : Diffraction
+        The frames.
+    start : Tensor, shape (1, Y, X), complex64, optional
+        What is known of the object. A network for one pass begins in vacuum whatever it is given.
+
+    Returns
+    -------
+    Tensor, shape (1, Y, X), complex64
+    """
+    passes = net.config.passes
+    obj: Tensor = net(probe, data, start if passes > 1 else None)[-1]
+    lowest = mean_deviance(obj, probe, data) if passes > 1 else math.nan
+    for _ in range(passes - 1):
+        further = net(probe, data, obj)[-1]
+        deviance = mean_deviance(further, probe, data)
+        if not deviance < (1 - LEAST_GAIN) * lowest:
+            break
+        obj, lowest = further, deviance
+    return obj
+
+
+def mean_deviance(obj: Tensor, probe: Tensor, data: Diffraction, of: Tensor | None = None) -> float:
+    """Compute the mean deviance per pixel of frames.
+
+    Parameters
+    ----------
+    obj : Tensor, shape (1, Y, X), complex64
+        The object.
+    probe : Tensor, shape (1, M, N, N), complex64
+        Its modes.
+    data : Diffraction
+        The frames.
+    of : Tensor, shape (n,), bool, optional
+        Those that count; all by default.
+    """
+    deviance = deviance_of(obj, probe, data)
+    return float((deviance if of is None else deviance[of]).mean())

@@ -1,0 +1,163 @@
+"""The check-in of a run's probe while the run is measured: beside the reconstruction, in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.reconstruction.frames import MeasuredFrames
+from bluesky_cdi.reconstruction.middle import nearest_to_middle
+from bluesky_cdi.reconstruction.probe_checkin.check import MOST_FRAMES, TEST_SWEEPS, CheckIn, check_in, folds
+from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
+from bluesky_cdi.reconstruction.probe_checkin.judging import Judge
+from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
+from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
+from bluesky_cdi.reconstruction.probe_checkin.trial import Trial
+from bluesky_cdi.reconstruction.probe_checkin.words import notes_of
+
+logger = logging.getLogger(__name__)
+
+# Frames of a run from which on its probe is checked. The first rows of a raster, or the widely spaced first points of
+# an adaptive scan, may not tell anything: then it is checked again, by those in the middle of more.
+CHECKED_AT = (32, 64, 128)
+# Frames and positions stay as they are: what is measured already has its places.
+PROBE_ALONE = Wanted(centre=False, orientation=False)
+
+
+class LiveCheckIn:
+    """Check the assumed probe once enough frames of a run are in.
+
+    Frames are handed over by the thread that owns them, which goes on reconstructing. What is found is taken by that
+    thread too, if it explains frames better than the probe that the reconstruction has come to by then.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the run: gives lengths in metres.
+
+    Attributes
+    ----------
+    notes : Mapping
+        What is kept with the result, as plain JSON values; empty until a check has ended.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.notes: Mapping[str, Any] = {}
+        self._geometry = geometry
+        self._left = list(CHECKED_AT)
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._found: _Found | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a check is being made, or has been and was not looked at yet."""
+        return self._thread is not None
+
+    def begin(self, frames: MeasuredFrames, assumed: Tensor, current: Callable[[], Tensor]) -> None:
+        """Begin a check, if that is due.
+
+        Parameters
+        ----------
+        frames : MeasuredFrames
+            Those of the run by now.
+        assumed : Tensor, shape (M, N, N), complex64
+            The first guess.
+        current : callable
+            Gives the probe (M, N, N) as the reconstruction has it when the check ends.
+        """
+        if self._thread is not None or not self._left or len(frames) < self._left[0]:
+            return
+        self._left = [number for number in self._left if number > len(frames)]
+        rows = frames.table.rows
+        data = frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)])
+        self._thread = threading.Thread(
+            target=self._run, args=(data, assumed, current), name="bluesky_cdi-probe-check-in"
+        )
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the check that is being made; whether none is any more."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def take(self) -> Tensor | None:
+        """Give the probe (M, N, N) to go on with, once, where a check has found a better one.
+
+        What was found is logged and noted.
+        """
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread = None
+        found, self._found = self._found, None
+        if found is None:
+            return None
+        self.notes = {**notes_of(found.check, self._geometry), "taken": found.is_better}
+        if found.is_better:
+            self._left = []
+            logger.warning("the probe is another than was assumed. %s", self.notes["says"])
+            return found.check.probe
+        ending = "" if not found.check.changed else " The reconstruction's own refinement explains them as well."
+        logger.info("probe check-in: %s%s", self.notes["says"], ending)
+        return None
+
+    def close(self) -> None:
+        """Begin no check any more; one that is being made ends with the trials that it is at."""
+        self._left = []
+        self._closed.set()
+
+    def restore(self, notes: Mapping[str, Any]) -> None:
+        """Take the notes of a check that was made before: it is not made again.
+
+        Parameters
+        ----------
+        notes : Mapping
+            Empty where none had ended.
+        """
+        self.notes = notes
+        if notes:
+            self._left = []
+
+    def _run(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor]) -> None:
+        try:
+            check = check_in(data, assumed, wanted=PROBE_ALONE, on_step=self._stop_if_closed)
+            self._found = _Found(check, check.changed and self._is_better(check, data, current()))
+        except _Closed:
+            return
+        except (BlueskyCDIError, RuntimeError) as err:
+            # The run goes on with the probe that it has.
+            logger.warning("the probe can't be checked: %s", err)
+
+    @torch.no_grad()
+    def _is_better(self, check: CheckIn, data: Diffraction, current: Tensor) -> bool:
+        """Whether the found probe explains frames better than what the reconstruction has made of the assumed one."""
+        pupil = Pupil(check.assumed, data)
+        probes = [pupil.as_bright_as_frames(each) for each in (current, check.probe)]
+        judge = Judge(data, pupil, TEST_SWEEPS, on_step=self._stop_if_closed)
+        trials = [Trial(), Trial()]
+        table = torch.cat([judge.deviance_of_probes(trials, probes, fold) for fold in folds(data)], dim=1)
+        return Gain.of(table[0], table[1]).exceeds(0.0)
+
+    def _stop_if_closed(self) -> None:
+        if self._closed.is_set():
+            raise _Closed
+
+
+class _Found:
+    """What a check found, and whether it is better than what the reconstruction had by then."""
+
+    def __init__(self, check: CheckIn, is_better: bool) -> None:
+        self.check, self.is_better = check, is_better
+
+
+class _Closed(Exception):
+    """The check is wanted no more."""
