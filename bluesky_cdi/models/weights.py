@@ -32,6 +32,7 @@ DEFAULT = "canvas-small"
 SHIPPED_SHA256: Mapping[str, str] = {
     "canvas-large": "e237bdf774abb574a275a4e85da61a9f1ae0874172abd625cce500b54e3b2ef0",
     "canvas-small": "b57dc24204691da90e63d145a8250a6a34ec1fb50dc6f5f17d2c1ee80bd679c1",
+    "canvas-warm": "611041c39406269c2a4ba48dac81bcfc41725020f22945db34e50f7c8e3bdc2e",
 }
 
 

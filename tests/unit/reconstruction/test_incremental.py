@@ -110,7 +110,7 @@ def test_network_predicts_in_proportion_to_the_new_frames(wide, column_frames, t
     """Each batch costs the same, however many frames were measured before."""
     predicted = []
 
-    def vacuum(net, probe, data):
+    def vacuum(net, probe, data, start):
         predicted.append(len(data))
         return [torch.ones(data.object_shape, dtype=probe.dtype)]
 
