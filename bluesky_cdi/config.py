@@ -48,7 +48,10 @@ class GeometryConfig(Section):
 
 
 class ProbeConfig(Section):
-    """First guess of the probe: a defocused lens; refined during the run."""
+    """First guess of the probe: that of a file, or a defocused lens; refined during the run."""
+
+    file: Path | None = None
+    """File that ``bluesky-cdi probe`` or ``bluesky-cdi browse --probe`` wrote. None: the lens that follows."""
 
     numerical_aperture: float = Field(default=0.86e-3, gt=0, lt=0.1)
     """Half opening angle of the focusing optic, radians."""

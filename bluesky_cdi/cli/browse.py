@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import configured, reached_catalog, run_or_result
+from bluesky_cdi.cli.arguments import configured, make_folder, reached_catalog, run_or_result
 from bluesky_cdi.cli.output import say, say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import ResultSummary
+    from bluesky_cdi.protocols import Estimate
 
 
 def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -30,18 +31,21 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
     add = browse.add_argument
     add("directory", type=Path, nargs="?", help="folder of an embedded catalog (default: the configured one)")
     add("--show", metavar="WHICH", help="a result: scan number, beginning of a uid, or -1 for the newest")
+    add("--probe", type=Path, metavar="FILE", help="write the shown result's probe there: a first guess for other runs")
     add("--figure", type=Path, metavar="FILE", help="where to draw the shown result (default: reconstruction.png)")
     browse.set_defaults(run=_browse)
 
 
 def _browse(args: argparse.Namespace) -> int:
-    from bluesky_cdi.catalog import list_results, load_result
+    from bluesky_cdi.catalog import find_raw, list_results, load_result
 
     with reached_catalog(args.directory, configured(args).catalog) as (catalog, _):
         if args.show is None:
             _say_list(args, list_results(catalog))
             return 0
         estimate = load_result(catalog, run_or_result(args.show))
+        if args.probe:
+            _write_probe(args.probe, estimate, find_raw(catalog, run_or_result(args.show)).start)
     from bluesky_cdi import viz
 
     path = args.figure or Path("reconstruction.png")
@@ -55,16 +59,28 @@ def _browse(args: argparse.Namespace) -> int:
         "pixel_m": estimate.pixel_m,
         "origin_m": list(estimate.origin_m),
         "source": dict(estimate.source),
+        **({"probe": str(args.probe)} if args.probe else {}),
         "figure": str(path),
     }
     rows = [
         ("frames", str(estimate.n_frames)),
         ("object", "{} x {} pixels of {:.2f} nm".format(*estimate.object.shape, estimate.pixel_m * 1e9)),
         ("made by", f"{estimate.source.get('reconstructor')} with {estimate.source.get('network') or 'no network'}"),
+        *([("probe", str(args.probe))] if args.probe else []),
         ("figure", str(path)),
     ]
     say_result(args, numbers, rows)
     return 0
+
+
+def _write_probe(path: Path, estimate: Estimate, start: Mapping[str, Any]) -> None:
+    from bluesky_cdi.io import ProbeFile, write_probe
+    from bluesky_cdi.physics.geometry import Geometry
+
+    make_folder(path.parent)
+    side = estimate.probe.shape[-1]
+    geometry = Geometry.from_metadata(start, (side, side))
+    write_probe(path, ProbeFile(estimate.probe, geometry, f"run {start['uid']}", dict(estimate.source)))
 
 
 def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> None:

@@ -43,6 +43,7 @@ def _probe(args: argparse.Namespace) -> int:
     from bluesky_cdi.config import load_config
     from bluesky_cdi.io import ProbeFile, read_probe, read_scan, write_probe
     from bluesky_cdi.reconstruction.probe_checkin import Wanted, check_in_scan
+    from bluesky_cdi.reconstruction.probe_guess import fitted
 
     make_folder(args.out.parent)
     scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
@@ -50,7 +51,7 @@ def _probe(args: argparse.Namespace) -> int:
     if args.no_guess:
         scan = replace(scan, probe=None)
     if args.probe:
-        scan = replace(scan, probe=read_probe(args.probe).fitting(scan.geometry))
+        scan = replace(scan, probe=fitted(read_probe(args.probe), scan.geometry))
     with tqdm(total=4, unit="part", desc="check-in", leave=False, disable=bool(args.quiet)) as bar:
         checked = check_in_scan(
             scan,

@@ -80,6 +80,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from bluesky_cdi import viz
     from bluesky_cdi.io import read_probe, read_scan
     from bluesky_cdi.reconstruction.batch import reconstruct, without_dark
+    from bluesky_cdi.reconstruction.probe_guess import fitted
 
     outputs = args.out or [Path("reconstruction.h5")]
     writers = [result_writer(path) for path in outputs]
@@ -94,7 +95,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
         scan = scan.subset(chosen)
     scan, names = without_dark(scan, (chosen + 1).tolist())
     if args.probe:
-        scan = replace(scan, probe=read_probe(args.probe).fitting(scan.geometry))
+        scan = replace(scan, probe=fitted(read_probe(args.probe), scan.geometry))
     if not args.trust_orientation:
         _warn_of_orientation(scan, config, quiet=bool(args.quiet))
     checked = None if args.trust_probe else _checked(scan, config, args)

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.errors import GeometryError, ScanFileError
+from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.io._files import json_object, open_npz, text
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import ComplexArray
-
-# Sample pixels that differ by no more than this share are the same.
-SAME_PIXEL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +36,6 @@ class ProbeFile:
     geometry: Geometry
     name: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
-
-    def fitting(self, geometry: Geometry) -> ComplexArray:
-        """Give the probe for a scan of the same frame and sample pixel.
-
-        Raises
-        ------
-        GeometryError
-            If the scan's are others.
-        """
-        same_pixel = abs(self.geometry.pixel_m - geometry.pixel_m) <= SAME_PIXEL * geometry.pixel_m
-        if self.geometry.frame_px != geometry.frame_px or not same_pixel:
-            raise GeometryError(
-                f"the probe file is of frames of {self.geometry.frame_px} pixels and a sample pixel of "
-                f"{self.geometry.pixel_m:.4g} m; the scan has {geometry.frame_px} pixels of {geometry.pixel_m:.4g} m. "
-                "Use a probe of the same geometry, or leave it out."
-            )
-        return self.probe
 
 
 def write_probe(path: Path | str, content: ProbeFile) -> None:

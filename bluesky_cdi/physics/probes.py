@@ -251,3 +251,35 @@ def width_px(probe: Tensor) -> float:
     variance = sum(float((weight.sum(d) * (index - (weight.sum(d) * index).sum()) ** 2).sum()) for d in (0, 1))
     # A uniform disc of radius R has <y^2> + <x^2> = R^2 / 2.
     return 2 * math.sqrt(2 * variance)
+
+
+def resampled(probe: Tensor, pixel_m: float, to_pixel_m: float, to_px: int) -> Tensor:
+    """Compute a probe on another grid, both with the beam in their middles, by its Fourier series.
+
+    What lies outside the probe's own window is dark, and what varies faster than the new pixel can hold is left out.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (M, N, N), complex
+        Its modes, in sqrt(photons).
+    pixel_m, to_pixel_m : float
+        Its pixel and the new one, metres.
+    to_px : int
+        Pixels along a side of the new grid.
+
+    Returns
+    -------
+    Tensor, shape (M, to_px, to_px), complex
+        With the same photons, but for what is left out.
+    """
+    size, double = probe.shape[-1], torch.float64
+    frequency = (torch.arange(size, dtype=double) - size // 2) / (size * pixel_m)
+    here = (torch.arange(size, dtype=double) - size // 2) * pixel_m
+    there = (torch.arange(to_px, dtype=double) - to_px // 2) * to_pixel_m
+    held = (frequency.abs() <= 0.5 / to_pixel_m).to(double)
+    inside = (there.abs() <= 0.5 * size * pixel_m).to(double)
+    analysis = torch.polar(held[:, None] / size, -2 * math.pi * frequency[:, None] * here)
+    synthesis = torch.polar(inside[:, None] * torch.ones_like(frequency), 2 * math.pi * there[:, None] * frequency)
+    along = (synthesis @ analysis).to(probe.device)  # (to_px, N)
+    found = along @ probe.to(torch.complex128) @ along.T * (to_pixel_m / pixel_m)
+    return found.to(probe.dtype)

@@ -12,8 +12,10 @@ from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import ComplexArray
 
 if TYPE_CHECKING:
-    from bluesky_cdi.io import Scan
+    from bluesky_cdi.io import ProbeFile, Scan
 
+# Sample pixels, and energies, that differ by no more than these shares are the same.
+SAME_PIXEL, SAME_ENERGY = 1e-3, 1e-3
 # Share of the photons in the first mode of the configured lens.
 COHERENT_SHARE = 0.9
 # Each mode that is added to a given probe begins with this share of its photons: enough to grow where the data ask
@@ -42,8 +44,46 @@ def first_guess(scan: Scan, config: Config) -> ComplexArray:
     return first_probe(scan.geometry, config) if scan.geometry.propagation == "far" else _mean_frame_taken_back(scan)
 
 
+def fitted(content: ProbeFile, geometry: Geometry) -> ComplexArray:
+    """Bring the probe of a file to a scan of the same instrument, whatever its frames and its sample pixel.
+
+    Parameters
+    ----------
+    content : ProbeFile
+        What the file holds.
+    geometry : Geometry
+        Of the scan.
+
+    Returns
+    -------
+    ndarray, shape (modes, N, N), complex64
+        The file's own where the grids are the same.
+
+    Raises
+    ------
+    GeometryError
+        If the energy is another, at which the beam has its focus elsewhere, or the other field was measured.
+    """
+    theirs = content.geometry
+    if theirs.propagation != geometry.propagation or abs(theirs.energy_ev / geometry.energy_ev - 1) > SAME_ENERGY:
+        raise GeometryError(
+            f"the probe file is of a {theirs.propagation} field at {theirs.energy_ev:g} eV; the scan is of a "
+            f"{geometry.propagation} field at {geometry.energy_ev:g} eV. Use a probe of the same energy and field, or "
+            "leave it out."
+        )
+    same_pixel = abs(theirs.pixel_m / geometry.pixel_m - 1) <= SAME_PIXEL
+    if same_pixel and theirs.frame_px == geometry.frame_px:
+        return content.probe
+    import torch
+
+    from bluesky_cdi.physics.probes import resampled
+
+    probe = torch.from_numpy(np.asarray(content.probe))
+    return np.asarray(resampled(probe, theirs.pixel_m, geometry.pixel_m, geometry.frame_px).numpy())
+
+
 def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
-    """Compute the configured lens's probe.
+    """Compute the probe of the configured file, or of the configured lens.
 
     Parameters
     ----------
@@ -55,10 +95,18 @@ def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
     Returns
     -------
     ndarray, shape (modes, N, N), complex64
-        One photon in all, most of it in the first mode.
+        Of the lens: one photon in all, most of it in the first mode.
+
+    Raises
+    ------
+    GeometryError, ScanFileError
+        If the file can't be read, or is of another instrument.
     """
+    from bluesky_cdi.io import read_probe
     from bluesky_cdi.physics.probes import focused_probe
 
+    if config.probe.file is not None:
+        return with_modes(fitted(read_probe(config.probe.file), geometry), config.probe.modes, geometry.frame_px)
     lens = config.probe
     probe = focused_probe(
         geometry,

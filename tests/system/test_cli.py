@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from bluesky_cdi.agent.patterns import raster
 from bluesky_cdi.cli import main
 from bluesky_cdi.config import load_config
 from bluesky_cdi.evaluation import compare, crop_to
-from bluesky_cdi.io import read_cxi_result, read_product
+from bluesky_cdi.io import read_cxi_result, read_probe, read_product
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.reconstruction.probe_guess import first_probe
 from bluesky_cdi.sim_devices import SimulatedSource
 
 SMALL = """
@@ -47,8 +50,27 @@ def test_browse_lists_and_shows_after_the_server_was_stopped(demo, capsys, tmp_p
     assert [row["plan_name"] for row in rows] == ["adaptive_ptycho"]
     assert rows[0]["complete"] and rows[0]["n_frames"] == 24
     figure = tmp_path / "again.png"
-    assert main(["browse", str(out), "--show", "-1", "--figure", str(figure), "--json"]) == 0
+    line = [
+        "browse",
+        str(out),
+        "--show",
+        "-1",
+        "--figure",
+        str(figure),
+        "--probe",
+        str(tmp_path / "probe.npz"),
+        "--json",
+    ]
+    assert main(line) == 0
     shown = json.loads(capsys.readouterr().out)
+    # A first guess for the next run, on its own grid or on another.
+    config = load_config(overrides={"probe": {"file": str(tmp_path / "probe.npz"), "modes": 1}})
+    geometry = Geometry(**config.geometry.model_dump())
+    probe = first_probe(geometry, config)
+    np.testing.assert_array_equal(probe, read_probe(tmp_path / "probe.npz").probe)
+    coarser = first_probe(replace(geometry, frame_px=48), config)
+    assert coarser.shape == (len(probe), 48, 48)
+    assert np.sum(np.abs(coarser) ** 2) == pytest.approx(np.sum(np.abs(probe) ** 2), rel=0.02)
     assert shown["frames"] == 24 and shown["source"]["network"] == "canvas-small"
     assert figure.read_bytes().startswith(b"\x89PNG")
 

@@ -18,6 +18,7 @@ from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io import ProbeFile, read_probe, write_probe, write_scan
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.reconstruction.probe_guess import fitted
 
 GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 16)
 SCAN = Case(frame_px=64, probe_error_rad=0.8, field=0.6)
@@ -121,10 +122,10 @@ def test_a_probe_file_comes_back_and_is_for_its_geometry(tmp_path):
     values = np.random.default_rng(0).normal(size=(2, 16, 16, 2)).astype(np.float32).view(np.complex64)[..., 0]
     write_probe(tmp_path / "probe.npz", ProbeFile(values, GEOMETRY, "a scan", {"says": "so", "scale": 1.0}))
     found = read_probe(tmp_path / "probe.npz")
-    np.testing.assert_array_equal(found.fitting(GEOMETRY), values)
+    np.testing.assert_array_equal(fitted(found, GEOMETRY), values)
     assert found.geometry == GEOMETRY and found.name == "a scan" and found.source == {"says": "so", "scale": 1.0}
-    with pytest.raises(GeometryError, match="a sample pixel of"):
-        found.fitting(replace(GEOMETRY, distance_m=2.1))
+    with pytest.raises(GeometryError, match="a far field at 8100 eV"):
+        fitted(found, replace(GEOMETRY, energy_ev=8100.0))
     np.savez(tmp_path / "wrong.npz", probe=values[0], geometry="{}", name="", source="{}")
     with pytest.raises(ScanFileError, match=r"a probe \(modes, N, N\)"):
         read_probe(tmp_path / "wrong.npz")

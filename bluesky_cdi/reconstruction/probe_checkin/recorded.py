@@ -25,7 +25,7 @@ from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
 from bluesky_cdi.reconstruction.probe_checkin.words import in_words, notes_of
 from bluesky_cdi.reconstruction.probe_guess import first_guess, with_modes
 
-LENS_KEYS = {"numerical_aperture", "central_stop", "defocus_m"}
+LENS_KEYS = {"file", "numerical_aperture", "central_stop", "defocus_m"}
 
 
 @dataclass(frozen=True, eq=False)

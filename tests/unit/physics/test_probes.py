@@ -8,7 +8,7 @@ from scipy import special
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.physics.forward import fft2c
 from bluesky_cdi.physics.geometry import Geometry
-from bluesky_cdi.physics.probes import focused_probe, orthogonal_modes, scale_modes, scaled_to, width_px
+from bluesky_cdi.physics.probes import focused_probe, orthogonal_modes, resampled, scale_modes, scaled_to, width_px
 
 GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 64)
 APERTURE = 0.86e-3
@@ -160,3 +160,22 @@ def test_an_aperture_larger_than_the_detector_is_refused():
 def test_an_aperture_of_no_pixel_is_refused():
     with pytest.raises(GeometryError, match="covers no detector pixel"):
         focused_probe(GEOMETRY, numerical_aperture=-1e-3)
+
+
+def test_a_probe_on_another_grid_is_the_same_wave():
+    """A Gaussian with curvature, off the middle, is known everywhere."""
+
+    def wave(size, pixel_m):
+        x = (torch.arange(size, dtype=torch.float64) - size // 2) * pixel_m
+        y, x = x[:, None] - 0.3e-6, x[None, :] + 0.2e-6
+        square = y.square() + x.square()
+        amplitude = torch.exp(-square / (2 * 0.4e-6**2)) * pixel_m
+        return torch.polar(amplitude, 2e12 * square)[None].to(torch.complex64)
+
+    probe = wave(64, 80e-9)
+    for size, pixel_m in [(64, 80e-9), (96, 80e-9), (63, 60e-9), (48, 107e-9), (128, 41e-9)]:
+        found = resampled(probe, 80e-9, pixel_m, size)
+        torch.testing.assert_close(found, wave(size, pixel_m), rtol=0, atol=2e-5 * float(probe.abs().max()))
+    # Outside its window a probe is dark.
+    wide = resampled(probe, 80e-9, 160e-9, 64)
+    assert not wide[:, :15].any() and not wide[:, :, 50:].any()
