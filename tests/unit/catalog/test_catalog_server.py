@@ -178,12 +178,10 @@ def test_server_that_never_answers(monkeypatch):
         assert timeouts_s(caught.value) == {0.3}
 
 
-def test_folder_is_the_owners_alone_and_one_that_exists_keeps_its_mode(directory, tmp_path):
-    new, old = tmp_path / "deep" / "new", directory
-    old.chmod(0o750)
-    before = old.stat().st_mode
-    for folder in (new, old):
-        with serve(folder):
-            pass
-    assert new.stat().st_mode & 0o777 == 0o700
-    assert old.stat().st_mode == before
+def test_folder_is_the_owners_alone_and_one_that_exists_keeps_its_mode(empty_catalog, directory):
+    directory.chmod(0o750)
+    before = directory.stat().st_mode
+    with serve(directory):
+        pass
+    assert empty_catalog.stat().st_mode & 0o777 == 0o700  # which `serve` has made
+    assert directory.stat().st_mode == before
