@@ -98,7 +98,8 @@ def test_train_refuses_another_ending(tmp_path, capsys):
 
 # Orientation and probe are checked by engines of their own: whatever reconstructs afterwards, the check is the same.
 @pytest.mark.parametrize(
-    ("engine", "more"), [("pinn", []), *((name, ["--trust-orientation", "--trust-probe"]) for name in ("rpie", "lsqml"))]
+    ("engine", "more"),
+    [("pinn", []), *((name, ["--trust-orientation", "--trust-probe"]) for name in ("rpie", "lsqml"))],
 )
 def test_reconstruct_a_file(tmp_path, capsys, caplog, engine, more):
     scan, source, number = recorded_file(tmp_path / "scan.npz")

@@ -24,8 +24,8 @@ session.close()
 """
 
 
-# How the profile starts is the same whatever reconstructs: the network once, the quickest engine else; and wherever that
-# runs: in processes of their own once, in the session's else.
+# How the profile starts is the same whatever reconstructs (the network once, the quickest engine else), and wherever
+# that and the catalog run (in processes of their own once, in the session's else).
 @pytest.mark.parametrize(("command", "reconstructor"), [("profile-dir", "rpie"), ("shell", "pinn")])
 def test_scripted_session(tmp_path, empty_catalog, command, reconstructor):
     script = tmp_path / "script.py"
