@@ -87,7 +87,7 @@ def empty_catalog(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty catalog"
     if not shared.exists():
-        made = tmp_path_factory.mktemp("made") / "catalog"
+        made = tmp_path_factory.mktemp("made") / "deep" / "catalog"
         with serve(made):
             pass
         # Another process may have been quicker; a folder with files is never replaced.

@@ -177,12 +177,34 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
     # Without this, `run.documents()` is refused by the server.
     registry = copy.deepcopy(default_serialization_registry)
     registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
-    return build_app(
+    app = build_app(
         tree,
         authentication=Authentication(single_user_api_key=api_key),
         serialization_registry=registry,
         include_routers=[validator_router],
     )
+    _apply_settings(app)
+    return app
+
+
+class _Applied(dict[Any, Any]):
+    """Overrides that Tiled finds when it starts and stops, and requests take no notice of."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def _apply_settings(app: Any) -> None:
+    """Apply the application's settings once.
+
+    Where there are overrides, FastAPI inspects the signatures of all that a request depends on again with each request,
+    which takes half of its time. Tiled's only override changes the settings that are there without it.
+    """
+    from tiled.server.settings import get_settings
+
+    overrides = app.dependency_overrides
+    if list(overrides) == [get_settings] and overrides[get_settings]() is get_settings():
+        app.dependency_overrides = _Applied(overrides)
 
 
 class _Server:

@@ -50,8 +50,8 @@ class FrameMetrics:
         self.residual[rows], self.vacuum[rows] = 0, np.nan
         self._nearest.drop(rows)
 
-    def put_residual(self, rows: IndexArray, deviance: Tensor) -> None:
-        """Record the deviance of frames.
+    def put(self, rows: IndexArray, deviance: Tensor, variance: Tensor) -> None:
+        """Record how well frames are explained, and how sure what lies under them is.
 
         Parameters
         ----------
@@ -59,8 +59,11 @@ class FrameMetrics:
             Numbers of the frames.
         deviance : Tensor, shape (m,)
             Poisson deviance a valid pixel.
+        variance : Tensor, shape (m,)
+            Mean variance of the phase under each frame, radians squared.
         """
         self.residual[rows] = deviance.cpu().numpy()
+        self.uncertainty[rows] = variance.sqrt().cpu().numpy()
 
     def put_vacuum(self, rows: IndexArray, deviance: Tensor) -> None:
         """Record the deviance of frames without any object.
@@ -73,18 +76,6 @@ class FrameMetrics:
             Poisson deviance a valid pixel.
         """
         self.vacuum[rows] = deviance.cpu().numpy()
-
-    def put_uncertainty(self, rows: IndexArray, variance: Tensor) -> None:
-        """Record the mean variance of the phase under frames.
-
-        Parameters
-        ----------
-        rows : ndarray, shape (m,)
-            Numbers of the frames.
-        variance : Tensor, shape (m,)
-            Radians squared.
-        """
-        self.uncertainty[rows] = variance.sqrt().cpu().numpy()
 
     def put_embedding(self, rows: IndexArray, embedding: Tensor) -> None:
         """Record the embeddings of frames, which are then known.

@@ -301,11 +301,10 @@ class PtychoReconstructor:
         deviance = deviance_of(obj, probe, data)
         found = self._estimator(obj, probe, data, illumination, deviance)
         variance = self._map.write_errors(region, found).square()
-        self._metrics.put_residual(rows, deviance)
+        self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
         if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
             vacuum = deviance_of(torch.ones_like(obj), probe, data[torch.from_numpy(new).to(self._device)])
             self._metrics.put_vacuum(rows[new], vacuum)
-        self._metrics.put_uncertainty(rows, under_frames(variance[None], probe, data.corner))
         self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
 
     def _fine_tune(self) -> None:

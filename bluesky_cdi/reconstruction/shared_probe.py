@@ -35,23 +35,20 @@ class SharedProbe:
     Attributes
     ----------
     modes : Tensor, shape (1, M, N, N), complex64
+    is_scaled : bool
+        Whether frames with light have set its photons.
     """
 
     def __init__(self, modes: ComplexArray, device: torch.device) -> None:
         self.modes = torch.from_numpy(np.asarray(modes, dtype=np.complex64)).to(device)[None]
         # What the regions' predictions rest on.
         self._published = self.modes
-        self._scaled = False
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether frames with light have set its photons."""
-        return self._scaled
+        self.is_scaled = False
 
     def scale(self, photons: float) -> None:
         """Set the photons of a frame; dark frames say nothing of the beam, the first with light will."""
         self.publish(scaled_to(self.modes, max(photons, 1.0)))
-        self._scaled = photons > 0
+        self.is_scaled = photons > 0
 
     def follow_flux(self, before: float, after: float) -> None:
         """Scale to another mean flux of the frames, so that no frame that is known gets other light than it had.
@@ -61,7 +58,7 @@ class SharedProbe:
         before, after : float
             Mean incident flux of the frames.
         """
-        if self._scaled and before > 0 and after > 0 and after != before:
+        if self.is_scaled and before > 0 and after > 0 and after != before:
             factor = (after / before) ** 0.5
             self.modes, self._published = self.modes * factor, self._published * factor
 
@@ -119,7 +116,7 @@ class SharedProbe:
         return {
             "modes": self.modes[0].cpu().numpy().copy(),
             "published": self._published[0].cpu().numpy().copy(),
-            "is_scaled": np.array(self._scaled),
+            "is_scaled": np.array(self.is_scaled),
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -128,4 +125,4 @@ class SharedProbe:
         self.modes, self._published = (
             torch.from_numpy(np.array(state[name])).to(device)[None] for name in ("modes", "published")
         )
-        self._scaled = bool(state["is_scaled"])
+        self.is_scaled = bool(state["is_scaled"])

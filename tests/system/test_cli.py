@@ -118,11 +118,15 @@ def test_train_refuses_another_ending(tmp_path, capsys):
     assert ".safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("engine", ["pinn", "rpie", "lsqml"])
-def test_reconstruct_a_file(tmp_path, capsys, caplog, engine):
+# Orientation and probe are checked by engines of their own: whatever reconstructs afterwards, the check is the same.
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [("pinn", []), *((name, ["--trust-orientation", "--trust-probe"]) for name in ("rpie", "lsqml"))],
+)
+def test_reconstruct_a_file(tmp_path, capsys, caplog, engine, more):
     scan, source, number = recorded_file(tmp_path / "scan.npz")
     out, other = tmp_path / "new" / "product.h5", tmp_path / "again.cxi"
-    line = ["reconstruct", str(scan), "--engine", engine, "--iterations", "12", "--modes", "2"]
+    line = ["reconstruct", str(scan), "--engine", engine, "--iterations", "12", "--modes", "2", *more]
     assert main([*line, "--out", str(out), "--out", str(other), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert "explained better" not in caplog.text
@@ -153,6 +157,7 @@ def recorded_file(path, turned=False):
 def test_reconstruct_warns_of_a_wrong_orientation(tmp_path, caplog):
     scan, _, _ = recorded_file(tmp_path / "scan.npz", turned=True)
     line = ["reconstruct", str(scan), "--engine", "lsqml", "--iterations", "1", "--out", str(tmp_path / "a.h5")]
+    line.append("--trust-probe")
     assert main(line) == 0
     assert "explained better with its positions x's sign turned" in caplog.text
     caplog.clear()
@@ -165,8 +170,8 @@ def test_halves_share_no_frame(tmp_path, capsys):
     found = []
     for half in ("1", "2"):
         out = tmp_path / f"half{half}.h5"
-        line = ["reconstruct", str(scan), "--half", half, "--iterations", "1", "--out", str(out), "--trust-orientation"]
-        assert main([*line, "-q", "--json"]) == 0
+        line = ["reconstruct", str(scan), "--half", half, "--iterations", "1", "--out", str(out)]
+        assert main([*line, "--trust-orientation", "--trust-probe", "-q", "--json"]) == 0
         found.append(json.loads(capsys.readouterr().out)["frames"])
     assert sum(found) == number and abs(found[0] - found[1]) <= 1
 

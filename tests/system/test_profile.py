@@ -24,14 +24,16 @@ session.close()
 """
 
 
-# How the profile starts is the same whatever reconstructs: the network once, the quickest engine else.
+# How the profile starts is the same whatever reconstructs (the network once, the quickest engine else), and wherever
+# that and the catalog run (in processes of their own once, in the session's else).
 @pytest.mark.parametrize(("command", "reconstructor"), [("profile-dir", "rpie"), ("shell", "pinn")])
 def test_scripted_session(tmp_path, empty_catalog, command, reconstructor):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    inside = str(command == "shell").lower()
     (tmp_path / "here.yaml").write_text(
-        f"catalog: {{directory: '{tmp_path / 'data'}'}}\nscan: {{exposure_s: 0.0}}\n"
-        f"reconstructor: {{name: {reconstructor}, refine_iterations: 1, final_steps: 1}}\n"
+        f"catalog: {{directory: '{tmp_path / 'data'}', in_process: {inside}}}\nscan: {{exposure_s: 0.0}}\n"
+        f"reconstructor: {{name: {reconstructor}, refine_iterations: 1, final_steps: 1, in_process: {inside}}}\n"
     )
     if command == "shell":  # the other begins without a catalog
         shutil.copytree(empty_catalog, tmp_path / "data")

@@ -201,7 +201,7 @@ def test_bit_exact_through_two_sessions(session, journals, directory, info, tmp_
 def test_reader_beside_the_writer_sees_every_update(
     catalog, journals, directory, tmp_path, info, make_estimate, beside
 ):
-    n = 8
+    n = 5
     estimate = make_estimate(0)
     done, has_read = threading.Event(), threading.Event()
     seen, wrong = [], []
