@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.attachment import Attachment, check_free
 from bluesky_cdi.catalog.feeder import PROCESSED, RAW, ended_files, refused_files, waiting_files
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError, WorkerError
@@ -58,6 +59,12 @@ class Session:
         Data key of the incident flux.
     listeners : sequence of callable
         Called with estimates, in a thread of their own.
+    RE : RunEngine, optional
+        One that exists already, idle, with metadata, suspenders and subscriptions of its own. The session adds to it
+        what it needs until it is closed; it never stops it. Without it, the session makes one, and stops it.
+    claim_scan_numbers : bool
+        Whether runs of that RunEngine get numbers that no other session on the catalog gives; else it numbers them as
+        before. Runs of a RunEngine that the session makes always do.
     factory : str
         ``module:function`` of what the worker is made of, in the place and with the arguments of
         `bluesky_cdi.remote.setup.live_setup`: for a reconstructor or an agent of one's own.
@@ -78,6 +85,8 @@ class Session:
     ------
     CatalogError
         If the catalog can't be opened.
+    ConfigError
+        If the RunEngine is not idle, or another session has it.
     """
 
     def __init__(
@@ -91,8 +100,12 @@ class Session:
         mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
         monitor_key: str | None = None,
         listeners: Sequence[Callable[[Estimate], None]] = (),
+        RE: RunEngine | None = None,
+        claim_scan_numbers: bool = False,
         factory: str = LIVE,
     ) -> None:
+        if RE is not None:
+            check_free(RE)
         self.config = config
         self._latest_uid = ""
         self.keeper: Keeper | None = None
@@ -109,7 +122,11 @@ class Session:
             self._live(stack, factory, arguments, listeners)
             self.uri = address()
             self.catalog = self._open_catalog(until_last)
-            self.RE = self._run_engine(stack, monitor_key)
+            self.RE = self._run_engine() if RE is None else RE
+            self._attach(stack, monitor_key, claim_scan_numbers or RE is None)
+            if RE is None:
+                # On closing the engine stops first: aborting a paused run makes documents.
+                stack.callback(stop_engine, self.RE)
             signals.watch(self.RE)
             self._stack = stack.pop_all()
 
@@ -199,46 +216,41 @@ class Session:
         stack.callback(self.live.close)
         stack.callback(self._documents.close)
 
-    def _run_engine(self, stack: contextlib.ExitStack, monitor_key: str | None) -> RunEngine:
+    def _run_engine(self) -> RunEngine:
         from bluesky import RunEngine
 
+        return RunEngine({"scan_id": last_scan_id(self.catalog, self.directory)}, during_task=during_task())
+
+    def _attach(self, stack: contextlib.ExitStack, monitor_key: str | None, claim_scan_numbers: bool) -> None:
+        """Give the RunEngine what makes its runs this session's."""
         from bluesky_cdi.callbacks import ValueCheck
         from bluesky_cdi.catalog.scan_numbers import ScanNumbers
         from bluesky_cdi.physics.geometry import Geometry
 
-        geometry = Geometry(**self.config.geometry.model_dump())
-        metadata = {"geometry": geometry.as_metadata(), "scan_id": self._last_scan_id()}
-        numbers = ScanNumbers(self.catalog, self.directory)
-        engine = RunEngine(metadata, during_task=during_task(), scan_id_source=numbers)
-        if monitor_key is not None:
-            # So that whoever reads the run later knows it too.
-            engine.md["monitor"] = monitor_key
+        attachment = Attachment(self.RE)
         # The journal first: what anybody else makes of a document, it is on disk.
         folders = {
             "the journal": self._raw_journal.folder,
             "frames": self.frames_directory,
             "results": self.directory / "results",
         }
-        recording = Recording(self._raw_journal, engine, folders, int(self.config.catalog.reserve_mb * 1e6))
+        recording = Recording(self._raw_journal, self.RE, folders, int(self.config.catalog.reserve_mb * 1e6))
         stack.callback(recording.close)
-        engine.subscribe(recording)
-        engine.subscribe(self._note_run, "start")
+        stack.callback(attachment.detach)
+        attachment.state({"geometry": Geometry(**self.config.geometry.model_dump()).as_metadata()})
+        if monitor_key is not None:
+            # So that whoever reads the run later knows it too.
+            attachment.state({"monitor": monitor_key})
+        if claim_scan_numbers:
+            attachment.number_runs(ScanNumbers(self.catalog, self.directory))
+        attachment.subscribe(recording)
+        attachment.subscribe(self._note_run, "start")
         if self._documents is not None:
-            engine.subscribe(self._documents)
-        engine.subscribe(ValueCheck())
-        # On closing the engine stops first: aborting a paused run makes documents.
-        stack.callback(stop_engine, engine)
-        return engine
+            attachment.subscribe(self._documents)
+        attachment.subscribe(ValueCheck())
 
     def _note_run(self, _: str, doc: Mapping[str, Any]) -> None:
         self._latest_uid = doc["uid"]
-
-    def _last_scan_id(self) -> int:
-        """Find the highest number of a raw run, so that a new session counts on; 0 where there is none."""
-        with self.catalog.reaching():
-            newest = self.catalog.raw.values().last().start.get("scan_id", 0) if len(self.catalog.raw) else 0
-        starts = [start_of(path) for path in waiting_files(self.directory / "journal")]
-        return max(int(newest), *(int(start.get("scan_id", 0)) for start in starts), 0)
 
     def _wait_for_catalog(self, timeout_s: float) -> None:
         """Wait until the catalog has taken what has ended."""
@@ -261,6 +273,22 @@ class Session:
             raise WorkerError(
                 f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the session"
             )
+
+
+def last_scan_id(catalog: Catalog, directory: Path) -> int:
+    """Find the highest number of a raw run, so that a new session counts on; 0 where there is none.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the runs are.
+    directory : Path
+        Folder of the session, whose journal may hold runs that are not in the catalog yet.
+    """
+    with catalog.reaching():
+        newest = catalog.raw.values().last().start.get("scan_id", 0) if len(catalog.raw) else 0
+    starts = [start_of(path) for path in waiting_files(directory / "journal")]
+    return max(int(newest), *(int(start.get("scan_id", 0)) for start in starts), 0)
 
 
 def stop_engine(engine: RunEngine) -> None:
