@@ -55,8 +55,9 @@ class Session:
         Width of that probe, metres.
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels of the detector.
-    monitor_key : str, optional
-        Data key of the incident flux.
+    frame_key, position_keys, monitor_key, stream : optional
+        Data keys of frames, positions (y, x) and incident flux, and the stream that they are in, in place of those in
+        ``config.documents``.
     listeners : sequence of callable
         Called with estimates, in a thread of their own.
     RE : RunEngine, optional
@@ -98,7 +99,10 @@ class Session:
         probe: ComplexArray | None = None,
         probe_width_m: float | None = None,
         mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+        frame_key: str | None = None,
+        position_keys: tuple[str, str] | None = None,
         monitor_key: str | None = None,
+        stream: str | None = None,
         listeners: Sequence[Callable[[Estimate], None]] = (),
         RE: RunEngine | None = None,
         claim_scan_numbers: bool = False,
@@ -106,14 +110,15 @@ class Session:
     ) -> None:
         if RE is not None:
             check_free(RE)
-        self.config = config
+        config = self.config = config.with_documents(
+            frame_key=frame_key, position_keys=position_keys, monitor_key=monitor_key, stream=stream
+        )
         self._latest_uid = ""
         self.keeper: Keeper | None = None
         self.directory = Path(directory or config.catalog.directory).expanduser().resolve()
         arguments = live_arguments(
-            config, self.directory, space=space, probe=probe, probe_width_m=probe_width_m, mask=mask,
-            monitor_key=monitor_key,
-        )  # fmt: skip
+            config, self.directory, space=space, probe=probe, probe_width_m=probe_width_m, mask=mask
+        )
         with contextlib.ExitStack() as stack:
             signals = stack.enter_context(EndingSignals())
             # Both processes begin together; on closing the catalog takes what the reconstruction writes last.
@@ -123,7 +128,7 @@ class Session:
             self.uri = address()
             self.catalog = self._open_catalog(until_last)
             self.RE = self._run_engine() if RE is None else RE
-            self._attach(stack, monitor_key, claim_scan_numbers or RE is None)
+            self._attach(stack, claim_scan_numbers or RE is None)
             if RE is None:
                 # On closing the engine stops first: aborting a paused run makes documents.
                 stack.callback(stop_engine, self.RE)
@@ -221,7 +226,7 @@ class Session:
 
         return RunEngine({"scan_id": last_scan_id(self.catalog, self.directory)}, during_task=during_task())
 
-    def _attach(self, stack: contextlib.ExitStack, monitor_key: str | None, claim_scan_numbers: bool) -> None:
+    def _attach(self, stack: contextlib.ExitStack, claim_scan_numbers: bool) -> None:
         """Give the RunEngine what makes its runs this session's."""
         from bluesky_cdi.callbacks import ValueCheck
         from bluesky_cdi.catalog.scan_numbers import ScanNumbers
@@ -238,7 +243,7 @@ class Session:
         stack.callback(recording.close)
         stack.callback(attachment.detach)
         attachment.state({"geometry": Geometry(**self.config.geometry.model_dump()).as_metadata()})
-        if monitor_key is not None:
+        if (monitor_key := self.config.documents.monitor_key) is not None:
             # So that whoever reads the run later knows it too.
             attachment.state({"monitor": monitor_key})
         if claim_scan_numbers:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from event_model import unpack_event_page
 
+from bluesky_cdi.callbacks._beginning import Beginning
 from bluesky_cdi.callbacks._checks import BoolImage, check_frame
 from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._join import SeqNumJoin
+from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
@@ -23,6 +25,7 @@ from bluesky_cdi.protocols import Frame, RunInfo
 logger = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
+Several = Literal["sum", "each"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ class RunFeed:
         How long to wait for a file, seconds.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels.
+    several : {'sum', 'each'}
+        What becomes of several images an event: one frame, their sum, or a frame each.
 
     Attributes
     ----------
     start : Mapping
         The run's start document.
-    started : bool
-        Whether the sink has had the run's `start_run`.
     """
 
     def __init__(
@@ -67,14 +70,15 @@ class RunFeed:
         sink: FrameSink,
         file_timeout_s: float = 0.0,
         mask: BoolImage | None = None,
+        several: Several = "sum",
     ) -> None:
-        self.started = False
         self.start = start
         self._stream = stream
         self._choice = choice
         self._sink = sink
-        self._mask = mask
+        self._mask, self._several = mask, several
         self._keys: StreamKeys | None = None
+        self._beginning: Beginning | None = None
         self._exposures_s: dict[str, float] = {}
         self._exposure_of_event_s: dict[int, float] = {}
         self._join = SeqNumJoin(())
@@ -85,6 +89,16 @@ class RunFeed:
         self._seq_num_of_datum: dict[str, int] = {}
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether frames can be made of the run's stream."""
+        return self._keys is not None
+
+    @property
+    def started(self) -> bool:
+        """Whether the sink has had the run's `start_run`."""
+        return self._beginning is not None and self._beginning.is_open
 
     def receive(self, name: str, doc: Document) -> None:
         """Take one document; those of older schemas are brought to StreamResource and StreamDatum first.
@@ -104,6 +118,8 @@ class RunFeed:
             If a file of frames can't be read.
         FrameError
             If a frame can't be used.
+        NoPtychographyError
+            If nothing of the run is to be reconstructed.
         """
         if name == "event_page":
             for event in unpack_event_page(doc):
@@ -128,14 +144,16 @@ class RunFeed:
             self._hand_on(seq_num, parts)
         for seq_num in self._join.incomplete():
             missing = " and ".join(self._join.missing(seq_num))
-            self._tally.leave_out("lack their frame or their position")
-            self._sink.leave_out(
+            self._leave_out(
+                "lack their frame or their position",
                 seq_num,
                 FrameError(
                     f"event {seq_num} must have a frame and a position; its {missing} never came. "
                     "Does the plan read all of them in each event?"
                 ),
             )
+        if self._beginning is not None:
+            self._beginning.finish()
         if told := self._tally.summary:
             logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
 
@@ -179,10 +197,9 @@ class RunFeed:
         stated = doc["data_keys"][keys.frame].get("dtype_numpy")
         self._tally.stated = np.dtype(stated) if isinstance(stated, str) and stated else None
         self._join = SeqNumJoin({"frame", "y", "x"} | ({"monitor"} if keys.monitor else set()))
-        self._sink.start_run(
-            RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
-        )
-        self.started = True
+        info = RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
+        pattern = plan_pattern(self.start, [_owner_of(key, doc) for key in keys.position], keys.metres_per)
+        self._beginning = Beginning(self._sink, info, pattern)
 
     def _event(self, doc: Document) -> None:
         if doc["descriptor"] not in self._exposures_s:
@@ -237,32 +254,65 @@ class RunFeed:
             self._hand_on(seq_num, complete)
 
     def _hand_on(self, seq_num: int, parts: Mapping[str, Any]) -> None:
-        if self._keys is None:
+        if self._keys is None or self._beginning is None:
             return
         try:
-            frame = self._frame(seq_num, parts, self._keys)
-            check_frame(frame, self._keys.frame_shape, self._mask)
+            frames = self._frames(seq_num, parts, self._keys)
+            for frame in frames:
+                check_frame(frame, self._keys.frame_shape, self._mask)
         except (FrameError, ScanFileError) as err:
-            self._tally.leave_out("could not be used")
-            self._sink.leave_out(seq_num, err)
-        else:
-            self._tally.take(seq_num)
-            self._sink.put(frame)
+            self._leave_out("could not be used", seq_num, err)
+            return
+        if self._several == "sum" and len(frames) > 1:
+            frames = [_summed(frames)]
+        self._tally.take(seq_num)
+        for frame in frames:
+            self._beginning.put(frame)
 
-    def _frame(self, seq_num: int, parts: Mapping[str, Any], keys: StreamKeys) -> Frame:
-        where = parts["frame"]
+    def _leave_out(self, why: str, seq_num: int, error: Exception) -> None:
+        """Tell of an event without a frame that can be used."""
+        self._tally.leave_out(why)
+        if self._beginning is not None:
+            for number in self._numbers(seq_num):
+                self._beginning.leave_out(number, error)
+
+    def _numbers(self, seq_num: int) -> range:
+        """Give the numbers of an event's frames: those of events, unless each of several images is a frame."""
+        n = self._keys.n_images if self._keys is not None and self._several == "each" else 1
+        return range((seq_num - 1) * n + 1, seq_num * n + 1)
+
+    def _frames(self, seq_num: int, parts: Mapping[str, Any], keys: StreamKeys) -> list[Frame]:
+        """Make the frames of an event, one for each of its images."""
+        images = self._images(parts["frame"], keys.n_images)
+        numbers = self._numbers(seq_num)
+        position_m = np.array([_number(parts[axis], seq_num, axis) for axis in ("y", "x")]) * keys.metres_per
+        flux = _number(parts.get("monitor", 1.0), seq_num, "monitor")
+        return [
+            Frame(numbers[i % len(numbers)], position_m, image, self._exposure_of_event_s[seq_num], flux)
+            for i, image in enumerate(images)
+        ]
+
+    def _images(self, where: Any, n: int) -> Sequence[np.ndarray[Any, Any]]:
+        """Give the images of an event, each (H, W) if it is what was announced."""
         if isinstance(where, FileFrame):
-            counts = self._files.frame(where.resource, where.index)
+            counts = self._files.images(where.resource, where.index, n)
             self._tally.look(counts.dtype)
-        else:
-            counts = _squeezed(where)
-        return Frame(
-            seq_num=seq_num,
-            position_m=np.array([_number(parts[axis], seq_num, axis) for axis in ("y", "x")]) * keys.metres_per,
-            counts=counts,
-            exposure_s=self._exposure_of_event_s[seq_num],
-            flux=_number(parts.get("monitor", 1.0), seq_num, "monitor"),
-        )
+            return list(counts)
+        if where.ndim == 3 and len(where) == n:
+            return list(where)
+        # Any other shape is left to the check.
+        return [where]
+
+
+def _owner_of(key: str, descriptor: Document) -> str:
+    """Name the device that a data key is read from."""
+    return next((name for name, keys in descriptor.get("object_keys", {}).items() if key in keys), key)
+
+
+def _summed(frames: Sequence[Frame]) -> Frame:
+    """Add the counts of an event's frames, in a type that holds them."""
+    counts = np.sum([frame.counts for frame in frames], axis=0)
+    return replace(frames[0], counts=counts, exposure_s=sum(frame.exposure_s for frame in frames))
 
 
 def _number(value: Any, seq_num: int, part: str) -> float:
@@ -270,11 +320,6 @@ def _number(value: Any, seq_num: int, part: str) -> float:
         return float(value)
     except (TypeError, ValueError) as err:
         raise FrameError(f"frame {seq_num} must have a number for its {part}; it has {value!r}") from err
-
-
-def _squeezed(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bring (1, H, W) to (H, W); any other shape is left to the check."""
-    return counts[0] if counts.ndim == 3 and counts.shape[0] == 1 else counts
 
 
 def _is_legacy(name: str, doc: Document) -> bool:
