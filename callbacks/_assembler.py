@@ -224,7 +224,9 @@ class FrameAssembler:
 
     def _fail(self, run: str, error: BlueskyCDIError) -> None:
         self.error = error
-        logger.error("run %s can't be reconstructed (it goes on being recorded): %s", run, error, exc_info=error)
+        logger.error(
+            "run %s can't be reconstructed (it goes on being recorded): %s", run, error, exc_info=error.__cause__
+        )
         self._left_out.add(run)
         self._sink.fail(error, self._feeds[run].start)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,10 +15,12 @@ import numpy as np
 from bluesky_cdi.callbacks import FrameAssembler
 from bluesky_cdi.config import Config, DocumentsConfig
 from bluesky_cdi.document_buffer import DocumentBuffer
-from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, RunInfo
+
+logger = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], Any]
 Listener = Callable[[Estimate], None]
@@ -138,6 +141,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         return ResultPublisher(info, directory / "results", emitted, uid)
 
     settings = config.reconstructor
+    _look_for_weights(config)
     return Setup(
         WorkerParts(
             make_reconstructor=lambda info: build_reconstructor(
@@ -158,6 +162,17 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         settings.file_timeout_s,
         None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),
     )
+
+
+def _look_for_weights(config: Config) -> None:
+    """Tell at once, and not when something is measured, that there is no network to reconstruct with."""
+    from bluesky_cdi.models.weights import weights_checksum
+
+    try:
+        if config.reconstructor.name == "pinn":
+            weights_checksum(config.reconstructor.weights)
+    except WeightsError as err:
+        logger.error("there is no live reconstruction: %s. Runs are recorded all the same.", str(err).rstrip("."))
 
 
 def factory_of(name: str) -> Callable[..., Setup]:
