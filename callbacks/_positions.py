@@ -102,7 +102,7 @@ def _read_back_key(motor: str, descriptor: Document) -> str:
         raise DocumentError(
             f"the stream {descriptor['name']!r} must hold the position of {motor!r}, as a data key of that name or as "
             f"the one field of its hints; its keys: {listed(data_keys)}. Read the motor in every event, "
-            "or name the keys: FrameAssembler(..., position_keys=(y, x))."
+            "or name the keys: documents.position_keys of the configuration."
         )
     return str(fields[0])
 

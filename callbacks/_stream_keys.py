@@ -141,7 +141,7 @@ def _monitor_key(start: Mapping[str, Any], descriptor: Mapping[str, Any], choice
         told = (
             f"the monitor {key!r} must be a data key of the stream {descriptor['name']!r}; "
             f"its keys: {listed(descriptor['data_keys'])}. Read it in every event, "
-            "or leave out monitor_key and the metadata's `monitor`."
+            "or leave out monitor_key (documents.monitor_key) and the metadata's `monitor`."
         )
         if choice.position_keys is None and not start.get("motors"):
             # Where no motors are named either, it was hardly meant to be a scan.
