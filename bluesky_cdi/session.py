@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ class Session:
         config = self.config = config.with_documents(
             frame_key=frame_key, position_keys=position_keys, monitor_key=monitor_key, stream=stream
         )
-        self._latest_uid = ""
+        self._latest_uid, self._latest_scan_id = "", None
         self.keeper: Keeper | None = None
         self.directory = Path(directory or config.catalog.directory).expanduser().resolve()
         arguments = live_arguments(
@@ -152,7 +153,11 @@ class Session:
             journal keeps it, and its file is in the message.
         """
         try:
-            self._drain_documents(timeout_s)
+            if self._documents is not None and not self._documents.drain(timeout_s):
+                raise WorkerError(
+                    f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the "
+                    "session"
+                )
             self.live.wait(timeout_s)
         finally:
             self._wait_for_catalog(timeout_s)
@@ -186,7 +191,7 @@ class Session:
         from bluesky_cdi.catalog.keeper import feeding
 
         settings = self.config.catalog
-        catalog = open_catalog(self.uri, settings.api_key)
+        catalog = replace(open_catalog(self.uri, settings.api_key), settle=self._settle)
         stack.callback(catalog.close)
         if settings.in_process:
             stack.enter_context(feeding(self.directory, catalog))
@@ -255,7 +260,14 @@ class Session:
         attachment.subscribe(ValueCheck())
 
     def _note_run(self, _: str, doc: Mapping[str, Any]) -> None:
-        self._latest_uid = doc["uid"]
+        self._latest_uid, self._latest_scan_id = doc["uid"], doc.get("scan_id")
+
+    def _settle(self, which: str | int) -> None:
+        """Wait for the result of the latest run, if that is meant and over; a failure is in what there is to read."""
+        is_meant = self._latest_uid.startswith(which) if isinstance(which, str) else which in (-1, self._latest_scan_id)
+        if self._latest_uid and is_meant and self.RE.state == "idle":
+            with contextlib.suppress(WorkerError):
+                self.wait()
 
     def _wait_for_catalog(self, timeout_s: float) -> None:
         """Wait until the catalog has taken what has ended."""
@@ -271,12 +283,6 @@ class Session:
             raise CatalogError(
                 f"the catalog did not take all of the run {self._latest_uid}: what it refused is in "
                 f"{', '.join(map(str, refused))}; the log says why."
-            )
-
-    def _drain_documents(self, timeout_s: float) -> None:
-        if self._documents is not None and not self._documents.drain(timeout_s):
-            raise WorkerError(
-                f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the session"
             )
 
 

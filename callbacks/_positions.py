@@ -41,7 +41,7 @@ def position_keys(start: Document, descriptor: Document, chosen: Sequence[str] |
     if chosen is not None:
         if missing := [key for key in chosen if key not in descriptor["data_keys"]]:
             raise NoPtychographyError(
-                f"its stream {descriptor['name']!r} does not hold the position {' and '.join(missing)} "
+                f"the run's stream {descriptor['name']!r} does not hold the position {' and '.join(missing)} "
                 f"(position_keys); its keys: {listed(descriptor['data_keys'])}",
                 has_frames=True,
             )
@@ -53,7 +53,7 @@ def position_keys(start: Document, descriptor: Document, chosen: Sequence[str] |
         motors = keys = _of_the_hints(start, descriptor) or _lengths(descriptor)
     if len(keys) != 2:
         raise NoPtychographyError(
-            f"a position is a pair (y, x); it names {len(motors)} motor(s): {listed(motors)}. If it is a scan, put the "
+            f"a position is a pair (y, x); the run names {len(motors)} motor(s): {listed(motors)}. If it is a scan, put the "
             "two scanned motors into the start document's `motors`, in the order y, x, or name their data keys "
             "(documents.position_keys)",
             has_frames=True,
@@ -83,7 +83,7 @@ def metres_of(key: str, descriptor: Document, otherwise: str | None) -> float:
     """
     unit = descriptor["data_keys"][key].get("units") or _configured_unit(key, descriptor) or otherwise
     if is_other_quantity(unit):
-        raise NoPtychographyError(f"its motor {key!r} moves in {unit!r}, which is no length", has_frames=True)
+        raise NoPtychographyError(f"the run's motor {key!r} moves in {unit!r}, which is no length", has_frames=True)
     return metres_per(unit, f"the position key {key!r}")
 
 

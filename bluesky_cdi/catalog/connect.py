@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,14 @@ class Catalog:
         Runs as measured.
     processed : CatalogOfBlueskyRuns
         Runs derived from them: reconstructions.
+    settle : callable, optional
+        Waits until the result of a run that was just measured is there; takes what `load_result` is asked for.
     """
 
     uri: str
     raw: Any
     processed: Any
+    settle: Callable[[str | int], None] | None = None
 
     def close(self) -> None:
         """Close the connections."""

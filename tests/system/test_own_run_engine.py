@@ -2,6 +2,7 @@
 
 import pytest
 
+from bluesky_cdi.catalog import load_result
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.session import Session
@@ -19,6 +20,10 @@ def test_two_sessions_one_after_the_other(open_lab, fast_config, run_engine, tmp
                 with pytest.raises(ConfigError, match="close it first"):
                     Session(fast_config, tmp_path, RE=engine)
                 assert lab.run(ptycho_raster(*lab.devices, lab.session.live, **RASTER)) == "complete"
+                # Straight after the scan: it is waited for, whatever names it.
+                names = -1, number, lab.docs.of("start")[0]["uid"][:8]
+                loaded = [load_result(lab.session.catalog, which) for which in names[: 3 if claimed else 1]]
+                assert {estimate.n_frames for estimate in loaded} == {12}
                 lab.session.wait()
                 lab.check_raw_run("success", 12)
                 assert lab.check_derived_run("success").scan_id == number

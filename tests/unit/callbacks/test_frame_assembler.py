@@ -870,7 +870,7 @@ class TestRunEngine:
     def test_unless_its_plan_means_it_to_be_reconstructed(self, engine, md):
         with assembled(engine) as got:
             engine(bp.list_scan([Detector()], Axis(name="y"), list(range(N)), md=md))
-        self.assert_failed_once(got, NoPtychographyError, r"pair \(y, x\); it names 1 motor", 0)
+        self.assert_failed_once(got, NoPtychographyError, r"pair \(y, x\); the run names 1 motor", 0)
 
     def test_missing_unit(self, engine):
         y = Axis(name="y")
