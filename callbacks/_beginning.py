@@ -94,7 +94,8 @@ class Beginning:
             n = len(self._positions_m)
             self._held.clear()
             raise NoPtychographyError(
-                f"the run's {n} frame(s) lie at one place, within half a sample pixel: nothing is scanned", has_frames=True
+                f"the run's {n} frame(s) lie at one place, within half a sample pixel: nothing is scanned",
+                has_frames=True,
             )
         self._open(self._info)
 

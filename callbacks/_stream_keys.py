@@ -110,8 +110,8 @@ def _images(descriptor: Mapping[str, Any], chosen: str | None) -> dict[str, tupl
     stacks = {key: shape for key, value in descriptor["data_keys"].items() if (shape := _stack_shape(value))}
     if chosen is not None and chosen not in stacks:
         raise NoPtychographyError(
-            f"the run's stream {descriptor['name']!r} has no 2-D frames under frame_key={chosen!r}; those of its keys that "
-            f"hold frames: {listed(stacks)}; all its keys: {listed(descriptor['data_keys'])}",
+            f"the run's stream {descriptor['name']!r} has no 2-D frames under frame_key={chosen!r}; those of its keys "
+            f"that hold frames: {listed(stacks)}; all its keys: {listed(descriptor['data_keys'])}",
             has_frames=bool(stacks),
         )
     if not stacks:
