@@ -11,7 +11,8 @@ from event_model import EventModelError
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
 from bluesky_cdi.callbacks._checks import BoolImage
-from bluesky_cdi.callbacks._run_feed import RunFeed, Several
+from bluesky_cdi.callbacks._frame_maker import Several
+from bluesky_cdi.callbacks._run_feed import RunFeed
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError

@@ -53,8 +53,8 @@ def position_keys(start: Document, descriptor: Document, chosen: Sequence[str] |
         motors = keys = _of_the_hints(start, descriptor) or _lengths(descriptor)
     if len(keys) != 2:
         raise NoPtychographyError(
-            f"a position is a pair (y, x); the run names {len(motors)} motor(s): {listed(motors)}. If it is a scan, put "
-            "the two scanned motors into the start document's `motors`, in the order y, x, or name their data keys "
+            f"a position is a pair (y, x); the run names {len(motors)} motor(s): {listed(motors)}. If it is a scan, "
+            "put the two scanned motors into the start document's `motors`, in the order y, x, or name their data keys "
             "(documents.position_keys)",
             has_frames=True,
         )

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from event_model import unpack_event_page
 
 from bluesky_cdi.callbacks._beginning import Beginning
-from bluesky_cdi.callbacks._checks import BoolImage, check_frame
+from bluesky_cdi.callbacks._checks import BoolImage
 from bluesky_cdi.callbacks._frame_files import FrameFiles
+from bluesky_cdi.callbacks._frame_maker import FileFrame, FrameMaker, Several
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
 from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
-from bluesky_cdi.protocols import Frame, RunInfo
+from bluesky_cdi.protocols import RunInfo
 
 logger = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
-Several = Literal["sum", "each"]
-
-
-@dataclass(frozen=True)
-class FileFrame:
-    """A frame that waits in its file."""
-
-    resource: Document
-    index: int
 
 
 class RunFeed:
@@ -76,7 +68,6 @@ class RunFeed:
         self._stream = stream
         self._choice = choice
         self._sink = sink
-        self._mask, self._several = mask, several
         self._keys: StreamKeys | None = None
         self._beginning: Beginning | None = None
         self._exposures_s: dict[str, float] = {}
@@ -89,6 +80,7 @@ class RunFeed:
         self._seq_num_of_datum: dict[str, int] = {}
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
+        self._maker = FrameMaker(self._files, self._tally, mask, several)
 
     @property
     def is_fed(self) -> bool:
@@ -202,21 +194,21 @@ class RunFeed:
         self._beginning = Beginning(self._sink, info, pattern)
 
     def _event(self, doc: Document) -> None:
-        if doc["descriptor"] not in self._exposures_s:
+        if self._keys is None or doc["descriptor"] not in self._exposures_s:
             return
-        parts = {part: doc["data"][key] for key, part in self._parts().items() if key in doc["data"]}
+        parts = {part: doc["data"][key] for key, part in self._keys.parts.items() if key in doc["data"]}
         if "frame" in parts:
             parts["frame"] = np.asarray(parts["frame"])
         self._add(doc["seq_num"], parts, doc["descriptor"])
 
     def _stream_datum(self, doc: Document) -> None:
-        if doc["descriptor"] not in self._exposures_s:
+        if self._keys is None or doc["descriptor"] not in self._exposures_s:
             return
         resource = self._resources.get(doc["stream_resource"])
         if resource is None:
             self._unread[doc["stream_resource"]].append(doc)
             return
-        part = self._parts().get(resource["data_key"])
+        part = self._keys.parts.get(resource["data_key"])
         if part is None:
             return
         seq_nums, start, stop = self._seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
@@ -238,15 +230,6 @@ class RunFeed:
             return range(seq_num, seq_num + 1)
         return range(doc["seq_nums"]["start"], doc["seq_nums"]["stop"])
 
-    def _parts(self) -> dict[str | None, str]:
-        if self._keys is None:
-            return {}
-        y, x = self._keys.position
-        parts: dict[str | None, str] = {self._keys.frame: "frame", y: "y", x: "x"}
-        if self._keys.monitor is not None:
-            parts[self._keys.monitor] = "monitor"
-        return parts
-
     def _add(self, seq_num: int, parts: Mapping[str, Any], descriptor: str) -> None:
         self._exposure_of_event_s[seq_num] = self._exposures_s[descriptor]
         complete = self._join.add(seq_num, parts)
@@ -257,14 +240,10 @@ class RunFeed:
         if self._keys is None or self._beginning is None:
             return
         try:
-            frames = self._frames(seq_num, parts, self._keys)
-            for frame in frames:
-                check_frame(frame, self._keys.frame_shape, self._mask)
+            frames = self._maker.frames(seq_num, parts, self._keys, self._exposure_of_event_s[seq_num])
         except (FrameError, ScanFileError) as err:
             self._leave_out("could not be used", seq_num, err)
             return
-        if self._several == "sum" and len(frames) > 1:
-            frames = [_summed(frames)]
         self._tally.take(seq_num)
         for frame in frames:
             self._beginning.put(frame)
@@ -272,54 +251,14 @@ class RunFeed:
     def _leave_out(self, why: str, seq_num: int, error: Exception) -> None:
         """Tell of an event without a frame that can be used."""
         self._tally.leave_out(why)
-        if self._beginning is not None:
-            for number in self._numbers(seq_num):
+        if self._beginning is not None and self._keys is not None:
+            for number in self._maker.numbers(seq_num, self._keys):
                 self._beginning.leave_out(number, error)
-
-    def _numbers(self, seq_num: int) -> range:
-        """Give the numbers of an event's frames: those of events, unless each of several images is a frame."""
-        n = self._keys.n_images if self._keys is not None and self._several == "each" else 1
-        return range((seq_num - 1) * n + 1, seq_num * n + 1)
-
-    def _frames(self, seq_num: int, parts: Mapping[str, Any], keys: StreamKeys) -> list[Frame]:
-        """Make the frames of an event, one for each of its images."""
-        images = self._images(parts["frame"], keys.n_images)
-        numbers = self._numbers(seq_num)
-        position_m = np.array([_number(parts[axis], seq_num, axis) for axis in ("y", "x")]) * keys.metres_per
-        flux = _number(parts.get("monitor", 1.0), seq_num, "monitor")
-        return [
-            Frame(numbers[i % len(numbers)], position_m, image, self._exposure_of_event_s[seq_num], flux)
-            for i, image in enumerate(images)
-        ]
-
-    def _images(self, where: Any, n: int) -> Sequence[np.ndarray[Any, Any]]:
-        """Give the images of an event, each (H, W) if it is what was announced."""
-        if isinstance(where, FileFrame):
-            counts = self._files.images(where.resource, where.index, n)
-            self._tally.look(counts.dtype)
-            return list(counts)
-        if where.ndim == 3 and len(where) == n:
-            return list(where)
-        # Any other shape is left to the check.
-        return [where]
 
 
 def _owner_of(key: str, descriptor: Document) -> str:
     """Name the device that a data key is read from."""
     return next((name for name, keys in descriptor.get("object_keys", {}).items() if key in keys), key)
-
-
-def _summed(frames: Sequence[Frame]) -> Frame:
-    """Add the counts of an event's frames, in a type that holds them."""
-    counts = np.sum([frame.counts for frame in frames], axis=0)
-    return replace(frames[0], counts=counts, exposure_s=sum(frame.exposure_s for frame in frames))
-
-
-def _number(value: Any, seq_num: int, part: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as err:
-        raise FrameError(f"frame {seq_num} must have a number for its {part}; it has {value!r}") from err
 
 
 def _is_legacy(name: str, doc: Document) -> bool:

@@ -54,6 +54,13 @@ class StreamKeys:
     monitor: str | None
     exposure_s: float
 
+    @property
+    def parts(self) -> dict[str | None, str]:
+        """What each key of the stream is for: ``frame``, ``y``, ``x``, ``monitor``."""
+        y, x = self.position
+        monitor: dict[str | None, str] = {} if self.monitor is None else {self.monitor: "monitor"}
+        return {self.frame: "frame", y: "y", x: "x", **monitor}
+
     @classmethod
     def from_documents(cls, start: Mapping[str, Any], descriptor: Mapping[str, Any], choice: KeyChoice) -> StreamKeys:
         """Choose the keys of a stream.
