@@ -185,6 +185,23 @@ class ReconstructorConfig(Section):
         return self
 
 
+class DocumentsConfig(Section):
+    """What of a run's documents makes a frame; None leaves it to what the documents themselves say."""
+
+    stream: str = "primary"
+    """Name of the stream that holds the frames."""
+    frame_key: str | None = None
+    """Data key of the frames. None: the only key with 2-D frames; with two area detectors in a run, name one."""
+    several: Literal["sum", "each"] = "sum"
+    """Several images an event, shape (n, H, W): their sum is the frame, or each is a frame of its own."""
+    position_keys: tuple[str, str] | None = None
+    """Data keys of the position, (y, x). None: the two motors that the plan scans."""
+    position_unit: str | None = None
+    """Unit of length of positions whose device states none."""
+    monitor_key: str | None = None
+    """Data key of the incident flux. None: that which the run's metadata name (``monitor``), if any."""
+
+
 class CatalogConfig(Section):
     """Where runs are kept."""
 
@@ -247,8 +264,29 @@ class Config(Section):
     scan: ScanConfig = ScanConfig()
     agent: AgentConfig = AgentConfig()
     reconstructor: ReconstructorConfig = ReconstructorConfig()
+    documents: DocumentsConfig = DocumentsConfig()
     catalog: CatalogConfig = CatalogConfig()
     simulation: SimulationConfig = SimulationConfig()
+
+    def with_documents(self, **chosen: Any) -> Config:
+        """Choose keys of `documents`; what is None stays as it is configured.
+
+        Raises
+        ------
+        ConfigError
+            If a value is none that the key may have.
+        """
+        changes = {key: value for key, value in chosen.items() if value is not None}
+        if not changes:
+            return self
+        # What was set stays told from what is a default.
+        stated = self.documents.model_dump(exclude_unset=True)
+        try:
+            documents = DocumentsConfig.model_validate({**stated, **changes})
+        except ValidationError as err:
+            lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in err.errors())
+            raise ConfigError(f"what makes a frame is not valid: {lines}") from err
+        return self.model_copy(update={"documents": documents})
 
     @model_validator(mode="after")
     def _batch_fits_budget(self) -> Config:

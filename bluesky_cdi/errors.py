@@ -24,6 +24,22 @@ class DocumentError(BlueskyCDIError, ValueError):
     """A run's documents lack something that the reconstruction needs."""
 
 
+class NoPtychographyError(DocumentError):
+    """A run is another measurement than a scan of diffraction frames: nothing of it is to be reconstructed.
+
+    Parameters
+    ----------
+    message : str
+        What it lacks.
+    has_frames : bool
+        Whether it has frames all the same.
+    """
+
+    def __init__(self, message: str, *, has_frames: bool = False) -> None:
+        super().__init__(message)
+        self.has_frames = has_frames
+
+
 class ScanFileError(BlueskyCDIError, OSError):
     """A file of measured data can't be read: absent, truncated, not of the stated form."""
 

@@ -58,12 +58,18 @@ class RunInfo:
         The start document.
     frame_shape : tuple of int
         (H, W) of the frames, from the descriptor.
+    window_m : pair of pair of float, optional
+        Corners (y, x) of the window of probe centres, metres, where the metadata state none (``window_m``).
+    grows : bool
+        Whether that is the window of the first probe centres alone: others may lie outside of it.
     """
 
     uid: str
     scan_id: int
     metadata: Mapping[str, Any]
     frame_shape: tuple[int, int]
+    window_m: tuple[tuple[float, float], tuple[float, float]] | None = None
+    grows: bool = False
 
 
 @dataclass(frozen=True, eq=False)

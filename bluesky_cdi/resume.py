@@ -216,7 +216,7 @@ def resume_run(
     seconds : float
         Work ends after this time.
     monitor_key : str, optional
-        Data key of the incident flux, where the run's start document does not name it.
+        Data key of the incident flux, where neither the configuration nor the run's start document names it.
     probe : ndarray, shape (modes, N, N), complex, optional
         First guess, where the run is reconstructed from the start.
     mask : ndarray, shape (N, N), bool, optional
@@ -248,7 +248,8 @@ def resume_run(
     ended = _exit_of(run, unfinished)
     stored = _checkpoints_of(catalog, run, directory)
     newest = None if anew or not stored else _header_of(stored[-1], run.start["uid"])
-    info, frames = collect_frames(run_documents(catalog, run), monitor_key=monitor_key, mask=mask)
+    settings = config.with_documents(monitor_key=monitor_key).documents
+    info, frames = collect_frames(run_documents(catalog, run, settings.stream), settings=settings, mask=mask)
     if newest is not None:
         config = going_on(newest, config, info.frame_shape)
     elif not anew:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.attachment import Attachment, check_free
 from bluesky_cdi.catalog.feeder import PROCESSED, RAW, ended_files, refused_files, waiting_files
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError, WorkerError
@@ -54,10 +56,17 @@ class Session:
         Width of that probe, metres.
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels of the detector.
-    monitor_key : str, optional
-        Data key of the incident flux.
+    frame_key, position_keys, monitor_key, stream : optional
+        Data keys of frames, positions (y, x) and incident flux, and the stream that they are in, in place of those in
+        ``config.documents``.
     listeners : sequence of callable
         Called with estimates, in a thread of their own.
+    RE : RunEngine, optional
+        One that exists already, idle, with metadata, suspenders and subscriptions of its own. The session adds to it
+        what it needs until it is closed; it never stops it. Without it, the session makes one, and stops it.
+    claim_scan_numbers : bool
+        Whether runs of that RunEngine get numbers that no other session on the catalog gives; else it numbers them as
+        before. Runs of a RunEngine that the session makes always do.
     factory : str
         ``module:function`` of what the worker is made of, in the place and with the arguments of
         `bluesky_cdi.remote.setup.live_setup`: for a reconstructor or an agent of one's own.
@@ -78,6 +87,8 @@ class Session:
     ------
     CatalogError
         If the catalog can't be opened.
+    ConfigError
+        If the RunEngine is not idle, or another session has it.
     """
 
     def __init__(
@@ -89,18 +100,26 @@ class Session:
         probe: ComplexArray | None = None,
         probe_width_m: float | None = None,
         mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+        frame_key: str | None = None,
+        position_keys: tuple[str, str] | None = None,
         monitor_key: str | None = None,
+        stream: str | None = None,
         listeners: Sequence[Callable[[Estimate], None]] = (),
+        RE: RunEngine | None = None,
+        claim_scan_numbers: bool = False,
         factory: str = LIVE,
     ) -> None:
-        self.config = config
-        self._latest_uid = ""
+        if RE is not None:
+            check_free(RE)
+        config = self.config = config.with_documents(
+            frame_key=frame_key, position_keys=position_keys, monitor_key=monitor_key, stream=stream
+        )
+        self._latest_uid, self._latest_scan_id = "", None
         self.keeper: Keeper | None = None
         self.directory = Path(directory or config.catalog.directory).expanduser().resolve()
         arguments = live_arguments(
-            config, self.directory, space=space, probe=probe, probe_width_m=probe_width_m, mask=mask,
-            monitor_key=monitor_key,
-        )  # fmt: skip
+            config, self.directory, space=space, probe=probe, probe_width_m=probe_width_m, mask=mask
+        )
         with contextlib.ExitStack() as stack:
             signals = stack.enter_context(EndingSignals())
             # Both processes begin together; on closing the catalog takes what the reconstruction writes last.
@@ -109,7 +128,11 @@ class Session:
             self._live(stack, factory, arguments, listeners)
             self.uri = address()
             self.catalog = self._open_catalog(until_last)
-            self.RE = self._run_engine(stack, monitor_key)
+            self.RE = self._run_engine() if RE is None else RE
+            self._attach(stack, claim_scan_numbers or RE is None)
+            if RE is None:
+                # On closing the engine stops first: aborting a paused run makes documents.
+                stack.callback(stop_engine, self.RE)
             signals.watch(self.RE)
             self._stack = stack.pop_all()
 
@@ -130,7 +153,11 @@ class Session:
             journal keeps it, and its file is in the message.
         """
         try:
-            self._drain_documents(timeout_s)
+            if self._documents is not None and not self._documents.drain(timeout_s):
+                raise WorkerError(
+                    f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the "
+                    "session"
+                )
             self.live.wait(timeout_s)
         finally:
             self._wait_for_catalog(timeout_s)
@@ -164,7 +191,7 @@ class Session:
         from bluesky_cdi.catalog.keeper import feeding
 
         settings = self.config.catalog
-        catalog = open_catalog(self.uri, settings.api_key)
+        catalog = replace(open_catalog(self.uri, settings.api_key), settle=self._settle)
         stack.callback(catalog.close)
         if settings.in_process:
             stack.enter_context(feeding(self.directory, catalog))
@@ -199,46 +226,48 @@ class Session:
         stack.callback(self.live.close)
         stack.callback(self._documents.close)
 
-    def _run_engine(self, stack: contextlib.ExitStack, monitor_key: str | None) -> RunEngine:
+    def _run_engine(self) -> RunEngine:
         from bluesky import RunEngine
 
+        return RunEngine({"scan_id": last_scan_id(self.catalog, self.directory)}, during_task=during_task())
+
+    def _attach(self, stack: contextlib.ExitStack, claim_scan_numbers: bool) -> None:
+        """Give the RunEngine what makes its runs this session's."""
         from bluesky_cdi.callbacks import ValueCheck
         from bluesky_cdi.catalog.scan_numbers import ScanNumbers
         from bluesky_cdi.physics.geometry import Geometry
 
-        geometry = Geometry(**self.config.geometry.model_dump())
-        metadata = {"geometry": geometry.as_metadata(), "scan_id": self._last_scan_id()}
-        numbers = ScanNumbers(self.catalog, self.directory)
-        engine = RunEngine(metadata, during_task=during_task(), scan_id_source=numbers)
-        if monitor_key is not None:
-            # So that whoever reads the run later knows it too.
-            engine.md["monitor"] = monitor_key
+        attachment = Attachment(self.RE)
         # The journal first: what anybody else makes of a document, it is on disk.
         folders = {
             "the journal": self._raw_journal.folder,
             "frames": self.frames_directory,
             "results": self.directory / "results",
         }
-        recording = Recording(self._raw_journal, engine, folders, int(self.config.catalog.reserve_mb * 1e6))
+        recording = Recording(self._raw_journal, self.RE, folders, int(self.config.catalog.reserve_mb * 1e6))
         stack.callback(recording.close)
-        engine.subscribe(recording)
-        engine.subscribe(self._note_run, "start")
+        stack.callback(attachment.detach)
+        attachment.state({"geometry": Geometry(**self.config.geometry.model_dump()).as_metadata()})
+        if (monitor_key := self.config.documents.monitor_key) is not None:
+            # So that whoever reads the run later knows it too.
+            attachment.state({"monitor": monitor_key})
+        if claim_scan_numbers:
+            attachment.number_runs(ScanNumbers(self.catalog, self.directory))
+        attachment.subscribe(recording)
+        attachment.subscribe(self._note_run, "start")
         if self._documents is not None:
-            engine.subscribe(self._documents)
-        engine.subscribe(ValueCheck())
-        # On closing the engine stops first: aborting a paused run makes documents.
-        stack.callback(stop_engine, engine)
-        return engine
+            attachment.subscribe(self._documents)
+        attachment.subscribe(ValueCheck())
 
     def _note_run(self, _: str, doc: Mapping[str, Any]) -> None:
-        self._latest_uid = doc["uid"]
+        self._latest_uid, self._latest_scan_id = doc["uid"], doc.get("scan_id")
 
-    def _last_scan_id(self) -> int:
-        """Find the highest number of a raw run, so that a new session counts on; 0 where there is none."""
-        with self.catalog.reaching():
-            newest = self.catalog.raw.values().last().start.get("scan_id", 0) if len(self.catalog.raw) else 0
-        starts = [start_of(path) for path in waiting_files(self.directory / "journal")]
-        return max(int(newest), *(int(start.get("scan_id", 0)) for start in starts), 0)
+    def _settle(self, which: str | int) -> None:
+        """Wait for the result of the latest run, if that is meant and over; a failure is in what there is to read."""
+        is_meant = self._latest_uid.startswith(which) if isinstance(which, str) else which in (-1, self._latest_scan_id)
+        if self._latest_uid and is_meant and self.RE.state == "idle":
+            with contextlib.suppress(WorkerError):
+                self.wait()
 
     def _wait_for_catalog(self, timeout_s: float) -> None:
         """Wait until the catalog has taken what has ended."""
@@ -256,11 +285,21 @@ class Session:
                 f"{', '.join(map(str, refused))}; the log says why."
             )
 
-    def _drain_documents(self, timeout_s: float) -> None:
-        if self._documents is not None and not self._documents.drain(timeout_s):
-            raise WorkerError(
-                f"the frames of the run could not all be read within {timeout_s:g} s; wait again, or close the session"
-            )
+
+def last_scan_id(catalog: Catalog, directory: Path) -> int:
+    """Find the highest number of a raw run, so that a new session counts on; 0 where there is none.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the runs are.
+    directory : Path
+        Folder of the session, whose journal may hold runs that are not in the catalog yet.
+    """
+    with catalog.reaching():
+        newest = catalog.raw.values().last().start.get("scan_id", 0) if len(catalog.raw) else 0
+    starts = [start_of(path) for path in waiting_files(directory / "journal")]
+    return max(int(newest), *(int(start.get("scan_id", 0)) for start in starts), 0)
 
 
 def stop_engine(engine: RunEngine) -> None:

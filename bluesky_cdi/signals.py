@@ -78,6 +78,11 @@ class EndingSignals:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if (engine := self._engine) is not None and self.received is None:
+            # It may live longer than this.
+            engine.context_managers = [each for each in engine.context_managers if each != self._during_a_call]
+            engine.preprocessors.remove(self._with_reason)
+            self._engine = None
         if threading.current_thread() is not threading.main_thread():
             return  # Python sets handlers in the main thread only; see `_handle`
         for number, before in self._before.items():

@@ -11,10 +11,11 @@ from event_model import EventModelError
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
 from bluesky_cdi.callbacks._checks import BoolImage
+from bluesky_cdi.callbacks._frame_maker import Several
 from bluesky_cdi.callbacks._run_feed import RunFeed
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
-from bluesky_cdi.errors import BlueskyCDIError, DocumentError
+from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class FrameAssembler:
     It never raises into the RunEngine, where an exception would abort the scan. A frame that can't be used (another
     shape, NaN, negative counts, no position, no file) is left out, and told to the sink by ``leave_out``. Documents
     from which no frame can come are logged, kept in `error`, and told to the sink by one call of ``fail``; the rest of
-    that run is then left out. The run itself goes on being recorded.
+    that run is then left out. The run itself goes on being recorded. A run that is no scan of frames (without frames,
+    without two axes that move) is nobody's fault: one line of the log says why it is left out.
 
     Runs may be interleaved, but one at a time is fed: a run that opens its stream while another
     one is being fed is left out with a warning. If nothing came of that other one since this run began, its
@@ -63,10 +65,15 @@ class FrameAssembler:
     stream : str
         Name of the stream that holds them.
     frame_key : str, optional
-        Data key of the frames; without it, the only data key with one 2-D frame an event.
+        Data key of the frames; without it, the only data key with one 2-D frame an event, else with several.
+    several : {'sum', 'each'}
+        What becomes of several images an event: their sum is the frame, or each is a frame, with numbers of their own
+        (event k of n images: n (k - 1) + 1 to n k).
     position_keys : tuple of str, optional
-        Data keys of the position, (y, x); without them, the start document's pair `motors`.
+        Data keys of the position, (y, x); without them, the two motors that the plan scans.
         The data keys state the unit of length.
+    position_unit : str, optional
+        Unit of length of positions that state none.
     monitor_key : str, optional
         Data key of the incident flux; without it, the start document's `monitor`, if it has one.
     file_timeout_s : float
@@ -74,6 +81,8 @@ class FrameAssembler:
         A file that has not come in that time is not waited for again.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels; others may hold flags (NaN, negative numbers) in place of counts.
+    every_run : bool
+        Whether all runs are meant to be reconstructed: one that is no scan of frames is an error then.
 
     Attributes
     ----------
@@ -87,16 +96,20 @@ class FrameAssembler:
         *,
         stream: str = "primary",
         frame_key: str | None = None,
+        several: Several = "sum",
         position_keys: tuple[str, str] | None = None,
+        position_unit: str | None = None,
         monitor_key: str | None = None,
         file_timeout_s: float = 0.0,
         mask: BoolImage | None = None,
+        every_run: bool = False,
     ) -> None:
         self.error: BlueskyCDIError | None = None
         self._sink = sink
         self._stream = stream
-        self._choice = KeyChoice(frame_key, position_keys, monitor_key)
-        self._file_timeout_s, self._mask = file_timeout_s, mask
+        self._choice = KeyChoice(frame_key, position_keys, position_unit, monitor_key)
+        self._every_run = every_run
+        self._several, self._file_timeout_s, self._mask = several, file_timeout_s, mask
         self._feeds: dict[str, RunFeed] = {}
         self._left_out: set[str] = set()
         # Runs of which nothing came since another one began, and those that were ended for that.
@@ -111,7 +124,7 @@ class FrameAssembler:
             self.error = None
             self._silent.update(self._feeds)
             self._feeds[doc["uid"]] = RunFeed(
-                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._mask
+                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._mask, self._several
             )
         elif name == "stop":
             self._stop(doc)
@@ -149,12 +162,18 @@ class FrameAssembler:
             self._ended.add(other)
             self._left_out.add(other)
             self._feeds[other].close()
-            self._sink.end_run("fail", "no stop document came before the next run")
+            if self._feeds[other].started:
+                self._sink.end_run("fail", "no stop document came before the next run")
         self._guard(run, name, self._feeds[run].receive, name, doc)
 
     def _fed_beside(self, run: str) -> str | None:
         """Find the run that is being fed, if that is another one."""
-        fed = (uid for uid, feed in self._feeds.items() if feed.started and uid not in self._ended)
+        fed = (
+            uid
+            for uid, feed in self._feeds.items()
+            if feed.started or (feed.is_fed and uid not in self._left_out)
+            if uid not in self._ended
+        )
         return next((uid for uid in fed if uid != run), None)
 
     def _has_frames(self, run: str, descriptor: Mapping[str, Any]) -> bool:
@@ -190,11 +209,32 @@ class FrameAssembler:
         """Do a step; turn what goes wrong into one call of the sink's ``fail``."""
         try:
             step(*args)
-        except _BAD_INPUT as err:
-            self.error = err if isinstance(err, BlueskyCDIError) else _unreadable(name, err)
-            logger.error("run %s can't be reconstructed (it goes on being recorded): %s", run, self.error, exc_info=err)
+        except NoPtychographyError as err:
+            if self._every_run or _is_announced(self._feeds[run].start):
+                self._fail(run, err)
+                return
             self._left_out.add(run)
-            self._sink.fail(self.error, self._feeds[run].start)
+            logger.log(
+                logging.WARNING if err.has_frames else logging.INFO,
+                "run %s is recorded, and not reconstructed: %s",
+                self._feeds[run].start.get("scan_id", run),
+                err,
+            )
+        except _BAD_INPUT as err:
+            self._fail(run, err if isinstance(err, BlueskyCDIError) else _unreadable(name, err))
+
+    def _fail(self, run: str, error: BlueskyCDIError) -> None:
+        self.error = error
+        logger.error(
+            "run %s can't be reconstructed (it goes on being recorded): %s", run, error, exc_info=error.__cause__
+        )
+        self._left_out.add(run)
+        self._sink.fail(error, self._feeds[run].start)
+
+
+def _is_announced(start: Mapping[str, Any]) -> bool:
+    """Tell whether a plan means its run to be reconstructed."""
+    return "reconstruction_uid" in start or start.get("window_m") is not None
 
 
 def _unreadable(name: str, err: Exception) -> DocumentError:

@@ -40,7 +40,7 @@ def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = N
     if counts.dtype.kind not in "biuf":
         raise FrameError(
             f"{which} must hold counts, real numbers; its type is {counts.dtype}. "
-            "Name the data key of the frames: FrameAssembler(..., frame_key=...)."
+            "Name the data key of the frames: documents.frame_key of the configuration."
         )
     _check_counts(counts if mask is None or mask.shape != shape else counts[mask], which)
     if not np.isfinite(frame.position_m).all():
@@ -50,7 +50,7 @@ def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = N
     if not (math.isfinite(frame.flux) and frame.flux > 0):
         raise FrameError(
             f"{which} must have a finite, positive incident flux; the monitor gave {frame.flux}. "
-            "Was there beam? Suspend the scan without it, or name another monitor with monitor_key."
+            "Was there beam? Suspend the scan without it, or name another monitor (documents.monitor_key)."
         )
 
 

@@ -63,31 +63,35 @@ class FrameFiles:
         self._timeout_s = timeout_s
         self._given_up: set[str] = set()
 
-    def frame(self, resource: Mapping[str, Any], index: int) -> np.ndarray[Any, Any]:
-        """Read one frame of a dataset of shape (n, H, W) or (n, 1, H, W).
+    def images(self, resource: Mapping[str, Any], index: int, n: int = 1) -> np.ndarray[Any, Any]:
+        """Read the images of one event from a dataset of shape (events, n, H, W) or (events * n, H, W).
 
         Parameters
         ----------
         resource : Mapping
             The StreamResource document, which names file and dataset.
         index : int
-            Row of the dataset, from 0.
+            Which event of the dataset, from 0.
+        n : int
+            Images an event.
 
         Returns
         -------
-        ndarray, shape (H, W)
+        ndarray, shape (n, H, W)
             Counts, of the dataset's type.
         """
         block = self._read(resource, index, index + 1)
-        if block.ndim == 4 and block.shape[1] == 1:
-            block = block[:, 0]  # (1, 1, H, W) -> (1, H, W)
+        if block.ndim == 3 and n > 1:
+            block = self._read(resource, index * n, (index + 1) * n)
+        if block.ndim == 4 and block.shape[1] == n:
+            block = block[0]  # (1, n, H, W) -> (n, H, W)
         if block.ndim != 3:
             raise ScanFileError(
-                f"{_place(resource)} must have the shape (n, H, W) or (n, 1, H, W), one frame an event; "
-                f"it is (n, {', '.join(map(str, block.shape[1:]))}). Write one frame for each event."
+                f"{_place(resource)} must have the shape ({'n' if n == 1 else f'n * {n}'}, H, W) or (n, {n}, H, W), "
+                f"{n} frame(s) an event as its descriptor announces; it is (n, {', '.join(map(str, block.shape[1:]))})."
+                " Write, or describe, the other number of them."
             )
-        frame: np.ndarray[Any, Any] = block[0]
-        return frame
+        return block
 
     def column(self, resource: Mapping[str, Any], start: int, stop: int) -> list[float]:
         """Read a range of a dataset of one number an event, shape (n,) or (n, 1).

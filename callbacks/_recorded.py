@@ -8,6 +8,7 @@ from typing import Any
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
 from bluesky_cdi.callbacks._checks import BoolImage
+from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.protocols import Frame, RunInfo
 
@@ -42,7 +43,7 @@ class _Kept:
 def collect_frames(
     documents: Iterable[tuple[str, Mapping[str, Any]]],
     *,
-    monitor_key: str | None = None,
+    settings: DocumentsConfig | None = None,
     mask: BoolImage | None = None,
 ) -> tuple[RunInfo, list[Frame]]:
     """Collect the frames of one run from its documents; those that can't be used are left out, which is logged.
@@ -51,8 +52,8 @@ def collect_frames(
     ----------
     documents : iterable of (name, document)
         From start to stop.
-    monitor_key : str, optional
-        Data key of the incident flux; without it, the start document's `monitor`, if it has one.
+    settings : DocumentsConfig, optional
+        What of the documents makes a frame.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels.
 
@@ -68,7 +69,8 @@ def collect_frames(
         If the documents or most of the frames can't be used.
     """
     kept = _Kept()
-    assembler = FrameAssembler(kept, monitor_key=monitor_key, mask=mask)
+    settings = settings or DocumentsConfig()
+    assembler = FrameAssembler(kept, **settings.model_dump(), mask=mask, every_run=True)
     for name, document in documents:
         assembler(name, document)
     if kept.error is not None:
@@ -86,6 +88,7 @@ def collect_frames(
         raise kept.left_out[first]
     if kept.info is None or not kept.frames:
         raise DocumentError(
-            "the run has no frames with their positions in the stream 'primary': there is nothing to reconstruct"
+            f"the run has no frames with their positions in the stream {settings.stream!r}: there is nothing to "
+            "reconstruct"
         )
     return kept.info, [kept.frames[number] for number in sorted(kept.frames)]

@@ -5,32 +5,27 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from event_model import unpack_event_page
 
-from bluesky_cdi.callbacks._checks import BoolImage, check_frame
+from bluesky_cdi.callbacks._beginning import Beginning
+from bluesky_cdi.callbacks._checks import BoolImage
 from bluesky_cdi.callbacks._frame_files import FrameFiles
+from bluesky_cdi.callbacks._frame_maker import FileFrame, FrameMaker, Several
 from bluesky_cdi.callbacks._join import SeqNumJoin
+from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
 from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
-from bluesky_cdi.protocols import Frame, RunInfo
+from bluesky_cdi.protocols import RunInfo
 
 logger = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class FileFrame:
-    """A frame that waits in its file."""
-
-    resource: Document
-    index: int
 
 
 class RunFeed:
@@ -50,13 +45,13 @@ class RunFeed:
         How long to wait for a file, seconds.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels.
+    several : {'sum', 'each'}
+        What becomes of several images an event: one frame, their sum, or a frame each.
 
     Attributes
     ----------
     start : Mapping
         The run's start document.
-    started : bool
-        Whether the sink has had the run's `start_run`.
     """
 
     def __init__(
@@ -67,14 +62,14 @@ class RunFeed:
         sink: FrameSink,
         file_timeout_s: float = 0.0,
         mask: BoolImage | None = None,
+        several: Several = "sum",
     ) -> None:
-        self.started = False
         self.start = start
         self._stream = stream
         self._choice = choice
         self._sink = sink
-        self._mask = mask
         self._keys: StreamKeys | None = None
+        self._beginning: Beginning | None = None
         self._exposures_s: dict[str, float] = {}
         self._exposure_of_event_s: dict[int, float] = {}
         self._join = SeqNumJoin(())
@@ -85,6 +80,17 @@ class RunFeed:
         self._seq_num_of_datum: dict[str, int] = {}
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
+        self._maker = FrameMaker(self._files, self._tally, mask, several)
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether frames can be made of the run's stream."""
+        return self._keys is not None
+
+    @property
+    def started(self) -> bool:
+        """Whether the sink has had the run's `start_run`."""
+        return self._beginning is not None and self._beginning.is_open
 
     def receive(self, name: str, doc: Document) -> None:
         """Take one document; those of older schemas are brought to StreamResource and StreamDatum first.
@@ -104,6 +110,8 @@ class RunFeed:
             If a file of frames can't be read.
         FrameError
             If a frame can't be used.
+        NoPtychographyError
+            If nothing of the run is to be reconstructed.
         """
         if name == "event_page":
             for event in unpack_event_page(doc):
@@ -128,14 +136,16 @@ class RunFeed:
             self._hand_on(seq_num, parts)
         for seq_num in self._join.incomplete():
             missing = " and ".join(self._join.missing(seq_num))
-            self._tally.leave_out("lack their frame or their position")
-            self._sink.leave_out(
+            self._leave_out(
+                "lack their frame or their position",
                 seq_num,
                 FrameError(
                     f"event {seq_num} must have a frame and a position; its {missing} never came. "
                     "Does the plan read all of them in each event?"
                 ),
             )
+        if self._beginning is not None:
+            self._beginning.finish()
         if told := self._tally.summary:
             logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
 
@@ -179,27 +189,26 @@ class RunFeed:
         stated = doc["data_keys"][keys.frame].get("dtype_numpy")
         self._tally.stated = np.dtype(stated) if isinstance(stated, str) and stated else None
         self._join = SeqNumJoin({"frame", "y", "x"} | ({"monitor"} if keys.monitor else set()))
-        self._sink.start_run(
-            RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
-        )
-        self.started = True
+        info = RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
+        pattern = plan_pattern(self.start, [_owner_of(key, doc) for key in keys.position], keys.metres_per)
+        self._beginning = Beginning(self._sink, info, pattern)
 
     def _event(self, doc: Document) -> None:
-        if doc["descriptor"] not in self._exposures_s:
+        if self._keys is None or doc["descriptor"] not in self._exposures_s:
             return
-        parts = {part: doc["data"][key] for key, part in self._parts().items() if key in doc["data"]}
+        parts = {part: doc["data"][key] for key, part in self._keys.parts.items() if key in doc["data"]}
         if "frame" in parts:
             parts["frame"] = np.asarray(parts["frame"])
         self._add(doc["seq_num"], parts, doc["descriptor"])
 
     def _stream_datum(self, doc: Document) -> None:
-        if doc["descriptor"] not in self._exposures_s:
+        if self._keys is None or doc["descriptor"] not in self._exposures_s:
             return
         resource = self._resources.get(doc["stream_resource"])
         if resource is None:
             self._unread[doc["stream_resource"]].append(doc)
             return
-        part = self._parts().get(resource["data_key"])
+        part = self._keys.parts.get(resource["data_key"])
         if part is None:
             return
         seq_nums, start, stop = self._seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
@@ -221,15 +230,6 @@ class RunFeed:
             return range(seq_num, seq_num + 1)
         return range(doc["seq_nums"]["start"], doc["seq_nums"]["stop"])
 
-    def _parts(self) -> dict[str | None, str]:
-        if self._keys is None:
-            return {}
-        y, x = self._keys.position
-        parts: dict[str | None, str] = {self._keys.frame: "frame", y: "y", x: "x"}
-        if self._keys.monitor is not None:
-            parts[self._keys.monitor] = "monitor"
-        return parts
-
     def _add(self, seq_num: int, parts: Mapping[str, Any], descriptor: str) -> None:
         self._exposure_of_event_s[seq_num] = self._exposures_s[descriptor]
         complete = self._join.add(seq_num, parts)
@@ -237,44 +237,28 @@ class RunFeed:
             self._hand_on(seq_num, complete)
 
     def _hand_on(self, seq_num: int, parts: Mapping[str, Any]) -> None:
-        if self._keys is None:
+        if self._keys is None or self._beginning is None:
             return
         try:
-            frame = self._frame(seq_num, parts, self._keys)
-            check_frame(frame, self._keys.frame_shape, self._mask)
+            frames = self._maker.frames(seq_num, parts, self._keys, self._exposure_of_event_s[seq_num])
         except (FrameError, ScanFileError) as err:
-            self._tally.leave_out("could not be used")
-            self._sink.leave_out(seq_num, err)
-        else:
-            self._tally.take(seq_num)
-            self._sink.put(frame)
+            self._leave_out("could not be used", seq_num, err)
+            return
+        self._tally.take(seq_num)
+        for frame in frames:
+            self._beginning.put(frame)
 
-    def _frame(self, seq_num: int, parts: Mapping[str, Any], keys: StreamKeys) -> Frame:
-        where = parts["frame"]
-        if isinstance(where, FileFrame):
-            counts = self._files.frame(where.resource, where.index)
-            self._tally.look(counts.dtype)
-        else:
-            counts = _squeezed(where)
-        return Frame(
-            seq_num=seq_num,
-            position_m=np.array([_number(parts[axis], seq_num, axis) for axis in ("y", "x")]) * keys.metres_per,
-            counts=counts,
-            exposure_s=self._exposure_of_event_s[seq_num],
-            flux=_number(parts.get("monitor", 1.0), seq_num, "monitor"),
-        )
+    def _leave_out(self, why: str, seq_num: int, error: Exception) -> None:
+        """Tell of an event without a frame that can be used."""
+        self._tally.leave_out(why)
+        if self._beginning is not None and self._keys is not None:
+            for number in self._maker.numbers(seq_num, self._keys):
+                self._beginning.leave_out(number, error)
 
 
-def _number(value: Any, seq_num: int, part: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as err:
-        raise FrameError(f"frame {seq_num} must have a number for its {part}; it has {value!r}") from err
-
-
-def _squeezed(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bring (1, H, W) to (H, W); any other shape is left to the check."""
-    return counts[0] if counts.ndim == 3 and counts.shape[0] == 1 else counts
+def _owner_of(key: str, descriptor: Document) -> str:
+    """Name the device that a data key is read from."""
+    return next((name for name, keys in descriptor.get("object_keys", {}).items() if key in keys), key)
 
 
 def _is_legacy(name: str, doc: Document) -> bool:

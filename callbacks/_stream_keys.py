@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bluesky_cdi.errors import DocumentError
-from bluesky_cdi.units import metres_per
+from bluesky_cdi.callbacks._positions import listed, metres_of, position_keys
+from bluesky_cdi.errors import DocumentError, NoPtychographyError
 
 # Last words of the names under which detectors keep their exposure, in seconds (ophyd's AreaDetector: acquire_time).
 EXPOSURE_SUFFIXES = ("exposure_s", "exposure_time", "acquire_time")
@@ -20,6 +20,7 @@ class KeyChoice:
 
     frame_key: str | None = None
     position_keys: tuple[str, str] | None = None
+    position_unit: str | None = None
     monitor_key: str | None = None
 
 
@@ -33,6 +34,8 @@ class StreamKeys:
         Data key of the frames.
     frame_shape : tuple of int
         (H, W) as announced.
+    n_images : int
+        How many of them an event has.
     position : tuple of str
         Data keys (y, x).
     metres_per : tuple of float
@@ -45,10 +48,18 @@ class StreamKeys:
 
     frame: str
     frame_shape: tuple[int, int]
+    n_images: int
     position: tuple[str, str]
     metres_per: tuple[float, float]
     monitor: str | None
     exposure_s: float
+
+    @property
+    def parts(self) -> dict[str | None, str]:
+        """What each key of the stream is for: ``frame``, ``y``, ``x``, ``monitor``."""
+        y, x = self.position
+        monitor: dict[str | None, str] = {} if self.monitor is None else {self.monitor: "monitor"}
+        return {self.frame: "frame", y: "y", x: "x", **monitor}
 
     @classmethod
     def from_documents(cls, start: Mapping[str, Any], descriptor: Mapping[str, Any], choice: KeyChoice) -> StreamKeys:
@@ -65,91 +76,84 @@ class StreamKeys:
 
         Raises
         ------
+        NoPtychographyError
+            If there are no frames, or no two lengths were scanned.
         DocumentError
-            If there is no frame key or more than one, no pair of position keys, a position
-            without a unit of length, or no such monitor.
+            If there is more than one key with frames, a position without a unit, or no such monitor.
         """
-        frame = _frame_key(descriptor, choice.frame_key)
-        position = _position_keys(start, descriptor, choice.position_keys)
-        data_keys = descriptor["data_keys"]
-        scale_y, scale_x = (metres_per(data_keys[key].get("units"), f"the position key {key!r}") for key in position)
+        images = _images(descriptor, choice.frame_key)
+        position = position_keys(start, descriptor, choice.position_keys)
+        scale_y, scale_x = (metres_of(key, descriptor, choice.position_unit) for key in position)
+        frame = _only(images, descriptor)
+        n_images, *shape = images[frame]
         return cls(
             frame=frame,
-            frame_shape=_frame_shape(data_keys[frame]) or (0, 0),
+            frame_shape=(shape[0], shape[1]),
+            n_images=n_images,
             position=position,
             metres_per=(scale_y, scale_x),
-            monitor=_monitor_key(start, descriptor, choice.monitor_key),
+            monitor=_monitor_key(start, descriptor, choice),
             exposure_s=_exposure_s(descriptor, frame),
         )
 
 
-def _frame_shape(data_key: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Read (H, W) of a data key that holds one 2-D frame an event, else give None."""
+def _stack_shape(data_key: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Read (n, H, W) of a data key that holds n 2-D frames an event, else give None."""
     shape = tuple(data_key.get("shape") or ())
-    if len(shape) == 3 and shape[0] == 1:
-        shape = shape[1:]
-    if data_key.get("dtype") != "array" or len(shape) != 2 or not all(isinstance(n, int) and n > 1 for n in shape):
+    if data_key.get("dtype") != "array" or len(shape) not in (2, 3) or not all(isinstance(n, int) for n in shape):
         return None
-    return shape[0], shape[1]
+    n, height, width = shape if len(shape) == 3 else (1, *shape)
+    return (n, height, width) if n >= 1 and min(height, width) > 1 else None
 
 
-def _frame_key(descriptor: Mapping[str, Any], chosen: str | None) -> str:
-    data_keys, stream = descriptor["data_keys"], descriptor["name"]
-    candidates = [key for key, value in data_keys.items() if _frame_shape(value)]
+def _images(descriptor: Mapping[str, Any], chosen: str | None) -> dict[str, tuple[int, int, int]]:
+    """Find the keys with frames, and their shapes (n, H, W): the chosen one, those of one frame, or those of several.
+
+    Raises
+    ------
+    NoPtychographyError
+        If there are none.
+    """
+    stacks = {key: shape for key, value in descriptor["data_keys"].items() if (shape := _stack_shape(value))}
+    if chosen is not None and chosen not in stacks:
+        raise NoPtychographyError(
+            f"the run's stream {descriptor['name']!r} has no 2-D frames under frame_key={chosen!r}; those of its keys "
+            f"that hold frames: {listed(stacks)}; all its keys: {listed(descriptor['data_keys'])}",
+            has_frames=bool(stacks),
+        )
+    if not stacks:
+        raise NoPtychographyError(
+            f"the run's stream {descriptor['name']!r} has no 2-D frames; its keys: {listed(descriptor['data_keys'])}"
+        )
     if chosen is not None:
-        if chosen not in candidates:
-            raise DocumentError(
-                f"the stream {stream!r} must hold 2-D frames under frame_key={chosen!r}; "
-                f"those of its keys that hold frames: {_listed(candidates)}; all its keys: {_listed(data_keys)}. "
-                "Give frame_key one of the first, or leave it out if there is only one."
-            )
-        return chosen
-    if len(candidates) != 1:
+        return {chosen: stacks[chosen]}
+    return {key: shape for key, shape in stacks.items() if shape[0] == 1} or stacks
+
+
+def _only(images: Mapping[str, Any], descriptor: Mapping[str, Any]) -> str:
+    if len(images) != 1:
         raise DocumentError(
-            f"the stream {stream!r} must have exactly one data key with a 2-D frame an event; "
-            f"it has {len(candidates)}: {_listed(candidates)} (all its keys: {_listed(data_keys)}). "
-            "Read one area detector in this stream, or name the key: FrameAssembler(..., frame_key=...)."
+            f"the stream {descriptor['name']!r} must have exactly one data key with 2-D frames; "
+            f"it has {len(images)}: {listed(images)} (all its keys: {listed(descriptor['data_keys'])}). "
+            "Read one area detector in this stream, or name the key: documents.frame_key of the configuration, "
+            "FrameAssembler(..., frame_key=...)."
         )
-    return str(candidates[0])
+    (key,) = images
+    return key
 
 
-def _position_keys(
-    start: Mapping[str, Any], descriptor: Mapping[str, Any], chosen: Sequence[str] | None
-) -> tuple[str, str]:
-    motors = chosen if chosen is not None else start.get("motors") or ()
-    if len(motors) != 2:
-        raise DocumentError(
-            f"a position is a pair (y, x); the run names {len(motors)} motors: {_listed(motors)}. "
-            "Put the two scanned motors into the start document's `motors`, in the order y, x, "
-            "or name their data keys: FrameAssembler(..., position_keys=(y, x))."
-        )
-    y, x = (_read_back_key(motor, descriptor) for motor in motors)
-    return y, x
-
-
-def _read_back_key(motor: str, descriptor: Mapping[str, Any]) -> str:
-    """Find the data key of a motor's position: its own name, or the one field that its hints name."""
-    data_keys = descriptor["data_keys"]
-    if motor in data_keys:
-        return motor
-    fields = [key for key in descriptor.get("hints", {}).get(motor, {}).get("fields", ()) if key in data_keys]
-    if len(fields) != 1:
-        raise DocumentError(
-            f"the stream {descriptor['name']!r} must hold the position of {motor!r}, as a data key of that name or as "
-            f"the one field of its hints; its keys: {_listed(data_keys)}. Read the motor in every event, "
-            "or name the keys: FrameAssembler(..., position_keys=(y, x))."
-        )
-    return str(fields[0])
-
-
-def _monitor_key(start: Mapping[str, Any], descriptor: Mapping[str, Any], chosen: str | None) -> str | None:
-    key = chosen if chosen is not None else start.get("monitor")
+def _monitor_key(start: Mapping[str, Any], descriptor: Mapping[str, Any], choice: KeyChoice) -> str | None:
+    key = choice.monitor_key if choice.monitor_key is not None else start.get("monitor")
     if key is not None and key not in descriptor["data_keys"]:
-        raise DocumentError(
+        told = (
             f"the monitor {key!r} must be a data key of the stream {descriptor['name']!r}; "
-            f"its keys: {_listed(descriptor['data_keys'])}. Read it in every event, "
-            "or leave out monitor_key and the metadata's `monitor`."
+            f"its keys: {listed(descriptor['data_keys'])}. Read it in every event, "
+            "or leave out monitor_key (documents.monitor_key) and the metadata's `monitor`."
         )
+        if choice.position_keys is None and not start.get("motors"):
+            # Where no motors are named either, it was hardly meant to be a scan.
+            raise NoPtychographyError(told, has_frames=True)
+        raise DocumentError(told)
     return key
 
 
@@ -162,7 +166,3 @@ def _exposure_s(descriptor: Mapping[str, Any], frame_key: str) -> float:
             if key.endswith(EXPOSURE_SUFFIXES) and isinstance(value, (int, float)):
                 return float(value)
     return math.nan
-
-
-def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(map(str, names)) or "none"

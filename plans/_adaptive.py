@@ -13,7 +13,7 @@ from bluesky.protocols import Movable, Readable
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.plans._beside import Beside, OnFailure
 from bluesky_cdi.plans._decisions import STREAM, DecisionRecord
-from bluesky_cdi.plans._measure import Instrument, Plan, as_run, run_metadata, scan_area, window_args
+from bluesky_cdi.plans._measure import Instrument, Plan, as_run, instrument_of, run_metadata, scan_area, window_args
 from bluesky_cdi.protocols import FloatArray, Proposal, ScanArea, ScanSource, ScanTicket
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,6 @@ def adaptive_ptycho(
         If the reconstruction can't begin, or has failed and that is to end the scan.
     """
     beside = Beside(live, on_reconstruction_failure)
-    instrument = Instrument(detectors, axis_y, axis_x)
     area = scan_area(centre_um, extent_um, step_um, budget, adaptive=True)
     if batch < 1:
         raise GeometryError(f"a scan needs a batch of at least 1 position; got batch={batch}")
@@ -102,7 +101,7 @@ def adaptive_ptycho(
         "decision_timeout_s": float(decision_timeout_s),
         "on_reconstruction_failure": on_reconstruction_failure,
     }
-    _ = instrument.metres
+    instrument = yield from instrument_of(detectors, axis_y, axis_x)
     ticket = yield from beside.begin(area)
     metadata = run_metadata("adaptive_ptycho", instrument, area, args, md)
     scan = _AdaptiveScan(instrument, beside, area, ticket, batch, decision_timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,18 +29,15 @@ class Instrument:
     detectors : sequence of Readable
         Triggered and read at each point.
     axis_y, axis_x : Movable
-        Stage axes; their `egu` is a unit of length.
+        Stage axes.
+    metres : tuple of float
+        Metres that one unit of (y, x) is.
     """
 
     detectors: Sequence[Any]
     axis_y: Any
     axis_x: Any
-
-    @property
-    def metres(self) -> tuple[float, float]:
-        """Metres that one unit of (y, x) is."""
-        y, x = (metres_per(getattr(axis, "egu", None), axis.name) for axis in (self.axis_y, self.axis_x))
-        return y, x
+    metres: tuple[float, float]
 
     def measure(self, position_m: FloatArray) -> Plan[None]:
         """Go to a position (y, x), metres, and take one event of the stream ``primary``.
@@ -51,6 +49,43 @@ class Instrument:
         yield from bps.mv(self.axis_y, float(y), self.axis_x, float(x))
         yield from bps.trigger_and_read([*self.detectors, self.axis_y, self.axis_x])
         yield from bps.checkpoint()
+
+
+def instrument_of(detectors: Sequence[Any], axis_y: Any, axis_x: Any) -> Plan[Instrument]:
+    """Ask the axes for their unit, before anything moves.
+
+    Parameters
+    ----------
+    detectors : sequence of Readable
+        Triggered and read at each point.
+    axis_y, axis_x : Movable
+        Stage axes. They state their unit as ophyd's do (`egu`), or in what they describe, as those of ophyd-async.
+
+    Returns
+    -------
+    Instrument
+
+    Raises
+    ------
+    DocumentError
+        If an axis states no unit of length.
+    """
+    y = metres_per((yield from _unit_of(axis_y)), axis_y.name)
+    x = metres_per((yield from _unit_of(axis_x)), axis_x.name)
+    return Instrument(detectors, axis_y, axis_x, (y, x))
+
+
+def _unit_of(axis: Any) -> Plan[str | None]:
+    stated = getattr(axis, "egu", None)
+    if isinstance(stated, str) and stated.strip():
+        return stated
+    if inspect.iscoroutinefunction(axis.describe):
+        (asked,) = yield from bps.wait_for([axis.describe])
+        described = asked.result()
+    else:
+        described = axis.describe()
+    units = [key.get("units") for name, key in described.items() if name == axis.name or len(described) == 1]
+    return units[0] if units else None
 
 
 def scan_area(

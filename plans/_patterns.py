@@ -8,7 +8,7 @@ from bluesky.protocols import Movable, Readable
 from bluesky_cdi.agent.patterns import fermat_spiral, raster
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.plans._beside import Beside, OnFailure
-from bluesky_cdi.plans._measure import Instrument, Plan, as_run, run_metadata, scan_area, window_args
+from bluesky_cdi.plans._measure import Instrument, Plan, as_run, instrument_of, run_metadata, scan_area, window_args
 from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
 
 
@@ -65,7 +65,8 @@ def ptycho_raster(
     points = raster(area.low_m, area.high_m, area.step_m)
     args = window_args(centre_um, extent_um, step_um)
     beside = None if live is None else Beside(live, on_reconstruction_failure)
-    return (yield from _scan("ptycho_raster", Instrument(detectors, axis_y, axis_x), beside, area, points, args, md))
+    instrument = yield from instrument_of(detectors, axis_y, axis_x)
+    return (yield from _scan("ptycho_raster", instrument, beside, area, points, args, md))
 
 
 def ptycho_spiral(
@@ -121,7 +122,8 @@ def ptycho_spiral(
     points = fermat_spiral(area.low_m, area.high_m, area.step_m)
     args = window_args(centre_um, extent_um, step_um)
     beside = None if live is None else Beside(live, on_reconstruction_failure)
-    return (yield from _scan("ptycho_spiral", Instrument(detectors, axis_y, axis_x), beside, area, points, args, md))
+    instrument = yield from instrument_of(detectors, axis_y, axis_x)
+    return (yield from _scan("ptycho_spiral", instrument, beside, area, points, args, md))
 
 
 def _scan(
@@ -135,7 +137,6 @@ def _scan(
 ) -> Plan[str]:
     """Measure points in their order."""
     area = ScanArea(area.low_m, area.high_m, area.step_m, len(points), adaptive=False)
-    _ = instrument.metres
     metadata = run_metadata(name, instrument, area, args, {"num_points": len(points), **(md or {})})
     if beside is not None:
         try:

@@ -149,6 +149,8 @@ def find_run(catalog: Catalog, which: str | int) -> Any:
 def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimate:
     """Read an estimate back.
 
+    From the catalog of an open session, the final estimate of the run that was measured last is waited for.
+
     Parameters
     ----------
     catalog : Catalog
@@ -167,6 +169,8 @@ def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimat
     CatalogError
         If there is no such result or update, several runs match, or the result is not complete.
     """
+    if update == -1 and catalog.settle is not None:
+        catalog.settle(which)
     with catalog.reaching():
         return _read(_find(catalog, which), update)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,14 @@ class Catalog:
         Runs as measured.
     processed : CatalogOfBlueskyRuns
         Runs derived from them: reconstructions.
+    settle : callable, optional
+        Waits until the result of a run that was just measured is there; takes what `load_result` is asked for.
     """
 
     uri: str
     raw: Any
     processed: Any
+    settle: Callable[[str | int], None] | None = None
 
     def close(self) -> None:
         """Close the connections."""
@@ -78,7 +82,7 @@ def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
         address = address.copy_with(params=address.params.remove("api_key"))
         _probe(address, key)
         with contextlib.ExitStack() as on_failure:
-            context, node_path = Context.from_any_uri(str(address), api_key=key)
+            context, node_path = Context.from_any_uri(str(address), api_key=key, trust_env=not _is_here(address))
             on_failure.callback(context.close)
             root = from_context(context, node_path_parts=node_path)
             opened = Catalog(str(context.api_uri), _runs(root, "raw"), _runs(root, "processed"))
@@ -93,8 +97,17 @@ def _probe(address: Any, key: str | None) -> None:
     import httpx
 
     headers = {"Authorization": f"Apikey {key}"} if key else {}
-    answer = httpx.get(address, headers=headers, timeout=REACH_TIMEOUT_S, follow_redirects=True)
+    answer = httpx.get(
+        address, headers=headers, timeout=REACH_TIMEOUT_S, follow_redirects=True, trust_env=not _is_here(address)
+    )
     answer.raise_for_status()
+
+
+def _is_here(address: Any) -> bool:
+    """Tell whether an address is this machine's own, which no proxy of the environment reaches."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.host).is_loopback
+    return str(address.host) == "localhost"
 
 
 def _runs(root: Any, key: str) -> Any:

@@ -87,6 +87,8 @@ class ResultPublisher:
     def publish(self, estimate: Estimate) -> None:
         """Write one update: images to the file, then the documents that announce them.
 
+        Of a run whose window grows only the final estimate is kept: the file has one grid.
+
         Raises
         ------
         DocumentError
@@ -100,13 +102,8 @@ class ResultPublisher:
                     f"the derived run {self.uid} is closed; it takes no further estimates. "
                     "Make another ResultPublisher."
                 )
-            file, updates = self._open(estimate)
-            rows = {name: _row(getattr(estimate, name), column) for name, column in IMAGES.items()}
-            # Where the documents stand, not the file: an update that failed half-way is overwritten.
-            file.write(UPDATES, updates.rows, rows)
-            updates.announce(1)
-            updates.event(_scalars(estimate))
-            self._last = estimate
+            if not self._info.grows:
+                self._update(estimate)
 
     def close(self, estimate: Estimate | None, exit_status: ExitStatus = "success", reason: str = "") -> None:
         """Write the final estimate with its per-frame values, and end the derived run.
@@ -141,6 +138,15 @@ class ResultPublisher:
             finally:
                 self._closed = True
                 self._stop(*ended, estimate if ended[0] != "fail" else None)
+
+    def _update(self, estimate: Estimate) -> None:
+        file, updates = self._open(estimate)
+        rows = {name: _row(getattr(estimate, name), column) for name, column in IMAGES.items()}
+        # Where the documents stand, not the file: an update that failed half-way is overwritten.
+        file.write(UPDATES, updates.rows, rows)
+        updates.announce(1)
+        updates.event(_scalars(estimate))
+        self._last = estimate
 
     def _start(self, source: Mapping[str, Any]) -> None:
         if self._bundle is not None:
@@ -190,7 +196,7 @@ class ResultPublisher:
 
     def _finish(self, estimate: Estimate) -> None:
         if estimate is not self._last:
-            self.publish(estimate)
+            self._update(estimate)
         file, _ = self._open(estimate)
         rows = _frame_rows(estimate)
         file.write(PER_FRAME, 0, rows)

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bluesky_cdi import __version__
 from bluesky_cdi.cli.bench import add_bench
@@ -29,12 +30,17 @@ from bluesky_cdi.errors import BlueskyCDIError
 
 __all__ = ["MODELS", "main"]
 
+# Options that a command has may stand before it too; there they have names of their own, or the command's defaults
+# would take their place.
+BEFORE = "before_"
+COMMON = ("config", "verbose", "quiet")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from bluesky_cdi.log import configure_logging
 
-    args = _parser().parse_args(argv)
+    args = _joined(_parser().parse_args(argv))
     configure_logging(logging.WARNING - 10 * args.verbose + 10 * args.quiet)
     try:
         return int(args.run(args))
@@ -51,12 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="bluesky-cdi", description="Live, adaptive coherent diffraction imaging with Bluesky."
     )
     parser.add_argument("--version", action="version", version=f"bluesky-cdi {__version__}")
+    _add_common(parser, BEFORE)
     common = argparse.ArgumentParser(add_help=False)
-    add = common.add_argument
-    add("-c", "--config", type=Path, action="append", default=[], metavar="FILE", help="YAML file; later ones win")
-    add("-v", "--verbose", action="count", default=0, help="say more (twice: even more)")
-    add("-q", "--quiet", action="count", default=0, help="say less, no progress bar")
-    add("--json", action="store_true", help="print the result as JSON")
+    _add_common(common)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_command in (
         add_demo,
@@ -74,3 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add_command(commands, common)
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Add the options that every command has, under names that begin with a prefix."""
+
+    def add(*flags: str, **options: Any) -> None:
+        parser.add_argument(*flags, dest=prefix + flags[-1].lstrip("-"), **options)
+
+    add("-c", "--config", type=Path, action="append", default=[], metavar="FILE", help="YAML file; later ones win")
+    add("-v", "--verbose", action="count", default=0, help="say more (twice: even more)")
+    add("-q", "--quiet", action="count", default=0, help="say less, no progress bar")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _joined(args: argparse.Namespace) -> argparse.Namespace:
+    """Add what stands before the command to what stands after it."""
+    for name in COMMON:
+        setattr(args, name, getattr(args, BEFORE + name) + getattr(args, name))
+    args.json = args.before_json or args.json
+    return args

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.errors import BlueskyCDIError, WorkerError
 from bluesky_cdi.live.decisions import Scan
 from bluesky_cdi.live.inbox import Inbox
 from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, Message, Request, Start, Wait, refuse, stopped
@@ -186,7 +186,8 @@ class WorkerLoop:
             "the reconstruction of %s stopped: %s (the raw run is not affected)",
             "a scan" if job is None else f"run {job.info.scan_id}",
             error,
-            exc_info=error,
+            # This package's own say all in their message.
+            exc_info=None if isinstance(error, BlueskyCDIError) else error,
         )
         self._newest.fail(uid, error)
         if self._scan is not None and self._scan.uid == uid:

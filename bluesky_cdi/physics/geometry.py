@@ -214,6 +214,54 @@ class ObjectGrid:
         origin = low - half * pixel_m
         return cls((float(origin[0]), float(origin[1])), (int(sides[0]), int(sides[1])), float(pixel_m), int(frame_px))
 
+    def grown_to(
+        self, positions_m: FloatArray, slack_px: int, multiple_px: int = 1, most_px: int = 2**24
+    ) -> ObjectGrid:
+        """Make the grid larger, by whole pixels, where patches would leave it.
+
+        Parameters
+        ----------
+        positions_m : ndarray, shape (n, 2)
+            Probe centres (y, x), metres.
+        slack_px : int
+            Pixels by which a side that grows at all grows beyond them.
+        multiple_px : int
+            Each side grows by a multiple of so many pixels.
+        most_px : int
+            Pixels that the larger grid may have.
+
+        Returns
+        -------
+        ObjectGrid
+            This one where nothing would leave it.
+
+        Raises
+        ------
+        GeometryError
+            If the larger grid would have more pixels.
+        """
+        inside = self.contains(positions_m)
+        centre = np.rint((np.asarray(positions_m, float)[~inside] - np.asarray(self.origin_m)) / self.pixel_m)
+        if not len(centre) or not np.isfinite(centre).all():
+            return self
+        low = centre.min(axis=0) - self.frame_px // 2
+        high = centre.max(axis=0) - self.frame_px // 2 + self.frame_px
+        before, after = (
+            np.where(missing > 0, np.ceil((missing + slack_px) / multiple_px) * multiple_px, 0)
+            for missing in (-low, high - self.shape)
+        )
+        sides = before + self.shape + after
+        if sides.prod() > most_px:
+            raise GeometryError(
+                f"a position lies so far from those before it that the object grid would grow from {self.shape[0]} x "
+                f"{self.shape[1]} to {sides[0]:.6g} x {sides[1]:.6g} pixels, more than {most_px}: is it the stage's? "
+                "State the scan's window in the run's metadata (`window_m`)."
+            )
+        origin = np.asarray(self.origin_m) - before * self.pixel_m
+        return ObjectGrid(
+            (float(origin[0]), float(origin[1])), (int(sides[0]), int(sides[1])), self.pixel_m, self.frame_px
+        )
+
     def place(self, positions_m: FloatArray) -> tuple[np.ndarray[Any, Any], FloatArray]:
         """Convert probe centres to patch corners and sub-pixel shifts.
 

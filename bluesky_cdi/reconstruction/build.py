@@ -33,7 +33,8 @@ def build_reconstructor(
     Parameters
     ----------
     info : RunInfo
-        Its metadata must hold ``geometry`` and ``window_m`` ([low, high], each (y, x)).
+        Its metadata must hold ``geometry``, and they or itself the window of probe centres, ``window_m`` ([low, high],
+        each (y, x)).
     config : Config
         What to do.
     probe : ndarray, shape (modes, N, N), complex, optional
@@ -52,6 +53,7 @@ def build_reconstructor(
 
     from bluesky_cdi.models.weights import load_weights
     from bluesky_cdi.physics.propagators import propagator_of
+    from bluesky_cdi.reconstruction.growing import GrowingReconstructor
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
     from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn
 
@@ -67,7 +69,8 @@ def build_reconstructor(
     device = torch.device(device_name)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    return PtychoReconstructor(
+    kind = GrowingReconstructor if info.grows else PtychoReconstructor
+    return kind(
         grid,
         first_probe(geometry, config) if probe is None else with_modes(probe, config.probe.modes, geometry.frame_px),
         settings,
@@ -122,11 +125,12 @@ def scan_window(info: RunInfo) -> tuple[FloatArray, FloatArray]:
     Raises
     ------
     GeometryError
-        If the metadata do not state it.
+        If neither the metadata nor the first positions tell it.
     """
+    stated = info.metadata.get("window_m")
     try:
-        low, high = np.asarray(info.metadata["window_m"], dtype=np.float64).reshape(2, 2)
-    except (KeyError, TypeError, ValueError) as err:
+        low, high = np.asarray(info.window_m if stated is None else stated, dtype=np.float64).reshape(2, 2)
+    except (TypeError, ValueError) as err:
         raise GeometryError(
             "the run's metadata must hold window_m = [[y_low, x_low], [y_high, x_high]] in metres; "
             f"it holds {info.metadata.get('window_m')!r}. "

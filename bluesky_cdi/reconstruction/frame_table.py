@@ -84,6 +84,10 @@ class FrameTable:
         flux = self._incident()[rows] / mean if mean > 0 else np.ones(len(rows))
         return corner, self._shift_px[rows], flux
 
+    def use_grid(self, grid: ObjectGrid) -> None:
+        """Place the frames on another grid of the same pixels."""
+        self.grid, self._corner = grid, None
+
     def put(self, frame: Frame) -> int:
         """Enter a frame, as stated; give its row."""
         row = self._row_of.setdefault(frame.seq_num, len(self))

@@ -130,6 +130,11 @@ class MeasuredFrames:
             self._cached = None
         return np.unique(rows)
 
+    def use_grid(self, grid: ObjectGrid) -> None:
+        """Place the frames on another grid of the same pixels, which holds them all."""
+        self._grid = grid
+        self.table.use_grid(grid)
+
     def use_mask(self, valid: npt.NDArray[np.bool_]) -> None:
         """State the valid pixels, (N, N), bool, as the detector has them."""
         self.mask = self._propagator.to_working(torch.from_numpy(valid)).to(self._device)

@@ -95,6 +95,21 @@ class ObjectMap:
         self.std_amplitude = torch.ones(shape, device=device)
         self.std_phase_rad = torch.full(shape, UNKNOWN_STD_RAD, device=device)
 
+    def take_over(self, other: ObjectMap, corner: tuple[int, int]) -> None:
+        """Take over all that a smaller map knows.
+
+        Parameters
+        ----------
+        other : ObjectMap
+            The map.
+        corner : tuple of int
+            Where its first pixel (y, x) lies on this one.
+        """
+        y, x = corner
+        for name in KEPT:
+            known = getattr(other, name)
+            getattr(self, name)[..., y : y + known.shape[-2], x : x + known.shape[-1]] = known
+
     def view(self, region: Region, probe: Tensor) -> RegionView:
         """Give what is known on a region's outer box.
 

@@ -88,6 +88,16 @@ class RegionSolver:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
         self._engine = None
 
+    def use_grid(self, *, mixes: bool) -> None:
+        """Forget what belongs to the regions of another grid.
+
+        Parameters
+        ----------
+        mixes : bool
+            Whether the probe is shared with other regions from now on.
+        """
+        self._engine, self._prior, self._tiles, self._mixes = None, None, (), mixes
+
     def solve(
         self, frames: RegionFrames, view: RegionView, probe: SharedProbe, *, anew: bool, has_time: Callable[[], bool]
     ) -> Solved:

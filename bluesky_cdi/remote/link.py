@@ -40,6 +40,8 @@ class Link:
     ----------
     is_dead : Event
         Set when the process is gone.
+    could_not_begin : bool
+        Whether it has said that it can't make its worker: another one could not either.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Link:
         self._received, self._ended = received, ended
         self.is_dead, self._is_ready = threading.Event(), threading.Event()
         self._why = ""
+        self.could_not_begin = False
         self._send_lock = threading.Lock()
         self._connection, theirs = Pipe()
         with theirs:
@@ -131,7 +134,7 @@ class Link:
                 if message[0] == "ready":
                     self._is_ready.set()
                 elif message[0] == "failed":
-                    self._why = message[1]
+                    self._why, self.could_not_begin = message[1], True
                 else:
                     self._received(self, message)
         except (EOFError, OSError):

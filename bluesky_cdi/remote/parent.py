@@ -186,7 +186,7 @@ class WorkerProcess:
         finally:
             link.close()
         if not self._closing:
-            self._lost(link.how())
+            self._lost(link.how(), link.could_not_begin)
 
     def _handle(self, link: Link, item: Item) -> bool:
         """Send one thing on; True: it was the last."""
@@ -225,13 +225,13 @@ class WorkerProcess:
             if question.message[0] != "begin":
                 link.send(question.message)
 
-    def _lost(self, how: str) -> None:
+    def _lost(self, how: str, could_not_begin: bool) -> None:
         """Tell that the process has ended, refuse what was asked, and decide whether there will be another."""
         if self._state.done == self._state.documents:
             # All runs were reconstructed: a new process has nothing to read again.
             self._runs.leave()
             self._announced = None
-        error = self._state.lost(how)
+        error = self._state.can_not_begin(how) if could_not_begin else self._state.lost(how)
         logger.error("%s", error)
         if self._state.is_given_up:
             self._runs.leave()
@@ -241,11 +241,14 @@ class WorkerProcess:
             self._questions.refuse(error, KEPT)
 
     def _wait_for_a_new_run(self) -> None:
-        """Do nothing until another scan is announced or another run starts."""
+        """Do nothing until another scan is announced or another run starts; or ever, where no process can begin."""
         while True:
             item = self._queue.get()
             if item == "close":
                 return
+            if self._state.is_hopeless:
+                self._questions.refuse(WorkerError(str(self._state.error)))
+                continue
             begins = isinstance(item, Question) and item.message[0] == "begin"
             if begins or (isinstance(item, Path) and not self._runs.knows(item)):
                 self._state.tries_again()
@@ -283,7 +286,7 @@ class _State:
         self._announced = self._sent = self._sent_here = 0
         # Documents of which the process has said that all is done with them.
         self.done = -1
-        self.is_given_up = False
+        self.is_given_up = self.is_hopeless = False
 
     @property
     def error(self) -> WorkerError | None:
@@ -301,7 +304,7 @@ class _State:
         """Forget how often processes have ended: another run comes."""
         with self._lock:
             self.restarts = 0
-            if self.is_given_up:
+            if self.is_given_up and not self.is_hopeless:
                 self.is_given_up, self._down = False, None
 
     def is_up(self) -> None:
@@ -346,6 +349,16 @@ class _State:
                 f"{what}, {self.restarts} times in one run: it is given up for this run. The raw run is intact."
                 if self.is_given_up
                 else f"{what}; it is started again. The raw run is intact."
+            )
+            return self._down
+
+    def can_not_begin(self, why: str) -> WorkerError:
+        """Give up for good: what a process is made from is the same for the next one."""
+        with self._lock:
+            self.is_given_up = self.is_hopeless = True
+            self._down = WorkerError(
+                f"there is no live reconstruction: its process can't begin ({why}). Runs are recorded all the same; "
+                "mend that and start a new session."
             )
             return self._down
 

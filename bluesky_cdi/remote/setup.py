@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.callbacks import FrameAssembler
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, DocumentsConfig
 from bluesky_cdi.document_buffer import DocumentBuffer
-from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, RunInfo
+
+logger = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], Any]
 Listener = Callable[[Estimate], None]
@@ -36,8 +39,8 @@ class Setup:
     pace : Pace
     queue_frames : int
         Frames that may wait for the worker.
-    monitor_key : str, optional
-        Data key of the incident flux.
+    documents : DocumentsConfig
+        What of a run's documents makes a frame.
     file_timeout_s : float
         How long a frame's file is waited for, seconds.
     mask : ndarray, shape (N, N), bool, optional
@@ -47,7 +50,7 @@ class Setup:
     parts: WorkerParts
     pace: Pace
     queue_frames: int = 2048
-    monitor_key: str | None = None
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     file_timeout_s: float = 0.0
     mask: Any = None
 
@@ -65,7 +68,7 @@ class Setup:
         worker = LiveWorker(parts, self.pace, queue_frames=self.queue_frames)
         # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
         documents = DocumentBuffer(
-            FrameAssembler(worker, monitor_key=self.monitor_key, file_timeout_s=self.file_timeout_s, mask=self.mask)
+            FrameAssembler(worker, **self.documents.model_dump(), file_timeout_s=self.file_timeout_s, mask=self.mask)
         )
         return worker, documents
 
@@ -78,7 +81,6 @@ def live_arguments(
     probe: Any = None,
     probe_width_m: float | None = None,
     mask: Any = None,
-    monitor_key: str | None = None,
 ) -> dict[str, Any]:
     """Give the arguments of `live_setup`, as values that can be sent.
 
@@ -96,8 +98,6 @@ def live_arguments(
         Its width, metres.
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels.
-    monitor_key : str, optional
-        Data key of the incident flux.
     """
     return {
         "config": config.model_dump(mode="json"),
@@ -106,7 +106,6 @@ def live_arguments(
         "probe": probe,
         "probe_width_m": probe_width_m,
         "mask": mask,
-        "monitor_key": monitor_key,
     }
 
 
@@ -142,6 +141,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         return ResultPublisher(info, directory / "results", emitted, uid)
 
     settings = config.reconstructor
+    _look_for_weights(config)
     return Setup(
         WorkerParts(
             make_reconstructor=lambda info: build_reconstructor(
@@ -158,10 +158,21 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         ),
         Pace(settings.step_budget_s, settings.final_steps, settings.final_budget_s, settings.checkpoint_s),
         settings.queue_frames,
-        arguments["monitor_key"],
+        config.documents,
         settings.file_timeout_s,
         None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),
     )
+
+
+def _look_for_weights(config: Config) -> None:
+    """Tell at once, and not when something is measured, that there is no network to reconstruct with."""
+    from bluesky_cdi.models.weights import weights_checksum
+
+    try:
+        if config.reconstructor.name == "pinn":
+            weights_checksum(config.reconstructor.weights)
+    except WeightsError as err:
+        logger.error("there is no live reconstruction: %s. Runs are recorded all the same.", str(err).rstrip("."))
 
 
 def factory_of(name: str) -> Callable[..., Setup]:

@@ -63,7 +63,7 @@ class TestDocuments:
         lab.run(count([lab.beamline.monitor]))
         lab.settle()
         run = lab.session.catalog.raw[lab.docs.of("start")[0]["uid"]]
-        with pytest.raises(DocumentError, match="exactly one data key with a 2-D frame"):
+        with pytest.raises(DocumentError, match="the run's stream 'primary' has no 2-D frames"):
             collect_frames(run_documents(lab.session.catalog, run))
         with pytest.raises(DocumentError, match="no frames with their positions"):
             collect_frames(run_documents(lab.session.catalog, run, stream="other"))

@@ -57,7 +57,6 @@ def test_geometry_is_missing(lab):
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (None, "must hold window_m"),
         ([[1e-6, 0.0], [0.0, 0.0]], "low <= high"),
         ([[-1.0, -1.0], [1.0, 1.0]], "Are the positions in metres"),
         ([[5e-8, 5e-8], [9e-8, 9e-8]], "outside the object"),

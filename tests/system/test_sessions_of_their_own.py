@@ -84,3 +84,16 @@ def test_overflow_leaves_frames_out_of_the_image_only(open_lab, make_config, mon
     assert result.n_frames == 36 - dropped
     assert caplog.text.count("frames are left out of the live image") == 1
     assert lab.derived.of("stop")[0]["reason"] == f"{dropped} frame(s) were left out: the reconstruction was behind"
+
+
+def test_without_weights_runs_are_recorded(open_lab, make_config, tmp_path, caplog):
+    config = make_config(reconstructor={"name": "pinn", "weights": str(tmp_path / "lost.safetensors")})
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"), open_lab(config) as lab:
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"there is no live reconstruction: no weights at {tmp_path}")
+        assert record.getMessage().endswith("Runs are recorded all the same.")
+        assert lab.run(ptycho_raster(*lab.devices, **WINDOW)) == "complete"
+        lab.settle()
+        lab.check_raw_run("success", 12)
+        assert not lab.check_derived_run("fail").complete
+    assert len(caplog.records) == 2 and caplog.records[1].exc_info is None

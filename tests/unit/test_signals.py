@@ -41,7 +41,7 @@ def third(name, doc):
 
 
 with EndingSignals() as signals:
-    RE = RunEngine({}, during_task=during_task())
+    RE = RunEngine({}) if where == "theirs" else RunEngine({}, during_task=during_task())
     signals.watch(RE)
     journal = Journal(folder / "journal")
     RE.subscribe(journal)
@@ -100,6 +100,14 @@ def test_a_run_is_aborted_before_the_process_ends(tmp_path, where, number):
     assert (tmp_path / ("closed" if where == "running" else "left")).exists()
 
 
+def test_a_run_engine_with_a_during_task_of_its_own(tmp_path):
+    """One that the session did not make waits as bluesky does; the kernel tells the main thread first."""
+    process = started(tmp_path, "theirs")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert_aborted(tmp_path, "SIGTERM")
+
+
 def test_without_a_run_the_process_ends_as_well(tmp_path):
     process = started(tmp_path, "idle")
     process.send_signal(signal.SIGTERM)
@@ -132,6 +140,15 @@ def test_two_signals_at_once_are_one_request(tmp_path):
     assert process.wait(60) in (128 + signal.SIGHUP, 128 + signal.SIGTERM)
     _, stop = only_run(tmp_path)
     assert stop["exit_status"] == "abort"
+
+
+def test_a_run_engine_is_given_back(run_engine):
+    with run_engine() as engine:
+        before = [*engine.context_managers], [*engine.preprocessors]
+        with EndingSignals() as signals:
+            signals.watch(engine)
+            assert (engine.context_managers, engine.preprocessors) != before
+        assert (engine.context_managers, engine.preprocessors) == before
 
 
 @pytest.mark.parametrize("theirs", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])

@@ -1,11 +1,13 @@
 """The assembler: every way that frames travel gives the same frames, and no fault of the input reaches the scan."""
 
 import os
+import re
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -22,7 +24,8 @@ from ophyd.sim import SynAxis
 from bluesky_cdi.callbacks import FrameAssembler, FrameSink
 from bluesky_cdi.callbacks._frame_files import path_of
 from bluesky_cdi.callbacks._join import SeqNumJoin
-from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
+from bluesky_cdi.errors import DocumentError, FrameError, NoPtychographyError, ScanFileError
+from bluesky_cdi.physics.geometry import Geometry
 
 N, H, W = 4, 6, 8
 FRAMES = np.random.default_rng(0).poisson(20.0, (N, H, W)).astype(np.uint16)
@@ -425,7 +428,7 @@ class TestRuns:
         assert feed([*documents, ("stop", stop)])[0].ends == [("abort", "by hand")]
 
     def test_error_is_forgotten_at_the_next_start(self):
-        bad = Run(frame={"shape": [5]})
+        bad = Run(position={"units": "steps"})
         sink, assembler = feed([bad.start, bad.descriptor, bad.stop()])
         assert isinstance(assembler.error, DocumentError)
         for document in inline_documents():
@@ -521,8 +524,209 @@ class TestKeys:
         assert sink.puts[0].flux == 3.0
 
 
+class TestPositions:
+    """Which keys are (y, x), whatever plan it was."""
+
+    def frame_of(self, motors=(), keys=("a", "b"), read=("a", "b"), units="um", hints=None, configured=None, **more):
+        """Feed one event of a run, where the keys read 1, 2, ...; its frame, and the errors."""
+        metadata = {"scan_id": 1, **({"motors": list(motors)} if motors else {}), **more.pop("md", {})}
+        run = event_model.compose_run(metadata=metadata)
+        number = {"source": "t", "dtype": "number", "shape": []} | ({"units": units} if units else {})
+        configuration = {
+            key: {
+                "data": {f"{key}_motor_egu": configured},
+                "timestamps": {f"{key}_motor_egu": 0.0},
+                "data_keys": {f"{key}_motor_egu": {"source": "t", "dtype": "string", "shape": []}},
+            }
+            for key in (read if configured else ())
+        }
+        stream = run.compose_descriptor(
+            name="primary",
+            data_keys={"img": {"source": "t", "dtype": "array", "shape": [H, W]}} | dict.fromkeys(read, number),
+            object_keys={"det": ["img"]} | {key: [key] for key in read},
+            configuration=configuration,
+            hints=hints or {},
+        )
+        data = {"img": FRAMES[0]} | {key: float(k) for k, key in enumerate(read, 1)}
+        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0))
+        sink, _ = feed([("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("event", event)], **more)
+        return sink.puts[0].position_m if sink.puts else sink
+
+    @pytest.mark.parametrize(
+        "names", [("x", "y"), ("stage_x", "stage_y"), ("zpssx", "zpssy"), ("X_fine", "Y_fine"), ("st-x", "st-y")]
+    )
+    def test_x_before_y_is_brought_to_their_order(self, names):
+        np.testing.assert_allclose(self.frame_of(names, read=names), [2e-6, 1e-6])
+        np.testing.assert_allclose(self.frame_of(names[::-1], read=names), [2e-6, 1e-6])
+        np.testing.assert_allclose(self.frame_of(names, read=names, position_keys=names), [1e-6, 2e-6])
+
+    @pytest.mark.parametrize("names", [("a", "b"), ("x1", "y2"), ("max", "may_not"), ("axis", "ayis2"), ("xx", "yy")])
+    def test_other_names_come_as_y_and_x(self, names):
+        np.testing.assert_allclose(self.frame_of(names, read=names), [1e-6, 2e-6])
+
+    def test_a_plan_tells_which_motor_is_x(self):
+        """bluesky's spirals name the two motors in an order that is not theirs."""
+        a, b = (repr(Axis(name=name)) for name in "ab")
+        for motors in (("a", "b"), ("b", "a")):
+            position = self.frame_of(motors, md={"plan_args": {"x_motor": a, "y_motor": b}})
+            np.testing.assert_allclose(position, [2e-6, 1e-6])
+
+    def test_a_plan_that_names_no_motors(self):
+        md = {"hints": {"dimensions": [(["b", "c"], "primary")]}}
+        np.testing.assert_allclose(self.frame_of(read=("a", "b", "c"), md=md), [2e-6, 3e-6])
+        hints = {"a": {"fields": ["a"]}, "c": {"fields": ["c"]}}
+        np.testing.assert_allclose(self.frame_of(read=("a", "b", "c"), hints=hints), [1e-6, 3e-6])
+        np.testing.assert_allclose(self.frame_of(read=("a", "b")), [1e-6, 2e-6])
+        assert self.frame_of(read=("a", "b", "c")).calls == []
+
+    def test_where_the_unit_stands(self):
+        np.testing.assert_allclose(self.frame_of("ab", units="MM"), [1e-3, 2e-3])
+        np.testing.assert_allclose(self.frame_of("ab", units=None, configured="Microns"), [1e-6, 2e-6])
+        np.testing.assert_allclose(self.frame_of("ab", units="", configured="Microns"), [1e-6, 2e-6])
+        np.testing.assert_allclose(self.frame_of("ab", units=None, position_unit="nm"), [1e-9, 2e-9])
+        np.testing.assert_allclose(self.frame_of("ab", units="um", position_unit="nm"), [1e-6, 2e-6])
+
+    @pytest.mark.parametrize("unit", [None, "steps"])
+    def test_no_unit_is_told_with_the_device(self, unit):
+        (error,) = self.frame_of("ab", units=unit).errors
+        assert re.search(rf"'a' must state a unit of length, one of m, .* states {unit!r}", str(error))
+
+
+class TestSeveralImages:
+    """An event of n images is one frame, their sum, or n frames."""
+
+    images = np.random.default_rng(2).integers(0, 60000, (N, 3, H, W)).astype(np.uint16)
+
+    def documents(self, path=None):
+        run = Run(frame={"shape": [3, H, W], **({"external": "STREAM:"} if path else {})})
+        if path is None:
+            events = [run.event(k + 1, det_image=self.images[k], y=p[0], x=p[1]) for k, p in enumerate(POSITIONS_UM)]
+            return [run.start, run.descriptor, *events, run.stop()]
+        resource = run.resource(path)
+        middle = [("stream_resource", resource.stream_resource_doc)]
+        for k, position in enumerate(POSITIONS_UM):
+            middle += [run.datum(resource, k, k + 1), run.position_event(k + 1, position)]
+        return [run.start, run.descriptor, *middle, run.stop()]
+
+    @pytest.fixture(params=["inline", "(n, 3, H, W)", "(3 n, H, W)"])
+    def three(self, request, tmp_path):
+        if request.param == "inline":
+            return self.documents()
+        images = self.images if request.param.startswith("(n") else self.images.reshape(-1, H, W)
+        return self.documents(write_frames(tmp_path / "several.h5", images))
+
+    def test_sum(self, three):
+        sink, _ = feed(three)
+        assert [frame.seq_num for frame in sink.puts] == [1, 2, 3, 4]
+        for frame, images, position_um in zip(sink.puts, self.images, POSITIONS_UM, strict=True):
+            np.testing.assert_array_equal(frame.counts, images.astype(int).sum(axis=0))
+            np.testing.assert_allclose(frame.position_m, position_um * 1e-6)
+            assert frame.exposure_s == 3 * EXPOSURE_S
+
+    def test_each(self, three):
+        sink, _ = feed(three, several="each")
+        assert [frame.seq_num for frame in sink.puts] == list(range(1, 3 * N + 1))
+        np.testing.assert_array_equal([frame.counts for frame in sink.puts], self.images.reshape(-1, H, W))
+        np.testing.assert_allclose([frame.position_m for frame in sink.puts], POSITIONS_UM.repeat(3, axis=0) * 1e-6)
+        assert {frame.exposure_s for frame in sink.puts} == {EXPOSURE_S}
+
+    @pytest.mark.parametrize(("several", "numbers"), [("sum", [2]), ("each", [4, 5, 6])])
+    def test_one_bad_image_leaves_its_event_out(self, several, numbers):
+        run = Run(frame={"shape": [3, H, W]})
+        images = self.images.astype(float)
+        images[1, 2, 0, 0] = -1
+        events = [run.event(k + 1, det_image=images[k], y=0.0, x=1.0) for k in range(N)]
+        sink, _ = feed([run.start, run.descriptor, *events, run.stop()], several=several)
+        assert [number for number, _ in sink.left_out] == numbers
+        assert "must hold counts" in str(sink.left_out[0][1])
+
+    def test_one_of_one_comes_before_several(self):
+        run = event_model.compose_run(metadata={"motors": ["y", "x"]})
+        number = {"source": "t", "dtype": "number", "shape": [], "units": "um"}
+        array = {"source": "t", "dtype": "array"}
+        keys = {"rgb": array | {"shape": [3, H, W]}, "one": array | {"shape": [1, H, W]}, "y": number, "x": number}
+        stream = run.compose_descriptor(name="primary", data_keys=keys)
+        data = {"rgb": self.images[0], "one": FRAMES[:1], "y": 1.0, "x": 2.0}
+        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0))
+        documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("event", event)]
+        np.testing.assert_array_equal(feed(documents)[0].puts[0].counts, FRAMES[0])
+        summed = feed(documents, frame_key="rgb")[0].puts[0]
+        np.testing.assert_array_equal(summed.counts, self.images[0].astype(int).sum(axis=0))
+
+
+class TestWithoutAWindow:
+    """A run that does not state its window is opened when two of its frames lie at two places."""
+
+    geometry: ClassVar = {"energy_ev": 8000.0, "distance_m": 2.0, "detector_pixel_m": 172e-6}
+    pixel_um = Geometry(**geometry, frame_px=8).pixel_m * 1e6
+
+    def feed_at(self, positions_px, finish=True, bad=(), **metadata):
+        run = Run(frame={"shape": [8, 8]}, geometry=self.geometry, **metadata)
+        events = [
+            run.event(k, det_image=np.full((8, 8), -1 if k in bad else k), y=y * self.pixel_um, x=x * self.pixel_um)
+            for k, (y, x) in enumerate(positions_px, 1)
+        ]
+        return feed([run.start, run.descriptor, *events, *([run.stop()] if finish else [])])
+
+    def test_frames_are_held_until_the_stage_has_moved(self):
+        places = [(5, 7), (5.1, 7), (5, 7.2)]
+        assert self.feed_at(places, finish=False)[0].calls == []
+        sink, _ = self.feed_at([*places, (5, 8), (9, 9)])
+        assert sink.calls == ["start_run", *["put"] * 5, "end_run"]
+        assert [frame.seq_num for frame in sink.puts] == [1, 2, 3, 4, 5]
+        np.testing.assert_allclose(sink.infos[0].window_m, np.array([[5, 7], [5.1, 8]]) * self.pixel_um * 1e-6)
+
+    def test_what_is_left_out_keeps_its_place(self):
+        sink, _ = self.feed_at([(0, 0), (0, 0), (0, 3)], bad=(2,))
+        assert sink.calls == ["start_run", "put", "leave_out", "put", "end_run"]
+
+    def test_a_pattern_is_opened_with_its_first_point(self):
+        """In the middle of a quarter of a frame, 2 pixels, more."""
+        md = {
+            "plan_pattern": "outer_product",
+            "plan_pattern_module": "bluesky.plan_patterns",
+            "plan_pattern_args": {
+                "args": ["A(name='y')", 0, 3 * self.pixel_um, 2, "A(name='x')", 0, 5 * self.pixel_um, 2]
+            },
+        }
+        sink, _ = self.feed_at([(10, 20)], finish=False, **md)
+        assert sink.calls == ["start_run", "put"] and not sink.infos[0].grows
+        window_px = np.array(sink.infos[0].window_m) / self.pixel_um * 1e6
+        np.testing.assert_allclose(window_px, [[8, 18], [15, 27]])
+        # Where the first point can't be used, its window is not known.
+        sink, _ = self.feed_at([(10, 20), (13, 20), (10, 20)], bad=(1,), **md)
+        assert sink.calls == ["start_run", "leave_out", "put", "put", "end_run"] and sink.infos[0].grows
+
+    def test_a_run_with_its_window_is_opened_at_once(self):
+        sink, _ = self.feed_at([(0, 0)], finish=False, window_m=[[0, 0], [1e-6, 1e-6]])
+        assert sink.calls == ["start_run", "put"] and sink.infos[0].window_m is None
+
+    @pytest.mark.parametrize("n", [1, 5, 40])
+    def test_a_series_at_one_place_is_no_scan(self, n, caplog):
+        sink, assembler = self.feed_at([(5, 7)] * n)
+        (record,) = caplog.records
+        assert "lie at one place, within half a sample pixel" in record.getMessage() and record.exc_info is None
+        assert sink.calls == [] and assembler.error is None
+
+    def test_frames_none_of_which_can_be_used_are_told(self):
+        sink, _ = self.feed_at([(0, 0), (0, 3)], bad=(1, 2))
+        assert sink.calls == ["start_run", "leave_out", "leave_out", "end_run"]
+
+    def test_a_run_beside_one_that_is_held_is_left_out(self, caplog):
+        first = Run(frame={"shape": [8, 8]}, geometry=self.geometry)
+        event = first.event(1, det_image=np.ones((8, 8)), y=0.0, x=0.0)
+        inside = inline_documents()
+        late = first.event(2, det_image=np.ones((8, 8)), y=5.0, x=0.0)
+        begun = [first.start, first.descriptor, event]
+        sink, _ = feed([begun[0], inside[0], *begun[1:], *inside[1:], late, first.stop()])
+        assert sink.calls == ["start_run", "put", "put", "end_run"]
+        assert "another one is being fed" in caplog.text
+
+
 class Axis(SynAxis):
-    units = "um"
+    def __init__(self, *, units="um", **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
 
     def describe(self):
         return {key: value | ({"units": self.units} if self.units else {}) for key, value in super().describe().items()}
@@ -635,17 +839,38 @@ class TestRunEngine:
             engine(scan(Detector(frames=frames), Axis(name="y"), Axis(name="x")))
         assert [frame.seq_num for frame in got.sink.puts] == list(range(1, N + 1)) and got.assembler.error is None
 
-    @pytest.mark.parametrize(
-        ("options", "match"),
-        [
-            ({"keys": ()}, "exactly one data key .* it has 0: none .*frame_key"),
-            ({"keys": ("a", "b")}, "it has 2: a, b .*FrameAssembler.*frame_key"),
-        ],
-    )
-    def test_run_without_one_key_of_frames(self, engine, options, match):
+    def test_two_keys_of_frames(self, engine):
         with assembled(engine) as got:
-            engine(scan(Detector(**options), Axis(name="y"), Axis(name="x")))
-        self.assert_failed_once(got, DocumentError, match, 0)
+            engine(scan(Detector(keys=("a", "b")), Axis(name="y"), Axis(name="x")))
+        self.assert_failed_once(got, DocumentError, "it has 2: a, b .*documents.frame_key", 0)
+
+    @pytest.mark.parametrize(
+        ("plan", "level", "why"),
+        [
+            (lambda: scan(Detector(keys=()), Axis(name="y"), Axis(name="x")), "INFO", "no 2-D frames; its keys: y,"),
+            (lambda: bp.count([Detector(keys=(), i0=1.0)], N), "INFO", "no 2-D frames; its keys: i0"),
+            (lambda: bp.count([Detector()], N), "WARNING", r"names 0 motor\(s\): none"),
+            (lambda: bp.scan([Detector()], Axis(name="y"), 0, 1, N), "WARNING", r"names 1 motor\(s\): y"),
+            (lambda: bp.scan([Detector(keys=())], Axis(name="y"), 0, 1, N), "INFO", "no 2-D frames"),
+            (lambda: scan(Detector(), Axis(name="e", units="keV"), Axis(name="x")), "WARNING", "'e' moves in 'keV'"),
+        ],
+        ids=["diode map", "diode count", "count", "line", "diode line", "energy"],
+    )
+    def test_what_is_no_ptychography_is_nobodys_fault(self, engine, caplog, plan, level, why):
+        with assembled(engine) as got, caplog.at_level("INFO", "bluesky_cdi"):
+            engine(plan())
+            (record,) = caplog.records
+            assert record.levelname == level and record.exc_info is None
+            assert re.search(rf"^run \d+ is recorded, and not reconstructed: .*{why}", record.getMessage())
+            assert got.sink.calls == [] and got.assembler.error is None
+            engine(scan(Detector(), Axis(name="y"), Axis(name="x")))
+        assert got.sink.calls == ["start_run", *["put"] * N, "end_run"]
+
+    @pytest.mark.parametrize("md", [{"window_m": [[0, 0], [1, 1]]}, {"reconstruction_uid": "announced"}])
+    def test_unless_its_plan_means_it_to_be_reconstructed(self, engine, md):
+        with assembled(engine) as got:
+            engine(bp.list_scan([Detector()], Axis(name="y"), list(range(N)), md=md))
+        self.assert_failed_once(got, NoPtychographyError, r"pair \(y, x\); the run names 1 motor", 0)
 
     def test_missing_unit(self, engine):
         y = Axis(name="y")
@@ -653,12 +878,6 @@ class TestRunEngine:
         with assembled(engine) as got:
             engine(scan(Detector(), y, Axis(name="x")))
         self.assert_failed_once(got, DocumentError, "'y' must state a unit of length", 0)
-
-    def test_one_motor(self, engine):
-        y = Axis(name="y")
-        with assembled(engine) as got:
-            engine(bp.list_scan([Detector()], y, list(range(N))))
-        self.assert_failed_once(got, DocumentError, r"pair \(y, x\); the run names 1 motors: y", 0)
 
     def test_position_not_read(self, engine):
         @bpp.run_decorator(md={"motors": ["y", "x"]})
@@ -678,10 +897,16 @@ class TestRunEngine:
         # The simulated axis, once at NaN, does not leave it for the third position.
         self.assert_left_out(got, FrameError, "frame 2 must have a finite position", [2, 3])
 
-    def test_unknown_keys_of_the_options(self, engine):
-        with assembled(engine, frame_key="eiger") as got:
-            engine(scan(Detector(), Axis(name="y"), Axis(name="x")))
-        self.assert_failed_once(got, DocumentError, "frame_key='eiger'; .* det_image", 0)
+    def test_unknown_keys_of_the_options(self, engine, caplog):
+        for options, told in (
+            ({"frame_key": "eiger"}, "no 2-D frames under frame_key='eiger'; .* det_image"),
+            ({"position_keys": ("y", "z")}, r"does not hold the position z \(position_keys\)"),
+        ):
+            caplog.clear()
+            with assembled(engine, **options) as got:
+                engine(scan(Detector(), Axis(name="y"), Axis(name="x")))
+            assert got.sink.calls == [] and re.search(told, caplog.text)
+            assert len(caplog.records) == 1
         with assembled(engine, monitor_key="i1") as got:
             engine(scan(Detector(), Axis(name="y"), Axis(name="x")))
         self.assert_failed_once(got, DocumentError, "monitor 'i1' must be a data key", 0)

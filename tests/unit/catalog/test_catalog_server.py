@@ -100,6 +100,27 @@ def test_a_second_server_in_one_process_is_refused(directory, tmp_path):
         pass
 
 
+def test_a_proxy_is_for_other_machines(directory, monkeypatch):
+    """Both spellings of its variables; a client that asks it could not reach the server."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(directory) as uri:
+        for proxy in ("http://127.0.0.1:9", "socks5://127.0.0.1:9"):
+            for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+                monkeypatch.setenv(name, proxy)
+                monkeypatch.setenv(name.lower(), proxy)
+            with contextlib.closing(open_catalog(uri)) as catalog, catalog.reaching():
+                assert len(catalog.raw) == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [("127.0.0.1", True), ("127.3.2.1", True), ("[::1]", True), ("localhost", True), ("tiled.nsls2.bnl.gov", False)],
+)
+def test_which_addresses_are_here(host, is_here):
+    assert connect_module._is_here(httpx.URL(f"http://{host}:8000/api/v1")) is is_here
+
+
 def test_containers_are_made_once(session, directory):
     for _ in range(2):
         with session(directory) as catalog:

@@ -190,3 +190,35 @@ def test_a_focus_of_words_in_the_metadata_is_refused():
     stated = Geometry(8000.0, 1.0, 1e-6, 64, "near", 0.02).as_metadata()
     with pytest.raises(GeometryError, match="must hold numbers"):
         Geometry.from_metadata({"geometry": {**stated, "focus_to_sample_m": "close"}}, (64, 64))
+
+
+class TestGrown:
+    grid = ObjectGrid((0.0, 0.0), (80, 90), 1e-8, 64)
+
+    def test_not_for_what_is_inside(self):
+        # Patches of 64 pixels around pixels 32 to 48 (of 80 rows) and 32 to 58 (of 90 columns).
+        assert self.grid.grown_to(np.array([[32e-8, 32e-8], [48e-8, 58e-8]]), 10) is self.grid
+
+    @pytest.mark.parametrize(
+        ("position_px", "origin_px", "shape"),
+        [
+            ((31, 40), (-11, 0), (91, 90)),
+            ((40, 60), (0, 0), (80, 102)),
+            ((49, 21), (0, -21), (91, 111)),
+        ],
+    )
+    def test_by_what_is_missing_and_the_slack(self, position_px, origin_px, shape):
+        position = np.array([position_px]) * 1e-8
+        grown = self.grid.grown_to(position, 10)
+        np.testing.assert_allclose(grown.origin_m, np.array(origin_px) * 1e-8, atol=1e-14)
+        assert (grown.shape, grown.pixel_m, grown.frame_px) == (shape, 1e-8, 64)
+        assert grown.contains(position).all()
+
+    def test_by_multiples(self):
+        grown = self.grid.grown_to(np.array([[31e-8, 60e-8]]), 10, multiple_px=16)
+        assert grown.shape == (80 + 16, 90 + 16)
+        np.testing.assert_allclose(grown.origin_m, (-16e-8, 0.0), atol=1e-14)
+
+    def test_not_without_end(self):
+        with pytest.raises(GeometryError, match=r"grow from 80 x 90 to .* pixels, more than 10000"):
+            self.grid.grown_to(np.array([[1.0, 0.0]]), 10, most_px=10_000)

@@ -10,6 +10,7 @@ from bluesky.utils import RunEngineInterrupted
 
 from bluesky_cdi.errors import DocumentError, GeometryError, WorkerError
 from bluesky_cdi.plans import ptycho_raster, ptycho_spiral
+from bluesky_cdi.plans._measure import instrument_of
 
 WINDOW = {"extent_um": (0.4, 0.6), "step_um": 0.2, "centre_um": (1.0, -1.0)}
 RASTER = [
@@ -130,3 +131,34 @@ def test_messages_without_hardware(devices):
         rest = rest[2:]
     rest = assert_message_and_return_remaining(rest, lambda m: m.command == "close_run")
     assert_message_and_return_remaining(rest, lambda m: m.command == "unstage")
+
+
+class DescribedAxis:
+    """An axis that states its unit in what it describes, awaited for as those of ophyd-async."""
+
+    parent = None
+
+    def __init__(self, name, units, *, is_async=True):
+        self.name, self.units = name, units
+        if is_async:
+            self.describe = self._described_later
+
+    def describe(self):
+        return {self.name: {"source": "t", "dtype": "number", "shape": [], "units": self.units}}
+
+    async def _described_later(self):
+        return DescribedAxis.describe(self)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_units_from_what_axes_describe(run_engine, is_async):
+    found = []
+
+    def plan(units):
+        found.append((yield from instrument_of([], *(DescribedAxis(n, units, is_async=is_async) for n in "yx"))))
+
+    with run_engine() as engine:
+        engine(plan("Millimeters"))
+        assert found[0].metres == (1e-3, 1e-3)
+        with pytest.raises(DocumentError, match=r"^y must state a unit of length, one of m, .*; it states 'steps'"):
+            engine(plan("steps"))

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ class OtherEnd:
         self._received, self._ended = received, ended
         self.sent = queue.SimpleQueue()
         self.is_dead = threading.Event()
-        self.why = ""
+        self.why, self.could_not_begin = "", False
 
     def wait_until_ready(self):
         return True
@@ -133,7 +134,8 @@ def once(monkeypatch):
     monkeypatch.setattr(parent, "RESTARTS_MAX", 0)
 
 
-def test_why_a_factory_can_not_open_something_is_told(once, tmp_path, monkeypatch, caplog):
+def test_why_a_factory_can_not_open_something_is_told_once(tmp_path, monkeypatch, caplog):
+    """Another process could not begin either, for this run or another."""
     (tmp_path / "beamline_parts.py").write_text(
         "def setup(arguments):\n    raise OSError(19, 'No such device', arguments['detector'])\n"
     )
@@ -142,10 +144,13 @@ def test_why_a_factory_can_not_open_something_is_told(once, tmp_path, monkeypatc
         caplog.at_level(logging.ERROR, "bluesky_cdi"),
         contextlib.closing(WorkerProcess("beamline_parts:setup", {"detector": "eiger"})) as worker,
     ):
-        with pytest.raises(WorkerError, match=r"process ended \(OSError: \[Errno 19\] No such device: 'eiger'\)"):
-            worker.wait(SOON_S)
-        assert "No such device: 'eiger'" in str(worker.error)
-    assert "the reconstruction's process ended (OSError: [Errno 19] No such device: 'eiger')" in caplog.text
+        told = r"no live reconstruction: its process can't begin \(OSError: \[Errno 19\] No such device: 'eiger'\)"
+        for ask in (lambda: worker.wait(SOON_S), lambda: worker.begin(AREA).result(SOON_S), worker.check):
+            with pytest.raises(WorkerError, match=told):
+                ask()
+        assert re.search(told, str(worker.error))
+    (record,) = caplog.records
+    assert re.search(told, record.getMessage())
 
 
 @pytest.fixture
