@@ -182,7 +182,7 @@ class Lsqml:
             to_object = to_object + momentum * self._velocity[0]
             to_probe = to_probe + momentum * self._velocity[1] if refine.probe else to_probe
         self._velocity = to_object, to_probe
-        return obj + to_object, probe + to_probe
+        return obj + to_object, probe + to_probe if refine.probe else probe
 
     def _averaged(self, obj: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean of what the last epoch's mini-batches passed through, if they had momentum; it ends there."""
