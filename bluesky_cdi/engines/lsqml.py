@@ -6,12 +6,15 @@ least-squares problem. Here that problem is one for a mini-batch, not one for a 
 the frames, its inner products can be taken on object and probe, where they cost next to nothing.
 
 The first epochs step after every mini-batch, which gets near the answer soon and then wanders in the
-noise. The later ones step once for all frames, accelerated (Nesterov's momentum, begun anew where
-the deviance rises: O'Donoghue and Candes, Found. Comput. Math. 15, 715 (2015)), and converge.
+noise: small ones with momentum (the heavy ball of Polyak, USSR Comput. Math. Math. Phys. 4, 1 (1964)), whose
+last epoch is averaged (Polyak and Juditsky, SIAM J. Control Optim. 30, 838 (1992)). The later ones step once
+for all frames, accelerated (Nesterov's momentum, begun anew where the deviance rises: O'Donoghue and Candes,
+Found. Comput. Math. 15, 715 (2015)), and converge.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +26,12 @@ from bluesky_cdi.physics.forward import Diffraction, Likelihood, accumulate, ext
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 
+# Mini-batches of the engine's own choice: shares of the frames in its first epochs and in those after them, and the
+# fewest frames; the factor on their steps, and the share of the last step that each repeats. Decision 0024 has the
+# measurements.
+SMALL_EPOCHS, SMALL, LARGER, FEWEST = 4, 1 / 28, 1 / 14, 8
+OWN_STEP, OWN_MOMENTUM = 0.5, 0.8
+
 
 @dataclass(frozen=True)
 class LsqmlSettings:
@@ -31,7 +40,8 @@ class LsqmlSettings:
     Parameters
     ----------
     batch : int, optional
-        Frames a mini-batch; if absent a sixteenth of the frames, which then overlap little, but at least 32.
+        Frames a mini-batch, which then steps by itself. If absent the engine's own course: a twenty-eighth of the
+        frames, from the fifth epoch on a fourteenth, with momentum, and an average over the last epoch's steps.
     together_from : int
         First epoch (from 0) that steps once for all frames; negative: never.
     likelihood : {'poisson', 'amplitude'}
@@ -40,13 +50,13 @@ class LsqmlSettings:
         Share of the brightest pixel's illumination (transmission) added to each pixel's before a
         step divides by it: dim pixels move less.
     step : float
-        Factor on the lengths that the least-squares problem finds, for mini-batches.
+        Factor on the lengths that the least-squares problem finds, for mini-batches of a given size.
     largest_move_px : float
         Most that a position moves in an epoch, pixels.
     """
 
     batch: int | None = None
-    together_from: int = 10
+    together_from: int = 8
     likelihood: Likelihood = "poisson"
     object_floor: float = 0.05
     probe_floor: float = 0.1
@@ -93,6 +103,8 @@ class Lsqml:
         self._epochs = 0
         self._last: Solution | None = None
         self._speeding = 0
+        self._velocity: tuple[Tensor, Tensor] | None = None
+        self._mean: tuple[Tensor, Tensor] | None = None
 
     def epoch(self, solution: Solution, refine: Refine) -> Solution:
         """Use every frame once: in mini-batches at first, later all of them in one accelerated step.
@@ -110,20 +122,26 @@ class Lsqml:
             With the deviance that was met on the way, or that of the result.
         """
         together = 0 <= self.settings.together_from <= self._epochs
-        self._epochs += 1
         count, device = len(solution.data), solution.object.device
+        size, step, momentum = (count, 1.0, 0.0) if together else self._mini_batch(count)
+        self._epochs += 1
         if together:
             solution = self._carried_on(solution, refine)
             batches: tuple[Tensor, ...] = (torch.arange(count, device=device),)
         else:
-            size = self.settings.batch or max(32, count // 16)
             batches = torch.split(random_order(count, self._seed, solution.epochs, device), size)
-        step = 1.0 if together else self.settings.step
         obj, probe, data = solution.object, solution.probe, solution.data
         unmoved, same = torch.zeros(count, 2, device=device), torch.ones(count, device=device)
         seen = _Seen(torch.zeros_like(solution.deviance), unmoved, same)
+        passed = torch.zeros_like(obj), torch.zeros_like(probe)
         for picked in batches:
-            obj, probe = self._improved(obj, probe, data[picked], picked, seen, refine, step)
+            stepped = self._improved(obj, probe, data[picked], picked, seen, refine, step)
+            obj, probe = self._with_momentum(obj, probe, stepped, momentum, refine) if momentum else stepped
+            passed = passed[0] + obj, passed[1] + probe
+        if momentum:
+            self._mean = passed[0] / len(batches), passed[1] / len(batches) if refine.probe else probe
+        if self._epochs == self.settings.together_from:
+            obj, probe = self._averaged(obj, probe)
         if refine.positions:
             data = moved(data, seen.moves, self.settings.largest_move_px)
         if refine.flux:
@@ -131,7 +149,7 @@ class Lsqml:
         return Solution(obj, probe, data, seen.deviance, solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes, and forget the momentum of the old ones.
+        """Average what the last epoch passed through if it made mini-batches, order the modes, forget all momentum.
 
         Parameters
         ----------
@@ -144,8 +162,33 @@ class Lsqml:
         -------
         Solution
         """
+        obj, probe = self._averaged(solution.object, solution.probe)
         self._last, self._speeding = None, 0
-        return ordered(solution, refine)
+        return ordered(replace(solution, object=obj, probe=probe), refine)
+
+    def _mini_batch(self, count: int) -> tuple[int, float, float]:
+        """Return frames, factor on the step, and momentum of this epoch's mini-batches."""
+        if self.settings.batch is not None:
+            return self.settings.batch, self.settings.step, 0.0
+        share = SMALL if self._epochs < SMALL_EPOCHS else LARGER
+        return max(FEWEST, math.ceil(share * count)), OWN_STEP, OWN_MOMENTUM
+
+    def _with_momentum(
+        self, obj: Tensor, probe: Tensor, stepped: tuple[Tensor, Tensor], momentum: float, refine: Refine
+    ) -> tuple[Tensor, Tensor]:
+        """Repeat a share of the last step."""
+        to_object, to_probe = stepped[0] - obj, stepped[1] - probe
+        if self._velocity is not None:
+            to_object = to_object + momentum * self._velocity[0]
+            to_probe = to_probe + momentum * self._velocity[1] if refine.probe else to_probe
+        self._velocity = to_object, to_probe
+        return obj + to_object, probe + to_probe if refine.probe else probe
+
+    def _averaged(self, obj: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean of what the last epoch's mini-batches passed through, if they had momentum; it ends there."""
+        found = (obj, probe) if self._mean is None else self._mean
+        self._velocity = self._mean = None
+        return found
 
     def _carried_on(self, solution: Solution, refine: Refine) -> Solution:
         """Carry a solution on in the direction of the last epoch."""

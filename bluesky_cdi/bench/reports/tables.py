@@ -135,13 +135,18 @@ def _by_case(cases: Found, keys: Mapping[str, tuple[str, int]]) -> str:
 
 
 def lsqml(found: Found) -> str:
-    """Set the result of `suites.lsqml` out: errors by likelihood, then deviances by course."""
+    """Set the result of `suites.lsqml` out: errors by likelihood, deviances by phase, time to converge."""
     names = list(next(iter(found["likelihood"].values())))
     lines = [["40 epochs, complex NRMSE", *names]]
     lines += [[scan, *(_number(row[name], 4) for name in names)] for scan, row in found["likelihood"].items()]
     phases = [["Siemens star, 100 epochs", "deviance"]]
     phases += [[name, _number(value, 4)] for name, value in found["phases"].items()]
-    return "\n\n".join(aligned(part) for part in (lines, phases) if len(part) > 1)
+    courses = [["near convergence, unseen frames", "epochs", "s", "deviance"]]
+    for scan, by_course in found["courses"].items():
+        for course, row in by_course.items():
+            cells = (_number(row[key], digits) for key, digits in (("epochs", 0), ("seconds", 1), ("deviance", 3)))
+            courses.append([f"{scan}, {course}", *cells])
+    return "\n\n".join(aligned(part) for part in (lines, phases, courses) if len(part) > 1)
 
 
 def single_shot(found: Found) -> str:

@@ -1,12 +1,14 @@
 """The suites on settings small enough for a test: what they measure, their tables, their commands."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bluesky_cdi.bench.beamline import error_of, measured_frames
+from bluesky_cdi.bench.cases import Case, simulate
 from bluesky_cdi.bench.explained import EXPLAINED, Explained
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.reports import tables
@@ -155,6 +157,20 @@ def test_choices_inside_lsqml(monkeypatch):
     row = found["likelihood"]["leaves, 1e+03 photons"]
     assert set(row) == {"amplitude", "poisson"} and row["amplitude"] != row["poisson"]
     assert f"{row['poisson']:.4f}" in tables.lsqml(found)
+
+
+def test_courses_of_lsqml_end_near_the_plain_one(monkeypatch):
+    problem = simulate(Case(), 0, CPU)
+    scan = Explained(problem.data, problem.probe, problem.truth, torch.zeros(len(problem.data)))
+    monkeypatch.setattr(lsqml, "EXPLAINED", {"one": lambda folder, device: scan})
+    monkeypatch.setattr(lsqml, "RECORDED_EPOCHS", 14)
+    found = lsqml.courses(Path(), CPU)
+    plain, own = found["one"][lsqml.PLAIN], found["one"][lsqml.OWN]
+    assert is_plain(found)
+    assert own["deviance"] <= (1 + lsqml.NEAR) * plain["deviance"]
+    assert 1 < own["epochs"] <= 14 and 1 < plain["epochs"] <= 14 and own["seconds"] > 0
+    shown = tables.lsqml({"likelihood": {"x": {"poisson": 1.0}}, "phases": {}, "courses": found})
+    assert f"{own['deviance']:.3f}" in shown
 
 
 def test_single_frames(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import PTYCHOGRAPHY, make_engine
-from bluesky_cdi.engines.lsqml import Lsqml, LsqmlSettings, moved, with_flux
+from bluesky_cdi.engines.lsqml import OWN_MOMENTUM, OWN_STEP, Lsqml, LsqmlSettings, moved, with_flux
 from bluesky_cdi.engines.ptychography import Refine, Schedule, Solution, deviance_of, iterate
 from bluesky_cdi.engines.raar import Raar
 from bluesky_cdi.errors import ConfigError
@@ -231,6 +231,59 @@ def test_stepping_together_with_momentum_converges_further():
         iterate(Lsqml(LsqmlSettings(together_from=t)), noisy.start(), Schedule(60)).solution.judged() for t in (-1, 10)
     )
     assert together.mean_deviance < 0.98 * apart.mean_deviance
+
+
+def test_small_batches_repeat_a_share_of_their_last_step(scan):
+    """Eight frames are one mini-batch: the steps without momentum tell what two epochs with it come to."""
+    few = scan.data[torch.arange(0, 81, 11)]
+    plain, own = Lsqml(LsqmlSettings(batch=8, together_from=-1, step=OWN_STEP)), Lsqml(LsqmlSettings(together_from=-1))
+    first = plain.epoch(scan.start(data=few, probe=lens(defocus_m=0.4e-3)), Refine())
+    second = plain.epoch(first, Refine())
+    start = scan.start(data=few, probe=lens(defocus_m=0.4e-3))
+    found = own.epoch(own.epoch(start, Refine()), Refine())
+    for name in ("object", "probe"):
+        begun, once, twice = (getattr(s, name) for s in (start, first, second))
+        assert float((once - begun).abs().max()) > 1e-2
+        torch.testing.assert_close(getattr(found, name), twice + OWN_MOMENTUM * (once - begun), atol=1e-3, rtol=1e-3)
+
+
+def test_a_run_that_ends_in_small_batches_is_averaged():
+    noisy = Scan(lens(photons=1e4), noise_seed=4)
+    engine, solution = Lsqml(), noisy.start()
+    for _ in range(6):
+        solution = engine.epoch(solution, Refine())
+    assert engine.finish(solution, Refine()).judged().mean_deviance < 0.97 * solution.judged().mean_deviance
+
+
+def test_momentum_comes_sooner_to_a_wrong_probe():
+    noisy = Scan(lens(photons=1e5), noise_seed=4)
+    plain, own = (
+        iterate(Lsqml(LsqmlSettings(batch=b, together_from=8)), noisy.start(probe=lens(0.4e-3)), Schedule(14))
+        for b in (32, None)
+    )
+    assert own.solution.judged().mean_deviance < 0.93 * plain.solution.judged().mean_deviance
+
+
+def test_small_batches_keep_a_probe_that_is_no_longer_refined(scan):
+    engine = Lsqml()
+    refined = engine.epoch(scan.start(probe=lens(defocus_m=0.4e-3)), Refine())
+    kept = engine.epoch(refined, Refine(probe=False))
+    assert torch.equal(kept.probe, refined.probe)
+    assert torch.equal(engine.finish(kept, Refine(probe=False)).probe, refined.probe)
+
+
+def test_what_masked_pixels_hold_changes_nothing(scan):
+    mask = torch.rand(32, 32, generator=torch.Generator().manual_seed(1)) > 0.1
+    found = [
+        iterate(
+            Lsqml(),
+            scan.start(data=replace(scan.data, counts=torch.where(mask, scan.data.counts, v), mask=mask)),
+            Schedule(10),
+        ).solution
+        for v in (0.0, float("nan"))
+    ]
+    assert found[1].finite
+    assert torch.equal(found[0].object, found[1].object) and torch.equal(found[0].probe, found[1].probe)
 
 
 def test_lsqml_refines_positions(scan):
