@@ -13,7 +13,7 @@ from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import Frame
 from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
-from bluesky_cdi.reconstruction.region_solver import LEAST_GAIN
+from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
 from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
 from bluesky_cdi.reconstruction.tiles import GRID_PX, Tiling
 
