@@ -45,6 +45,25 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """What preprocessing made of the frames of a detector.
+
+    Attributes
+    ----------
+    mask : ndarray, shape (N, N), bool, or None
+        True where a pixel is valid; None: all are.
+    saturation : float or None
+        Counts from which on a pixel is saturated in its frame.
+    notes : Mapping
+        What was done, as plain values.
+    """
+
+    mask: npt.NDArray[np.bool_] | None = None
+    saturation: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class RunInfo:
     """What is known of a run before its first frame.
 
@@ -55,15 +74,18 @@ class RunInfo:
     scan_id : int
         The run's number, for people.
     metadata : Mapping
-        The start document.
+        The start document; its ``geometry`` is that of the frames after preprocessing.
     frame_shape : tuple of int
-        (H, W) of the frames, from the descriptor.
+        (H, W) of the frames: from the descriptor, or after preprocessing.
+    preprocessed : Preprocessed or None
+        What was done to the frames before they were handed on; None: nothing.
     """
 
     uid: str
     scan_id: int
     metadata: Mapping[str, Any]
     frame_shape: tuple[int, int]
+    preprocessed: Preprocessed | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 from bluesky_cdi.callbacks._assembler import FrameAssembler
 from bluesky_cdi.callbacks._checks import BoolImage
 from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.protocols import Frame, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def collect_frames(
     *,
     monitor_key: str | None = None,
     mask: BoolImage | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[RunInfo, list[Frame]]:
     """Collect the frames of one run from its documents; those that can't be used are left out, which is logged.
 
@@ -54,7 +56,9 @@ def collect_frames(
     monitor_key : str, optional
         Data key of the incident flux; without it, the start document's `monitor`, if it has one.
     mask : ndarray, shape (H, W), bool, optional
-        Valid pixels.
+        Valid pixels of the detector.
+    preprocessing : Preprocessing, optional
+        What is done to the frames; None: nothing.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def collect_frames(
         If the documents or most of the frames can't be used.
     """
     kept = _Kept()
-    assembler = FrameAssembler(kept, monitor_key=monitor_key, mask=mask)
+    assembler = FrameAssembler(kept, monitor_key=monitor_key, mask=mask, preprocessing=preprocessing)
     for name, document in documents:
         assembler(name, document)
     if kept.error is not None:

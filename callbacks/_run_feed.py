@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from event_model import unpack_event_page
 
-from bluesky_cdi.callbacks._checks import BoolImage, check_frame
+from bluesky_cdi.callbacks._checks import check_frame
 from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._sink import FrameSink
@@ -23,6 +23,7 @@ from bluesky_cdi.protocols import Frame, RunInfo
 logger = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
+Check = Callable[[Frame, tuple[int, int]], None]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class RunFeed:
         Receives the frames.
     file_timeout_s : float
         How long to wait for a file, seconds.
-    mask : ndarray, shape (H, W), bool, optional
-        Valid pixels.
+    check : callable
+        Raises FrameError for a frame that can't be used; takes it, and the (H, W) that the descriptor announced.
 
     Attributes
     ----------
@@ -66,14 +67,14 @@ class RunFeed:
         choice: KeyChoice,
         sink: FrameSink,
         file_timeout_s: float = 0.0,
-        mask: BoolImage | None = None,
+        check: Check = check_frame,
     ) -> None:
         self.started = False
         self.start = start
         self._stream = stream
         self._choice = choice
         self._sink = sink
-        self._mask = mask
+        self._check = check
         self._keys: StreamKeys | None = None
         self._exposures_s: dict[str, float] = {}
         self._exposure_of_event_s: dict[int, float] = {}
@@ -241,7 +242,7 @@ class RunFeed:
             return
         try:
             frame = self._frame(seq_num, parts, self._keys)
-            check_frame(frame, self._keys.frame_shape, self._mask)
+            self._check(frame, self._keys.frame_shape)
         except (FrameError, ScanFileError) as err:
             self._tally.leave_out("could not be used")
             self._sink.leave_out(seq_num, err)

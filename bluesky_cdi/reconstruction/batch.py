@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
-from bluesky_cdi.errors import FrameError
+from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.io import photons_of_frames
-from bluesky_cdi.protocols import Estimate, Frame, RunInfo
+from bluesky_cdi.protocols import Estimate, Frame, Preprocessed, RunInfo
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def reconstruct(
         Its geometry, mask and probe (if it has one) are used.
     config : Config
         Its sections `reconstructor` (which engine, what it refines, when it stops) and `probe` (number
-        of modes, and the lens where a far-field scan has no probe).
+        of modes, and the lens where a far-field scan has no probe). Of `detector` the saturation is used, where the
+        scan's frames were not preprocessed.
     iterations : int
         Most iterations of the engine, after the network if that is chosen; fewer where
         ``reconstructor.tolerance`` ends them. 0: the network alone.
@@ -62,10 +63,16 @@ def reconstruct(
     FrameError
         If the scan has no frames.
     GeometryError
-        If probe or mask do not fit.
+        If probe or mask do not fit, or the section `detector` wants preprocessing that the scan has not had.
     """
     from bluesky_cdi.reconstruction.build import build_reconstructor
 
+    notes = scan.source.get("preprocessing")
+    if config.detector.changes_frames and notes is None:
+        raise GeometryError(
+            "the section `detector` says what is done to frames when they are read, and this scan's were read as they "
+            "are: read_scan(path, preprocessing=Preprocessing.recorded(config))."
+        )
     scan, names = without_dark(scan, numbers)
     steps = _steps(config.reconstructor, iterations)
     # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
@@ -74,10 +81,9 @@ def reconstruct(
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
     side = scan.geometry.frame_px
-    info = RunInfo(scan.name, 0, metadata, (side, side))
-    reconstructor = build_reconstructor(
-        info, config, probe=first_guess(scan, config), mask=scan.mask, on_progress=on_progress
-    )
+    preprocessed = Preprocessed(scan.mask, scan.saturation(config.detector.saturation), notes or {})
+    info = RunInfo(scan.name, 0, metadata, (side, side), preprocessed)
+    reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), on_progress=on_progress)
     counts = np.asarray(scan.counts)
     reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
     found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]

@@ -76,6 +76,10 @@ class PtychoReconstructor:
         Seed of the order of frames.
     on_progress : callable, optional
         Called after each iteration with the iterations so far and the mean deviance.
+    saturation : float, optional
+        Counts from which on a pixel is saturated and left out of its frame.
+    notes : Mapping, optional
+        What the source of its estimates says besides.
 
     Raises
     ------
@@ -95,6 +99,8 @@ class PtychoReconstructor:
         device: torch.device | str = "cpu",
         seed: int = 0,
         on_progress: Callable[[int, float], None] | None = None,
+        saturation: float | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         side, device = grid.frame_px, torch.device(device)
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
@@ -102,7 +108,7 @@ class PtychoReconstructor:
         net = trained.unrolled_net if trained else None
         self._grid, self._config, self._device, self._seed = grid, config, device, seed
         self._frames = MeasuredFrames(
-            grid, device, config.background, config.saturation, propagator, config.memory_mb * 2**20, mask
+            grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
         )
         self._metrics = FrameMetrics(device)
         self._tiling = Tiling.covering(grid.shape, side, config.window_px)
@@ -114,7 +120,7 @@ class PtychoReconstructor:
         self._estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
         self._tuner: FineTuner | None = None
         self._tuning_steps = 0
-        self._source = source_of(config, trained, self._estimator.name, seed, str(device))
+        self._source = {**source_of(config, trained, self._estimator.name, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; see `MeasuredFrames.add` for the errors."""

@@ -15,6 +15,7 @@ from bluesky_cdi.callbacks import FrameAssembler
 from bluesky_cdi.config import Config
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, RunInfo
@@ -41,7 +42,9 @@ class Setup:
     file_timeout_s : float
         How long a frame's file is waited for, seconds.
     mask : ndarray, shape (N, N), bool, optional
-        Valid pixels.
+        Valid pixels of the detector.
+    preprocessing : Preprocessing, optional
+        What is done to frames before the worker gets them.
     """
 
     parts: WorkerParts
@@ -50,6 +53,7 @@ class Setup:
     monitor_key: str | None = None
     file_timeout_s: float = 0.0
     mask: Any = None
+    preprocessing: Preprocessing | None = None
 
     def start(self, listeners: Sequence[Listener] = ()) -> tuple[LiveWorker, DocumentBuffer]:
         """Start the worker, and what hands the frames of documents to it.
@@ -65,7 +69,13 @@ class Setup:
         worker = LiveWorker(parts, self.pace, queue_frames=self.queue_frames)
         # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
         documents = DocumentBuffer(
-            FrameAssembler(worker, monitor_key=self.monitor_key, file_timeout_s=self.file_timeout_s, mask=self.mask)
+            FrameAssembler(
+                worker,
+                monitor_key=self.monitor_key,
+                file_timeout_s=self.file_timeout_s,
+                mask=self.mask,
+                preprocessing=self.preprocessing,
+            )
         )
         return worker, documents
 
@@ -161,6 +171,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         arguments["monitor_key"],
         settings.file_timeout_s,
         None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),
+        Preprocessing.live(config),
     )
 
 
