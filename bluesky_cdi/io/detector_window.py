@@ -157,7 +157,7 @@ class _Axis:
     def first(self, side: int, *, crops: bool, pads: bool) -> int | None:
         """Find the first raw pixel of a square of `side` binned ones; None where none is right."""
         ideal, whole = self._ideal(side), side * self.bin
-        nearest = math.floor(ideal + 0.5)
+        nearest = self._nearest(ideal)
         if pads and crops:
             return nearest
         if pads:
@@ -180,7 +180,15 @@ class _Axis:
     def offset(self, first: int, side: int) -> float:
         """Give the beam's place from the middle of the square's middle pixel, in binned pixels as they come out."""
         offset = (self._ideal(side) - first) / self.bin
-        return -offset if self.backwards else offset
+        # Without a negative zero.
+        return (-offset if self.backwards else offset) + 0.0
+
+    def _nearest(self, ideal: float) -> int:
+        """Round to a raw pixel; of two that are as near, to the one that cuts no binned pixel of the region."""
+        below = math.floor(ideal)
+        if ideal - below == 0.5 and (below - self.start) % self.bin == 0:
+            return below
+        return math.floor(ideal + 0.5)
 
     def _ideal(self, side: int) -> float:
         middle = (side - 1) // 2 if self.backwards else side // 2
@@ -188,20 +196,21 @@ class _Axis:
 
 
 def _sides(lengths: list[int], settings: DetectorConfig) -> Iterator[int]:
-    """Give the sides that a square may have, binned, the preferred first: even ones, but for a whole square frame."""
+    """Give the sides that a square may have, binned, preferred ones first: even, but for a square frame as it is."""
     if settings.crop_px is not None:
         yield settings.crop_px // settings.bin
         return
     shorter, longer = (edge(lengths) for edge in (min, max))
+    is_whole = shorter == longer and settings.bin == 1
     if settings.pad:
         least = -(-longer // settings.bin)
-        if shorter == longer:
+        if is_whole:
             yield least
         # With the beam in a corner of the region, or just outside it, the square is twice as wide.
         yield from range(least + least % 2, 2 * least + 5, 2)
         return
     most = shorter // settings.bin
-    if shorter == longer and most >= 2:
+    if is_whole and most >= 2:
         yield most
     yield from range(most - most % 2, 1, -2)
 

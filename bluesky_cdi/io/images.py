@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,13 @@ def only(shapes: Mapping[str, tuple[int, ...]], ndims: tuple[int, ...], path: Pa
 
 
 def _read_tiff(path: Path) -> npt.NDArray[Any]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, OSError, SyntaxError, KeyError) as err:
-        raise ScanFileError(
-            f"can't read {path} as TIFF: {err}. Write it as NPY, HDF5, or TIFF of 8, 16 or 32 bits."
-        ) from err
+    with reading(path, "a TIFF file"), warnings.catch_warnings():
+        # What is odd about a file is told by what it holds, or by an error.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=["TIFF"]) as image:
+                return np.asarray(image)
+        except Image.DecompressionBombError as err:
+            raise ScanFileError(f"{path} states an image beyond any detector: {err}. Write it as NPY or HDF5.") from err
