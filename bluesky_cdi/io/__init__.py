@@ -10,6 +10,7 @@ from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats,
 from bluesky_cdi.io.frame_stack import FrameStack, read_frames
 from bluesky_cdi.io.frames import Frames, LazyFrames, photons_of_frames
 from bluesky_cdi.io.images import read_array, read_image
+from bluesky_cdi.io.inspection import Inspection, inspect_frames
 from bluesky_cdi.io.probe_file import ProbeFile, read_probe, write_probe
 from bluesky_cdi.io.product import Product, read_product, write_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
@@ -24,6 +25,7 @@ __all__ = [
     "DetectorPlan",
     "FrameStack",
     "Frames",
+    "Inspection",
     "LazyFrames",
     "Preprocessing",
     "ProbeFile",
@@ -31,6 +33,7 @@ __all__ = [
     "Reference",
     "Scan",
     "SingleShotImage",
+    "inspect_frames",
     "open_npz",
     "photons_of_frames",
     "read_array",

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 # Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
 BLOCK_BYTES = 2**24
 
+# Share of the median frame's photons below which a frame is dark.
+DARK_SHARE = 0.02
+
 # Frames, spread over the scan, of which each must hold a flag in a pixel before it is left out.
 FLAG_FRAMES = 16
 
@@ -398,6 +401,11 @@ def photons_of_frames(frames: Frames, mask: npt.NDArray[np.bool_] | None = None)
         for block in blocks(frames)
     ]
     return np.concatenate(sums)
+
+
+def dark_frames(photons: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Tell which frames, of their photons (n,), have less than `DARK_SHARE` of the median: no light came."""
+    return np.asarray(photons < DARK_SHARE * np.median(photons))
 
 
 def _spread(n: int) -> npt.NDArray[np.int64]:

@@ -13,6 +13,7 @@ import numpy as np
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.io import photons_of_frames
+from bluesky_cdi.io.frames import DARK_SHARE, dark_frames
 from bluesky_cdi.protocols import Estimate, Frame, Preprocessed, RunInfo
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Share of the median frame's photons below which a frame is dark.
-DARK_SHARE = 0.02
 # Iterations after which the network predicts again, if the probe has changed enough.
 PREDICT_EVERY = 10
 
@@ -119,7 +118,7 @@ def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan
     """
     names = np.arange(1, len(scan) + 1) if numbers is None else np.asarray(numbers)
     photons = photons_of_frames(scan.counts, scan.mask)
-    dark = photons < DARK_SHARE * np.median(photons)
+    dark = dark_frames(photons)
     if not dark.any():
         return scan, names.tolist()
     left_out = names[dark].tolist()
