@@ -51,7 +51,8 @@ def _inspect(args: argparse.Namespace) -> int:
         refuse_to_replace([args.out], [args.file], force=bool(args.force))
         make_folder(args.out.parent)
     stack = read_frames(args.file, dataset=args.dataset, focus_to_sample_m=args.focus_to_sample)
-    found = inspect_frames(stack.counts, stack.mask)
+    shadow = stack.geometry is not None and stack.geometry.propagation == "near"
+    found = inspect_frames(stack.counts, stack.mask, has_beam=not shadow)
     plan, refused = _planned(stack, found, config)
     numbers = _numbers(stack, found, config, plan)
     rows = _rows(stack, found, config, plan)
@@ -141,13 +142,12 @@ def _median(found: Inspection) -> float:
 
 def _centre(stack: FrameStack, found: Inspection) -> str:
     height, width = found.shape[1:]
+    if stack.geometry is not None and stack.geometry.propagation == "near":
+        return "not looked for: a near field is a shadow, without a direct beam"
     if found.beam_centre_px is None:
         return "not found: nothing is symmetric about a point"
     row, column = found.beam_centre_px
-    shadow = stack.geometry is not None and stack.geometry.propagation == "near"
-    return f"row {row:.2f}, column {column:.2f}, found by symmetry; the middle is {height // 2}, {width // 2}" + (
-        "; a near field has none" if shadow else ""
-    )
+    return f"row {row:.2f}, column {column:.2f}, found by symmetry; the middle is {height // 2}, {width // 2}"
 
 
 def _pixels(stack: FrameStack, plan: DetectorPlan | None) -> list[tuple[str, str]]:
@@ -156,9 +156,8 @@ def _pixels(stack: FrameStack, plan: DetectorPlan | None) -> list[tuple[str, str
     before = f"{stack.geometry.pixel_m * 1e9:.4g} nm"
     if plan is None:
         return [("sample pixel", before)]
-    return [
-        ("sample pixel", f"{plan.geometry(stack.geometry).pixel_m * 1e9:.4g} nm after preprocessing, {before} before")
-    ]
+    after = f"{plan.geometry(stack.geometry).pixel_m * 1e9:.4g} nm"
+    return [("sample pixel", f"{after} after preprocessing, {before} before")]
 
 
 def _listed(numbers: Any) -> str:
@@ -171,14 +170,14 @@ def _listed(numbers: Any) -> str:
 def _draw(path: Path, name: str, found: Inspection, plan: DetectorPlan | None) -> None:
     from bluesky_cdi import viz
 
-    beams = {} if found.beam_centre_px is None else {"found": found.beam_centre_px}
+    beams = {} if found.beam_centre_px is None else {"beam, found": found.beam_centre_px}
     parts: dict[str, Any] = {"beams_px": beams}
     valid = found.valid
     if plan is not None:
         window = plan.window
         row, column = plan.notes["beam_centre_px"]
         parts = {
-            "beams_px": {**beams, "used": (row, column)},
+            "beams_px": {**beams, "beam, used": (row, column)},
             "square_px": (
                 window.rows.start - window.missing[0][0],
                 window.columns.start - window.missing[1][0],

@@ -64,7 +64,7 @@ class Inspection:
         return int((self.highest >= level).sum())
 
 
-def inspect_frames(frames: Frames, mask: BoolImage | None = None) -> Inspection:
+def inspect_frames(frames: Frames, mask: BoolImage | None = None, *, has_beam: bool = True) -> Inspection:
     """Look at every frame once, block by block.
 
     Parameters
@@ -73,6 +73,8 @@ def inspect_frames(frames: Frames, mask: BoolImage | None = None) -> Inspection:
         As the detector gave them.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels, as far as they are known.
+    has_beam : bool
+        Whether to look for the direct beam: near-field frames have none.
     """
     given = np.ones(frames.shape[1:], bool) if mask is None else mask
     valid, flagged = without_flagged(frames, given)
@@ -98,7 +100,7 @@ def inspect_frames(frames: Frames, mask: BoolImage | None = None) -> Inspection:
         highest=np.concatenate(highest),
         unusable=np.concatenate(unusable),
         dark=dark_frames(each),
-        beam_centre_px=_centre(mean, valid),
+        beam_centre_px=_centre(mean, valid) if has_beam else None,
     )
 
 
