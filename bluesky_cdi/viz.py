@@ -825,12 +825,12 @@ def _draw_centred(
 
 
 def _draw_counts(ax: Axes, counts: FloatArray, valid: BoolArray, title: str) -> None:
-    """Draw counts as a logarithm over at most seven decades, pixels that are not valid in one colour."""
+    """Draw counts as a logarithm, pixels that are not valid in one colour; a few hot ones don't darken the others."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     positive = counts[valid & (counts > 0)]
-    high = float(positive.max(initial=1e-12))
+    high = float(np.percentile(positive, 99.98)) if positive.size else 1.0
     low = max(float(positive.min(initial=high)), high * 1e-7)
     shown = np.ma.array(np.maximum(counts, low), mask=~valid)
     colours = colormaps["magma"].with_extremes(bad=PATH_COLOUR)

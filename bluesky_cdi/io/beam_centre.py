@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.ndimage import rank_filter
 
 from bluesky_cdi.errors import FrameError
 
 # Share of the pattern's power that must lie, with its mirror image, on valid pixels of the frame.
 LEAST_SHARE = 0.5
+# A pixel with so many times the third highest count of the nine around it is hot.
+HOT_RATIO = 10.0
 
 
 def find_beam_centre(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[float, float]:
@@ -39,7 +42,10 @@ def find_beam_centre(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tu
     FrameError
         If no valid pixel holds light, or nothing in the frame is symmetric.
     """
-    roots = np.sqrt(np.where(valid, np.maximum(np.where(valid, mean, 0), 0), 0), dtype=np.float32)
+    counts = np.maximum(np.where(valid, mean, 0), 0).astype(np.float32)
+    # Hot pixels would outshine the pattern, of which no detail is that small and bright.
+    around = rank_filter(counts, rank=-3, size=3, mode="nearest")
+    roots = np.sqrt(np.where(counts > HOT_RATIO * (around + 1), around, counts))
     power = float(np.square(roots).sum(dtype=np.float64))
     if not np.isfinite(power) or power <= 0:
         raise FrameError("the beam's centre can't be found: no valid pixel of the frames holds light")

@@ -464,3 +464,10 @@ def test_frames_without_light_have_no_centre():
     frames = np.zeros((3, 16, 16), np.uint16)
     with pytest.raises(FrameError, match="no valid pixel of the frames holds light"):
         plan_of(frames[0], frames=frames, beam_centre_px="find")
+
+
+def test_hot_pixels_do_not_hide_the_beam():
+    frames = np.random.default_rng(4).poisson(disc((48, 64), (20.0, 30.0)), (6, 48, 64)).astype(np.uint32)
+    frames[:, 40, 50], frames[2, 5, 5] = 10**6, 2**32 - 1
+    plan = plan_of(frames[0], frames=frames, beam_centre_px="find", pad=True)
+    assert plan.notes["beam_centre_px"] == pytest.approx([20, 30], abs=0.15)
