@@ -83,8 +83,8 @@ def reconstruct(
     preprocessed = Preprocessed(scan.mask, scan.saturation(config.detector.saturation), notes or {})
     info = RunInfo(scan.name, 0, metadata, (side, side), preprocessed)
     reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), on_progress=on_progress)
-    counts = np.asarray(scan.counts)
-    reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
+    # Not by a name: the reconstructor has its own copy of the counts.
+    reconstructor.add(_frames(scan, names))
     found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]
     if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
@@ -132,6 +132,11 @@ def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan
     )
     lit = scan.subset(~dark)
     return replace(lit, source={**scan.source, "dark_frames": left_out}), names[~dark].tolist()
+
+
+def _frames(scan: Scan, names: Sequence[int]) -> list[Frame]:
+    counts = np.asarray(scan.counts)
+    return [Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)]
 
 
 def _steps(settings: ReconstructorConfig, iterations: int) -> int:

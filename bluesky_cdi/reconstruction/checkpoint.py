@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from bluesky_cdi.config import Config, DetectorConfig, Section
+from bluesky_cdi.config import RENAMED_KEYS, Config, DetectorConfig, Section
 from bluesky_cdi.errors import ConfigError, WorkerError
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader
 from bluesky_cdi.protocols import RunInfo
@@ -108,9 +108,10 @@ def with_settings_of(header: CheckpointHeader, config: Config) -> Config:
         If the settings are those of another version.
     """
     chosen = config.model_dump(include=set(SECTIONS), exclude_unset=True)
+    saved = _renamed(header.settings)
     return config.model_copy(
         update={
-            name: _section(type(getattr(config, name)), {**header.settings.get(name, {}), **chosen.get(name, {})})
+            name: _section(type(getattr(config, name)), {**saved.get(name, {}), **chosen.get(name, {})})
             for name in SECTIONS
         }
     )
@@ -159,6 +160,16 @@ def check_restorable(
         raise WorkerError(
             f"the checkpoint's grid has {n} tiles, this one {tiles}: restore with the same reconstructor.window_px"
         )
+
+
+def _renamed(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Give the settings of a checkpoint with today's names of the keys."""
+    found = {section: dict(values) for section, values in settings.items()}
+    for old, new in RENAMED_KEYS.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in found.get(section, {}):
+            found.setdefault(new_section, {})[new_key] = found[section].pop(key)
+    return found
 
 
 def _section(kind: type[Section], values: Mapping[str, Any]) -> Section:
