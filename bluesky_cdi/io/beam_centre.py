@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import irfft2, next_fast_len, rfft2
-from scipy.ndimage import rank_filter
 
 from bluesky_cdi.errors import FrameError
 
@@ -42,6 +40,8 @@ def find_beam_centre(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tu
     FrameError
         If no valid pixel holds light, or nothing in the frame is symmetric.
     """
+    from scipy.ndimage import rank_filter
+
     counts = np.maximum(np.where(valid, mean, 0), 0).astype(np.float32)
     # Hot pixels would outshine the pattern, of which no detail is that small and bright.
     around = rank_filter(counts, rank=-3, size=3, mode="nearest")
@@ -64,6 +64,8 @@ def find_beam_centre(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tu
 
 def _with_itself(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Sum ``one[x] * other[s - x]`` over x for each s, shape (2 H - 1, 2 W - 1)."""
+    from scipy.fft import irfft2, next_fast_len, rfft2
+
     shape = [2 * side - 1 for side in one.shape]
     fast = [next_fast_len(side, real=True) for side in shape]
     product = rfft2(one.astype(np.float32), fast) * rfft2(other.astype(np.float32), fast)

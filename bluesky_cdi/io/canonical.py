@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from bluesky_cdi.io._files import flags, json_object, naming, open_npz, real, text
 from bluesky_cdi.io._writing import write_npz
-from bluesky_cdi.io.detector import Preprocessing
 from bluesky_cdi.io.frames import Frames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import Geometry
 

@@ -40,8 +40,8 @@ from bluesky_cdi.io._files import (
 )
 from bluesky_cdi.io._writing import fixed_text, write_frames
 from bluesky_cdi.io.cxi_nexus import add_nexus, declare_beam
-from bluesky_cdi.io.detector import Preprocessing
 from bluesky_cdi.io.frames import LazyFrames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, recorded
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import FloatArray

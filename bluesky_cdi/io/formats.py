@@ -12,7 +12,7 @@ from bluesky_cdi.io._files import open_hdf5, open_npz, reading
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.cxi import DATA, read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result
-from bluesky_cdi.io.detector import Preprocessing
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.product import Product, read_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 from collections.abc import Iterator
@@ -16,13 +15,8 @@ import numpy.typing as npt
 from bluesky_cdi.errors import FrameError, ScanFileError
 from bluesky_cdi.io._files import naming, open_dataset
 
-logger = logging.getLogger(__name__)
-
 # Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
 BLOCK_BYTES = 2**24
-
-# Share of the median frame's photons below which a frame is dark.
-DARK_SHARE = 0.02
 
 # Frames, spread over the scan, of which each must hold a flag in a pixel before it is left out.
 FLAG_FRAMES = 16
@@ -301,15 +295,6 @@ def cut(frames: Frames, rows: slice, columns: slice) -> Frames:
     return frames[:, rows, columns]
 
 
-def mean_frame(frames: Frames) -> npt.NDArray[np.float64]:
-    """Compute the mean of up to `FLAG_FRAMES` frames, spread over the scan, shape (H, W)."""
-    looked_at = _spread(len(frames))
-    total = np.zeros(frames.shape[1:])
-    for row in looked_at:
-        total += frames[int(row)]
-    return np.asarray(total / len(looked_at))
-
-
 def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> float:
     """Compute the mean photons of a frame on its valid pixels.
 
@@ -348,42 +333,12 @@ def flagged_pixels(frames: Frames) -> npt.NDArray[np.bool_]:
     """
     kind = frames.dtype.kind
     flagged = np.full(frames.shape[1:], kind in "iuf")
-    for row in _spread(len(frames)):
+    for row in spread(len(frames)):
         if not flagged.any():
             break
         frame = frames[int(row)]
         flagged &= ~(frame >= 0) if kind == "f" else (frame < 0) | (frame >= np.iinfo(frame.dtype).max - 1)
     return flagged
-
-
-def without_flagged(counts: Frames, mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], int]:
-    """Take pixels that hold flags out of a mask, which is logged.
-
-    Frames of nothing but flags are left for others to refuse.
-
-    Parameters
-    ----------
-    counts : Frames, shape (n, H, W)
-        Up to `FLAG_FRAMES` of them are looked at.
-    mask : ndarray, shape (H, W), bool
-        Valid pixels, as far as they are known.
-
-    Returns
-    -------
-    mask : ndarray, shape (H, W), bool
-    flagged : int
-        How many pixels became invalid.
-    """
-    flagged = flagged_pixels(counts) & mask
-    number = int(flagged.sum())
-    if not 0 < number <= flagged.size // 2:
-        return mask, 0
-    logger.warning(
-        "%d pixels hold a flag in place of counts (NaN, a negative number, or the largest of their type): they are "
-        "masked. State them in the file's mask to be sure of it.",
-        number,
-    )
-    return mask & ~flagged, number
 
 
 def photons_of_frames(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:
@@ -403,12 +358,7 @@ def photons_of_frames(frames: Frames, mask: npt.NDArray[np.bool_] | None = None)
     return np.concatenate(sums)
 
 
-def dark_frames(photons: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Tell which frames, of their photons (n,), have less than `DARK_SHARE` of the median: no light came."""
-    return np.asarray(photons < DARK_SHARE * np.median(photons))
-
-
-def _spread(n: int) -> npt.NDArray[np.int64]:
+def spread(n: int) -> npt.NDArray[np.int64]:
     """Choose up to `FLAG_FRAMES` of n frames, spread over all."""
     return np.unique(np.linspace(0, n - 1, min(n, FLAG_FRAMES)).round().astype(np.int64))
 

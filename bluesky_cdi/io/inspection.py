@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io.beam_centre import find_beam_centre
-from bluesky_cdi.io.frames import Frames, blocks, dark_frames, without_flagged
+from bluesky_cdi.io.frame_summaries import dark_frames, without_flagged
+from bluesky_cdi.io.frames import Frames, blocks
 
 BoolImage = npt.NDArray[np.bool_]
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io._files import array, flags, naming, number, one, open_hdf5, real, written_whole
 from bluesky_cdi.io._writing import write_frames
-from bluesky_cdi.io.detector import Preprocessing
 from bluesky_cdi.io.frames import LazyFrames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.product import Product, read_product, write_contents
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry, ObjectGrid

@@ -12,8 +12,8 @@ from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
 from bluesky_cdi.io._files import flags, naming, one, open_npz, real
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.canonical import NOMINAL_PIXEL_M
-from bluesky_cdi.io.detector import Preprocessing
 from bluesky_cdi.io.frames import Frames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import ComplexArray

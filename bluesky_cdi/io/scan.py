@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
-from bluesky_cdi.io.detector import DetectorPlan, Preprocessing, prepared
-from bluesky_cdi.io.frames import Frames, LazyFrames, mean_photons, taken, without_flagged
+from bluesky_cdi.io.detector import DetectorPlan, prepared
+from bluesky_cdi.io.frame_summaries import without_flagged
+from bluesky_cdi.io.frames import Frames, LazyFrames, mean_photons, taken
 from bluesky_cdi.io.positions import check_unit
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 

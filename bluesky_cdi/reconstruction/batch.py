@@ -13,7 +13,7 @@ import numpy as np
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.io import photons_of_frames
-from bluesky_cdi.io.frames import DARK_SHARE, dark_frames
+from bluesky_cdi.io.frame_summaries import DARK_SHARE, dark_frames
 from bluesky_cdi.protocols import Estimate, Frame, Preprocessed, RunInfo
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
