@@ -187,14 +187,14 @@ class DetectorPlan:
         if self.dark is not None or self.flat is not None:
             counts = np.where(self.read_valid, counts, np.float32(0))
         wide = np.uint64 if dtype.kind == "u" else np.float64
-        sums = binned(window.padded(counts), window.bin, np.sum, dtype=wide)
+        sums = binned(window.padded(counts), window.bin, np.add, wide)
         if dtype.kind == "u" and sums.max(initial=0) >= MOST_COUNTS:
             raise FrameError(f"binned counts must be below {MOST_COUNTS}; some are not. Mask what is not counts.")
         out = sums.astype(dtype)
         if saturated is not None and saturated.any():
-            out[binned(window.padded(saturated), window.bin, np.any)] = level
+            out[binned(window.padded(saturated), window.bin, np.logical_or, bool)] = level
         # `mask` is turned; this is not yet.
-        out[:, ~binned(window.padded(self.read_valid[np.newaxis]), window.bin, np.all)[0]] = 0
+        out[:, ~binned(window.padded(self.read_valid[np.newaxis]), window.bin, np.logical_and, bool)[0]] = 0
         return out
 
 

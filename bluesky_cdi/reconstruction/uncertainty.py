@@ -15,7 +15,7 @@ from bluesky_cdi.physics.forward import Diffraction, accumulate, extract, intens
 # Standard deviation where no light fell: the phase is uniform in (-pi, pi].
 UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
 # Frames at a time: where their pixels lie takes twice the memory of the frames themselves.
-CHUNK = 256
+CHUNK = 64
 # Rings of the radial profile that stands for a frame without a network.
 PROFILE_RINGS = 16
 
