@@ -32,9 +32,9 @@ class GeometryConfig(Section):
     distance_m: float = Field(default=2.0, gt=0)
     """Sample to detector, metres."""
     detector_pixel_m: float = Field(default=172e-6, gt=0)
-    """Detector pixel, metres."""
+    """Pixel of the detector itself, before any binning by `detector.bin`, metres."""
     frame_px: int = Field(default=64, ge=16, le=1024, multiple_of=2)
-    """Pixels along one side of the square frame."""
+    """Pixels along one side of the square frame, as it is reconstructed."""
     propagation: Literal["far", "near"] = "far"
     """From the sample to the detector: far field, or near field (a shadow with interference)."""
     focus_to_sample_m: float | None = Field(default=None, gt=0)
@@ -44,6 +44,62 @@ class GeometryConfig(Section):
     def _focus_in_the_near_field(self) -> GeometryConfig:
         if self.propagation == "far" and self.focus_to_sample_m is not None:
             raise ValueError("focus_to_sample_m belongs to the near field: set propagation to near, or leave it out")
+        return self
+
+
+class DetectorConfig(Section):
+    """What is done to a detector's frames before anything else, live and with recorded scans (docs/detector.md).
+
+    Pixels are counted from 0 in the frame as the detector gives it, pairs are (row, column). Files of images are NPY,
+    NPZ, HDF5 or TIFF of the detector's shape; ``FILE::NAME`` names one of several arrays in a file.
+    """
+
+    region_px: tuple[int, int, int, int] | None = None
+    """Part of the frame that is used: first row, row after the last, first column, column after the last. None: all."""
+    beam_centre_px: tuple[float, float] | Literal["find"] | None = None
+    """Pixel (row, column) of the direct beam; fractions count from a pixel's centre. ``find``: from the frames. None:
+    the middle of the region, ``[H // 2, W // 2]``."""
+    crop_px: int | None = Field(default=None, ge=2)
+    """Side of the square around the direct beam that is kept, pixels. None: the largest in the region."""
+    pad: bool = False
+    """Pixels that the square lacks are added, masked; without `crop_px` the square then holds the whole region. False:
+    the square must lie in the region."""
+    bin: int = Field(default=1, ge=1, le=64)
+    """So many pixels a side are summed to one."""
+    rotate_deg: Literal[0, 90, 180, 270] = 0
+    """Turn of the frame as it is drawn with row 0 on top, counter-clockwise, degrees; before all other turns."""
+    transpose: bool = False
+    """Exchange rows and columns; before the flips."""
+    flip_rows: bool = False
+    """Turn the order of the rows round (upside down)."""
+    flip_columns: bool = False
+    """Turn the order of the columns round (left for right)."""
+    dark: str | None = None
+    """Image that is subtracted from each frame, counts."""
+    flat: str | None = None
+    """Sensitivity of each pixel, by which counts are divided as it stands: 1 changes nothing."""
+    mask: str | None = None
+    """Image that is 0 where a pixel is bad, and 1 where it is valid."""
+    bad_pixels: str | None = None
+    """Image that is 0 where a pixel is valid, and anything else where it is bad: the pixel_mask of NeXus."""
+    mask_flagged: bool = False
+    """Live: mask pixels that hold a flag in place of counts (negative, NaN, the largest integers) in each of a run's
+    first frames. Those of recorded scans are always masked."""
+    saturation: float | None = Field(default=None, gt=0)
+    """Counts of the detector from which on a pixel is saturated and left out of its frame; None: none is."""
+
+    @property
+    def changes_frames(self) -> bool:
+        """Whether anything is to be done before the reconstruction; the saturation is looked at in it."""
+        return self.model_copy(update={"saturation": None}) != DetectorConfig()
+
+    @model_validator(mode="after")
+    def _crop_fits_the_bin(self) -> DetectorConfig:
+        if self.crop_px is not None and self.crop_px % self.bin:
+            raise ValueError(
+                f"crop_px ({self.crop_px}) must be a multiple of bin ({self.bin}): "
+                f"{self.crop_px - self.crop_px % self.bin} is"
+            )
         return self
 
 
@@ -152,8 +208,6 @@ class ReconstructorConfig(Section):
     """Refine the positions too (lsqml and pinn only)."""
     refine_flux: bool = False
     """Refine each frame's flux too (lsqml and pinn only)."""
-    saturation: float | None = Field(default=None, gt=0)
-    """Counts from which on a pixel is saturated and left out of its frame; None: none is."""
     window_px: int | None = Field(default=512, ge=64)
     """Most pixels along one side of what is reconstructed at a time: a larger object is reconstructed region by
     region, and new frames cost only the regions that they touch. A region is never narrower than three frames.
@@ -253,13 +307,17 @@ class SimulationConfig(Section):
 
 
 # Keys of earlier versions, and what they are called now.
-RENAMED_KEYS = {"simulation.beam_fluctuation": "simulation.flux_fluctuation"}
+RENAMED_KEYS = {
+    "simulation.beam_fluctuation": "simulation.flux_fluctuation",
+    "reconstructor.saturation": "detector.saturation",
+}
 
 
 class Config(Section):
     """Everything that a session needs to know."""
 
     geometry: GeometryConfig = GeometryConfig()
+    detector: DetectorConfig = DetectorConfig()
     probe: ProbeConfig = ProbeConfig()
     scan: ScanConfig = ScanConfig()
     agent: AgentConfig = AgentConfig()

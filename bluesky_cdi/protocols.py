@@ -45,6 +45,25 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """What preprocessing made of the frames of a detector.
+
+    Attributes
+    ----------
+    mask : ndarray, shape (N, N), bool, or None
+        True where a pixel is valid; None: all are.
+    saturation : float or None
+        Counts from which on a pixel is saturated in its frame.
+    notes : Mapping
+        What was done, as plain values.
+    """
+
+    mask: npt.NDArray[np.bool_] | None = None
+    saturation: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class RunInfo:
     """What is known of a run before its first frame.
 
@@ -55,13 +74,15 @@ class RunInfo:
     scan_id : int
         The run's number, for people.
     metadata : Mapping
-        The start document.
+        The start document; its ``geometry`` is that of the frames after preprocessing.
     frame_shape : tuple of int
-        (H, W) of the frames, from the descriptor.
+        (H, W) of the frames: from the descriptor, or after preprocessing.
     window_m : pair of pair of float, optional
         Corners (y, x) of the window of probe centres, metres, where the metadata state none (``window_m``).
     grows : bool
         Whether that is the window of the first probe centres alone: others may lie outside of it.
+    preprocessed : Preprocessed or None
+        What was done to the frames before they were handed on; None: nothing.
     """
 
     uid: str
@@ -70,6 +91,7 @@ class RunInfo:
     frame_shape: tuple[int, int]
     window_m: tuple[tuple[float, float], tuple[float, float]] | None = None
     grows: bool = False
+    preprocessed: Preprocessed | None = None
 
 
 @dataclass(frozen=True, eq=False)

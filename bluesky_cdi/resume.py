@@ -15,9 +15,9 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import CatalogError, ScanFileError, WorkerError
-from bluesky_cdi.io import CheckpointFile, CheckpointHeader, read_checkpoint, remove_checkpoint
+from bluesky_cdi.io import CheckpointFile, CheckpointHeader, Preprocessing, read_checkpoint, remove_checkpoint
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
-from bluesky_cdi.reconstruction.checkpoint import checkpoint_file, going_on
+from bluesky_cdi.reconstruction.checkpoint import checkpoint_file, going_on, with_settings_of
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog, ResultPublisher
@@ -248,8 +248,15 @@ def resume_run(
     ended = _exit_of(run, unfinished)
     stored = _checkpoints_of(catalog, run, directory)
     newest = None if anew or not stored else _header_of(stored[-1], run.start["uid"])
+    if newest is not None:
+        config = with_settings_of(newest, config)
     settings = config.with_documents(monitor_key=monitor_key).documents
-    info, frames = collect_frames(run_documents(catalog, run, settings.stream), settings=settings, mask=mask)
+    info, frames = collect_frames(
+        run_documents(catalog, run, settings.stream),
+        settings=settings,
+        mask=mask,
+        preprocessing=Preprocessing.recorded(config),
+    )
     if newest is not None:
         config = going_on(newest, config, info.frame_shape)
     elif not anew:

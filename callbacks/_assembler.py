@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from event_model import EventModelError
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
-from bluesky_cdi.callbacks._checks import BoolImage
-from bluesky_cdi.callbacks._frame_maker import Several
+from bluesky_cdi.callbacks._checks import BoolImage, check_frame, check_raw_frame
+from bluesky_cdi.callbacks._frame_maker import Check, Several
+from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
 from bluesky_cdi.callbacks._run_feed import RunFeed
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError
+from bluesky_cdi.io import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +83,11 @@ class FrameAssembler:
         How long to wait for a file, or for rows of one, that documents announce and that are not there yet, seconds.
         A file that has not come in that time is not waited for again.
     mask : ndarray, shape (H, W), bool, optional
-        Valid pixels; others may hold flags (NaN, negative numbers) in place of counts.
+        Valid pixels of the detector; others may hold flags (NaN, negative numbers) in place of counts.
     every_run : bool
         Whether all runs are meant to be reconstructed: one that is no scan of frames is an error then.
+    preprocessing : Preprocessing, optional
+        What is done to frames before the sink gets them; None: nothing.
 
     Attributes
     ----------
@@ -103,13 +108,17 @@ class FrameAssembler:
         file_timeout_s: float = 0.0,
         mask: BoolImage | None = None,
         every_run: bool = False,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.error: BlueskyCDIError | None = None
-        self._sink = sink
+        self._sink, self._check = sink, cast(Check, partial(check_frame, mask=mask))
+        if preprocessing is not None:
+            # What its pixels hold is looked at when flags are masked.
+            self._sink, self._check = PreprocessingSink(sink, preprocessing, mask), check_raw_frame
         self._stream = stream
         self._choice = KeyChoice(frame_key, position_keys, position_unit, monitor_key)
         self._every_run = every_run
-        self._several, self._file_timeout_s, self._mask = several, file_timeout_s, mask
+        self._several, self._file_timeout_s = several, file_timeout_s
         self._feeds: dict[str, RunFeed] = {}
         self._left_out: set[str] = set()
         # Runs of which nothing came since another one began, and those that were ended for that.
@@ -124,7 +133,7 @@ class FrameAssembler:
             self.error = None
             self._silent.update(self._feeds)
             self._feeds[doc["uid"]] = RunFeed(
-                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._mask, self._several
+                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._check, self._several
             )
         elif name == "stop":
             self._stop(doc)

@@ -14,7 +14,7 @@ BoolImage = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = None) -> None:
-    """Refuse a frame from which nothing can be reconstructed.
+    """Refuse a frame from which nothing can be reconstructed: `check_raw_frame`, and its counts.
 
     Parameters
     ----------
@@ -31,6 +31,27 @@ def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = N
         If counts are of another shape, no real numbers, in valid pixels not finite or negative, if the position
         is not finite, or if the incident flux is not finite and positive.
     """
+    check_raw_frame(frame, shape)
+    counts = frame.counts
+    check_counts(counts if mask is None or mask.shape != shape else counts[mask], f"frame {frame.seq_num}")
+
+
+def check_raw_frame(frame: Frame, shape: tuple[int, int]) -> None:
+    """Refuse a frame of another form, or without place or flux; what its pixels hold is not looked at.
+
+    Parameters
+    ----------
+    frame : Frame
+        The frame, of shape (H, W).
+    shape : tuple of int
+        (H, W) as the descriptor announced it.
+
+    Raises
+    ------
+    FrameError
+        If the frame is of another shape, or holds no real numbers, if the position is not finite, or if the incident
+        flux is not finite and positive.
+    """
     counts, which = frame.counts, f"frame {frame.seq_num}"
     if counts.shape != shape:
         raise FrameError(
@@ -42,7 +63,6 @@ def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = N
             f"{which} must hold counts, real numbers; its type is {counts.dtype}. "
             "Name the data key of the frames: documents.frame_key of the configuration."
         )
-    _check_counts(counts if mask is None or mask.shape != shape else counts[mask], which)
     if not np.isfinite(frame.position_m).all():
         raise FrameError(
             f"{which} must have a finite position; it is {frame.position_m} m (y, x). Check the encoders' read-back."
@@ -54,7 +74,21 @@ def check_frame(frame: Frame, shape: tuple[int, int], mask: BoolImage | None = N
         )
 
 
-def _check_counts(counts: np.ndarray[Any, Any], which: str) -> None:
+def check_counts(counts: np.ndarray[Any, Any], which: str) -> None:
+    """Refuse what can't be counts.
+
+    Parameters
+    ----------
+    counts : ndarray
+        Of the valid pixels.
+    which : str
+        How an error calls the frame.
+
+    Raises
+    ------
+    FrameError
+        If some are not finite, or negative.
+    """
     if counts.dtype.kind == "f" and not (finite := np.isfinite(counts)).all():
         raise FrameError(
             f"{which} must be finite; {int((~finite).sum())} of {counts.size} pixels are NaN or infinite. "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from bluesky_cdi.callbacks._checks import BoolImage, check_frame
 from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._stream_keys import StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
@@ -17,6 +16,8 @@ from bluesky_cdi.protocols import Frame
 
 Document = Mapping[str, Any]
 Several = Literal["sum", "each"]
+# Raises FrameError for a frame that can't be used; takes it, and the (H, W) that the descriptor announced.
+Check = Callable[[Frame, tuple[int, int]], None]
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class FrameMaker:
         Where images lie that are not inside the events.
     tally : FrameTally
         Counts what is unusual about them.
-    mask : ndarray, shape (H, W), bool, optional
-        Valid pixels.
+    check : callable
+        Raises FrameError for an image that can't be used.
     several : {'sum', 'each'}
         What becomes of several images an event: one frame, their sum, or a frame each.
     """
 
-    def __init__(self, files: FrameFiles, tally: FrameTally, mask: BoolImage | None, several: Several) -> None:
-        self._files, self._tally, self._mask, self._several = files, tally, mask, several
+    def __init__(self, files: FrameFiles, tally: FrameTally, check: Check, several: Several) -> None:
+        self._files, self._tally, self._check, self._several = files, tally, check, several
 
     def numbers(self, seq_num: int, keys: StreamKeys) -> range:
         """Give the numbers of an event's frames: the event's own, unless each of several images is a frame."""
@@ -77,7 +78,7 @@ class FrameMaker:
             Frame(numbers[i % len(numbers)], position_m, image, exposure_s, flux) for i, image in enumerate(images)
         ]
         for frame in frames:
-            check_frame(frame, keys.frame_shape, self._mask)
+            self._check(frame, keys.frame_shape)
         return [_summed(frames)] if self._several == "sum" and len(frames) > 1 else frames
 
     def _images(self, where: Any, n: int) -> Sequence[np.ndarray[Any, Any]]:

@@ -10,6 +10,7 @@ from bluesky_cdi.callbacks._assembler import FrameAssembler
 from bluesky_cdi.callbacks._checks import BoolImage
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.protocols import Frame, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def collect_frames(
     *,
     settings: DocumentsConfig | None = None,
     mask: BoolImage | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[RunInfo, list[Frame]]:
     """Collect the frames of one run from its documents; those that can't be used are left out, which is logged.
 
@@ -55,7 +57,9 @@ def collect_frames(
     settings : DocumentsConfig, optional
         What of the documents makes a frame.
     mask : ndarray, shape (H, W), bool, optional
-        Valid pixels.
+        Valid pixels of the detector.
+    preprocessing : Preprocessing, optional
+        What is done to the frames; None: nothing.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def collect_frames(
     """
     kept = _Kept()
     settings = settings or DocumentsConfig()
-    assembler = FrameAssembler(kept, **settings.model_dump(), mask=mask, every_run=True)
+    assembler = FrameAssembler(kept, **settings.model_dump(), mask=mask, every_run=True, preprocessing=preprocessing)
     for name, document in documents:
         assembler(name, document)
     if kept.error is not None:

@@ -12,9 +12,9 @@ import numpy as np
 from event_model import unpack_event_page
 
 from bluesky_cdi.callbacks._beginning import Beginning
-from bluesky_cdi.callbacks._checks import BoolImage
+from bluesky_cdi.callbacks._checks import check_frame
 from bluesky_cdi.callbacks._frame_files import FrameFiles
-from bluesky_cdi.callbacks._frame_maker import FileFrame, FrameMaker, Several
+from bluesky_cdi.callbacks._frame_maker import Check, FileFrame, FrameMaker, Several
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._sink import FrameSink
@@ -43,8 +43,8 @@ class RunFeed:
         Receives the frames.
     file_timeout_s : float
         How long to wait for a file, seconds.
-    mask : ndarray, shape (H, W), bool, optional
-        Valid pixels.
+    check : callable
+        Raises FrameError for a frame that can't be used; takes it, and the (H, W) that the descriptor announced.
     several : {'sum', 'each'}
         What becomes of several images an event: one frame, their sum, or a frame each.
 
@@ -61,7 +61,7 @@ class RunFeed:
         choice: KeyChoice,
         sink: FrameSink,
         file_timeout_s: float = 0.0,
-        mask: BoolImage | None = None,
+        check: Check = check_frame,
         several: Several = "sum",
     ) -> None:
         self.start = start
@@ -80,7 +80,7 @@ class RunFeed:
         self._seq_num_of_datum: dict[str, int] = {}
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
-        self._maker = FrameMaker(self._files, self._tally, mask, several)
+        self._maker = FrameMaker(self._files, self._tally, check, several)
 
     @property
     def is_fed(self) -> bool:

@@ -19,6 +19,7 @@ from bluesky_cdi.cli.browse import add_browse
 from bluesky_cdi.cli.compare import add_compare
 from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
+from bluesky_cdi.cli.inspect import add_inspect
 from bluesky_cdi.cli.probe import add_probe
 from bluesky_cdi.cli.reconstruct import add_reconstruct
 from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add_command in (
         add_demo,
+        add_inspect,
         add_reconstruct,
         add_probe,
         add_reconstruct_single,

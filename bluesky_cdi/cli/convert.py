@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import make_folder
+from bluesky_cdi.cli.detector import add_detector_options, detector_settings, said_of
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
 
 if TYPE_CHECKING:
@@ -44,19 +45,22 @@ def add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
         "--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus"
     )
     add("--force", action="store_true", help="replace OUT if it exists")
+    add_detector_options(command)
     command.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from bluesky_cdi.io import read_ptychodus, read_scan, write_scan
+    from bluesky_cdi.config import load_config
+    from bluesky_cdi.io import Preprocessing, read_ptychodus, read_scan, write_scan
 
     targets = _scan_files(args.out, args.format)
     refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
     make_folder(args.out.parent)
+    wanted = Preprocessing.recorded(load_config(args.config, {"detector": detector_settings(args)}))
     if args.product:
-        scan = read_ptychodus(args.scan, args.product)
+        scan = read_ptychodus(args.scan, args.product, preprocessing=wanted)
     else:
-        scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
+        scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=wanted)
     if companion := scan.source.get("product"):
         refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
     read = _scan_numbers(scan)
@@ -66,7 +70,14 @@ def _convert(args: argparse.Namespace) -> int:
     if not_kept:
         logger.warning("%s does not keep %s", args.out.name, "; ".join(not_kept))
     files = [str(path) for path in targets]
-    numbers = {"read": str(args.scan), **read, "written": files, "written_format": back.source["format"]}
+    preprocessing = scan.source.get("preprocessing")
+    numbers = {
+        "read": str(args.scan),
+        **read,
+        **({} if preprocessing is None else {"preprocessing": preprocessing}),
+        "written": files,
+        "written_format": back.source["format"],
+    }
     rows = [
         ("read", f"{args.scan} ({read['format']})"),
         ("frames", f"{read['frames']} of {read['frame_px']} x {read['frame_px']} pixels, {read['counts']}"),
@@ -75,6 +86,7 @@ def _convert(args: argparse.Namespace) -> int:
         ("photons per frame", f"{read['photons_per_frame']:.4g}"),
         ("probe", f"{read['probe_modes'] or 'no'} mode{'' if read['probe_modes'] == 1 else 's'}"),
         ("masked pixels", str(read["masked_pixels"])),
+        *([] if preprocessing is None else [("preprocessing", said_of(preprocessing))]),
         ("written", f"{', '.join(files)} ({back.source['format']})"),
     ]
     say_result(args, {**numbers, "not_kept": not_kept}, rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.cli.arguments import make_folder, positive
+from bluesky_cdi.cli.detector import add_detector_options, detector_settings
 from bluesky_cdi.cli.output import say_result
 
 
@@ -31,6 +32,7 @@ def add_probe(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--scale", action="store_true", help="also look for a common scale error of the positions or the pixel")
     add("--trust-orientation", action="store_true", help="don't look which way round the frames lie")
     add("--out", type=Path, default=Path("probe.npz"), metavar="FILE", help="probe file (default: %(default)s)")
+    add_detector_options(command)
     command.set_defaults(run=_probe)
 
 
@@ -41,13 +43,18 @@ def _probe(args: argparse.Namespace) -> int:
 
     from bluesky_cdi import viz
     from bluesky_cdi.config import load_config
-    from bluesky_cdi.io import ProbeFile, read_probe, read_scan, write_probe
+    from bluesky_cdi.io import Preprocessing, ProbeFile, read_probe, read_scan, write_probe
     from bluesky_cdi.reconstruction.probe_checkin import Wanted, check_in_scan
     from bluesky_cdi.reconstruction.probe_guess import fitted
 
     make_folder(args.out.parent)
-    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
-    config = load_config(args.config, {"probe": {"modes": args.modes}, "reconstructor": {"background": 0.0}})
+    sections = {
+        "probe": {"modes": args.modes},
+        "reconstructor": {"background": 0.0},
+        "detector": detector_settings(args),
+    }
+    config = load_config(args.config, sections)
+    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=Preprocessing.recorded(config))
     if args.no_guess:
         scan = replace(scan, probe=None)
     if args.probe:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import count, make_folder, positive, result_writer
+from bluesky_cdi.cli.detector import add_detector_options, detector_settings, said_of
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
         help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5)",
     )
     add("--force", action="store_true", help="replace the files that are written, if they exist")
+    add_detector_options(command)
     command.set_defaults(run=_reconstruct)
 
 
@@ -78,7 +80,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bluesky_cdi import viz
-    from bluesky_cdi.io import read_probe, read_scan
+    from bluesky_cdi.io import Preprocessing, read_probe, read_scan
     from bluesky_cdi.reconstruction.batch import reconstruct, without_dark
     from bluesky_cdi.reconstruction.probe_guess import fitted
 
@@ -89,7 +91,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     for path in outputs:
         make_folder(path.parent)
     config = _reconstruct_config(args)
-    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample)
+    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=Preprocessing.recorded(config))
     chosen = np.arange(args.half - 1, len(scan), 2) if args.half else np.arange(len(scan))
     if args.half:
         scan = scan.subset(chosen)
@@ -121,11 +123,14 @@ def _reconstruct(args: argparse.Namespace) -> int:
         "ended": estimate.source["ended"],
         "deviance_per_pixel": float(np.mean(estimate.residual)),
         "pixel_m": estimate.pixel_m,
+        **({"preprocessing": notes} if (notes := scan.source.get("preprocessing")) is not None else {}),
         "seconds": round(estimate.seconds, 1),
         "result": [str(path) for path in outputs],
         "figure": str(figure),
     }
     rows = {**numbers, "result": ", ".join(numbers["result"])}
+    if notes is not None:
+        rows["preprocessing"] = said_of(notes)
     say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
     if estimate.source["ended"] == "diverged":
         logger.error("the iterations diverged: the result is the best one before that, and may be far from the sample")
@@ -145,7 +150,8 @@ def _reconstruct_config(args: argparse.Namespace) -> Config:
         "background": 0.0,
         "threads": 0,
     }
-    return load_config(args.config, {"reconstructor": settings, "probe": {"modes": args.modes}})
+    sections = {"reconstructor": settings, "probe": {"modes": args.modes}, "detector": detector_settings(args)}
+    return load_config(args.config, sections)
 
 
 def _checked(scan: Scan, config: Config, args: argparse.Namespace) -> ScanCheckIn | None:

@@ -5,9 +5,13 @@ from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.checkpoint import CheckpointFile, CheckpointHeader, read_checkpoint, remove_checkpoint
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
+from bluesky_cdi.io.detector import DetectorPlan
 from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats, write_scan
-from bluesky_cdi.io.frame_stack import FrameStack, read_frames, read_image
+from bluesky_cdi.io.frame_stack import FrameStack, read_frames
 from bluesky_cdi.io.frames import Frames, LazyFrames, photons_of_frames
+from bluesky_cdi.io.images import read_array, read_image
+from bluesky_cdi.io.inspection import Inspection, inspect_frames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.probe_file import ProbeFile, read_probe, write_probe
 from bluesky_cdi.io.product import Product, read_product, write_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
@@ -19,16 +23,21 @@ from bluesky_cdi.io.single_shot_result import SingleShotImage, read_single_shot,
 __all__ = [
     "CheckpointFile",
     "CheckpointHeader",
+    "DetectorPlan",
     "FrameStack",
     "Frames",
+    "Inspection",
     "LazyFrames",
+    "Preprocessing",
     "ProbeFile",
     "Product",
     "Reference",
     "Scan",
     "SingleShotImage",
+    "inspect_frames",
     "open_npz",
     "photons_of_frames",
+    "read_array",
     "read_canonical",
     "read_checkpoint",
     "read_cxi",

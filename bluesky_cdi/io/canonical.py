@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bluesky_cdi.io._files import flags, json_object, naming, open_npz, real, text
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.frames import Frames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import Geometry
 
@@ -27,7 +28,9 @@ _KEYS = {
 }
 
 
-def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
+def read_canonical(
+    path: Path | str, pixel_m: float = NOMINAL_PIXEL_M, *, preprocessing: Preprocessing | None = None
+) -> Scan:
     """Read a ``canonical.npz``.
 
     Its keys: `frames` (n, H, W), counts; `positions_px` (n, 2), (row, column); optionally
@@ -41,6 +44,9 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
     pixel_m : float
         Sample pixel, metres, for a file without `geometry`: then the geometry is nominal, and
         the scan's `source` says so.
+
+    preprocessing : Preprocessing, optional
+        What is done to the frames first.
 
     Raises
     ------
@@ -71,6 +77,7 @@ def read_canonical(path: Path | str, pixel_m: float = NOMINAL_PIXEL_M) -> Scan:
                 "file": path.name,
                 "format": "canonical",
             },
+            preprocessing=preprocessing,
         )
 
 

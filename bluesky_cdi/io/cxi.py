@@ -41,6 +41,7 @@ from bluesky_cdi.io._files import (
 from bluesky_cdi.io._writing import fixed_text, write_frames
 from bluesky_cdi.io.cxi_nexus import add_nexus, declare_beam
 from bluesky_cdi.io.frames import LazyFrames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, recorded
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import FloatArray
@@ -92,7 +93,9 @@ SI = {
 }  # fmt: skip
 
 
-def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Scan:
+def read_cxi(
+    path: Path | str, *, focus_to_sample_m: float | None = None, preprocessing: Preprocessing | None = None
+) -> Scan:
     """Read a CXI or NXcxi_ptycho file.
 
     Such a file doesn't tell how its frames arose, unless this package wrote it: the geometry is
@@ -106,6 +109,9 @@ def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sca
     focus_to_sample_m : float, optional
         Distance from the focus to the sample, metres: declares a near-field scan (the sample
         behind a focus, the detector in its magnified shadow).
+
+    preprocessing : Preprocessing, optional
+        What is done to the frames first.
 
     Raises
     ------
@@ -125,6 +131,7 @@ def read_cxi(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sca
             mask=read_mask(file),
             name=path.stem,
             source={**_source(file, geometry), "file": path.name, "format": "cxi"},
+            preprocessing=preprocessing,
         )
 
 

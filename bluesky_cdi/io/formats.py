@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io._files import open_hdf5, open_npz, reading
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.cxi import DATA, read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.product import Product, read_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn
@@ -38,7 +40,9 @@ def scan_formats() -> tuple[str, ...]:
     return tuple(_WRITERS)
 
 
-def read_scan(path: Path | str, *, focus_to_sample_m: float | None = None) -> Scan:
+def read_scan(
+    path: Path | str, *, focus_to_sample_m: float | None = None, preprocessing: Preprocessing | None = None
+) -> Scan:
     """Read a recorded scan; the file's content, not its name, tells the form.
 
     Known are CXI and NXcxi_ptycho, Ptychodus' patterns (with the positions in a file beside it),
@@ -51,6 +55,8 @@ def read_scan(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sc
     focus_to_sample_m : float, optional
         Distance from the focus to the sample, metres: declares a near-field scan in a CXI file,
         which can't say so itself.
+    preprocessing : Preprocessing, optional
+        What is done to the frames first: `Preprocessing.recorded` of a configuration.
 
     Raises
     ------
@@ -62,9 +68,9 @@ def read_scan(path: Path | str, *, focus_to_sample_m: float | None = None) -> Sc
     path = Path(path).expanduser()
     reader = _reader(path)
     if reader is read_cxi:
-        scan = read_cxi(path, focus_to_sample_m=focus_to_sample_m)
+        scan = read_cxi(path, focus_to_sample_m=focus_to_sample_m, preprocessing=preprocessing)
     elif focus_to_sample_m is None:
-        scan = reader(path)
+        scan = reader(path, preprocessing=preprocessing)
     else:
         raise GeometryError(
             f"focus_to_sample_m declares a CXI file's scan a near-field one; {path} is none, and its form says itself "
@@ -105,7 +111,11 @@ def write_scan(path: Path | str, scan: Scan, form: str | None = None) -> None:
     _WRITERS[name](path, scan)
 
 
-def _reader(path: Path) -> Callable[[Path], Scan]:
+class _Reader(Protocol):
+    def __call__(self, path: Path, /, *, preprocessing: Preprocessing | None) -> Scan: ...
+
+
+def _reader(path: Path) -> _Reader:
     with reading(path, "a scan"), path.open("rb") as file:
         signature = file.read(8)
         if not signature.startswith(_ZIP_SIGNATURE):
@@ -121,7 +131,7 @@ def _reader(path: Path) -> Callable[[Path], Scan]:
     )
 
 
-def _hdf5_reader(path: Path) -> Callable[[Path], Scan]:
+def _hdf5_reader(path: Path) -> _Reader:
     with open_hdf5(path, "an HDF5 file") as file:
         keys = set(file)
         if "entry_1" in keys:
@@ -143,7 +153,7 @@ def _hdf5_reader(path: Path) -> Callable[[Path], Scan]:
     )
 
 
-def _npz_reader(path: Path) -> Callable[[Path], Scan]:
+def _npz_reader(path: Path) -> _Reader:
     with open_npz(path, "an NPZ file") as file:
         keys = set(file)
     if {"frames", "positions_px"} <= keys:

@@ -17,12 +17,12 @@ from bluesky_cdi.io._files import array, flags, json_object, load_npy, naming, o
 from bluesky_cdi.io.cxi import DATA, DETECTOR, ENERGY, ILLUMINATION, KEYS, WAVELENGTH, read_geometry, read_mask
 from bluesky_cdi.io.formats import read_scan
 from bluesky_cdi.io.frames import Frames, LazyFrames
+from bluesky_cdi.io.images import NPY_SIGNATURE, ZIP_SIGNATURE, datasets, only
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import ComplexArray
 
 logger = logging.getLogger(__name__)
 
-_NPY_SIGNATURE, _ZIP_SIGNATURE = b"\x93NUMPY", b"PK\x03\x04"
 # CXI files of single particles keep their frames in an image.
 _CXI_IMAGE = "entry_1/image_1"
 # Arrays beside the frames in our own NPZ files.
@@ -101,9 +101,9 @@ def read_frames(path: Path | str, *, dataset: str | None = None, focus_to_sample
     with reading(path, "frames"), path.open("rb") as file:
         signature = file.read(8)
     with naming(path):
-        if signature.startswith(_NPY_SIGNATURE):
+        if signature.startswith(NPY_SIGNATURE):
             read = _read_npy(path, dataset)
-        elif signature.startswith(_ZIP_SIGNATURE):
+        elif signature.startswith(ZIP_SIGNATURE):
             read = _read_npz(path, dataset)
         else:
             read = _read_hdf5(path, dataset, focus_to_sample_m)
@@ -114,45 +114,6 @@ def read_frames(path: Path | str, *, dataset: str | None = None, focus_to_sample
             "Leave it out."
         )
     return read
-
-
-def read_image(path: Path | str, dataset: str | None = None) -> npt.NDArray[np.bool_]:
-    """Read a mask or a support: an image of zeros and ones.
-
-    Parameters
-    ----------
-    path : path
-        NPY, NPZ or HDF5.
-    dataset : str, optional
-        Key or path of the image, where the file has several arrays.
-
-    Returns
-    -------
-    ndarray, shape (H, W), bool
-
-    Raises
-    ------
-    ScanFileError
-        If the file can't be read, or holds anything else.
-    """
-    path = Path(path).expanduser()
-    with reading(path, "an image"), path.open("rb") as file:
-        signature = file.read(8)
-    if signature.startswith(_NPY_SIGNATURE):
-        values = load_npy(path)
-    elif signature.startswith(_ZIP_SIGNATURE):
-        with open_npz(path, "an NPZ file") as archive:
-            values = archive[_only({k: archive.shape(k) for k in archive}, (2,), path, dataset)]
-    else:
-        with open_hdf5(path, "an HDF5 file") as opened:
-            values = array(opened, _only(_datasets(opened, "biuf"), (2,), path, dataset))
-    if values.ndim != 2 or values.dtype.kind not in "biuf":
-        raise ScanFileError(
-            f"{path} must hold an image (H, W) of zeros and ones; it holds {values.dtype} {values.shape}"
-        )
-    if not np.isin(values, (0, 1)).all():
-        raise ScanFileError(f"{path} must hold zeros and ones (1: valid, or inside); it holds other values too")
-    return np.asarray(values, bool)
 
 
 def _read_npy(path: Path, dataset: str | None) -> FrameStack:
@@ -166,7 +127,7 @@ def _read_npz(path: Path, dataset: str | None) -> FrameStack:
         if {"xcoords", "ycoords"} <= set(file):
             return _of_scan(path, dataset)
         shapes = {name: file.shape(name) for name in file if name not in _NO_FRAMES}
-        name = "frames" if dataset is None and "frames" in shapes else _only(shapes, (3, 2), path, dataset)
+        name = "frames" if dataset is None and "frames" in shapes else only(shapes, (3, 2), path, dataset)
         counts = _stacked(file[name])
         with naming(path, frames=f"`{name}`", frame_px=f"`{name}`", mask="`mask`", probe="`probe_guess`"):
             return FrameStack(
@@ -191,7 +152,7 @@ def _read_hdf5(path: Path, dataset: str | None, focus_to_sample_m: float | None)
             return _read_cxi(path, file, dataset, focus_to_sample_m)
         if dataset is None and {"patterns", "dp"} & set(file):
             return _of_scan(path, dataset)
-        place = _only(_datasets(file, "iuf"), (3, 2), path, dataset)
+        place = only(datasets(file, "iuf"), (3, 2), path, dataset)
     with naming(path, frames=f"`{place}`"):
         return FrameStack(
             LazyFrames(path, place), name=path.stem, source={"file": path.name, "format": "hdf5", "dataset": place}
@@ -202,7 +163,7 @@ def _read_cxi(path: Path, file: h5py.File, dataset: str | None, focus_to_sample_
     places = (*DATA, f"{_CXI_IMAGE}/data")
     place = dataset or next((p for p in places if isinstance(file.get(p), h5py.Dataset)), None)
     if place is None:
-        place = _only(_datasets(file, "iuf"), (3, 2), path, None)
+        place = only(datasets(file, "iuf"), (3, 2), path, None)
     counts = LazyFrames(path, place)
     illumination = next((p for p in ILLUMINATION if file.get(p) is not None), None)
     mask = f"{_CXI_IMAGE}/mask" if place.startswith(_CXI_IMAGE) else f"{DETECTOR}/mask"
@@ -237,34 +198,6 @@ def _of_scan(path: Path, dataset: str | None) -> FrameStack:
     scan = read_scan(path)
     geometry = None if scan.source.get("nominal_geometry") else scan.geometry
     return FrameStack(scan.counts, scan.mask, geometry, scan.probe, scan.name, {**scan.source, "file": path.name})
-
-
-def _datasets(file: h5py.File, kinds: str) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in kinds:
-            found[name] = tuple(item.shape)
-
-    file.visititems(visit)
-    return found
-
-
-def _only(shapes: Mapping[str, tuple[int, ...]], ndims: tuple[int, ...], path: Path, wanted: str | None) -> str:
-    """Choose an array by its name, or the only one of the first number of axes that any has."""
-    if wanted is not None:
-        return wanted
-    for ndim in ndims:
-        fitting = [name for name, shape in shapes.items() if len(shape) == ndim]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            break
-    held = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    raise ScanFileError(
-        f"{path} must hold one array of {' or '.join(map(str, sorted(ndims)))} axes, or be told which: name the "
-        f"dataset. It holds {held or 'none'}."
-    )
 
 
 def _stacked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +49,41 @@ class Frames(Protocol):
         """Read all frames as an array in memory."""
 
 
+class FrameView(Protocol):
+    """What is read of each frame of a file, and what is made of it: a `DetectorPlan`, or a part of the frame."""
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        """Rows and columns that are read."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of what is made of it."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel of what is made of it."""
+
+    def of_region(self, parts: npt.NDArray[Any], first: int = 0) -> npt.NDArray[Any]:
+        """Make frames (n, H, W) of what was read, (n, h, w); `first` is the number of the first, for messages."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A `FrameView` that changes nothing."""
+
+    region: tuple[slice, slice]
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.region
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def of_region(self, parts: npt.NDArray[Any], first: int = 0) -> npt.NDArray[Any]:
+        return parts
+
+
 class LazyFrames:
     """Frames of an HDF5 file, read each time they are asked for.
 
@@ -63,6 +99,8 @@ class LazyFrames:
         The dataset in the file, of shape (..., H, W): leading axes (a raster's rows and columns) are taken as one.
     rows : ndarray, shape (n,), int, optional
         Which of its frames, in which order; absent, all.
+    view : FrameView, optional
+        What is read of each frame, and made of it; absent, the frame as it is.
 
     Raises
     ------
@@ -70,7 +108,13 @@ class LazyFrames:
         If the file can't be read or has no such dataset; on access, also if it has changed since.
     """
 
-    def __init__(self, path: Path, place: str, rows: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        place: str,
+        rows: npt.NDArray[np.int64] | None = None,
+        view: FrameView | None = None,
+    ) -> None:
         self._path = path.absolute()
         self._place = place
         self._signature = self._sign()
@@ -80,6 +124,9 @@ class LazyFrames:
             self._dtype: np.dtype[Any] = np.dtype(dataset.dtype)
         if len(self._frame_shape) != 2:
             raise ScanFileError(f"{path} must hold frames (n, H, W) in `{place}`; they have {self._frame_shape}")
+        self._view = view
+        if view is not None:
+            self._frame_shape, self._dtype = view.shape, view.dtype
         # Absent for all of them: a damaged file may state more frames than there is memory to number.
         self._rows = rows
         self._mean_photons: dict[bytes | None, float] = {}
@@ -132,7 +179,11 @@ class LazyFrames:
     def select(self, indices: Any) -> LazyFrames:
         """Select the frames at `indices` (slice, integers, or a bool array), still in the file."""
         with self._open():  # which finds out whether the file has changed
-            return LazyFrames(self._path, self._place, self._chosen(indices))
+            return LazyFrames(self._path, self._place, self._chosen(indices), self._view)
+
+    def seen(self, view: FrameView) -> LazyFrames:
+        """Give the frames as a view makes them of the file's own, still in the file."""
+        return LazyFrames(self._path, self._place, self._rows, view)
 
     def mean_photons(self, mask: npt.NDArray[np.bool_] | None) -> float:
         """Compute the mean photons of a frame on valid pixels, checked; every frame is read at the first call."""
@@ -171,12 +222,30 @@ class LazyFrames:
         return frames
 
     def _read_run(self, dataset: Any, out: npt.NDArray[Any], start: int) -> None:
+        if self._view is not None:
+            self._read_view(dataset, self._view, out, start)
+            return
         if len(self._leading) == 1:
             out[:] = dataset[start : start + len(out)]
             return
         for i, frame in enumerate(out, start):
             place = tuple(int(k) for k in np.unravel_index(i, self._leading)) if self._leading else ()
             frame[:] = dataset[place]
+
+    def _read_view(self, dataset: Any, view: FrameView, out: npt.NDArray[Any], start: int) -> None:
+        """Read only the region of frames, in blocks, and make of it what the view makes."""
+        rows, columns = view.region
+        size = (rows.stop - rows.start) * (columns.stop - columns.start) * dataset.dtype.itemsize
+        # Frames of a raster's row lie together, those of two rows do not.
+        step = max(1, BLOCK_BYTES // max(1, size)) if len(self._leading) == 1 else 1
+        for i in range(0, len(out), step):
+            stop = min(i + step, len(out))
+            if len(self._leading) == 1:
+                parts = dataset[start + i : start + stop, rows, columns]
+            else:
+                place = tuple(int(k) for k in np.unravel_index(start + i, self._leading)) if self._leading else ()
+                parts = dataset[(*place, rows, columns)][np.newaxis]
+            out[i:stop] = view.of_region(parts, start + i)
 
     def _sign(self) -> tuple[int, int] | None:
         if not self._path.is_file():
@@ -209,6 +278,21 @@ def taken(frames: Frames, indices: Any) -> Frames:
         Integers, or bool of shape (n,).
     """
     return frames.select(indices) if isinstance(frames, LazyFrames) else frames[np.asarray(indices)]
+
+
+def cut(frames: Frames, rows: slice, columns: slice) -> Frames:
+    """Take a part of each frame; frames of a file stay there, and only that part is read.
+
+    Parameters
+    ----------
+    frames : Frames, shape (n, H, W)
+        As they are in the file or in memory.
+    rows, columns : slice
+        With their starts and stops.
+    """
+    if isinstance(frames, LazyFrames):
+        return frames.seen(_Part((rows, columns), frames.dtype))
+    return frames[:, rows, columns]
 
 
 def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> float:
@@ -249,7 +333,7 @@ def flagged_pixels(frames: Frames) -> npt.NDArray[np.bool_]:
     """
     kind = frames.dtype.kind
     flagged = np.full(frames.shape[1:], kind in "iuf")
-    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), FLAG_FRAMES)).round().astype(np.int64)):
+    for row in spread(len(frames)):
         if not flagged.any():
             break
         frame = frames[int(row)]
@@ -272,6 +356,11 @@ def photons_of_frames(frames: Frames, mask: npt.NDArray[np.bool_] | None = None)
         for block in blocks(frames)
     ]
     return np.concatenate(sums)
+
+
+def spread(n: int) -> npt.NDArray[np.int64]:
+    """Choose up to `FLAG_FRAMES` of n frames, spread over all."""
+    return np.unique(np.linspace(0, n - 1, min(n, FLAG_FRAMES)).round().astype(np.int64))
 
 
 def _sum_checked(frames: Frames, mask: npt.NDArray[np.bool_] | None) -> float:

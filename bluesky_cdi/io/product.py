@@ -5,6 +5,8 @@ The near field stands in the attributes `far_field` and `focus_object_distance_m
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +118,15 @@ def product_of(estimate: Estimate, geometry: Geometry, name: str) -> Product:
         probe=estimate.probe,
         object=estimate.object,
         origin_m=estimate.origin_m,
-        comments=str(estimate.source.get("probe_check_in", {}).get("says", "")),
+        comments=_comments(estimate.source),
     )
+
+
+def _comments(source: Mapping[str, Any]) -> str:
+    """Say of an estimate what was found of its probe, and what was done to the detector's frames."""
+    says = str(source.get("probe_check_in", {}).get("says", ""))
+    notes = f"preprocessing: {json.dumps(source['preprocessing'], default=str)}" if "preprocessing" in source else ""
+    return "; ".join(filter(None, (says, notes)))
 
 
 def write_contents(file: h5py.File, product: Product) -> None:

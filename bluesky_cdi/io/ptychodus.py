@@ -22,6 +22,7 @@ from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io._files import array, flags, naming, number, one, open_hdf5, real, written_whole
 from bluesky_cdi.io._writing import write_frames
 from bluesky_cdi.io.frames import LazyFrames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.product import Product, read_product, write_contents
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry, ObjectGrid
@@ -32,7 +33,12 @@ WORKFLOW = ("product-in.h5", "product-out.h5")
 MOST_MISFIT = 0.01
 
 
-def read_ptychodus(diffraction_path: Path | str, product_path: Path | str | None = None) -> Scan:
+def read_ptychodus(
+    diffraction_path: Path | str,
+    product_path: Path | str | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> Scan:
     """Read a pair of Ptychodus files.
 
     Patterns and positions belong together by their indexes; patterns without a position, and
@@ -46,6 +52,9 @@ def read_ptychodus(diffraction_path: Path | str, product_path: Path | str | None
         By default the first that exists beside the patterns: ``NAME-product.h5`` for ``NAME.h5``,
         ``NAME_para.hdf5`` for ``NAME_dp.hdf5``, ``product-in.h5``, ``product-out.h5``.
 
+    preprocessing : Preprocessing, optional
+        What is done to the frames first.
+
     Raises
     ------
     ScanFileError, FrameError, GeometryError
@@ -55,7 +64,7 @@ def read_ptychodus(diffraction_path: Path | str, product_path: Path | str | None
     with open_hdf5(path, FORM) as file:
         assembled = "patterns" in file
     companion = _found(path) if product_path is None else Path(product_path)
-    return _read_assembled(path, companion) if assembled else _read_dp(path, companion)
+    return (_read_assembled if assembled else _read_dp)(path, companion, preprocessing)
 
 
 def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path | str | None = None) -> None:
@@ -110,7 +119,7 @@ def _found(path: Path) -> Path:
     )
 
 
-def _read_assembled(path: Path, product_path: Path) -> Scan:
+def _read_assembled(path: Path, product_path: Path, preprocessing: Preprocessing | None) -> Scan:
     product = read_product(product_path)
     with open_hdf5(path, FORM) as file:
         frames, indexes, bad = LazyFrames(path, "patterns"), array(file, "indexes"), array(file, "bad_pixels")
@@ -142,6 +151,7 @@ def _read_assembled(path: Path, product_path: Path) -> Scan:
                 "product": product_path.name,
                 "format": "ptychodus",
             },
+            preprocessing=preprocessing,
         )
 
 
@@ -156,7 +166,7 @@ def _geometry(product: Product, detector_pixel_m: float, frame_px: int, path: Pa
     return geometry
 
 
-def _read_dp(path: Path, companion: Path) -> Scan:
+def _read_dp(path: Path, companion: Path, preprocessing: Preprocessing | None) -> Scan:
     frames = LazyFrames(path, "dp")
     with open_hdf5(companion, "positions for diffraction patterns") as file:
         geometry, probe = _nominal(file, frames.shape[-1])
@@ -175,6 +185,7 @@ def _read_dp(path: Path, companion: Path) -> Scan:
                 "product": companion.name,
                 "format": "ptychodus",
             },
+            preprocessing=preprocessing,
         )
 
 

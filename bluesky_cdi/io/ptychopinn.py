@@ -13,6 +13,7 @@ from bluesky_cdi.io._files import flags, naming, one, open_npz, real
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.canonical import NOMINAL_PIXEL_M
 from bluesky_cdi.io.frames import Frames
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import ComplexArray
@@ -28,7 +29,9 @@ _KEYS = {
 }
 
 
-def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
+def read_ptychopinn(
+    path: Path | str, pixel_m: float | None = None, *, preprocessing: Preprocessing | None = None
+) -> Scan:
     """Read a PtychoPINN data set.
 
     Its keys: `diffraction` or `diff3d`, amplitudes, that is square roots of counts, (n, H, W) or
@@ -44,6 +47,9 @@ def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
     pixel_m : float, optional
         Sample pixel, metres. By default the file's `pixel_m`, or a nominal 10 nm. The geometry is
         nominal in any case, and the scan's `source` says so.
+
+    preprocessing : Preprocessing, optional
+        What is done to the frames first.
 
     Raises
     ------
@@ -74,6 +80,7 @@ def read_ptychopinn(path: Path | str, pixel_m: float | None = None) -> Scan:
                 "nominal_geometry": True,
                 "counts": f"square of {key!r}" if counts.dtype.kind == "f" else f"{key!r}, which holds integers",
             },
+            preprocessing=preprocessing,
         )
 
 

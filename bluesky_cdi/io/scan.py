@@ -12,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
-from bluesky_cdi.io.frames import Frames, flagged_pixels, mean_photons, taken
+from bluesky_cdi.io.detector import DetectorPlan, prepared
+from bluesky_cdi.io.frame_summaries import without_flagged
+from bluesky_cdi.io.frames import Frames, LazyFrames, mean_photons, taken
 from bluesky_cdi.io.positions import check_unit
+from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 
@@ -79,6 +82,11 @@ class Scan:
         """Mean photons of a frame, on valid pixels."""
         return mean_photons(self.counts, self.mask)
 
+    def saturation(self, stated: float | None) -> float | None:
+        """Give the counts from which on a pixel is saturated: what preprocessing made of them, else what is stated."""
+        notes = self.source.get("preprocessing")
+        return stated if notes is None else notes.get("saturation")
+
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Scan:
         """Keep only some frames, in the order of `indices` (or where a bool array is True).
 
@@ -128,11 +136,14 @@ def recorded(
     *,
     mask: npt.NDArray[np.bool_] | None = None,
     source: Mapping[str, Any],
+    geometry: Geometry,
+    preprocessing: Preprocessing | None = None,
     **parts: Any,
 ) -> Scan:
     """Make a scan of what a reader has read.
 
-    The positions' unit is checked, pixels that hold flags are masked, and the probe gets the project's shape and gauge.
+    Frames are preprocessed where that is wanted, the positions' unit is checked, pixels that hold flags are masked, and
+    the probe gets the project's shape and gauge.
 
     Parameters
     ----------
@@ -143,7 +154,12 @@ def recorded(
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels, as far as the file states them.
     source : Mapping
-        Where the scan came from; `flagged_pixels`, how many were masked here, is added where there are any.
+        Where the scan came from; `flagged_pixels`, how many were masked here, is added where there are any, and
+        `preprocessing`, what was done to the frames.
+    geometry : Geometry
+        Of the frames in the file; its `frame_px` is their width.
+    preprocessing : Preprocessing, optional
+        What is done to the frames first.
     **parts
         The other attributes of `Scan`.
 
@@ -158,9 +174,16 @@ def recorded(
     FrameError, GeometryError, ScanFileError
         If the scan is not sound, the positions can't be in metres, or the probe can't belong to the frames.
     """
-    mask, flagged = _without_flagged(counts, mask)
+    if preprocessing is not None and counts.ndim == 3 and 0 not in counts.shape:
+        plan = _plan(preprocessing, counts, mask, source, geometry)
+        probe = _fitting(probe, plan, geometry)
+        geometry, mask = plan.geometry(geometry), None if plan.mask.all() else plan.mask
+        counts = counts.seen(plan) if isinstance(counts, LazyFrames) else prepared(np.asarray(counts), plan)
+        source, flagged = {**source, "preprocessing": plan.as_notes()}, int(plan.notes["flagged_pixels"])
+    else:
+        mask, flagged = _without_flagged(counts, mask)
     noted = {"flagged_pixels": flagged} if flagged else {}
-    scan = Scan(counts=counts, mask=mask, source={**source, **noted}, **parts)
+    scan = Scan(counts=counts, mask=mask, source={**source, **noted}, geometry=geometry, **parts)
     check_unit(scan.positions_m, scan.geometry)
     if probe is None:
         return replace(scan, source={**scan.source, "probe_scale": None})
@@ -168,22 +191,76 @@ def recorded(
     return replace(scan, probe=modes, source={**scan.source, "probe_scale": scale})
 
 
+def _plan(
+    preprocessing: Preprocessing,
+    counts: Frames,
+    mask: npt.NDArray[np.bool_] | None,
+    source: Mapping[str, Any],
+    geometry: Geometry,
+) -> DetectorPlan:
+    if "preprocessing" in source:
+        raise ScanFileError(
+            "the frames were preprocessed when the file was written, as its notes say; they can't be once more. Leave "
+            "out the section `detector` and its options, but for the saturation, or read the detector's own file."
+        )
+    if geometry.propagation == "near" and preprocessing.settings.beam_centre_px == "find":
+        raise GeometryError(
+            "near-field frames are shadows, in which no direct beam can be found: state detector.beam_centre_px, or "
+            "leave it out."
+        )
+    height, width = counts.shape[1:]
+    return preprocessing.plan((height, width), counts.dtype, frames=counts, mask=mask, mask_flagged=True)
+
+
+def _fitting(probe: npt.NDArray[Any] | None, plan: DetectorPlan, raw: Geometry) -> npt.NDArray[Any] | None:
+    """Bring the probe of a file to preprocessed frames; None, with a warning, where that can't be done.
+
+    A probe of the frames' own size is theirs; it is brought to the new sample pixel. One of the size that comes out is
+    taken as it is.
+    """
+    side, new = plan.raw_shape[0], plan.window.side
+    if probe is None or probe.shape[-2:] == (new, new):
+        return probe
+    if probe.shape[-2:] == plan.raw_shape == (side, side) and raw.propagation == "far":
+        return _resampled(probe, new * plan.window.bin, new)
+    logger.warning(
+        "the file's probe, %s, does not fit frames of %d x %d pixels after preprocessing: it is left out. "
+        "Give one that does (--probe).",
+        probe.shape,
+        new,
+        new,
+    )
+    return None
+
+
+def _resampled(probe: npt.NDArray[Any], whole: int, new: int) -> npt.NDArray[np.complex128]:
+    """Give a far-field probe on the pixels of frames that were cropped to `whole` pixels and binned to `new`.
+
+    Cropping cuts its spectrum, which makes the pixel larger; binning leaves the pixel, and cuts the probe.
+    """
+    far = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe, axes=(-2, -1))), axes=(-2, -1))
+    near = np.fft.ifft2(np.fft.ifftshift(_middle(far, whole), axes=(-2, -1)))
+    return _middle(np.fft.fftshift(near, axes=(-2, -1)), new)
+
+
+def _middle(images: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+    """Cut images to a side, or add zeros, so that pixel ``[N // 2, N // 2]`` stays what it is."""
+    first = images.shape[-1] // 2 - side // 2
+    more, less = max(0, -first), max(0, side + first - images.shape[-1])
+    padded = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(more, less)] * 2)
+    start = max(0, first)
+    return padded[..., start : start + side, start : start + side]
+
+
 def _without_flagged(counts: Frames, mask: npt.NDArray[np.bool_] | None) -> tuple[npt.NDArray[np.bool_] | None, int]:
-    """Mask the valid pixels that hold flags, and count them; frames of nothing but flags stay for `Scan` to refuse."""
+    """Mask the valid pixels that hold flags, and count them; None stays where there are none."""
     if counts.ndim != 3 or not math.prod(counts.shape) or (mask is not None and mask.shape != counts.shape[1:]):
         return mask, 0
-    flagged = flagged_pixels(counts)
-    if mask is not None and mask.dtype == np.bool_:
-        flagged = flagged & mask
-    number = int(flagged.sum())
-    if not 0 < number <= flagged.size // 2:
+    whole = np.ones(counts.shape[1:], bool) if mask is None or mask.dtype != np.bool_ else mask
+    found, number = without_flagged(counts, whole)
+    if not number:
         return mask, 0
-    logger.warning(
-        "%d pixels hold a flag in place of counts (NaN, a negative number, or the largest of their type): they are "
-        "masked. State them in the file's mask to be sure of it.",
-        number,
-    )
-    return ~flagged if mask is None else mask & ~flagged, number
+    return found if mask is None else mask & found, number
 
 
 def _in_photons(probe: npt.NDArray[Any], photons: float) -> tuple[ComplexArray, float]:

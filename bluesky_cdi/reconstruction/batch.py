@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
-from bluesky_cdi.errors import FrameError
+from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.io import photons_of_frames
-from bluesky_cdi.protocols import Estimate, Frame, RunInfo
+from bluesky_cdi.io.frame_summaries import DARK_SHARE, dark_frames
+from bluesky_cdi.protocols import Estimate, Frame, Preprocessed, RunInfo
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Share of the median frame's photons below which a frame is dark.
-DARK_SHARE = 0.02
 # Iterations after which the network predicts again, if the probe has changed enough.
 PREDICT_EVERY = 10
 
@@ -43,7 +42,8 @@ def reconstruct(
         Its geometry, mask and probe (if it has one) are used.
     config : Config
         Its sections `reconstructor` (which engine, what it refines, when it stops) and `probe` (number
-        of modes, and the lens where a far-field scan has no probe).
+        of modes, and the lens where a far-field scan has no probe). Of `detector` the saturation is used, where the
+        scan's frames were not preprocessed.
     iterations : int
         Most iterations of the engine, after the network if that is chosen; fewer where
         ``reconstructor.tolerance`` ends them. 0: the network alone.
@@ -62,10 +62,16 @@ def reconstruct(
     FrameError
         If the scan has no frames.
     GeometryError
-        If probe or mask do not fit.
+        If probe or mask do not fit, or the section `detector` wants preprocessing that the scan has not had.
     """
     from bluesky_cdi.reconstruction.build import build_reconstructor
 
+    notes = scan.source.get("preprocessing")
+    if config.detector.changes_frames and notes is None:
+        raise GeometryError(
+            "the section `detector` says what is done to frames when they are read, and this scan's were read as they "
+            "are: read_scan(path, preprocessing=Preprocessing.recorded(config))."
+        )
     scan, names = without_dark(scan, numbers)
     steps = _steps(config.reconstructor, iterations)
     # All frames are there: nothing is gained from regions, and iterations of the whole converge further.
@@ -76,12 +82,11 @@ def reconstruct(
     low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
     metadata = {"geometry": scan.geometry.as_metadata(), "window_m": [low.tolist(), high.tolist()]}
     side = scan.geometry.frame_px
-    info = RunInfo(scan.name, 0, metadata, (side, side))
-    reconstructor = build_reconstructor(
-        info, config, probe=first_guess(scan, config), mask=scan.mask, on_progress=on_progress
-    )
-    counts = np.asarray(scan.counts)
-    reconstructor.add([Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)])
+    preprocessed = Preprocessed(scan.mask, scan.saturation(config.detector.saturation), notes or {})
+    info = RunInfo(scan.name, 0, metadata, (side, side), preprocessed=preprocessed)
+    reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), on_progress=on_progress)
+    # Not by a name: the reconstructor has its own copy of the counts.
+    reconstructor.add(_frames(scan, names))
     found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]
     if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
@@ -115,7 +120,7 @@ def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan
     """
     names = np.arange(1, len(scan) + 1) if numbers is None else np.asarray(numbers)
     photons = photons_of_frames(scan.counts, scan.mask)
-    dark = photons < DARK_SHARE * np.median(photons)
+    dark = dark_frames(photons)
     if not dark.any():
         return scan, names.tolist()
     left_out = names[dark].tolist()
@@ -129,6 +134,11 @@ def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan
     )
     lit = scan.subset(~dark)
     return replace(lit, source={**scan.source, "dark_frames": left_out}), names[~dark].tolist()
+
+
+def _frames(scan: Scan, names: Sequence[int]) -> list[Frame]:
+    counts = np.asarray(scan.counts)
+    return [Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)]
 
 
 def _steps(settings: ReconstructorConfig, iterations: int) -> int:

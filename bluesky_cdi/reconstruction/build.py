@@ -9,6 +9,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.protocols import Agent, ComplexArray, FloatArray, RunInfo, ScanArea
 from bluesky_cdi.reconstruction.probe_guess import first_probe, with_modes
@@ -40,7 +41,7 @@ def build_reconstructor(
     probe : ndarray, shape (modes, N, N), complex, optional
         First guess; by default the lens of ``config.probe``.
     mask : ndarray, shape (N, N), bool, optional
-        Valid pixels.
+        Valid pixels of frames that were not preprocessed; else `info` says which they are.
     on_progress : callable, optional
         Called after each iteration with the iterations so far and the mean deviance.
 
@@ -58,6 +59,8 @@ def build_reconstructor(
     from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn
 
     geometry = Geometry.from_metadata(info.metadata, info.frame_shape)
+    done = info.preprocessed
+    mask = mask if done is None else done.mask
     if mask is not None and np.shape(mask) != info.frame_shape:
         raise GeometryError(f"a mask must have the shape of the frames, {info.frame_shape}; it is {np.shape(mask)}")
     low, high = scan_window(info)
@@ -80,6 +83,8 @@ def build_reconstructor(
         device=device,
         check_in=None if config.probe.trust else LiveCheckIn(geometry),
         on_progress=on_progress,
+        saturation=config.detector.saturation if done is None else done.saturation,
+        notes={"preprocessing": dict(done.notes)} if done is not None and done.notes else None,
     )
 
 
@@ -107,6 +112,8 @@ def build_agent(
         import torch
 
         geometry = Geometry(**config.geometry.model_dump())
+        if (wanted := Preprocessing.live(config)) is not None:
+            geometry = wanted.geometry(geometry)
         probe_width_m = width_px(torch.from_numpy(first_probe(geometry, config))) * geometry.pixel_m
     space = space or SearchSpace.grid(area.low_m, area.high_m, area.step_m)
     return make_agent(

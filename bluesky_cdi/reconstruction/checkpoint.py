@@ -9,15 +9,15 @@ from typing import Any
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from bluesky_cdi.config import Config, Section
+from bluesky_cdi.config import RENAMED_KEYS, Config, DetectorConfig, Section
 from bluesky_cdi.errors import ConfigError, WorkerError
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader
 from bluesky_cdi.protocols import RunInfo
 
 # Sections of the configuration that make a reconstruction.
-SECTIONS = ("reconstructor", "probe")
+SECTIONS = ("reconstructor", "probe", "detector")
 # What decides which object and probe are found; budgets, iterations, device and threads may be others later.
-MUST_MATCH = ("name", "background", "saturation", "refine_probe", "refine_positions", "refine_flux", "window_px")
+MUST_MATCH = ("name", "background", "refine_probe", "refine_positions", "refine_flux", "window_px")
 AGAIN = "Give the same settings, or reconstruct from the start (--anew)."
 
 
@@ -58,6 +58,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
     return {
         **{f"reconstructor.{key}": getattr(settings, key) for key in MUST_MATCH},
         "probe.modes": config.probe.modes,
+        "detector": config.detector.model_dump(mode="json") if config.detector != DetectorConfig() else None,
         "SHA-256 of reconstructor.weights": weights_checksum(settings.weights) if settings.name == "pinn" else None,
     }
 
@@ -81,13 +82,7 @@ def going_on(header: CheckpointHeader, config: Config, frame_shape: tuple[int, i
     WeightsError
         If the network's weights can't be read.
     """
-    chosen = config.model_dump(include=set(SECTIONS), exclude_unset=True)
-    merged = config.model_copy(
-        update={
-            name: _section(type(getattr(config, name)), {**header.settings.get(name, {}), **chosen.get(name, {})})
-            for name in SECTIONS
-        }
-    )
+    merged = with_settings_of(header, config)
     found = {**header.fingerprint, "shape of the frames": header.frame_shape}
     wanted = {**fingerprint(merged), "shape of the frames": frame_shape}
     if wrong := [
@@ -95,6 +90,31 @@ def going_on(header: CheckpointHeader, config: Config, frame_shape: tuple[int, i
     ]:
         raise ConfigError(f"the checkpoint is of another reconstruction: {'; '.join(wrong)}. {AGAIN}")
     return merged
+
+
+def with_settings_of(header: CheckpointHeader, config: Config) -> Config:
+    """Give a configuration with the settings of a checkpoint wherever it sets none itself.
+
+    Parameters
+    ----------
+    header : CheckpointHeader
+        Of the checkpoint.
+    config : Config
+        What is set in it, and is no default, comes on top.
+
+    Raises
+    ------
+    ConfigError
+        If the settings are those of another version.
+    """
+    chosen = config.model_dump(include=set(SECTIONS), exclude_unset=True)
+    saved = _renamed(header.settings)
+    return config.model_copy(
+        update={
+            name: _section(type(getattr(config, name)), {**saved.get(name, {}), **chosen.get(name, {})})
+            for name in SECTIONS
+        }
+    )
 
 
 def parts_of(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, npt.NDArray[Any]]]:
@@ -140,6 +160,16 @@ def check_restorable(
         raise WorkerError(
             f"the checkpoint's grid has {n} tiles, this one {tiles}: restore with the same reconstructor.window_px"
         )
+
+
+def _renamed(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Give the settings of a checkpoint with today's names of the keys."""
+    found = {section: dict(values) for section, values in settings.items()}
+    for old, new in RENAMED_KEYS.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in found.get(section, {}):
+            found.setdefault(new_section, {})[new_key] = found[section].pop(key)
+    return found
 
 
 def _section(kind: type[Section], values: Mapping[str, Any]) -> Section:

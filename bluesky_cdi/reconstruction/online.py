@@ -84,6 +84,10 @@ class PtychoReconstructor:
         Checks the first guess; without it that is trusted.
     on_progress : callable, optional
         Called after each iteration with the iterations so far and the mean deviance.
+    saturation : float, optional
+        Counts from which on a pixel is saturated and left out of its frame.
+    notes : Mapping, optional
+        What the source of its estimates says besides.
 
     Raises
     ------
@@ -104,6 +108,8 @@ class PtychoReconstructor:
         seed: int = 0,
         check_in: LiveCheckIn | None = None,
         on_progress: Callable[[int, float], None] | None = None,
+        saturation: float | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         side, device = grid.frame_px, torch.device(device)
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
@@ -112,7 +118,7 @@ class PtychoReconstructor:
         self._grid, self._config, self._device = grid, config, device
         self._assumed, self._check_in = torch.from_numpy(np.asarray(probe, np.complex64)).to(device), check_in
         self._frames = MeasuredFrames(
-            grid, device, config.background, config.saturation, propagator, config.memory_mb * 2**20, mask
+            grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
         )
         self._metrics = FrameMetrics(device)
         self._tiling = Tiling.covering(grid.shape, side, config.window_px)
@@ -123,7 +129,7 @@ class PtychoReconstructor:
         self._solver = RegionSolver(config, net, mixes=not whole, seed=seed, on_progress=on_progress)
         self._estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
         self._tuner = RunTuner(seed, config.fine_tune_s)
-        self._source = source_of(config, trained, self._estimator.name, seed, str(device))
+        self._source = {**source_of(config, trained, self._estimator.name, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; see `MeasuredFrames.add` for the errors."""

@@ -14,6 +14,8 @@ from bluesky_cdi.physics.forward import Diffraction, accumulate, extract, intens
 
 # Standard deviation where no light fell: the phase is uniform in (-pi, pi].
 UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
+# Frames at a time: where their pixels lie takes twice the memory of the frames themselves.
+CHUNK = 64
 # Rings of the radial profile that stands for a frame without a network.
 PROFILE_RINGS = 16
 
@@ -95,10 +97,13 @@ class PhotonNoiseEstimator:
         self, obj: Tensor, probe: Tensor, data: Diffraction, illumination: Tensor, deviance: Tensor
     ) -> UncertaintyEstimate:
         """Predict the errors of an object; see `UncertaintyEstimator`."""
-        trusted = intensity(probe)[0] / deviance.clamp_min(1.0)[:, None, None]  # (n, N, N)
-        effective = accumulate(trusted, data.corner, data.object_shape)[0]
-        std = 0.5 / effective.clamp_min(1e-6).sqrt()
-        return UncertaintyEstimate(std.clamp_max(1.0), std.clamp_max(UNKNOWN_STD_RAD), radial_profile(data.counts))
+        effective, profiles = torch.zeros(data.object_shape, dtype=probe.real.dtype, device=probe.device), []
+        for part, misfit in zip(data.chunks(CHUNK), torch.split(deviance, CHUNK), strict=True):
+            trusted = intensity(probe)[0] / misfit.clamp_min(1.0)[:, None, None]  # (n, N, N)
+            effective += accumulate(trusted, part.corner, data.object_shape)
+            profiles.append(radial_profile(part.counts))
+        std = 0.5 / effective[0].clamp_min(1e-6).sqrt()
+        return UncertaintyEstimate(std.clamp_max(1.0), std.clamp_max(UNKNOWN_STD_RAD), torch.cat(profiles))
 
 
 def radial_profile(counts: Tensor, rings: int = PROFILE_RINGS) -> Tensor:

@@ -16,6 +16,7 @@ from bluesky_cdi.callbacks import FrameAssembler
 from bluesky_cdi.config import Config, DocumentsConfig
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import ConfigError, WeightsError
+from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, RunInfo
@@ -44,7 +45,9 @@ class Setup:
     file_timeout_s : float
         How long a frame's file is waited for, seconds.
     mask : ndarray, shape (N, N), bool, optional
-        Valid pixels.
+        Valid pixels of the detector.
+    preprocessing : Preprocessing, optional
+        What is done to frames before the worker gets them.
     """
 
     parts: WorkerParts
@@ -53,6 +56,7 @@ class Setup:
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     file_timeout_s: float = 0.0
     mask: Any = None
+    preprocessing: Preprocessing | None = None
 
     def start(self, listeners: Sequence[Listener] = ()) -> tuple[LiveWorker, DocumentBuffer]:
         """Start the worker, and what hands the frames of documents to it.
@@ -68,7 +72,13 @@ class Setup:
         worker = LiveWorker(parts, self.pace, queue_frames=self.queue_frames)
         # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
         documents = DocumentBuffer(
-            FrameAssembler(worker, **self.documents.model_dump(), file_timeout_s=self.file_timeout_s, mask=self.mask)
+            FrameAssembler(
+                worker,
+                **self.documents.model_dump(),
+                file_timeout_s=self.file_timeout_s,
+                mask=self.mask,
+                preprocessing=self.preprocessing,
+            )
         )
         return worker, documents
 
@@ -161,6 +171,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         config.documents,
         settings.file_timeout_s,
         None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),
+        Preprocessing.live(config),
     )
 
 

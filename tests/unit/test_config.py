@@ -57,7 +57,7 @@ def test_numbers_in_exponent_notation_are_numbers(write):
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ({"geometri": {}}, "geometri is no key of the configuration; known here are geometry, probe, scan"),
+        ({"geometri": {}}, "geometri is no key of the configuration; known here are geometry, detector, probe, scan"),
         (
             {"scan": {"stepp_um": 1}},
             r"scan\.stepp_um is no key of the configuration \(got 1\); known here are .*step_um",

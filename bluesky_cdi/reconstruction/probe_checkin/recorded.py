@@ -77,7 +77,7 @@ def check_in_scan(
         With its probe; without one the configured lens's is checked, and if no lens is configured either, a probe is
         looked for from nothing (far field) or from the mean frame (near field).
     config : Config
-        Its sections `probe` and `reconstructor` (background, saturation).
+        Its sections `probe`, `reconstructor` (background) and `detector` (saturation).
     wanted : Wanted, optional
         What may be changed besides the probe; by default all but the scale.
     frames : int
@@ -167,6 +167,6 @@ def _diffraction(scan: Scan, config: Config, device: str) -> Diffraction:
         (1, *grid.shape),
         mask=None if valid.all() else propagator.to_working(torch.from_numpy(valid)).to(device),
         background=settings.background,
-        saturation=settings.saturation,
+        saturation=scan.saturation(config.detector.saturation),
         propagator=propagator,
     )

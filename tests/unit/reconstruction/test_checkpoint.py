@@ -156,11 +156,32 @@ def test_it_goes_on_with_its_own_settings_and_those_that_are_set(tmp_path):
         ({"reconstructor": {"background": 0.5}}, r"reconstructor\.background: 0\.002 then, 0\.5 now"),
         ({"reconstructor": {"refine_probe": False}}, r"refine_probe: True then, False now"),
         ({"probe": {"modes": 5}}, r"probe\.modes: 2 then, 5 now"),
+        ({"detector": {"flip_rows": True}}, r"detector: None then, \{.*'flip_rows': True"),
     ],
 )
 def test_another_reconstruction_is_refused(tmp_path, sections, message):
     with pytest.raises(ConfigError, match=message + r".*\(--anew\)"):
         going_on(header_of(tmp_path), Config.model_validate(sections), (64, 64))
+
+
+def test_the_frames_are_prepared_as_they_were(tmp_path):
+    header = header_of(tmp_path, detector={"beam_centre_px": [30.5, 32], "crop_px": 40, "saturation": 60000})
+    merged = going_on(header, Config(), (64, 64))
+    assert merged.detector.beam_centre_px == (30.5, 32.0) and merged.detector.crop_px == 40
+    with pytest.raises(ConfigError, match=r"'crop_px': 40.* then, .*'crop_px': 20.* now"):
+        going_on(header, Config.model_validate({"detector": {"crop_px": 20}}), (64, 64))
+
+
+def test_a_checkpoint_with_the_earlier_key_of_the_saturation_is_known(tmp_path):
+    header = header_of(tmp_path)
+    sections = {name: dict(values) for name, values in header.settings.items() if name != "detector"}
+    sections["reconstructor"]["saturation"] = None
+    fingerprint = {name: value for name, value in header.fingerprint.items() if name != "detector"}
+    older = replace(header, settings=sections, fingerprint=fingerprint)
+    assert going_on(older, Config(), (64, 64)) == going_on(header, Config(), (64, 64))
+    sections["reconstructor"]["saturation"] = 900.0
+    with pytest.raises(ConfigError, match="detector: None then"):
+        going_on(older, Config(), (64, 64))
 
 
 def test_frames_of_another_shape_are_refused(tmp_path):

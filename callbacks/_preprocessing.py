@@ -1,0 +1,153 @@
+"""Frames of a detector on their way to the reconstruction: preprocessed as those of recorded scans are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdi.callbacks._checks import BoolImage, check_counts
+from bluesky_cdi.callbacks._sink import FrameSink
+from bluesky_cdi.errors import BlueskyCDIError, FrameError, GeometryError
+from bluesky_cdi.io import DetectorPlan, Preprocessing
+from bluesky_cdi.protocols import Frame, RunInfo
+
+# Frames of a run that are held back where the beam's centre or pixels with flags are looked for in them.
+FIRST_FRAMES = 8
+
+
+class PreprocessingSink:
+    """A `FrameSink` before another one: it takes a detector's frames and hands on preprocessed ones.
+
+    What is done is planned at the start of a run, or with its first `FIRST_FRAMES` frames where it depends on them;
+    those are held back until then. A frame that can't be preprocessed is left out.
+
+    Parameters
+    ----------
+    sink : FrameSink
+        Receives the frames, and of the run the geometry of what it receives.
+    preprocessing : Preprocessing
+        What is wanted.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels of the detector.
+    """
+
+    def __init__(self, sink: FrameSink, preprocessing: Preprocessing, mask: BoolImage | None = None) -> None:
+        self._sink, self._preprocessing, self._mask = sink, preprocessing, mask
+        self._info: RunInfo | None = None
+        self._plan: DetectorPlan | None = None
+        self._held: list[Frame] = []
+        settings = preprocessing.settings
+        self._looks = settings.mask_flagged or settings.beam_centre_px == "find"
+
+    def start_run(self, info: RunInfo) -> None:
+        """Open a run; told on as soon as it is known what is done to its frames.
+
+        Raises
+        ------
+        GeometryError, ScanFileError, FrameError
+            If nothing can be planned.
+        """
+        self._info, self._plan, self._held = info, None, []
+        if not self._looks:
+            self._begin(info)
+
+    def put(self, frame: Frame) -> None:
+        """Preprocess a frame and hand it on, or hold it until enough are there.
+
+        Raises
+        ------
+        GeometryError, ScanFileError, FrameError
+            If it was the last that was waited for, and nothing can be planned.
+        """
+        if self._plan is not None:
+            self._hand_on(frame, self._plan)
+            return
+        self._held.append(frame)
+        if len(self._held) >= FIRST_FRAMES:
+            self._release()
+
+    def leave_out(self, seq_num: int, error: Exception) -> None:
+        """Hand on that a frame can't be used.
+
+        Parameters
+        ----------
+        seq_num : int
+            The event's number.
+        error : Exception
+            Why.
+        """
+        self._sink.leave_out(seq_num, error)
+
+    def end_run(self, exit_status: str, reason: str) -> None:
+        """Close the run; one of fewer frames than were waited for is opened and handed on before.
+
+        Parameters
+        ----------
+        exit_status : str
+            The stop document's.
+        reason : str
+            The stop document's.
+        """
+        info = self._info
+        if info is not None and self._plan is None:
+            try:
+                self._release()
+            except BlueskyCDIError as err:
+                self._sink.fail(err, info.metadata)
+        begun, self._info, self._plan, self._held = self._plan is not None, None, None, []
+        if begun:
+            self._sink.end_run(exit_status, reason)
+
+    def fail(self, error: Exception, start: Mapping[str, Any]) -> None:
+        """Hand on that a run can't be reconstructed.
+
+        Parameters
+        ----------
+        error : Exception
+            Why.
+        start : Mapping
+            The run's start document.
+        """
+        if self._info is not None and self._info.uid == start["uid"] and self._plan is None:
+            self._info, self._held = None, []
+        self._sink.fail(error, start)
+
+    def _begin(self, info: RunInfo) -> None:
+        """Plan, and open the run with the geometry of what comes out."""
+        dtype = self._held[0].counts.dtype if self._held else np.dtype(np.float32)
+        counts = np.stack([frame.counts for frame in self._held]) if self._held else None
+        plan = self._preprocessing.plan(info.frame_shape, dtype, frames=counts, mask=self._mask)
+        metadata = {**info.metadata, "geometry": _binned(info.metadata.get("geometry"), plan.window.bin)}
+        self._sink.start_run(replace(info, metadata=metadata, frame_shape=plan.shape, preprocessed=plan.outcome()))
+        self._plan = plan
+
+    def _release(self) -> None:
+        if self._info is None:
+            return
+        self._begin(self._info)
+        held, self._held = self._held, []
+        for frame in held:
+            if self._plan is not None:
+                self._hand_on(frame, self._plan)
+
+    def _hand_on(self, frame: Frame, plan: DetectorPlan) -> None:
+        try:
+            counts = plan.apply(frame.counts[np.newaxis])[0]
+            check_counts(counts[plan.mask], f"frame {frame.seq_num}")
+        except FrameError as err:
+            self._sink.leave_out(frame.seq_num, err)
+        else:
+            self._sink.put(replace(frame, counts=counts))
+
+
+def _binned(geometry: Any, bin: int) -> Any:
+    """Give the geometry of a start document for binned pixels; one of another form is left to whoever needs it."""
+    if not isinstance(geometry, Mapping) or bin == 1:
+        return geometry
+    try:
+        return {**geometry, "detector_pixel_m": float(geometry["detector_pixel_m"]) * bin}
+    except (KeyError, TypeError, ValueError) as err:
+        raise GeometryError(f"geometry must state detector_pixel_m, metres; it is {dict(geometry)!r}") from err
