@@ -123,12 +123,12 @@ def principal_components(embedding: FloatArray) -> FloatArray:
     n, d = embedding.shape
     if n < 2 or d == 0 or not np.ptp(embedding, axis=0).any():
         return np.empty((n, 0))
-    centred = embedding - embedding.mean(axis=0)
-    variance, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))  # ascending; an axis is a column
-    leading = axes.T[::-1][:COMPONENTS_MAX][variance[::-1][:COMPONENTS_MAX] >= COMPONENT_SHARE_MIN * variance.sum()]
-    # The sign of a component is free: its largest entry is positive, whatever computes it.
-    sign = np.sign(np.take_along_axis(leading, np.abs(leading).argmax(axis=1, keepdims=True), axis=1))
-    return np.asarray(centred @ (leading * sign).T)
+    # Loading it takes a second, which a scan that an agent does not choose need not pay.
+    from sklearn.decomposition import PCA
+
+    pca = PCA(n_components=min(COMPONENTS_MAX, d, n), svd_solver="covariance_eigh" if n > d else "full")
+    projected = pca.fit_transform(embedding)
+    return np.asarray(projected[:, pca.explained_variance_ratio_ >= COMPONENT_SHARE_MIN])
 
 
 def predict_not_vacuum(mean: FloatArray, variance: FloatArray, targets: Targets) -> FloatArray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.spatial import KDTree
+from sklearn.neighbors import NearestNeighbors
 
 from bluesky_cdi.reconstruction import nearest_neighbours
 from bluesky_cdi.reconstruction.nearest_neighbours import NearestNeighbours
@@ -17,7 +17,7 @@ def put_all(embedding):
 
 def searched(embedding):
     """Distance to the nearest neighbour over the median, by a library."""
-    distance = KDTree(embedding).query(embedding, k=2)[0][:, 1]
+    distance = NearestNeighbors(n_neighbors=2).fit(embedding).kneighbors(embedding)[0][:, 1]
     return distance / np.median(distance)
 
 
