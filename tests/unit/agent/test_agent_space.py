@@ -26,7 +26,7 @@ def largest_gap(points, chosen):
 def test_patterns_and_package_load_no_torch():
     code = (
         "import sys, bluesky_cdi.agent, bluesky_cdi.agent.patterns; "
-        "sys.exit(any(name in sys.modules for name in ('torch', 'botorch', 'scipy')))"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'botorch', 'scipy', 'sklearn')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
