@@ -347,6 +347,15 @@ class Config(Section):
         return self.model_copy(update={"documents": documents})
 
     @model_validator(mode="after")
+    def _beam_in_the_far_field(self) -> Config:
+        if self.geometry.propagation == "near" and self.detector.beam_centre_px == "find":
+            raise ValueError(
+                "near-field frames are shadows, in which no direct beam can be found: state detector.beam_centre_px, "
+                "or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_fits_budget(self) -> Config:
         if self.scan.batch > self.scan.budget:
             raise ValueError(

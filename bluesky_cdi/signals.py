@@ -81,7 +81,8 @@ class EndingSignals:
         if (engine := self._engine) is not None and self.received is None:
             # It may live longer than this.
             engine.context_managers = [each for each in engine.context_managers if each != self._during_a_call]
-            engine.preprocessors.remove(self._with_reason)
+            # Somebody may have emptied the list meanwhile.
+            engine.preprocessors = [each for each in engine.preprocessors if each != self._with_reason]
             self._engine = None
         if threading.current_thread() is not threading.main_thread():
             return  # Python sets handlers in the main thread only; see `_handle`

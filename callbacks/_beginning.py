@@ -14,7 +14,7 @@ from bluesky_cdi.errors import GeometryError, NoPtychographyError
 from bluesky_cdi.physics.geometry import LEAST_PIXELS, Geometry
 from bluesky_cdi.protocols import FloatArray, Frame, RunInfo
 
-# So many frames at one place, and it is no scan: a series of exposures.
+# So many events at one place, and it is no scan: a series of exposures.
 HELD_MAX = 16
 # The window of a pattern is larger by this part of a frame on each side, for stages that are not where they were sent.
 SLACK = 4
@@ -35,6 +35,11 @@ class Beginning:
         The run.
     pattern : PlanPattern, optional
         Where its plan measures.
+    seen : RunInfo, optional
+        The run with the geometry and the shape of the frames that come out of the sink's preprocessing; `info` if
+        absent.
+    images : int
+        Frames that an event has at one place.
 
     Attributes
     ----------
@@ -42,12 +47,20 @@ class Beginning:
         Whether the sink has had the run's `start_run`.
     """
 
-    def __init__(self, sink: FrameSink, info: RunInfo, pattern: PlanPattern | None = None) -> None:
+    def __init__(
+        self,
+        sink: FrameSink,
+        info: RunInfo,
+        pattern: PlanPattern | None = None,
+        seen: RunInfo | None = None,
+        images: int = 1,
+    ) -> None:
         self.is_open = False
         self._sink, self._info, self._pattern = sink, info, pattern
+        self._seen, self._held_max = seen or info, HELD_MAX * images
         self._held: list[Callable[[], None]] = []
         self._positions_m: list[FloatArray] = []
-        self._pixel_m = _pixel_m(info.metadata, info.frame_shape)
+        self._pixel_m = _pixel_m(self._seen.metadata, self._seen.frame_shape)
         if self._pixel_m is None:
             self._open(info)
 
@@ -66,11 +79,11 @@ class Beginning:
         self._positions_m.append(frame.position_m)
         pixel_m = self._pixel_m or 0.0
         if self._pattern is not None and frame.seq_num == 1:
-            slack_m = frame.counts.shape[0] // SLACK * pixel_m
+            slack_m = self._seen.frame_shape[0] // SLACK * pixel_m
             self._open(replace(self._info, window_m=self._pattern.around(frame.position_m, slack_m)))
         elif float(np.ptp(self._positions_m, axis=0).max()) >= LEAST_PIXELS * pixel_m:
             self._open(replace(self._info, window_m=self._window(), grows=True))
-        elif len(self._positions_m) >= HELD_MAX:
+        elif len(self._positions_m) >= self._held_max:
             self.finish()
 
     def leave_out(self, seq_num: int, error: Exception) -> None:

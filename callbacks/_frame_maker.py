@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bluesky_cdi.callbacks._frame_files import FrameFiles
+from bluesky_cdi.callbacks._preprocessing import summed
 from bluesky_cdi.callbacks._stream_keys import StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
 from bluesky_cdi.errors import FrameError
@@ -41,10 +42,14 @@ class FrameMaker:
         Raises FrameError for an image that can't be used.
     several : {'sum', 'each'}
         What becomes of several images an event: one frame, their sum, or a frame each.
+    adds : bool
+        Whether a sum is made here. If not, its images stay together, (n, H, W), for who preprocesses them.
     """
 
-    def __init__(self, files: FrameFiles, tally: FrameTally, check: Check, several: Several) -> None:
-        self._files, self._tally, self._check, self._several = files, tally, check, several
+    def __init__(
+        self, files: FrameFiles, tally: FrameTally, check: Check, several: Several, *, adds: bool = True
+    ) -> None:
+        self._files, self._tally, self._check, self._several, self._adds = files, tally, check, several, adds
 
     def numbers(self, seq_num: int, keys: StreamKeys) -> range:
         """Give the numbers of an event's frames: the event's own, unless each of several images is a frame."""
@@ -79,7 +84,13 @@ class FrameMaker:
         ]
         for frame in frames:
             self._check(frame, keys.frame_shape)
-        return [_summed(frames)] if self._several == "sum" and len(frames) > 1 else frames
+        return [self._together(frames)] if self._several == "sum" and len(frames) > 1 else frames
+
+    def _together(self, frames: Sequence[Frame]) -> Frame:
+        """Make one frame of an event's images."""
+        images = np.stack([frame.counts for frame in frames])
+        counts = summed(images) if self._adds else images
+        return replace(frames[0], counts=counts, exposure_s=sum(frame.exposure_s for frame in frames))
 
     def _images(self, where: Any, n: int) -> Sequence[np.ndarray[Any, Any]]:
         """Give the images of an event, each (H, W) if it is what was announced."""
@@ -91,12 +102,6 @@ class FrameMaker:
             return list(where)
         # Any other shape is left to the check.
         return [where]
-
-
-def _summed(frames: Sequence[Frame]) -> Frame:
-    """Add the counts of an event's frames, in a type that holds them."""
-    counts = np.sum([frame.counts for frame in frames], axis=0)
-    return replace(frames[0], counts=counts, exposure_s=sum(frame.exposure_s for frame in frames))
 
 
 def _number(value: Any, seq_num: int, part: str) -> float:

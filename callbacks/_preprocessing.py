@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,8 @@ class PreprocessingSink:
     Parameters
     ----------
     sink : FrameSink
-        Receives the frames, and of the run the geometry of what it receives.
+        Receives the frames, and of the run the geometry of what it receives. Of a frame that holds several images of
+        an event, (n, H, W), it gets the sum of what each of them becomes.
     preprocessing : Preprocessing
         What is wanted.
     mask : ndarray, shape (H, W), bool, optional
@@ -38,9 +39,16 @@ class PreprocessingSink:
         self._sink, self._preprocessing, self._mask = sink, preprocessing, mask
         self._info: RunInfo | None = None
         self._plan: DetectorPlan | None = None
+        # Frames that what is done is planned with, and all that is owed to the sink until then, in order.
         self._held: list[Frame] = []
+        self._calls: list[Callable[[], None]] = []
         settings = preprocessing.settings
         self._looks = settings.mask_flagged or settings.beam_centre_px == "find"
+
+    def seen(self, info: RunInfo) -> RunInfo:
+        """Give a run with the geometry and the shape of the frames that come out, as far as they are known now."""
+        side = self._preprocessing.side(info.frame_shape)
+        return replace(info, metadata=self._metadata(info), frame_shape=(side, side))
 
     def start_run(self, info: RunInfo) -> None:
         """Open a run; told on as soon as it is known what is done to its frames.
@@ -50,7 +58,7 @@ class PreprocessingSink:
         GeometryError, ScanFileError, FrameError
             If nothing can be planned.
         """
-        self._info, self._plan, self._held = info, None, []
+        self._info, self._plan, self._held, self._calls = info, None, [], []
         if not self._looks:
             self._begin(info)
 
@@ -63,9 +71,10 @@ class PreprocessingSink:
             If it was the last that was waited for, and nothing can be planned.
         """
         if self._plan is not None:
-            self._hand_on(frame, self._plan)
+            self._hand_on(frame)
             return
         self._held.append(frame)
+        self._calls.append(lambda: self._hand_on(frame))
         if len(self._held) >= FIRST_FRAMES:
             self._release()
 
@@ -79,7 +88,10 @@ class PreprocessingSink:
         error : Exception
             Why.
         """
-        self._sink.leave_out(seq_num, error)
+        if self._info is not None and self._plan is None:
+            self._calls.append(lambda: self._sink.leave_out(seq_num, error))
+        else:
+            self._sink.leave_out(seq_num, error)
 
     def end_run(self, exit_status: str, reason: str) -> None:
         """Close the run; one of fewer frames than were waited for is opened and handed on before.
@@ -97,7 +109,8 @@ class PreprocessingSink:
                 self._release()
             except BlueskyCDIError as err:
                 self._sink.fail(err, info.metadata)
-        begun, self._info, self._plan, self._held = self._plan is not None, None, None, []
+        begun = self._plan is not None
+        self._info, self._plan, self._held, self._calls = None, None, [], []
         if begun:
             self._sink.end_run(exit_status, reason)
 
@@ -112,35 +125,51 @@ class PreprocessingSink:
             The run's start document.
         """
         if self._info is not None and self._info.uid == start["uid"] and self._plan is None:
-            self._info, self._held = None, []
+            self._info, self._held, self._calls = None, [], []
         self._sink.fail(error, start)
 
     def _begin(self, info: RunInfo) -> None:
         """Plan, and open the run with the geometry of what comes out."""
         dtype = self._held[0].counts.dtype if self._held else np.dtype(np.float32)
-        counts = np.stack([frame.counts for frame in self._held]) if self._held else None
+        counts = np.concatenate([_images(frame) for frame in self._held]) if self._held else None
         plan = self._preprocessing.plan(info.frame_shape, dtype, frames=counts, mask=self._mask)
-        metadata = {**info.metadata, "geometry": _binned(info.metadata.get("geometry"), plan.window.bin)}
+        metadata = self._metadata(info)
         self._sink.start_run(replace(info, metadata=metadata, frame_shape=plan.shape, preprocessed=plan.outcome()))
         self._plan = plan
+
+    def _metadata(self, info: RunInfo) -> dict[str, Any]:
+        return {**info.metadata, "geometry": _binned(info.metadata.get("geometry"), self._preprocessing.settings.bin)}
 
     def _release(self) -> None:
         if self._info is None:
             return
         self._begin(self._info)
-        held, self._held = self._held, []
-        for frame in held:
-            if self._plan is not None:
-                self._hand_on(frame, self._plan)
+        held, self._held, self._calls = self._calls, [], []
+        for call in held:
+            call()
 
-    def _hand_on(self, frame: Frame, plan: DetectorPlan) -> None:
+    def _hand_on(self, frame: Frame) -> None:
+        if (plan := self._plan) is None:
+            return
         try:
-            counts = plan.apply(frame.counts[np.newaxis])[0]
-            check_counts(counts[plan.mask], f"frame {frame.seq_num}")
+            counts = plan.apply(_images(frame))
+            for image in counts:
+                check_counts(image[plan.mask], f"frame {frame.seq_num}")
         except FrameError as err:
             self._sink.leave_out(frame.seq_num, err)
-        else:
-            self._sink.put(replace(frame, counts=counts))
+            return
+        # Of its own: a part of the detector's frame would keep the whole of it in memory.
+        self._sink.put(replace(frame, counts=summed(counts) if len(counts) > 1 else np.array(counts[0])))
+
+
+def summed(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Add the images of an event, (n, H, W), in a type that holds their sum."""
+    return np.asarray(np.sum(images, axis=0))
+
+
+def _images(frame: Frame) -> np.ndarray[Any, Any]:
+    """Give the images of a frame, (n, H, W): several of one event, or itself."""
+    return frame.counts if frame.counts.ndim == 3 else frame.counts[np.newaxis]
 
 
 def _binned(geometry: Any, bin: int) -> Any:

@@ -17,6 +17,7 @@ from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._frame_maker import Check, FileFrame, FrameMaker, Several
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
+from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
@@ -80,7 +81,7 @@ class RunFeed:
         self._seq_num_of_datum: dict[str, int] = {}
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
-        self._maker = FrameMaker(self._files, self._tally, check, several)
+        self._maker = FrameMaker(self._files, self._tally, check, several, adds=not isinstance(sink, PreprocessingSink))
 
     @property
     def is_fed(self) -> bool:
@@ -191,7 +192,9 @@ class RunFeed:
         self._join = SeqNumJoin({"frame", "y", "x"} | ({"monitor"} if keys.monitor else set()))
         info = RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
         pattern = plan_pattern(self.start, [_owner_of(key, doc) for key in keys.position], keys.metres_per)
-        self._beginning = Beginning(self._sink, info, pattern)
+        seen = self._sink.seen(info) if isinstance(self._sink, PreprocessingSink) else info
+        images = len(self._maker.numbers(1, keys))
+        self._beginning = Beginning(self._sink, info, pattern, seen, images)
 
     def _event(self, doc: Document) -> None:
         if self._keys is None or doc["descriptor"] not in self._exposures_s:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import ResultSummary
+    from bluesky_cdi.io import ProbeFile
     from bluesky_cdi.protocols import Estimate
 
 
@@ -38,6 +40,7 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _browse(args: argparse.Namespace) -> int:
     from bluesky_cdi.catalog import find_raw, list_results, load_result
+    from bluesky_cdi.io import write_probe
 
     with reached_catalog(args.directory, configured(args).catalog) as (catalog, _):
         if args.show is None:
@@ -45,7 +48,8 @@ def _browse(args: argparse.Namespace) -> int:
             return 0
         estimate = load_result(catalog, run_or_result(args.show))
         if args.probe:
-            _write_probe(args.probe, estimate, find_raw(catalog, run_or_result(args.show)).start)
+            make_folder(args.probe.parent)
+            write_probe(args.probe, probe_file_of(estimate, find_raw(catalog, run_or_result(args.show)).start))
     from bluesky_cdi import viz
 
     path = args.figure or Path("reconstruction.png")
@@ -73,14 +77,24 @@ def _browse(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_probe(path: Path, estimate: Estimate, start: Mapping[str, Any]) -> None:
-    from bluesky_cdi.io import ProbeFile, write_probe
+def probe_file_of(estimate: Estimate, start: Mapping[str, Any]) -> ProbeFile:
+    """Give the probe of a result as a first guess for other runs.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The result.
+    start : Mapping
+        Start document of its raw run, which states the detector's own pixel, before any binning.
+    """
+    from bluesky_cdi.io import ProbeFile
     from bluesky_cdi.physics.geometry import Geometry
 
-    make_folder(path.parent)
     side = estimate.probe.shape[-1]
     geometry = Geometry.from_metadata(start, (side, side))
-    write_probe(path, ProbeFile(estimate.probe, geometry, f"run {start['uid']}", dict(estimate.source)))
+    binned = int(estimate.source.get("preprocessing", {}).get("bin", 1))
+    geometry = replace(geometry, detector_pixel_m=geometry.detector_pixel_m * binned)
+    return ProbeFile(estimate.probe, geometry, f"run {start['uid']}", dict(estimate.source))
 
 
 def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> None:

@@ -180,6 +180,9 @@ class DetectorPlan:
         _check_counts(counts, first)
         level, window, dtype = self.saturation, self.window, self._made_of(parts.dtype)
         saturated = None if self.raw_saturation is None else counts >= self.raw_saturation
+        if saturated is not None:
+            # Their sums are replaced; the largest number of a type would be too large a part of one.
+            counts = np.where(saturated, np.zeros((), counts.dtype), counts)
         if self.dark is not None:
             counts = np.maximum(counts.astype(np.float32) - self.dark, np.float32(0))
         if self.flat is not None:

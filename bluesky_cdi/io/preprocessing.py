@@ -54,6 +54,10 @@ class Preprocessing:
         """Give the geometry of a configuration, whose `frame_px` is that of what comes out, with the binned pixel."""
         return replace(stated, detector_pixel_m=stated.detector_pixel_m * self.settings.bin)
 
+    def side(self, shape: tuple[int, int]) -> int:
+        """Give the side of what comes out, pixels, as far as it is known before any frame (H, W) is."""
+        return self.frame_px or (self.settings.crop_px or min(shape)) // self.settings.bin
+
     def plan(
         self,
         shape: tuple[int, int],

@@ -83,9 +83,24 @@ class Scan:
         return mean_photons(self.counts, self.mask)
 
     def saturation(self, stated: float | None) -> float | None:
-        """Give the counts from which on a pixel is saturated: what preprocessing made of them, else what is stated."""
-        notes = self.source.get("preprocessing")
-        return stated if notes is None else notes.get("saturation")
+        """Give the counts from which on a pixel is saturated: what preprocessing made of them, else what is stated.
+
+        Raises
+        ------
+        ScanFileError
+            If it is stated for counts that were summed or divided without it.
+        """
+        notes = self.source.get("preprocessing", {})
+        level = notes.get("saturation")
+        if level is not None or stated is None:
+            return None if level is None else float(level)
+        if notes.get("bin", 1) > 1 or "dark" in notes or "flat" in notes:
+            raise ScanFileError(
+                f"which pixels reached {stated:g} counts can't be told any more: the frames were summed, or a dark "
+                "frame or sensitivity was applied, when the file was written. State the saturation where they are "
+                "converted."
+            )
+        return stated
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Scan:
         """Keep only some frames, in the order of `indices` (or where a bool array is True).

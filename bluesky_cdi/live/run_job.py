@@ -206,10 +206,12 @@ class RunJob:
     def _close(self, exit_status: str, reason: str) -> None:
         recorder, self._recorder = self._recorder, None
         self.is_open = False
-        if self._reconstructor is not None:
-            self._reconstructor.close()
-        if recorder is not None:
-            recorder.close(self.estimate, exit_status, reason)
+        try:
+            if recorder is not None:
+                recorder.close(self.estimate, exit_status, reason)
+        finally:
+            if self._reconstructor is not None:
+                self._reconstructor.close()
 
 
 class LeftOutFrames:

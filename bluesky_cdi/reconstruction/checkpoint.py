@@ -9,13 +9,13 @@ from typing import Any
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from bluesky_cdi.config import RENAMED_KEYS, Config, DetectorConfig, Section
+from bluesky_cdi.config import RENAMED_KEYS, Config, DetectorConfig, DocumentsConfig, Section
 from bluesky_cdi.errors import ConfigError, WorkerError
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader
 from bluesky_cdi.protocols import RunInfo
 
 # Sections of the configuration that make a reconstruction.
-SECTIONS = ("reconstructor", "probe", "detector")
+SECTIONS = ("reconstructor", "probe", "detector", "documents")
 # What decides which object and probe are found; budgets, iterations, device and threads may be others later.
 MUST_MATCH = ("name", "background", "refine_probe", "refine_positions", "refine_flux", "window_px")
 AGAIN = "Give the same settings, or reconstruct from the start (--anew)."
@@ -59,6 +59,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
         **{f"reconstructor.{key}": getattr(settings, key) for key in MUST_MATCH},
         "probe.modes": config.probe.modes,
         "detector": config.detector.model_dump(mode="json") if config.detector != DetectorConfig() else None,
+        "documents": config.documents.model_dump(mode="json") if config.documents != DocumentsConfig() else None,
         "SHA-256 of reconstructor.weights": weights_checksum(settings.weights) if settings.name == "pinn" else None,
     }
 

@@ -69,9 +69,9 @@ class GrowingReconstructor(PtychoReconstructor):
         self._tiling = Tiling.covering(grid.shape, grid.frame_px, self._config.window_px)
         whole = len(self._tiling) == 1
         self._solver.use_grid(mixes=not whole)
-        self._scheduler = TileScheduler(len(self._tiling), LEAST_GAIN)
+        outdated, self._scheduler = self._scheduler.has_outdated, TileScheduler(len(self._tiling), LEAST_GAIN)
         known, self._map = self._map, ObjectMap(grid.shape, grid.frame_px, whole, self._device)
         if len(self._frames):
             moved = np.rint((np.asarray(before.origin_m) - np.asarray(grid.origin_m)) / grid.pixel_m)
             self._map.take_over(known, (int(moved[0]), int(moved[1])))
-            self._scheduler.reopen(np.unique(self._tiling.home(self._frames.table.corner)).tolist())
+            self._scheduler.take_over(np.unique(self._tiling.home(self._frames.table.corner)).tolist(), outdated)

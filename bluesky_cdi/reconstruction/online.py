@@ -57,8 +57,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 logger = logging.getLogger(__name__)
 
-# How often a wait for the check of the probe asks whether it shall come back, seconds.
-WAIT_S = 0.05
+# How often a wait for the check of the probe asks whether it shall come back, and how long it waits at most, seconds.
+WAIT_S, MOST_WAIT_S = 0.05, 60.0
 
 
 class PtychoReconstructor:
@@ -152,8 +152,7 @@ class PtychoReconstructor:
         self._scheduler.touch(self._tiling.home(corner[rows]))
         self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
         self._scheduler.touch(self._tiling.touched(left))
-        if self._check_in is not None:
-            self._check_in.begin(self._frames, self._assumed, lambda: self._probe.modes[0])
+        self._check_probe()
 
     @torch.no_grad()
     def step(self, budget_s: float, interrupted: Callable[[], bool] | None = None) -> Estimate | None:
@@ -182,8 +181,8 @@ class PtychoReconstructor:
         due, checking = self._scheduler.due(self._misfit()), self._check_in is not None and self._check_in.is_running
         if checking and not due:
             # The last frame is in, and all is done but for the check of the probe.
-            self._wait_for_check(budget_s, is_interrupted)
-            due = self._scheduler.due(self._misfit())
+            self._wait_for_check(is_interrupted)
+            due, started = self._scheduler.due(self._misfit()), time.monotonic()
         if not due:
             return self._estimate(started) if checking else None
 
@@ -255,6 +254,7 @@ class PtychoReconstructor:
             self._scheduler.touch(range(len(self._tiling)))
         known = set(parts["frames"]["seq_num"].tolist())
         self.add([frame for frame in frames if frame.seq_num not in known])
+        self._check_probe()
 
     def close(self) -> None:
         """End a check of the probe that is being made."""
@@ -276,7 +276,9 @@ class PtychoReconstructor:
             self._scheduler.forget(region.tiles)
             return
         view = self._map.view(region, self._probe.modes)
-        solved = self._solver.solve(frames, view, self._probe, anew=anew, has_time=has_time)
+        # Under another probe an object is as good a start as none.
+        warm = not self._scheduler.are_outdated(region.tiles)
+        solved = self._solver.solve(frames, view, self._probe, anew=anew, warm=warm, has_time=has_time)
         self._scheduler.done(region.tiles, settled=solved.refined is None)
         self._take_refined(solved, frames)
         if solved.is_new:
@@ -331,9 +333,13 @@ class PtychoReconstructor:
             self._solver.forget()
             self._scheduler.outdate()
 
-    def _wait_for_check(self, budget_s: float, is_interrupted: Callable[[], bool]) -> None:
-        """Wait for the check that is being made, for the time of a step at most, and take what it finds."""
-        ended_by = time.monotonic() + budget_s
+    def _check_probe(self) -> None:
+        if self._check_in is not None:
+            self._check_in.begin(self._frames, self._assumed, lambda: self._probe.modes[0])
+
+    def _wait_for_check(self, is_interrupted: Callable[[], bool]) -> None:
+        """Wait for the check that is being made, and take what it finds."""
+        ended_by = time.monotonic() + MOST_WAIT_S
         while self._check_in is not None and not self._check_in.wait(WAIT_S):
             if time.monotonic() > ended_by or is_interrupted():
                 break

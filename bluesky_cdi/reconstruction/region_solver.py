@@ -99,7 +99,14 @@ class RegionSolver:
         self._engine, self._prior, self._tiles, self._mixes = None, None, (), mixes
 
     def solve(
-        self, frames: RegionFrames, view: RegionView, probe: SharedProbe, *, anew: bool, has_time: Callable[[], bool]
+        self,
+        frames: RegionFrames,
+        view: RegionView,
+        probe: SharedProbe,
+        *,
+        anew: bool,
+        has_time: Callable[[], bool],
+        warm: bool = True,
     ) -> Solved:
         """Predict a region's object where that is due, and refine it.
 
@@ -115,21 +122,23 @@ class RegionSolver:
             Whether to begin from a new prediction.
         has_time : callable
             Whether another iteration may begin.
+        warm : bool
+            Whether a prediction may begin at what is known.
         """
         obj = view.object
         if anew or self._tiles != frames.region.tiles:
             self._engine, self._prior, self._tiles = None, None, frames.region.tiles
         if anew or (self.net is not None and self._prior is None):
-            predicted = self._predicted(view, probe.modes, frames.data)
+            predicted = self._predicted(view, probe.modes, frames.data, warm)
             obj = _better(view, predicted, probe.modes, frames.data) if anew else obj
         refined = self._refined(obj, frames, view, probe, has_time)
         return Solved(obj if refined is None else refined.object, refined, anew or refined is not None)
 
-    def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction) -> Tensor:
+    def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction, warm: bool) -> Tensor:
         """Predict, in phase with the object where that is known; vacuum without a network."""
         if self.net is None:
             return torch.ones_like(view.object)
-        found = predict_object(self.net, probe, data, view.object)
+        found = predict_object(self.net, probe, data, view.object if warm else None)
         found = found * phase_towards(view.object, found, view.known)
         self._prior = prior_of(self.net, found, probe, data)
         return found

@@ -91,6 +91,30 @@ class TileScheduler:
         """Note that refining tiles was cut short: whether it pays is not known."""
         self._settled[list(tiles)] = False
 
+    def take_over(self, tiles: Sequence[int], outdated: bool) -> None:
+        """Note that tiles were predicted on another grid: they are open.
+
+        Parameters
+        ----------
+        tiles : sequence of int
+            Their numbers.
+        outdated : bool
+            Whether they wait to be predicted again.
+        """
+        self._settled[list(tiles)] = False
+        self._predicted_with[list(tiles)] = self._version
+        if outdated:
+            self.outdate()
+
+    @property
+    def has_outdated(self) -> bool:
+        """Whether a prediction waits to be made again."""
+        return bool(self._is_outdated().any())
+
+    def are_outdated(self, tiles: Sequence[int]) -> bool:
+        """Whether one of these tiles was predicted with another probe or network than there is now."""
+        return bool(self._is_outdated()[list(tiles)].any())
+
     def forget(self, tiles: Sequence[int]) -> None:
         """Note that tiles have no frames any more."""
         self.done(tiles, settled=True)

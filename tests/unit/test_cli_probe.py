@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from bluesky_cdi.bench.methods import Network
 from bluesky_cdi.bench.reports import tables
 from bluesky_cdi.bench.suites.probe import Options, overlap, probe
 from bluesky_cdi.cli import main
+from bluesky_cdi.cli.browse import probe_file_of
 from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io import ProbeFile, read_probe, write_probe, write_scan
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
@@ -129,6 +131,15 @@ def test_a_probe_file_comes_back_and_is_for_its_geometry(tmp_path):
     np.savez(tmp_path / "wrong.npz", probe=values[0], geometry="{}", name="", source="{}")
     with pytest.raises(ScanFileError, match=r"a probe \(modes, N, N\)"):
         read_probe(tmp_path / "wrong.npz")
+
+
+def test_the_probe_of_a_binned_run_has_the_pixel_of_its_frames():
+    probe = np.ones((1, 16, 16), np.complex64)
+    source = {"preprocessing": {"bin": 2}}
+    start = {"uid": "a", "geometry": GEOMETRY.as_metadata()}
+    found = probe_file_of(SimpleNamespace(probe=probe, source=source), start)
+    assert found.geometry == replace(GEOMETRY, detector_pixel_m=2 * GEOMETRY.detector_pixel_m)
+    assert probe_file_of(SimpleNamespace(probe=probe, source={}), start).geometry == GEOMETRY
 
 
 def test_the_caustic_has_its_focus_where_the_lens_has_it():

@@ -194,3 +194,8 @@ def test_large_files_are_refused_unread(write):
 def test_numbers_without_end_are_refused(write):
     with pytest.raises(ConfigError, match="can't read the configuration file"):
         load_config([write("digits.yaml", "scan: {budget: " + "9" * 10_000 + "}")])
+
+
+def test_no_beam_is_looked_for_in_a_near_field():
+    with pytest.raises(ConfigError, match="no direct beam can be found"):
+        load_config(overrides={"geometry": {"propagation": "near"}, "detector": {"beam_centre_px": "find"}})

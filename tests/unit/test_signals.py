@@ -151,6 +151,16 @@ def test_a_run_engine_is_given_back(run_engine):
         assert (engine.context_managers, engine.preprocessors) == before
 
 
+def test_a_run_engine_whose_preprocessors_were_emptied_is_given_back(run_engine):
+    before = signal.getsignal(signal.SIGTERM)
+    with run_engine() as engine:
+        with EndingSignals() as signals:
+            signals.watch(engine)
+            engine.preprocessors.clear()
+        assert engine.preprocessors == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.parametrize("theirs", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])
 def test_handlers_of_the_application_stay(theirs):
     before = signal.signal(signal.SIGTERM, theirs)

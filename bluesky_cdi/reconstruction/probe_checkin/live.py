@@ -113,6 +113,8 @@ class LiveCheckIn:
     def close(self) -> None:
         """Begin no check any more; one that is being made ends with the trials that it is at."""
         self._left = []
+        if self._thread is not None and self._thread.is_alive():
+            logger.info("the check of the probe was not over when the run ended: its first guess was not replaced")
         self._closed.set()
 
     def restore(self, notes: Mapping[str, Any]) -> None:

@@ -24,7 +24,9 @@ from ophyd.sim import SynAxis
 from bluesky_cdi.callbacks import FrameAssembler, FrameSink
 from bluesky_cdi.callbacks._frame_files import path_of
 from bluesky_cdi.callbacks._join import SeqNumJoin
+from bluesky_cdi.config import DetectorConfig
 from bluesky_cdi.errors import DocumentError, FrameError, NoPtychographyError, ScanFileError
+from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.physics.geometry import Geometry
 
 N, H, W = 4, 6, 8
@@ -640,6 +642,33 @@ class TestSeveralImages:
         assert [number for number, _ in sink.left_out] == numbers
         assert "must hold counts" in str(sink.left_out[0][1])
 
+    @pytest.mark.parametrize("settings", [{"bin": 2}, {"dark": "dark.npy"}, {"crop_px": 4, "mask_flagged": True}])
+    def test_each_image_is_preprocessed_and_then_summed(self, settings, tmp_path):
+        """A dark frame belongs to an image, and a flag is the largest number of an image's type."""
+        images = np.random.default_rng(5).integers(20, 900, (N, 3, 8, 8)).astype(np.uint32)
+        images[:, :, 3, 3] = 2**32 - 1
+        bad = np.zeros((8, 8), np.uint8)
+        bad[3, 3] = "mask_flagged" not in settings
+        dark = np.random.default_rng(6).integers(0, 30, (8, 8))
+        np.save(tmp_path / "bad.npy", bad)
+        np.save(tmp_path / "dark.npy", dark)
+        chosen = {**settings, "bad_pixels": str(tmp_path / "bad.npy")}
+        if "dark" in settings:
+            chosen["dark"] = str(tmp_path / "dark.npy")
+        wanted = Preprocessing(DetectorConfig(**chosen))
+        run = Run(frame={"shape": [3, 8, 8]})
+        events = [run.event(k + 1, det_image=images[k], y=p[0], x=p[1]) for k, p in enumerate(POSITIONS_UM)]
+        sink, _ = feed([run.start, run.descriptor, *events, run.stop()], preprocessing=wanted)
+        assert not sink.left_out and [frame.seq_num for frame in sink.puts] == [1, 2, 3, 4]
+        plan = wanted.plan((8, 8), images.dtype, frames=images.reshape(-1, 8, 8))
+        mask = sink.infos[0].preprocessed.mask
+        np.testing.assert_array_equal(mask, plan.mask)
+        assert (~mask).sum() == 1
+        for frame, event in zip(sink.puts, images, strict=True):
+            assert frame.exposure_s == 3 * EXPOSURE_S
+            np.testing.assert_array_equal(frame.counts[mask], plan.apply(event).sum(axis=0)[mask])
+            assert not np.shares_memory(frame.counts, event)
+
     def test_one_of_one_comes_before_several(self):
         run = event_model.compose_run(metadata={"motors": ["y", "x"]})
         number = {"source": "t", "dtype": "number", "shape": [], "units": "um"}
@@ -711,6 +740,40 @@ class TestWithoutAWindow:
     def test_frames_none_of_which_can_be_used_are_told(self):
         sink, _ = self.feed_at([(0, 0), (0, 3)], bad=(1, 2))
         assert sink.calls == ["start_run", "leave_out", "leave_out", "end_run"]
+
+    @pytest.mark.parametrize("shape", [(8, 8), (10, 12)])
+    def test_what_comes_out_of_preprocessing_sets_the_pixel(self, shape):
+        """Of 4 pixels in place of 8 or 10 each is larger; frames that are no squares are brought to some."""
+        wanted = Preprocessing(DetectorConfig(crop_px=4), 4)
+        pixel_um = Geometry(**self.geometry, frame_px=4).pixel_m * 1e6
+        run = Run(frame={"shape": list(shape)}, geometry=self.geometry)
+        places = [(0, 0), (0.3, 0), (0, 1), (2, 2)]
+        events = [
+            run.event(k, det_image=np.ones(shape, int), y=y * pixel_um, x=x * pixel_um)
+            for k, (y, x) in enumerate(places, 1)
+        ]
+        sink, _ = feed([run.start, run.descriptor, *events[:2]], preprocessing=wanted)
+        assert sink.calls == []
+        sink, _ = feed([run.start, run.descriptor, *events, run.stop()], preprocessing=wanted)
+        assert sink.calls == ["start_run", *["put"] * 4, "end_run"]
+        info = sink.infos[0]
+        assert info.frame_shape == (4, 4) and info.grows
+        np.testing.assert_allclose(info.window_m, np.array([[0, 0], [0.3, 1]]) * pixel_um * 1e-6)
+
+    def test_an_event_of_many_images_is_one_place(self):
+        run = Run(frame={"shape": [20, 8, 8]}, geometry=self.geometry)
+        events = [run.event(k, det_image=np.ones((20, 8, 8), int), y=0.0, x=5 * k * self.pixel_um) for k in range(1, 4)]
+        sink, _ = feed([run.start, run.descriptor, *events, run.stop()], several="each")
+        assert sink.calls == ["start_run", *["put"] * 60, "end_run"]
+
+    def test_what_is_left_out_waits_with_the_frames_that_are_looked_at(self):
+        wanted = Preprocessing(DetectorConfig(mask_flagged=True))
+        run = Run(frame={"shape": [8, 8]}, geometry=self.geometry, window_m=[[0, 0], [1e-6, 1e-6]])
+        events = [
+            run.event(k, det_image=np.ones((8, 8), int), y=np.nan if k == 2 else 0.0, x=0.1 * k) for k in range(1, 5)
+        ]
+        sink, _ = feed([run.start, run.descriptor, *events, run.stop()], preprocessing=wanted)
+        assert sink.calls == ["start_run", "put", "leave_out", "put", "put", "end_run"]
 
     def test_a_run_beside_one_that_is_held_is_left_out(self, caplog):
         first = Run(frame={"shape": [8, 8]}, geometry=self.geometry)

@@ -258,6 +258,13 @@ def test_a_saturated_pixel_is_saturated_in_what_comes_out_and_no_other_is(settin
     assert saturated.sum() == 2
 
 
+def test_the_largest_number_of_a_type_is_saturated_not_refused():
+    frame = np.ones((4, 4), np.uint32)
+    frame[0, 0] = 2**32 - 1
+    plan = plan_of(frame, bin=2, saturation=1000)
+    np.testing.assert_array_equal(plan.apply(frame[np.newaxis])[0], [[plan.saturation, 4], [4, 4]])
+
+
 def test_sums_beyond_counts_are_refused():
     frame = np.full((4, 4), 2**31, np.uint32)
     with pytest.raises(FrameError, match=f"binned counts must be below {MOST_COUNTS}"):

@@ -268,3 +268,18 @@ class TestPtychodus:
         assert back.geometry.pixel_m == pytest.approx(9e-9) and back.geometry.energy_ev == pytest.approx(8800.0)
         np.testing.assert_array_equal(back.positions_m, [[0, 0], [0, 1e-8], [5e-8, 2e-8]])
         assert back.probe is None
+
+
+def test_the_saturation_of_converted_frames():
+    """What was only chosen can still be told; what was computed without it can't."""
+    scan = make_scan()
+    assert scan.saturation(900.0) == 900.0 and scan.saturation(None) is None
+    chosen = replace(scan, source={"preprocessing": {"bin": 1, "saturation": None}})
+    assert chosen.saturation(900.0) == 900.0 and chosen.saturation(None) is None
+    known = replace(scan, source={"preprocessing": {"bin": 2, "saturation": 3600.0}})
+    assert known.saturation(900.0) == known.saturation(None) == 3600.0
+    for notes in ({"bin": 2}, {"dark": {}}, {"flat": {}}):
+        computed = replace(scan, source={"preprocessing": {**notes, "saturation": None}})
+        assert computed.saturation(None) is None
+        with pytest.raises(ScanFileError, match="which pixels reached 900 counts can't be told"):
+            computed.saturation(900.0)

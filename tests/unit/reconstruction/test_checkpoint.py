@@ -157,6 +157,7 @@ def test_it_goes_on_with_its_own_settings_and_those_that_are_set(tmp_path):
         ({"reconstructor": {"refine_probe": False}}, r"refine_probe: True then, False now"),
         ({"probe": {"modes": 5}}, r"probe\.modes: 2 then, 5 now"),
         ({"detector": {"flip_rows": True}}, r"detector: None then, \{.*'flip_rows': True"),
+        ({"documents": {"several": "each"}}, r"documents: None then, \{.*'several': 'each'"),
     ],
 )
 def test_another_reconstruction_is_refused(tmp_path, sections, message):

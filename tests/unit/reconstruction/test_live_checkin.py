@@ -119,11 +119,11 @@ def test_a_closed_one_ends(made, frames, monkeypatch):
     ours = reconstructor(made, lens(defocus_m=0.35e-3), refine_iterations=0)
     ours.add(frames)
     assert began.wait(SOON_S)
-    # A step does not wait for it while there is work, and no longer than its time where there is none.
+    # A step does not wait for it while there is work, and where there is none no longer than nothing interrupts it.
     first = ours.step(STEP_S)
     assert first.source["probe_check_in"] == {}
     for _ in range(3):
-        assert ours.step(0.0) is not None
+        assert ours.step(STEP_S, lambda: True) is not None
     ours.close()
     may_go_on.set()
     assert ours._check_in.wait(SOON_S)
@@ -138,6 +138,17 @@ def test_frames_that_tell_nothing_leave_the_run_as_it_is(made, frames, caplog):
     assert ours._check_in.wait(SOON_S)
     assert ours.step(STEP_S) is not None
     assert "the probe can't be checked" in caplog.text
+
+
+def test_a_check_that_had_not_ended_is_made_after_a_restart(made, frames):
+    ours = reconstructor(made, lens(defocus_m=0.35e-3), refine_iterations=0)
+    ours.add(frames)
+    ours.step(STEP_S)
+    state = ours.checkpoint()
+    ours.close()
+    again = reconstructor(made, lens(defocus_m=0.35e-3), refine_iterations=0)
+    again.restore(state, frames)
+    assert steps_of(again)[-1].source["probe_check_in"]["taken"]
 
 
 def test_a_checkpoint_keeps_what_was_found(made, frames, monkeypatch):

@@ -1,6 +1,7 @@
 """Which tiles come when."""
 
 import numpy as np
+import pytest
 
 from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
 
@@ -84,3 +85,15 @@ def test_state_comes_back():
         assert either.due(MISFIT) == [3, 1]
         either.done([1, 3], settled=True)
         assert either.due(MISFIT) == [2]
+
+
+@pytest.mark.parametrize("outdated", [False, True])
+def test_tiles_of_another_grid_are_open_and_can_be_outdated(outdated):
+    work = scheduler()
+    work.take_over([1, 3], outdated)
+    assert work.due(MISFIT) == [3, 1] or work.due(MISFIT) == [1, 3]
+    assert work.has_outdated is work.must_predict([1]) is work.are_outdated([1, 0]) is outdated
+    work.done([1, 3], settled=True)
+    assert not work.has_outdated and work.due(MISFIT) == []
+    work.outdate()
+    assert sorted(work.due(MISFIT)) == [1, 3] and work.are_outdated([3]) and not work.are_outdated([0])
