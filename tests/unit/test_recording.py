@@ -245,3 +245,56 @@ def test_whatever_a_document_holds_the_scan_goes_on(RE, journal, record, caplog)
     found = [doc["data"]["value"] for name, doc in docs if name == "event"]
     assert found == [7, str(2**70), "\ud800", 0.5, "2026-01-02", ["[[...]]"], [1, [2]], "<class 'object'>"]
     assert not told(caplog)
+
+
+def short_of_memory(monkeypatch, n):
+    """Let there be no memory to pack event n while the list that is returned holds something."""
+    really, short = journal_module.pack, [1]
+
+    def pack(value):
+        if short and value[1].get("seq_num") == n:
+            raise MemoryError
+        return really(value)
+
+    monkeypatch.setattr(journal_module, "pack", pack)
+    return short
+
+
+def test_a_document_that_no_memory_is_found_for_after_a_pause_is_told_and_left_out(
+    RE, journal, record, monkeypatch, caplog
+):
+    short_of_memory(monkeypatch, 2)
+    events = []
+    RE.subscribe(lambda name, doc: events.append(doc["uid"]), "event")
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        with pytest.raises(RunEngineInterrupted):
+            RE(plan(40))
+        # Those behind it wait with it, until the pause is over.
+        assert RE.state == "paused" and numbers(journal) == [1] and len(events) < 40
+        assert RE.resume().exit_status == "success"
+    assert numbers(journal) == [1, *range(3, 41)]
+    which = f"can't pack the event document {events[1]} of run "
+    pauses, left_out = told(caplog)
+    assert pauses.startswith(f"the scan pauses: {which}") and "no memory. Make room in memory. 1 document(s)" in pauses
+    assert left_out.startswith(f"left out, after a pause in which no memory became free: {which}")
+    record.close()
+
+
+def test_a_document_that_memory_is_made_for_in_a_pause_is_kept(RE, journal, record, monkeypatch, caplog):
+    short = short_of_memory(monkeypatch, 2)
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan(40))
+    short.clear()
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
+    assert not any("left out" in line for line in told(caplog))
+
+
+def test_what_waits_behind_a_document_without_memory_is_written_at_the_end(journal, record, monkeypatch, caplog):
+    short_of_memory(monkeypatch, 1)
+    record("start", {"uid": "a"})
+    record("descriptor", {"uid": "b", "run_start": "a", "data_keys": {}})
+    record("event", {"uid": "c", "descriptor": "b", "seq_num": 1})
+    record("event", {"uid": "d", "descriptor": "b", "seq_num": 2})
+    record.close()
+    assert numbers(journal) == [2] and "left out" in caplog.text
