@@ -247,12 +247,12 @@ def test_whatever_a_document_holds_the_scan_goes_on(RE, journal, record, caplog)
     assert not told(caplog)
 
 
-def short_of_memory(monkeypatch, n):
-    """Let there be no memory to pack event n while the list that is returned holds something."""
+def short_of_memory(monkeypatch, *numbers):
+    """Let there be no memory to pack these events while the list that is returned holds something."""
     really, short = journal_module.pack, [1]
 
     def pack(value):
-        if short and value[1].get("seq_num") == n:
+        if short and value[1].get("seq_num") in numbers:
             raise MemoryError
         return really(value)
 
@@ -260,24 +260,53 @@ def short_of_memory(monkeypatch, n):
     return short
 
 
-def test_a_document_that_no_memory_is_found_for_after_a_pause_is_told_and_left_out(
+def test_documents_that_no_memory_is_found_for_after_a_pause_are_told_and_left_out(
     RE, journal, record, monkeypatch, caplog
 ):
-    short_of_memory(monkeypatch, 2)
+    # Both come before the checkpoint at which the scan pauses, and none comes twice.
+    short_of_memory(monkeypatch, 1, 2)
+    signal = Signal(name="value", value=1.0)
     events = []
     RE.subscribe(lambda name, doc: events.append(doc["uid"]), "event")
+
+    @bpp.run_decorator()
+    def three_events_a_checkpoint():
+        for k in range(3):
+            yield from bps.checkpoint()
+            for _ in range(3):
+                yield from bps.trigger_and_read([signal])
+            while k == 0 and not RE.deferred_pause_requested:
+                yield from bps.sleep(0.01)
+
     with caplog.at_level(logging.ERROR, "bluesky_cdi"):
         with pytest.raises(RunEngineInterrupted):
-            RE(plan(40))
-        # Those behind it wait with it, until the pause is over.
-        assert RE.state == "paused" and numbers(journal) == [1] and len(events) < 40
+            RE(three_events_a_checkpoint())
+        # Those behind them wait with them, until the pause is over.
+        assert RE.state == "paused" and numbers(journal) == [] and len(events) == 3
         assert RE.resume().exit_status == "success"
-    assert numbers(journal) == [1, *range(3, 41)]
-    which = f"can't pack the event document {events[1]} of run "
-    pauses, left_out = told(caplog)
-    assert pauses.startswith(f"the scan pauses: {which}") and "no memory. Make room in memory. 1 document(s)" in pauses
-    assert left_out.startswith(f"left out, after a pause in which no memory became free: {which}")
+    assert numbers(journal) == list(range(3, 10))
+    pauses, *left_out = told(caplog)
+    which = [f"can't pack the event document {uid} of run " for uid in events[:2]]
+    assert pauses.startswith(f"the scan pauses: {which[0]}") and ": no memory. Make room in memory. 1 doc" in pauses
+    assert [line.startswith(f"left out: {each}") for line, each in zip(left_out, which, strict=True)] == [True, True]
     record.close()
+
+
+def test_a_document_that_waited_for_a_disk_is_not_left_out_for_lack_of_memory(RE, journal, record, monkeypatch, caplog):
+    full = full_disk(monkeypatch)
+    short = short_of_memory(monkeypatch, 2)
+    RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 1 else None, "event")
+    short.clear()
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan(40))
+    full.clear()
+    short.append(1)
+    with pytest.raises(RunEngineInterrupted):
+        RE.resume()
+    short.clear()
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
+    assert [line.startswith("the scan pauses: can't ") for line in told(caplog)] == [True, True]
 
 
 def test_a_document_that_memory_is_made_for_in_a_pause_is_kept(RE, journal, record, monkeypatch, caplog):
