@@ -208,8 +208,8 @@ def factory_of(name: str) -> Callable[..., Setup]:
         # The module itself or a package that it should lie in; of what it imports, it is the module that fails.
         if isinstance(err, ModuleNotFoundError) and err.name is not None and f"{module}.".startswith(f"{err.name}."):
             raise ConfigError(
-                f"the module of the worker's factory {name!r} must be one that Python finds ({why}). Install it, or put "
-                "its folder on PYTHONPATH."
+                f"the module of the worker's factory {name!r} must be one that Python finds ({why}). Install it, or "
+                "put its folder on PYTHONPATH."
             ) from err
         raise ConfigError(f"the module of the worker's factory {name!r} fails when it is imported: {why}") from err
     if not callable(found):
