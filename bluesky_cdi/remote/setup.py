@@ -165,7 +165,13 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
                 else None
             ),
         ),
-        Pace(settings.step_budget_s, settings.final_steps, settings.final_budget_s, settings.checkpoint_s),
+        Pace(
+            settings.step_budget_s,
+            settings.final_steps,
+            settings.final_budget_s,
+            settings.checkpoint_s,
+            settings.fine_tune_s,
+        ),
         settings.queue_frames,
         config.documents,
         settings.file_timeout_s,
