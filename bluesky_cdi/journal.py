@@ -87,14 +87,15 @@ class Journal:
         ------
         JournalError
             If it can't be written; the file is then as it was before, and the same document may be given again.
+            There may be no room on the disk, or, where the cause is a MemoryError, in memory.
         RefusedError
             If it never can be: it is too large, or belongs to no run that goes on.
         """
-        data = self._packed(name, doc)
+        record = self._packed(name, doc)
         with self._lock:
             uid = self._run(name, doc)
             run = self._runs[uid]
-            run.append(data)
+            run.append(record)
             if name in ("descriptor", "resource", "stream_resource"):
                 self._run_of[doc["uid"]] = uid
             if name == "stop":
@@ -111,20 +112,26 @@ class Journal:
                 self._close(uid)
 
     def _packed(self, name: str, doc: Mapping[str, Any]) -> bytes:
+        """Pack a document as a record, its head included."""
         try:
             data = pack([name, doc])
+            if len(data) < RECORD_MAX:
+                return _HEAD.pack(len(data), zlib.crc32(data)) + data
         except DocumentError as err:
             why = str(err)
         except MemoryError as err:
-            raise JournalError(f"can't pack a {name} document: {err or 'no memory'}. Make room in memory.") from err
+            which = self._which(name, doc)
+            raise JournalError(f"can't pack {which}: {str(err) or 'no memory'}. Make room in memory.") from err
         else:
-            if len(data) < RECORD_MAX:
-                return data
             why = f"it has {len(data)} bytes; it must have fewer than {RECORD_MAX}"
+        raise RefusedError(f"{self._which(name, doc)} can't be kept: {why}")
+
+    def _which(self, name: str, doc: Mapping[str, Any]) -> str:
+        """Name a document and its run."""
         with self._lock:
             parents = [doc["uid"]] if name == "start" else _parents(doc)
             run = next((self._run_of.get(str(parent), parent) for parent in parents if parent is not None), None)
-        raise RefusedError(f"the {name} document {doc.get('uid')} of run {run} can't be kept: {why}")
+        return f"the {name} document {doc.get('uid')} of run {run}"
 
     def _run(self, name: str, doc: Mapping[str, Any]) -> str:
         if self._ended.is_set():
@@ -177,12 +184,12 @@ class _RunFile:
             raise JournalError(f"can't begin the journal's file {path}: {err}") from err
         self._dirty = True
 
-    def append(self, data: bytes) -> None:
+    def append(self, record: bytes) -> None:
         try:
-            self._append(_HEAD.pack(len(data), zlib.crc32(data)) + data)
+            self._append(record)
         except OSError as err:
             raise JournalError(
-                f"can't write a document of {len(data)} bytes to {self.path}: {err}. Make room on that disk."
+                f"can't write a document of {len(record)} bytes to {self.path}: {err}. Make room on that disk."
             ) from err
 
     def sync(self) -> None:

@@ -1,4 +1,4 @@
-"""Documents and messages as bytes: msgpack, with NumPy arrays as they are.
+"""Documents and messages as bytes: msgpack, with NumPy arrays as they are, masked ones with their masks.
 
 Nothing in these bytes can run code, so they may come from another process or another machine.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from bluesky_cdi.errors import DocumentError
 
-_ARRAY, _COMPLEX = 1, 2
+_ARRAY, _COMPLEX, _MASKED = 1, 2, 3
 # Integers, numbers and bools; texts, bytes and times. Arrays of objects are packed as lists.
 _KINDS = "biufcSUmM"
 # What msgpack packs as it is. ExtType is a tuple, which would be taken for a list.
@@ -27,7 +27,8 @@ def pack(value: Any) -> bytes:
     """Write a value as bytes: what JSON knows, bytes, arrays, complex numbers; tuples as lists, all else as text.
 
     Integers beyond 64 bits come as text too, and so does what holds itself or lies too deep. Texts keep surrogates
-    that stand alone, as in names of files that are no UTF-8.
+    that stand alone, as in names of files that are no UTF-8. Of masked arrays, data and mask are kept, also of what
+    is masked, but not the value that stands for it (`fill_value`); in lists of objects None stands for it.
 
     Parameters
     ----------
@@ -91,6 +92,10 @@ def _pack_other(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in _KINDS:
             return value.tolist()
+        if isinstance(value, np.ma.MaskedArray):
+            # A mask that is not there stays so: None.
+            mask = None if value.mask is np.ma.nomask else np.asarray(value.mask)
+            return msgpack.ExtType(_MASKED, msgpack.packb([np.asarray(value.data), mask], default=_pack_other))
         return msgpack.ExtType(_ARRAY, msgpack.packb([value.dtype.str, value.shape, value.tobytes()]))
     if isinstance(value, memoryview):
         return value.tobytes()
@@ -149,6 +154,9 @@ def _as_tuple(value: Any) -> Any:
 def _unpack_other(code: int, data: bytes) -> Any:
     if code == _COMPLEX:
         return complex(*msgpack.unpackb(data))
+    if code == _MASKED:
+        values, mask = msgpack.unpackb(data, ext_hook=_unpack_other)
+        return np.ma.array(values, mask=np.ma.nomask if mask is None else mask, copy=False)
     if code != _ARRAY:
         raise ValueError(f"a value of the unknown kind {code}")
     dtype, shape, raw = msgpack.unpackb(data)

@@ -25,7 +25,8 @@ class Recording:
 
     A callback for ``RE.subscribe``; it never raises into the RunEngine. A document that can't be written is kept in
     memory and written before the next one; the RunEngine pauses at its next checkpoint, and goes on when it is resumed.
-    One that can never be written is left out, and told.
+    One that can never be written is left out, and told; so is one that there was not memory enough to pack before a
+    pause, and still is not after it.
 
     Parameters
     ----------
@@ -43,6 +44,8 @@ class Recording:
         self._journal, self._engine = journal, engine
         self._folders, self._reserve = dict(folders), reserve_bytes
         self._unwritten: deque[tuple[str, Mapping[str, Any]]] = deque()
+        # Whether they wait because there was no memory to pack the first of them.
+        self._short_of_memory = False
         self._points = 0
         self._request = self._pausing()
         self._told = ""
@@ -72,7 +75,7 @@ class Recording:
                 logger.warning("can't tell whether there is room for the run: %s", err)
 
     def close(self) -> None:
-        """Write what waits in memory.
+        """Write what waits in memory; what there is no memory to pack is left out.
 
         Raises
         ------
@@ -80,18 +83,39 @@ class Recording:
             If that is still not possible.
         """
         try:
-            self._write()
+            self._write(at_end=True)
         except JournalError as err:
             raise JournalError(f"{len(self._unwritten)} document(s) of the last run could not be kept: {err}") from err
 
-    def _write(self) -> None:
+    def _write(self, *, at_end: bool = False) -> None:
         while self._unwritten:
             try:
                 self._journal(*self._unwritten[0])
-            except RefusedError as err:
+            except JournalError as err:
+                if not (isinstance(err, RefusedError) or self._is_beyond_memory(err, at_end)):
+                    raise
                 # Those behind it must not wait for ever.
                 logger.error("left out: %s", err)
             self._unwritten.popleft()
+        self._short_of_memory = False
+
+    def _is_beyond_memory(self, err: JournalError, at_end: bool) -> bool:
+        """Tell whether there is no memory for the first document that waits, as before a pause that is over.
+
+        Parameters
+        ----------
+        err : JournalError
+            Why it can't be written.
+        at_end : bool
+            No pause comes any more.
+        """
+        if not isinstance(err.__cause__, MemoryError):
+            return False
+        # One alone has come just now, and has waited for nothing yet.
+        if at_end or (self._short_of_memory and len(self._unwritten) > 1 and not self._is_pausing):
+            return True
+        self._short_of_memory = True
+        return False
 
     def _look_after(self, name: str, doc: Mapping[str, Any]) -> None:
         """Look whether there is room for the run that a document belongs to."""
@@ -117,13 +141,18 @@ class Recording:
 
     def _pause(self, why: str) -> None:
         """Pause the scan at its next checkpoint, and say why; again if it is resumed and nothing has changed."""
-        engine = self._engine
-        if self._request.is_alive() or engine.deferred_pause_requested or engine.state == "pausing":
+        if self._is_pausing:
             return
         logger.error("the scan pauses: %s Then RE.resume() goes on, or RE.abort() ends the run in order.", why)
         # Not in this thread, which is the RunEngine's own: the request waits for it.
         self._request = self._pausing()
         self._request.start()
+
+    @property
+    def _is_pausing(self) -> bool:
+        """Whether a pause has been asked for and is not there yet."""
+        engine = self._engine
+        return self._request.is_alive() or engine.deferred_pause_requested or engine.state == "pausing"
 
     def _pausing(self) -> threading.Thread:
         return threading.Thread(target=self._request_pause, name="bluesky_cdi-pause", daemon=True)

@@ -201,7 +201,7 @@ class RunFeed:
             return
         parts = {part: doc["data"][key] for key, part in self._keys.parts.items() if key in doc["data"]}
         if "frame" in parts:
-            parts["frame"] = np.asarray(parts["frame"])
+            parts["frame"] = _image(parts["frame"])
         self._add(doc["seq_num"], parts, doc["descriptor"])
 
     def _stream_datum(self, doc: Document) -> None:
@@ -257,6 +257,13 @@ class RunFeed:
         if self._beginning is not None and self._keys is not None:
             for number in self._maker.numbers(seq_num, self._keys):
                 self._beginning.leave_out(number, error)
+
+
+def _image(value: Any) -> np.ndarray[Any, Any]:
+    """Give an event's image as an array; NaN, which no pixel counts, where it is masked."""
+    if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
+        return np.where(np.ma.getmaskarray(value), np.float32(np.nan), np.asarray(value.data))
+    return np.asarray(value)
 
 
 def _owner_of(key: str, descriptor: Document) -> str:

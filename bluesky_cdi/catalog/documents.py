@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.catalog.connect import Catalog
+from bluesky_cdi.catalog.masks import mask_keys, with_masks
 from bluesky_cdi.errors import CatalogError
 
 Document = tuple[str, dict[str, Any]]
@@ -50,8 +51,10 @@ def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterat
 
 def _stream_documents(stream: Any) -> Iterator[Document]:
     descriptors = stream.descriptors
+    masks = mask_keys(descriptors[0])
     for descriptor in descriptors:
-        yield "descriptor", descriptor
+        keys = {key: each for key, each in descriptor["data_keys"].items() if key not in masks.values()}
+        yield "descriptor", {**descriptor, "data_keys": keys}
     parts = dict(stream.base.items())
     table = parts.pop("internal").read() if "internal" in parts else None
     numbers = None if table is None else [int(number) for number in table["seq_num"]]
@@ -105,6 +108,7 @@ def _file_documents(
 
 def _events(table: Any, inside: Mapping[str, Any], descriptors: list[dict[str, Any]]) -> Iterator[Document]:
     """Yield the events in the order of their rows; arrays that they hold are read block by block."""
+    masks = mask_keys(descriptors[0])
     keys = [key for key in table.columns if key not in ("seq_num", "time") and not key.startswith("ts_")]
     rows = table.to_dict("records")
     for first in range(0, len(rows), BLOCK_ROWS):
@@ -112,6 +116,7 @@ def _events(table: Any, inside: Mapping[str, Any], descriptors: list[dict[str, A
         arrays = {key: np.asarray(node[first : first + len(block)]) for key, node in inside.items()}
         for k, row in enumerate(block):
             data = {key: row[key] for key in keys} | {key: each[k] for key, each in arrays.items() if k < len(each)}
+            data = with_masks(data, masks)
             # A configuration that changed during the run has a descriptor of its own from then on.
             since = [each for each in descriptors if each["time"] <= row["time"]] or descriptors[:1]
             yield (

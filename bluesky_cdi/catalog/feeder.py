@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluesky_cdi.catalog.connect import failed, is_server_fault
+from bluesky_cdi.catalog.masks import Masks, as_lists
 from bluesky_cdi.errors import BlueskyCDIError, CatalogError, JournalError
 from bluesky_cdi.journal import SUFFIX, Document, Journal, JournalReader, is_written, run_files, start_of
 
@@ -260,6 +261,7 @@ class _Run:
         # By the number of the record: why the catalog does not take it.
         self._refused: dict[int, Exception] = {}
         self._failures: Counter[int] = Counter()
+        self._masks = Masks()
         self._careful = False
         self._verified = 0
         self._note = ""
@@ -362,19 +364,25 @@ class _Run:
 
     def _write(self, name: str, doc: dict[str, Any]) -> None:
         self._record += 1
-        self._last_time = float(doc.get("time") or self._last_time)
+        # A page of events has the times of all.
+        times = () if doc.get("time") is None else doc["time"]
+        self._last_time = float(np.max(times, initial=self._last_time))
         if name == "descriptor":
-            self._descriptors[doc["uid"]] = doc
+            doc = self._descriptors[doc["uid"]] = self._masks.describe(doc)
         if self._record in self._refused or self._depends_on_missing(name, doc):
             if "uid" in doc:
                 self._missing.add(doc["uid"])
             return
         events = _events_of(name, doc)
+        descriptor = self._descriptors.get(doc["descriptor"]) if events else None
+        if descriptor is not None and self._masks.learn(doc, descriptor):
+            raise _Anew
         try:
             if name == "event":
-                self._check(doc)
+                _check_shapes(doc, self._descriptors[doc["descriptor"]])
+            plain = as_lists(doc) if descriptor is None else self._masks.plain(doc, descriptor)
             with self._reaching():
-                self._writer(name, doc)
+                self._writer(name, plain)
         except CatalogError as err:
             if err.__cause__ is None:
                 self._refuse(name, err)
@@ -385,19 +393,6 @@ class _Run:
             self._ended = True
         elif events:
             self._events[self._descriptors[doc["descriptor"]]["name"]] += events
-
-    def _check(self, event: Mapping[str, Any]) -> None:
-        """Refuse an array of another shape than announced, which Tiled's writer would mix with its neighbours."""
-        for key, announced in self._descriptors[event["descriptor"]]["data_keys"].items():
-            value = event["data"].get(key)
-            if not isinstance(value, np.ndarray) or announced.get("external"):
-                continue
-            shape = announced.get("shape") or []
-            if len(shape) != value.ndim or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
-                raise CatalogError(
-                    f"{key!r} must have the shape {tuple(shape)} that its descriptor states; event "
-                    f"{event['seq_num']} has {value.shape}"
-                )
 
     def _depends_on_missing(self, name: str, doc: Mapping[str, Any]) -> bool:
         if any(str(doc.get(key)) in self._missing for key in ("descriptor", "stream_resource", "resource")):
@@ -510,6 +505,20 @@ def _events_of(name: str, doc: Mapping[str, Any]) -> int:
     if name == "event_page":
         return len(doc["seq_num"])
     return int(name == "event")
+
+
+def _check_shapes(event: Mapping[str, Any], descriptor: Mapping[str, Any]) -> None:
+    """Refuse an array of another shape than announced, which Tiled's writer would mix with its neighbours."""
+    for key, announced in descriptor["data_keys"].items():
+        value = event["data"].get(key)
+        if not isinstance(value, np.ndarray) or announced.get("external"):
+            continue
+        shape = announced.get("shape") or []
+        if len(shape) != value.ndim or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
+            raise CatalogError(
+                f"{key!r} must have the shape {tuple(shape)} that its descriptor states; event "
+                f"{event['seq_num']} has {value.shape}"
+            )
 
 
 def _rows(run: Any, stream: str) -> int:

@@ -74,9 +74,12 @@ class Pace:
         Time for all of them, seconds.
     checkpoint_s : float
         Time between two saved states, seconds.
+    tune_s : float
+        Time that a step may take beside to tune the network, seconds.
     """
 
     step_s: float = 5.0
     final_steps: int = 10
     final_s: float = 60.0
     checkpoint_s: float = 60.0
+    tune_s: float = 0.0

@@ -17,6 +17,7 @@ from typing import Any
 
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.live.parts import Pace
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.log import ROOT_NAME
 from bluesky_cdi.packing import pack, unpack
@@ -128,10 +129,15 @@ class Served:
     documents : DocumentBuffer
         Hands the frames of documents to the worker.
     estimates : Estimates
+    pace : Pace
+        The worker's.
     """
 
-    def __init__(self, channel: Channel, worker: LiveWorker, documents: DocumentBuffer, estimates: Estimates) -> None:
+    def __init__(
+        self, channel: Channel, worker: LiveWorker, documents: DocumentBuffer, estimates: Estimates, pace: Pace
+    ) -> None:
         self._channel, self._worker, self._documents, self._estimates = channel, worker, documents, estimates
+        self._step_s = pace.step_s + pace.tune_s
         self._received = self._begun = 0
 
     def run(self) -> None:
@@ -201,7 +207,8 @@ class Served:
         worker, begun, received = self._worker, self._begun, self._received
         is_idle = self._documents.drain(0.0) and worker.is_idle
         error = None if worker.error is None else str(worker.error)
-        self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1, worker.busy_s)
+        overdue_s = max(0.0, worker.busy_s - self._step_s)
+        self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1, overdue_s)
 
 
 class _Log(logging.Handler):
@@ -239,7 +246,7 @@ def main() -> None:
         os._exit(1)
     channel.send("ready")
     try:
-        Served(channel, worker, documents, estimates).run()
+        Served(channel, worker, documents, estimates, setup.pace).run()
     except EOFError:
         # The session was killed. What it measured is in its journal; nothing more is to be done here.
         os._exit(1)

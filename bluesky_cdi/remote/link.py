@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 # A process that says nothing for so long is told of, and after so long killed.
 QUIET_S, SILENT_S = 2.0, 15.0
-# A worker that has been at one step for so long hangs, and is ended: its steps are meant to take seconds.
+# A worker that is at one step for so much longer than a step may take hangs, and is ended. Its budget does not tell how
+# long the iteration takes that was begun last, nor what comes before any: networks, kernels that are compiled.
 STUCK_S = 120.0
 LOOK_S = 0.25
 START_S = 120.0
@@ -94,10 +95,10 @@ class Link:
                 return False
         return True
 
-    def is_busy(self, seconds: float) -> None:
-        """Learn how long the worker has been at one thing; end the process of one that hangs."""
+    def is_overdue(self, seconds: float) -> None:
+        """Learn how much longer the worker has been at one thing than it may; end the process of one that hangs."""
         if seconds > STUCK_S:
-            self._why = f"it had been at one step for more than {STUCK_S:g} s and was killed"
+            self._why = f"it had been at one step for {STUCK_S:g} s longer than it may take and was killed"
             self.kill()
 
     def finish(self) -> None:

@@ -17,7 +17,7 @@ session    close                                finish what is under way, and en
 worker     ready                                the worker is made
 worker     failed, text                         it can't be made
 worker     beat, begun, error, left out, done,  alive; scans begun, and the error of the newest run; documents
-           busy                                 that are done with, or -1; seconds at one thing
+           overdue                              that are done with, or -1; seconds at one thing, beyond a step's time
 worker     answer, number, value                of begin, request, wait
 worker     refused, number, text                of begin, request, wait
 worker     estimate, fields                     the newest

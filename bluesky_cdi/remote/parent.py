@@ -261,8 +261,8 @@ class WorkerProcess:
         name, *values = message
         match name:
             case "beat":
-                begun, error, self.n_dropped, self._state.done, busy_s = values
-                link.is_busy(busy_s)
+                begun, error, self.n_dropped, self._state.done, overdue_s = values
+                link.is_overdue(overdue_s)
                 self._state.fail(begun, error)
             case "answer":
                 self._questions.answer(values[0], unpack_answer(values[1]), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +165,13 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
                 else None
             ),
         ),
-        Pace(settings.step_budget_s, settings.final_steps, settings.final_budget_s, settings.checkpoint_s),
+        Pace(
+            settings.step_budget_s,
+            settings.final_steps,
+            settings.final_budget_s,
+            settings.checkpoint_s,
+            settings.fine_tune_s,
+        ),
         settings.queue_frames,
         config.documents,
         settings.file_timeout_s,
@@ -197,9 +202,23 @@ def factory_of(name: str) -> Callable[..., Setup]:
     Raises
     ------
     ConfigError
-        If there is none of that name.
+        If there is no such module or no such function in it, or if the module fails when it is imported.
     """
     module, _, function = name.partition(":")
-    with contextlib.suppress(ImportError, AttributeError, ValueError):
-        return getattr(import_module(module), function)  # type: ignore[no-any-return]
-    raise ConfigError(f"the worker's factory must be named module:function, and be importable; got {name!r}")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise ConfigError(f"the worker's factory must be named module:function; got {name!r}")
+    try:
+        found = getattr(import_module(module), function, None)
+    except Exception as err:
+        why = f"{type(err).__name__}: {err}"
+        # The module itself or a package that it should lie in; of what it imports, it is the module that fails.
+        if isinstance(err, ModuleNotFoundError) and err.name is not None and f"{module}.".startswith(f"{err.name}."):
+            raise ConfigError(
+                f"the module of the worker's factory {name!r} must be one that Python finds ({why}). Install it, or "
+                "put its folder on PYTHONPATH."
+            ) from err
+        raise ConfigError(f"the module of the worker's factory {name!r} fails when it is imported: {why}") from err
+    if not callable(found):
+        what = "has none of that name" if found is None else f"has {found!r:.60} of that name"
+        raise ConfigError(f"the worker's factory {name!r} must be a function of its module; {module} {what}")
+    return found  # type: ignore[no-any-return]

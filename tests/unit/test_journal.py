@@ -185,7 +185,10 @@ def test_a_document_that_can_not_be_packed(journal, monkeypatch):
     def no_room(value):
         raise MemoryError("no room")
 
-    with monkeypatch.context() as patch, pytest.raises(JournalError, match=r"can't pack .* no room") as caught:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(JournalError, match=f"pack the start document {uid} .* no room") as caught,
+    ):
         patch.setattr(journal_module, "pack", no_room)
         journal(*docs[0])
     assert not isinstance(caught.value, RefusedError)

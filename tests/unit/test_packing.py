@@ -32,6 +32,23 @@ def test_arrays_come_back_bit_for_bit(array):
     assert back.dtype == array.dtype and back.shape == array.shape and back.tobytes() == array.tobytes()
 
 
+@given(npst.arrays(npst.scalar_dtypes(), npst.array_shapes(min_dims=0, max_dims=3, min_side=0)), st.integers(0, 99))
+def test_masked_arrays_come_back_with_what_is_masked(array, seed):
+    masked = np.ma.array(array, mask=np.random.default_rng(seed).random(array.shape) < 0.5)
+    back = unpack(pack({"data": masked}))["data"]
+    assert isinstance(back, np.ma.MaskedArray)
+    assert back.dtype == array.dtype and back.shape == array.shape and back.data.tobytes() == array.tobytes()
+    np.testing.assert_array_equal(back.mask, masked.mask)
+
+
+def test_masks_of_other_arrays():
+    none, one = unpack(pack([np.ma.array([1, 2]), np.ma.masked]))
+    assert none.mask is np.ma.nomask and list(none) == [1, 2]
+    assert one.shape == () and one.mask.item() is True
+    objects = np.ma.array([1, "a", 2**70], mask=[True, False, False], dtype=object)
+    assert unpack(pack(objects)) == [None, "a", str(2**70)]
+
+
 def test_what_msgpack_lacks():
     found = unpack(
         pack({"f": np.float32(0.5), "i": np.int64(7), "c": 1 + 2j, "nan": math.nan, "t": (1, 2), "s": {3},

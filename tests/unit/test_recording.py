@@ -245,3 +245,85 @@ def test_whatever_a_document_holds_the_scan_goes_on(RE, journal, record, caplog)
     found = [doc["data"]["value"] for name, doc in docs if name == "event"]
     assert found == [7, str(2**70), "\ud800", 0.5, "2026-01-02", ["[[...]]"], [1, [2]], "<class 'object'>"]
     assert not told(caplog)
+
+
+def short_of_memory(monkeypatch, *numbers):
+    """Let there be no memory to pack these events while the list that is returned holds something."""
+    really, short = journal_module.pack, [1]
+
+    def pack(value):
+        if short and value[1].get("seq_num") in numbers:
+            raise MemoryError
+        return really(value)
+
+    monkeypatch.setattr(journal_module, "pack", pack)
+    return short
+
+
+def test_documents_that_no_memory_is_found_for_after_a_pause_are_told_and_left_out(
+    RE, journal, record, monkeypatch, caplog
+):
+    # Both come before the checkpoint at which the scan pauses, and none comes twice.
+    short_of_memory(monkeypatch, 1, 2)
+    signal = Signal(name="value", value=1.0)
+    events = []
+    RE.subscribe(lambda name, doc: events.append(doc["uid"]), "event")
+
+    @bpp.run_decorator()
+    def three_events_a_checkpoint():
+        for k in range(3):
+            yield from bps.checkpoint()
+            for _ in range(3):
+                yield from bps.trigger_and_read([signal])
+            while k == 0 and not RE.deferred_pause_requested:
+                yield from bps.sleep(0.01)
+
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        with pytest.raises(RunEngineInterrupted):
+            RE(three_events_a_checkpoint())
+        # Those behind them wait with them, until the pause is over.
+        assert RE.state == "paused" and numbers(journal) == [] and len(events) == 3
+        assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(3, 10))
+    pauses, *left_out = told(caplog)
+    which = [f"can't pack the event document {uid} of run " for uid in events[:2]]
+    assert pauses.startswith(f"the scan pauses: {which[0]}") and ": no memory. Make room in memory. 1 doc" in pauses
+    assert [line.startswith(f"left out: {each}") for line, each in zip(left_out, which, strict=True)] == [True, True]
+    record.close()
+
+
+def test_a_document_that_waited_for_a_disk_is_not_left_out_for_lack_of_memory(RE, journal, record, monkeypatch, caplog):
+    full = full_disk(monkeypatch)
+    short = short_of_memory(monkeypatch, 2)
+    RE.subscribe(lambda name, doc: full.append(1) if doc["seq_num"] == 1 else None, "event")
+    short.clear()
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan(40))
+    full.clear()
+    short.append(1)
+    with pytest.raises(RunEngineInterrupted):
+        RE.resume()
+    short.clear()
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
+    assert [line.startswith("the scan pauses: can't ") for line in told(caplog)] == [True, True]
+
+
+def test_a_document_that_memory_is_made_for_in_a_pause_is_kept(RE, journal, record, monkeypatch, caplog):
+    short = short_of_memory(monkeypatch, 2)
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan(40))
+    short.clear()
+    assert RE.resume().exit_status == "success"
+    assert numbers(journal) == list(range(1, 41))
+    assert not any("left out" in line for line in told(caplog))
+
+
+def test_what_waits_behind_a_document_without_memory_is_written_at_the_end(journal, record, monkeypatch, caplog):
+    short_of_memory(monkeypatch, 1)
+    record("start", {"uid": "a"})
+    record("descriptor", {"uid": "b", "run_start": "a", "data_keys": {}})
+    record("event", {"uid": "c", "descriptor": "b", "seq_num": 1})
+    record("event", {"uid": "d", "descriptor": "b", "seq_num": 2})
+    record.close()
+    assert numbers(journal) == [2] and "left out" in caplog.text

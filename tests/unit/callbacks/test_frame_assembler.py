@@ -863,6 +863,12 @@ def spoilt(value, dtype=float, frame=2):
     return frames
 
 
+def with_masked_pixel(frame=...):
+    masked = np.ma.array(FRAMES, mask=np.zeros(FRAMES.shape, bool))
+    masked[frame, 1, 1] = np.ma.masked
+    return masked
+
+
 class TestRunEngine:
     """Under a RunEngine: the frames of a good scan, and one clear error of a bad one, which is still recorded."""
 
@@ -879,6 +885,7 @@ class TestRunEngine:
         ("options", "match", "left_out"),
         [
             ({"frames": spoilt(np.nan)}, "frame 3 must be finite; 1 of 48 pixels", [3]),
+            ({"frames": with_masked_pixel(2)}, "frame 3 must be finite; 1 of 48 pixels", [3]),
             ({"frames": spoilt(np.inf)}, "frame 3 must be finite", [3]),
             ({"frames": spoilt(-2, int)}, "frame 3 must hold counts.*lowest value is -2", [3]),
             ({"frames": spoilt(-0.5)}, "not negative", [3]),
@@ -894,7 +901,7 @@ class TestRunEngine:
             engine(scan(Detector(**options), Axis(name="y"), Axis(name="x"), md=md))
         self.assert_left_out(got, FrameError, match, left_out)
 
-    @pytest.mark.parametrize("frames", [spoilt(np.nan), spoilt(-1, int)])
+    @pytest.mark.parametrize("frames", [spoilt(np.nan), spoilt(-1, int), with_masked_pixel()])
     def test_what_masked_pixels_hold_is_not_looked_at(self, engine, frames):
         mask = np.ones((H, W), bool)
         mask[1, 1] = False

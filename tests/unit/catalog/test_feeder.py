@@ -14,7 +14,7 @@ from event_model import compose_run
 from tiled.client.dataframe import DataFrameClient
 
 from bluesky_cdi.catalog import feeder as feeder_module
-from bluesky_cdi.catalog import open_catalog, serve
+from bluesky_cdi.catalog import open_catalog, run_documents, serve
 from bluesky_cdi.catalog.feeder import Feeder, waiting_files
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.journal import Journal, JournalReader
@@ -157,6 +157,79 @@ def test_what_the_catalog_refuses_is_kept_apart_and_the_rest_comes(catalog, jour
     kept = journal.folder.parent / "refused" / f"{uid}.journal"
     assert f"does not take document 8 of run {uid}" in caplog.text and str(kept) in caplog.text
     assert [doc.get("seq_num") for _, doc in read(kept)] == [None, None, 7, 21, None]
+
+
+MASK = np.arange(16).reshape(4, 4) % 5 == 0
+MASKED_KEYS = {
+    "y": {"source": "s", "dtype": "number", "dtype_numpy": "<f8", "shape": []},
+    "n": {"source": "s", "dtype": "integer", "dtype_numpy": "<i8", "shape": []},
+    "frame": {"source": "s", "dtype": "array", "dtype_numpy": "<u2", "shape": [4, 4]},
+    "sums": {"source": "s", "dtype": "array", "dtype_numpy": "<f4", "shape": [2]},
+}
+
+
+def masked_documents(masked, n=20):
+    """The documents of a run of which the events in `masked`, by their index, hold masked arrays."""
+    docs = documents(n, data_keys=MASKED_KEYS)
+    docs[0][1]["widths"] = np.ma.array([1, 2], mask=[False, True])
+    for k in range(n):
+        data = docs[2 + k][1]["data"]
+        data.update(n=k, sums=np.array([k, 0.5], np.float32))
+        if k in masked:
+            data.update(y=np.ma.masked, n=np.ma.array(k, mask=True), sums=np.ma.array(data["sums"], mask=[False, True]))
+            data["frame"] = np.ma.array(data["frame"], mask=MASK)
+        docs[2 + k][1]["timestamps"] = dict.fromkeys(data, float(k))
+    return docs
+
+
+@pytest.mark.parametrize("masked", [{0, 19}, {18}], ids=["from the first event on", "when others were written"])
+def test_masked_arrays_come_with_their_masks(catalog, journal, feeder, masked, caplog):
+    docs = masked_documents(masked)
+    uid = docs[0][1]["uid"]
+    write(journal, docs)
+    (fed,) = feed(feeder)
+    assert (fed.events, fed.refused, fed.note) == (20, 0, "") and not caplog.records
+    run, are_masked = catalog.raw[uid], np.isin(np.arange(20), list(masked))
+    assert run.start["widths"] == [1, None]
+    stream = run["primary"]
+    table = stream.base["internal"].read()
+    # What can be NaN is; of what can't, the mask lies beside the values as they were.
+    np.testing.assert_array_equal(table["y"], np.where(are_masked, np.nan, 0.5 * np.arange(20)))
+    np.testing.assert_array_equal(stream["sums"].read()[:, 1], np.where(are_masked, np.nan, 0.5).astype(np.float32))
+    assert list(table["n"]) == list(range(20)) and list(table["n_mask"]) == list(are_masked)
+    frames, masks = stream["frame"].read(), stream["frame_mask"].read()
+    assert frames.dtype == np.uint16 and masks.dtype == bool
+    np.testing.assert_array_equal(frames, np.broadcast_to(np.arange(20)[:, None, None], (20, 4, 4)))
+    np.testing.assert_array_equal(masks, are_masked[:, None, None] & MASK)
+    # As documents, the run is what was written.
+    back = list(run_documents(catalog, run))
+    assert list(back[1][1]["data_keys"]) == list(MASKED_KEYS)
+    for (_, found), (_, wanted) in zip(back[2:-1], docs[2:-1], strict=True):
+        data, event = found["data"], wanted["data"]
+        assert data.keys() == event.keys() == found["timestamps"].keys()
+        np.testing.assert_array_equal(np.ma.getmaskarray(data["frame"]), np.ma.getmaskarray(event["frame"]))
+        assert np.ma.allequal(data["frame"], event["frame"]) and np.ma.is_masked(data["n"]) == np.ma.is_masked(
+            event["n"]
+        )
+
+
+def test_masks_in_pages_of_events(catalog, journal, feeder):
+    docs = masked_documents({1})
+    _, (_, descriptor), *events = docs[:-1]
+    page = {
+        "uid": [event["uid"] for _, event in events], "descriptor": descriptor["uid"], "filled": {},
+        "seq_num": list(range(1, 21)), "time": [event["time"] for _, event in events],
+        "data": {key: [event["data"][key] for _, event in events] for key in MASKED_KEYS},
+        "timestamps": {key: [event["timestamps"][key] for _, event in events] for key in MASKED_KEYS},
+    }  # fmt: skip
+    page["data"]["n"] = np.ma.array(range(20), mask=np.arange(20) == 1)
+    write(journal, [*docs[:2], ("event_page", page), docs[-1]])
+    assert [(fed.events, fed.refused) for fed in feed(feeder)] == [(20, 0)]
+    stream = catalog.raw[docs[0][1]["uid"]]["primary"]
+    np.testing.assert_array_equal(stream["frame_mask"].read(), (np.arange(20) == 1)[:, None, None] & MASK)
+    table = stream.base["internal"].read()
+    assert list(table["n_mask"]) == [k == 1 for k in range(20)] and list(table["n"]) == list(range(20))
+    assert list(np.isnan(table["y"])) == [k == 1 for k in range(20)]
 
 
 def test_a_run_that_can_not_be_written_at_all_does_not_block_others(catalog, journal, feeder, caplog):

@@ -42,7 +42,7 @@ class OtherEnd:
     def beats(self, begun, error=None):
         self.says("beat", begun, error, 0, -1, 0.0)
 
-    def is_busy(self, seconds):
+    def is_overdue(self, seconds):
         pass
 
     def dies(self, why):
