@@ -14,7 +14,6 @@ predicted again that rest on a worse probe, the worst explained first. The assum
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +27,8 @@ from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines.ptychography import deviance_of
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.models.weights import Trained
-from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.illumination import summed_illumination
-from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
@@ -42,6 +39,7 @@ from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames, 
 from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
 from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
+from bluesky_cdi.reconstruction.probe_watch import ProbeWatch
 from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
@@ -56,9 +54,6 @@ from bluesky_cdi.reconstruction.uncertainty import (
 BoolArray = npt.NDArray[np.bool_]
 
 logger = logging.getLogger(__name__)
-
-# How often a wait for the check of the probe asks whether it shall come back, and how long it waits at most, seconds.
-WAIT_S, MOST_WAIT_S = 0.05, 60.0
 
 
 class PtychoReconstructor:
@@ -116,7 +111,6 @@ class PtychoReconstructor:
             raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
         net = trained.unrolled_net if trained else None
         self._grid, self._config, self._device = grid, config, device
-        self._assumed, self._check_in = torch.from_numpy(np.asarray(probe, np.complex64)).to(device), check_in
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
         )
@@ -125,6 +119,7 @@ class PtychoReconstructor:
         whole = len(self._tiling) == 1
         self._scheduler = TileScheduler(len(self._tiling), LEAST_GAIN)
         self._probe = SharedProbe(probe, device)
+        self._watch = ProbeWatch(self._probe, check_in)
         self._map = ObjectMap(grid.shape, side, whole, device)
         self._solver = RegionSolver(config, net, mixes=not whole, seed=seed, on_progress=on_progress)
         self._estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
@@ -152,7 +147,7 @@ class PtychoReconstructor:
         self._scheduler.touch(self._tiling.home(corner[rows]))
         self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
         self._scheduler.touch(self._tiling.touched(left))
-        self._check_probe()
+        self._watch.begin(self._frames)
 
     @torch.no_grad()
     def step(self, budget_s: float, interrupted: Callable[[], bool] | None = None) -> Estimate | None:
@@ -178,10 +173,11 @@ class PtychoReconstructor:
             return interrupted is not None and interrupted()
 
         self._take_checked()
-        due, checking = self._scheduler.due(self._misfit()), self._check_in is not None and self._check_in.is_running
+        due, checking = self._scheduler.due(self._misfit()), self._watch.is_running
         if checking and not due:
             # The last frame is in, and all is done but for the check of the probe.
-            self._wait_for_check(is_interrupted)
+            self._watch.wait(is_interrupted)
+            self._take_checked()
             due, started = self._scheduler.due(self._misfit()), time.monotonic()
         if not due:
             return self._estimate(started) if checking else None
@@ -208,13 +204,12 @@ class PtychoReconstructor:
         parts = {
             "object": self._map.checkpoint(),
             "probe": self._probe.checkpoint(),
+            "check_in": self._watch.checkpoint(),
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
             "scheduler": self._scheduler.checkpoint(),
             "solver": {"iterations": np.array(self._solver.iterations), "ended": np.array(self._solver.ended)},
         }
-        if self._check_in is not None:
-            parts["check_in"] = {"notes": np.array(json.dumps(self._check_in.notes))}
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
@@ -247,19 +242,17 @@ class PtychoReconstructor:
         self._map.restore(parts["object"])
         self._probe.restore(parts["probe"])
         self._solver.iterations, self._solver.ended = int(parts["solver"]["iterations"]), str(parts["solver"]["ended"])
-        if self._check_in is not None and "check_in" in parts:
-            self._check_in.restore(json.loads(str(parts["check_in"]["notes"])))
+        self._watch.restore(parts.get("check_in", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
             self._scheduler.touch(range(len(self._tiling)))
         known = set(parts["frames"]["seq_num"].tolist())
         self.add([frame for frame in frames if frame.seq_num not in known])
-        self._check_probe()
+        self._watch.begin(self._frames)
 
     def close(self) -> None:
         """End a check of the probe that is being made."""
-        if self._check_in is not None:
-            self._check_in.close()
+        self._watch.close()
 
     def _misfit(self) -> FloatArray:
         """Sum the deviance of each tile's own frames, (tiles,)."""
@@ -327,23 +320,9 @@ class PtychoReconstructor:
 
     def _take_checked(self) -> None:
         """Go on with the probe of a check that has ended, if it is better; all is then predicted again."""
-        found = None if self._check_in is None else self._check_in.take()
-        if found is not None:
-            self._probe.publish(scaled_to(found[None], float(intensity(self._probe.modes).sum())))
+        if self._watch.take():
             self._solver.forget()
             self._scheduler.outdate()
-
-    def _check_probe(self) -> None:
-        if self._check_in is not None:
-            self._check_in.begin(self._frames, self._assumed, lambda: self._probe.modes[0])
-
-    def _wait_for_check(self, is_interrupted: Callable[[], bool]) -> None:
-        """Wait for the check that is being made, and take what it finds."""
-        ended_by = time.monotonic() + MOST_WAIT_S
-        while self._check_in is not None and not self._check_in.wait(WAIT_S):
-            if time.monotonic() > ended_by or is_interrupted():
-                break
-        self._take_checked()
 
     def _estimate(self, started: float) -> Estimate:
         solver, seconds = self._solver, time.monotonic() - started
@@ -352,6 +331,5 @@ class PtychoReconstructor:
             "ended": solver.ended,
             "fine_tuning_steps": self._tuner.steps,
         }
-        notes = {} if self._check_in is None else {"probe_check_in": dict(self._check_in.notes)}
-        source = {**self._source, **progress, **notes}
+        source = {**self._source, **progress, **self._watch.source()}
         return estimate_of(self._frames.table, self._metrics, self._map, self._probe, seconds=seconds, source=source)

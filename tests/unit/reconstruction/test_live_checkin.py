@@ -126,7 +126,7 @@ def test_a_closed_one_ends(made, frames, monkeypatch):
         assert ours.step(STEP_S, lambda: True) is not None
     ours.close()
     may_go_on.set()
-    assert ours._check_in.wait(SOON_S)
+    assert ours._watch.check_in.wait(SOON_S)
     assert ours.step(STEP_S) is None
     assert ours.estimate().source["probe_check_in"] == {}
 
@@ -135,7 +135,7 @@ def test_frames_that_tell_nothing_leave_the_run_as_it_is(made, frames, caplog):
     """Frames without light: the check says so, and the reconstruction goes on."""
     ours = reconstructor(made, lens())
     ours.add([Frame(frame.seq_num, frame.position_m, np.zeros_like(frame.counts)) for frame in frames])
-    assert ours._check_in.wait(SOON_S)
+    assert ours._watch.check_in.wait(SOON_S)
     assert ours.step(STEP_S) is not None
     assert "the probe can't be checked" in caplog.text
 
@@ -159,5 +159,5 @@ def test_a_checkpoint_keeps_what_was_found(made, frames, monkeypatch):
     again = reconstructor(made, lens(defocus_m=0.35e-3))
     monkeypatch.setattr(live, "check_in", None)
     again.restore(state, frames)
-    assert not again._check_in.is_running
+    assert not again._watch.check_in.is_running
     assert again.estimate().source["probe_check_in"] == last.source["probe_check_in"]
