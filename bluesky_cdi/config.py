@@ -5,6 +5,7 @@ A profile's ``config.yaml`` holds what differs from the defaults here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bluesky_cdi.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # A configuration has some hundred keys in two levels. What is far beyond that could take minutes, or all memory.
 FILE_MAX = 256 * 2**10
@@ -306,6 +309,9 @@ class SimulationConfig(Section):
     """Frames go to an HDF5 file announced by asset documents, or inside the event."""
 
 
+# Units of the geometry, and what instruments have in them: keV, millimetres and micrometres lie outside.
+USUAL = {"energy_ev": ("eV", 100, 2e5), "distance_m": ("m", 1e-3, 100), "detector_pixel_m": ("m", 1e-7, 1e-3)}
+
 # Keys of earlier versions, and what they are called now.
 RENAMED_KEYS = {
     "simulation.beam_fluctuation": "simulation.flux_fluctuation",
@@ -386,12 +392,20 @@ def load_config(paths: Sequence[Path | str] = (), overrides: Mapping[str, Any] |
         merged = _merge(merged, _as_mapping(_read_yaml(Path(path).expanduser()), path))
     merged = _merge(merged, overrides or {})
     try:
-        return Config.model_validate(merged)
+        config = Config.model_validate(merged)
     except ValidationError as err:
         lines = [_complaint(e["loc"], e["type"], e["msg"], e["input"]) for e in err.errors()]
         where = ", ".join(map(str, paths)) or "the configuration"
         # Without pydantic's own error, which quotes every value: also the catalog's key.
         raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from None
+    for key, (unit, low, high) in USUAL.items():
+        value = getattr(config.geometry, key)
+        if not low <= value <= high:
+            logger.warning(
+                "geometry.%s is %g %s, which few instruments have (%g to %g): is it in another unit?",
+                key, value, unit, low, high,
+            )  # fmt: skip
+    return config
 
 
 def _read_yaml(path: Path) -> object:

@@ -199,3 +199,15 @@ def test_numbers_without_end_are_refused(write):
 def test_no_beam_is_looked_for_in_a_near_field():
     with pytest.raises(ConfigError, match="no direct beam can be found"):
         load_config(overrides={"geometry": {"propagation": "near"}, "detector": {"beam_centre_px": "find"}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "unit"),
+    [("energy_ev", 8.0, "8 eV"), ("distance_m", 2000.0, "2000 m"), ("detector_pixel_m", 172.0, "172 m")],
+)
+def test_another_unit_is_suspected(key, value, unit, caplog):
+    load_config(overrides={"geometry": {"energy_ev": 12400.0, "distance_m": 5.0, "detector_pixel_m": 55e-6}})
+    assert not caplog.records
+    load_config(overrides={"geometry": {key: value}})
+    (record,) = caplog.records
+    assert f"geometry.{key} is {unit}, which few instruments have" in record.getMessage()
