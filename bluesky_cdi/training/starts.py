@@ -25,7 +25,7 @@ from bluesky_cdi.training.stream import Batch, SceneStream
 
 # Most physics steps, epochs of rPIE and own passes that a start has behind it.
 MOST_STEPS, MOST_EPOCHS, MOST_PASSES = 10, 20, 5
-# Passes in a row that bring something: from vacuum further ones lowered errors by no more than a hundredth.
+# Passes in a row that are worth their time: from vacuum ten had 0.95 of the error of three (decision 0017).
 PASSES = 3
 # Frames of each scene in a mini-batch of rPIE.
 RPIE_FRAMES = 8
