@@ -269,7 +269,7 @@ class PtychoReconstructor:
             self._scheduler.forget(region.tiles)
             return
         view = self._map.view(region, self._probe.modes)
-        # Under another probe an object is as good a start as none.
+        # An object that was made under another probe can be a worse start than none.
         warm = not self._scheduler.are_outdated(region.tiles)
         solved = self._solver.solve(frames, view, self._probe, anew=anew, warm=warm, has_time=has_time)
         self._scheduler.done(region.tiles, settled=solved.refined is None)
