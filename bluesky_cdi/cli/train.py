@@ -14,6 +14,8 @@ from bluesky_cdi.errors import BlueskyCDIError
 if TYPE_CHECKING:
     import torch
 
+    from bluesky_cdi.models.unrolled import UnrolledConfig
+
 # The networks that can be trained: `models.unrolled.PRESETS`, which would load torch, and the baseline.
 MODELS = ("small", "large", "ptychonn")
 
@@ -36,6 +38,13 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, default=1.5e-3)
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
     add("--attention", action="store_true", help="self-attention at the coarsest level of each stage")
+    add(
+        "--subsets",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts of the frames that a stage goes through one after the other before its U-Net (default 1: none)",
+    )
     add("--scaled", action="store_true", help="stages see and make changes in units of the physics step's size too")
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
@@ -59,12 +68,10 @@ def _train(args: argparse.Namespace) -> int:
 
     from bluesky_cdi.log import configure_logging
     from bluesky_cdi.models.ptychonn import PtychoNNConfig
-    from bluesky_cdi.models.unrolled import PRESETS
     from bluesky_cdi.models.weights import is_shipped
     from bluesky_cdi.signals import EndingSignals
     from bluesky_cdi.training.pretrain import PretrainConfig, pretrain
     from bluesky_cdi.training.process_group import joined
-    from bluesky_cdi.training.starts import PASSES
 
     configure_logging(logging.INFO + 10 * args.quiet)
     if args.out.suffix != ".safetensors":
@@ -77,8 +84,12 @@ def _train(args: argparse.Namespace) -> int:
     # batches have another number of frames each time, and tuning for each took longer than training.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = args.model != "ptychonn"
-    if (args.attention or args.scaled) and args.model == "ptychonn":
-        raise BlueskyCDIError("--attention and --scaled are options of the unrolled networks, not of --model ptychonn")
+    if (args.attention or args.scaled or args.subsets != 1) and args.model == "ptychonn":
+        raise BlueskyCDIError(
+            "--attention, --scaled and --subsets are options of the unrolled networks, not of --model ptychonn"
+        )
+    if args.subsets < 1:
+        raise BlueskyCDIError(f"--subsets must be 1 or more; got {args.subsets}")
     config = PretrainConfig(
         seconds=args.seconds,
         seed=args.seed,
@@ -86,9 +97,7 @@ def _train(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         physics=args.physics,
         photons=(args.photons[0], args.photons[1]),
-        model=PtychoNNConfig()
-        if args.model == "ptychonn"
-        else replace(PRESETS[args.model], attention=args.attention, scaled=args.scaled, passes=PASSES),
+        model=PtychoNNConfig() if args.model == "ptychonn" else _size(args),
     )
     probe = _probe(args.probe) if args.probe else None
     # Told to end, it keeps what it has learned.
@@ -106,6 +115,18 @@ def _train(args: argparse.Namespace) -> int:
     shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
     say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out)), *shipped])
     return 0
+
+
+def _size(args: argparse.Namespace) -> UnrolledConfig:
+    """Give the size of an unrolled network as asked."""
+    from bluesky_cdi.models.unrolled import PRESETS
+    from bluesky_cdi.training.starts import PASSES
+
+    size = PRESETS[args.model]
+    # Before the step that the U-Net sees there must be one that is a sweep.
+    steps = size.steps if args.subsets == 1 else max(2, size.steps)
+    chosen = {"subsets": args.subsets, "attention": args.attention, "scaled": args.scaled}
+    return replace(size, steps=steps, passes=PASSES, **chosen)
 
 
 def _probe(path: Path) -> torch.Tensor:

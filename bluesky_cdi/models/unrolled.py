@@ -35,6 +35,11 @@ SCALED_CHANNELS = 3
 SIZE_WINDOW, LEAST_SIZE = 15, 1e-5
 # Largest size of a step that is a unit of changes.
 MOST_SIZE = 0.5
+# Before training: share of a sweep's last change that goes on with the next part of the frames; photons on a pixel at
+# which half of what a part asks for is noise, in the first stage and, where less is left to change, in the last.
+MOMENTUM, NOISE_PHOTONS = 0.7, (5.0, 100.0)
+# Fewest frames of a part of a sweep, on average over the scenes.
+LEAST_PART = 4
 # Size of a step at which the change of an untrained scaled network is halved: below all that matters at first.
 HALVED_AT = 1e-3
 # Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
@@ -52,6 +57,9 @@ class UnrolledConfig:
         Unrolled stages.
     steps : int
         Physics steps of a stage; its U-Net sees the last.
+    subsets : int
+        Parts of the frames that all steps but the last of a stage go through one after the other, with momentum (a
+        sweep); 1: all frames together.
     channels : int
         Channels of the finest level; level i has ``min(i + 1, 3)`` times as many.
     levels : int
@@ -74,6 +82,7 @@ class UnrolledConfig:
 
     stages: int = 5
     steps: int = 1
+    subsets: int = 1
     channels: int = 32
     levels: int = 4
     stem: int = 2
@@ -174,6 +183,10 @@ class UnrolledNet(nn.Module):
         self.step_size = nn.Parameter(torch.ones(self.config.stages * self.config.steps))
         if self.config.scaled:
             self.log_halved_at = nn.Parameter(torch.full((self.config.stages,), math.log(HALVED_AT)))
+        if self.config.subsets > 1:
+            self.momentum_logit = nn.Parameter(torch.full((self.config.stages,), MOMENTUM).logit())
+            first, last = map(math.log, NOISE_PHOTONS)
+            self.log_noise_photons = nn.Parameter(torch.linspace(first, last, self.config.stages))
         self.critic = UNet(PHYSICS_CHANNELS, 2, replace(self.config, attention=False))
         # Of amplitude and phase; `training.calibration` sets it once the critic has learned.
         self.log_std_offset: Tensor
@@ -183,16 +196,17 @@ class UnrolledNet(nn.Module):
         """Take what a network has learned.
 
         Further stages and steps are steps of the physics until they learn better; attention that it lacks changes
-        nothing until then, nor does the size of the step, but for changes where the frames ask for next to none.
+        nothing until then, nor does the size of the step, but for changes where the frames ask for next to none. Where
+        it lacks sweeps, they take the place of steps.
 
         Raises
         ------
         ValueError
-            If it has more stages or steps than this one, or attention or a scale that this one lacks, or the stages
-            have another size.
+            If it has more stages, steps or subsets than this one, or attention or a scale that this one lacks, or the
+            stages have another size.
         """
         ours, theirs = self.config, earlier.config
-        more = ("stages", "steps", "attention", "scaled")
+        more = ("stages", "steps", "subsets", "attention", "scaled")
         grown = replace(theirs, passes=ours.passes, **{name: getattr(ours, name) for name in more})
         if grown != ours or any(getattr(theirs, name) > getattr(ours, name) for name in more):
             raise ValueError(f"{theirs} doesn't fit into {ours}: only {', '.join(more)} may be more")
@@ -206,6 +220,9 @@ class UnrolledNet(nn.Module):
             self._step_sizes()[: theirs.stages, ours.steps - theirs.steps :] = earlier._step_sizes()
             if theirs.scaled:
                 self.log_halved_at[: theirs.stages] = earlier.log_halved_at
+            if theirs.subsets > 1:
+                self.momentum_logit[: theirs.stages] = earlier.momentum_logit
+                self.log_noise_photons[: theirs.stages] = earlier.log_noise_photons
             for stage in self.stages[theirs.stages :]:
                 for parameter in cast(UNet, stage).exit.parameters():
                     parameter.zero_()
@@ -227,14 +244,17 @@ class UnrolledNet(nn.Module):
         list of Tensor, shape (B, Y, X), complex64
             The object after each stage; the last is the result.
         """
-        frames = IlluminatedFrames(probe, data)
         shape = data.object_shape
+        frames = IlluminatedFrames(probe, data, subsets=self._parts(len(data) // shape[0]))
         obj = torch.ones(shape, dtype=probe.dtype, device=probe.device) if start is None else start
         memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
         outputs = []
         for number, (net, step_sizes) in enumerate(zip(self.stages, self._step_sizes(), strict=True)):
             for step_size in step_sizes[:-1]:
-                obj = obj + step_size * damped_step(obj, probe, frames)[0]
+                if self.config.subsets > 1:
+                    obj = self._sweep(number, obj, step_size, probe, frames)
+                else:
+                    obj = obj + step_size * damped_step(obj, probe, frames)[0]
             channels, step, support = look(obj, probe, frames)
             seen = [channels, memory]
             if self.config.scaled:
@@ -276,6 +296,22 @@ class UnrolledNet(nn.Module):
         log_std, features = run_unet(self.critic, channels)
         bounded = LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE)
         return bounded + self.log_std_offset[:, None, None], features
+
+    def _parts(self, frames: int) -> int:
+        """Return how many parts of the frames of a scene a sweep goes through."""
+        return max(1, min(self.config.subsets, frames // LEAST_PART))
+
+    def _sweep(self, stage: int, obj: Tensor, step_size: Tensor, probe: Tensor, frames: IlluminatedFrames) -> Tensor:
+        """Go through the parts of the frames, each from the object that the one before has left, with momentum."""
+        damping = STEP_DAMPING * peak_intensity(probe) + self.log_noise_photons[stage].exp()
+        momentum = self.momentum_logit[stage].sigmoid()
+        velocity = torch.zeros_like(obj)
+        for part in range(frames.subsets):
+            numerator, illumination = frames.step_of_subset(obj, part)
+            change = step_size * numerator / (illumination + damping)
+            velocity = momentum * velocity + change
+            obj = obj + change + momentum * velocity
+        return obj
 
     def _step_sizes(self) -> Tensor:
         """Give the lengths of the physics steps, (stages, steps)."""

@@ -41,15 +41,31 @@ class IlluminatedFrames:
         Frames computed at a time, which bounds memory; default: `frames_at_once`.
     room : int, optional
         Bytes of probes to keep; default: `room_for_probes`.
+    subsets : int
+        Parts that `step_of_subset` goes through: every so manieth frame each.
     """
 
-    def __init__(self, probe: Tensor, data: Diffraction, chunk: int | None = None, room: int | None = None) -> None:
+    def __init__(
+        self,
+        probe: Tensor,
+        data: Diffraction,
+        chunk: int | None = None,
+        room: int | None = None,
+        subsets: int = 1,
+    ) -> None:
         self._probe = probe
         self._data = data
-        self._parts = list(data.chunks(chunk or frames_at_once(probe)))
+        chunk = chunk or frames_at_once(probe)
+        self._subsets = [list(data[first::subsets].chunks(chunk)) for first in range(subsets)]
         self._room = room_for_probes(probe.device) if room is None else room
-        self._kept: list[Tensor] = []
-        self._illumination: Tensor | None = None
+        # By subset and part of it.
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._illumination: dict[int, Tensor] = {}
+
+    @property
+    def subsets(self) -> int:
+        """How many parts there are."""
+        return len(self._subsets)
 
     def step(self, obj: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the object change that all frames together ask for, and the illumination behind it.
@@ -66,24 +82,45 @@ class IlluminatedFrames:
         illumination : Tensor, shape (B, Y, X)
             ``sum |probe|^2``, photons per pixel.
         """
-        numerator = torch.zeros(self._data.object_shape, dtype=obj.dtype, device=obj.device)
-        illumination = torch.zeros_like(numerator.real) if self._illumination is None else self._illumination
-        add = _add_step_fused if _fuses(obj, self._probe, self._data) else _add_step
-        for part, probes in self._with_probes():
-            numerator, illumination = add(numerator, illumination, obj, probes, part, self._illumination is None)
-        self._illumination = illumination
+        numerator, illumination = self.step_of_subset(obj, 0)
+        for subset in range(1, self.subsets):
+            further = self.step_of_subset(obj, subset)
+            numerator, illumination = numerator + further[0], illumination + further[1]
         return numerator, illumination
 
-    def _with_probes(self) -> Iterator[tuple[Diffraction, Tensor]]:
-        """Yield some frames at a time with their probes, (n, M, N, N)."""
-        for number, part in enumerate(self._parts):
-            if number < len(self._kept):
-                yield part, self._kept[number]
-                continue
-            probes = part.probes(self._probe)
-            if number == len(self._kept) and probes.nbytes <= self._room:
-                self._kept.append(probes)
-                self._room -= probes.nbytes
+    def step_of_subset(self, obj: Tensor, subset: int) -> tuple[Tensor, Tensor]:
+        """Compute the object change that a part of the frames asks for, and the illumination behind it.
+
+        Parameters
+        ----------
+        obj : Tensor, shape (B, Y, X), complex
+            Transmission of each scene.
+        subset : int
+            Number of the part.
+
+        Returns
+        -------
+        numerator, illumination : Tensor, shape (B, Y, X)
+            As of `step`.
+        """
+        numerator = torch.zeros(self._data.object_shape, dtype=obj.dtype, device=obj.device)
+        known = self._illumination.get(subset)
+        illumination = torch.zeros_like(numerator.real) if known is None else known
+        add = _add_step_fused if _fuses(obj, self._probe, self._data) else _add_step
+        for part, probes in self._with_probes(subset):
+            numerator, illumination = add(numerator, illumination, obj, probes, part, known is None)
+        self._illumination[subset] = illumination
+        return numerator, illumination
+
+    def _with_probes(self, subset: int) -> Iterator[tuple[Diffraction, Tensor]]:
+        """Yield some frames of a subset at a time with their probes, (n, M, N, N)."""
+        for number, part in enumerate(self._subsets[subset]):
+            probes = self._kept.get((subset, number))
+            if probes is None:
+                probes = part.probes(self._probe)
+                if probes.nbytes <= self._room:
+                    self._kept[subset, number] = probes
+                    self._room -= probes.nbytes
             yield part, probes
 
 
