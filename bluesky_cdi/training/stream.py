@@ -49,17 +49,17 @@ class SceneShape:
 
 
 SHAPES = (
-    SceneShape(64, 128, (4, 48), 48, 0.35),
-    SceneShape(64, 192, (24, 120), 22, 0.22),
-    SceneShape(128, 224, (6, 40), 17, 0.25),
-    SceneShape(64, 96, (1, 8), 80, 0.06),
-    SceneShape(256, 416, (4, 16), 5, 0.07),
-    SceneShape(512, 560, (2, 8), 2, 0.05),
+    SceneShape(64, 128, (4, 48), 110, 0.35),
+    SceneShape(64, 192, (24, 120), 50, 0.22),
+    SceneShape(128, 224, (6, 40), 38, 0.25),
+    SceneShape(64, 96, (1, 8), 180, 0.06),
+    SceneShape(256, 416, (4, 16), 11, 0.07),
+    SceneShape(512, 560, (2, 8), 4, 0.05),
 )
 # Side of the objects that objects are cut from.
 OBJECT_PX = 560
 # Of these scenes a batch on a CPU has so many: with all of them a run would make few steps.
-CPU_SHARE = 1 / 8
+CPU_SHARE = 1 / 18
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
 NEAR_SHARE = 0.12
 FRESNEL_NUMBERS = (2.0, 30.0)
