@@ -32,7 +32,8 @@ DEFAULT = "canvas-small"
 SHIPPED_SHA256: Mapping[str, str] = {
     "canvas-large": "e237bdf774abb574a275a4e85da61a9f1ae0874172abd625cce500b54e3b2ef0",
     "canvas-small": "b57dc24204691da90e63d145a8250a6a34ec1fb50dc6f5f17d2c1ee80bd679c1",
-    "canvas-warm": "611041c39406269c2a4ba48dac81bcfc41725020f22945db34e50f7c8e3bdc2e",
+    "sweep-large": "b411366e7ced789ee045796e53b64defcf1d4635dc7935243f5dd194a4669bd5",
+    "sweep-small": "daa43427d47a79e45579e834c4b916c3a894f4549325026994a4f969db9ad026",
 }
 
 

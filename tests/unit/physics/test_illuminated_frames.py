@@ -47,6 +47,21 @@ def test_step_after_step_is_each_step_alone(scan, room, chunk):
             torch.testing.assert_close(shared, alone, rtol=1e-11, atol=1e-9)
 
 
+@pytest.mark.parametrize("room", [None, 0, PROBES_BYTES // 2])
+@pytest.mark.parametrize("subsets", [2, 3, FRAMES])
+def test_subsets_are_every_so_manieth_frame_and_together_all(scan, room, subsets):
+    probe, grids, data = scan
+    frames = IlluminatedFrames(probe, data, chunk=2, room=room, subsets=subsets)
+    assert frames.subsets == subsets
+    for obj in grids:
+        for subset in reversed(range(subsets)):
+            alone = object_step(obj, probe, data[subset::subsets])
+            for found, expected in zip(frames.step_of_subset(obj, subset), alone, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-9)
+        for found, expected in zip(frames.step(obj), object_step(obj, probe, data), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-9)
+
+
 def test_the_step_is_the_sum_over_frames(scan):
     """Against the formula, frame by frame, from each frame's own probe."""
     probe, (obj, *_), data = scan

@@ -68,7 +68,7 @@ def test_a_pass_that_explains_the_frames_no_better_does_not_count(passes, proble
 def test_the_shipped_weights_for_several_passes_improve_on_what_is_known():
     torch.set_num_threads(1)
     problem = simulate(Case(dose=1e8, field=0.5), 0, torch.device("cpu"))
-    net = load_weights("canvas-warm").unrolled_net
+    net = load_weights("sweep-large").unrolled_net
     assert net.config.passes == 3
 
     def error(obj):
