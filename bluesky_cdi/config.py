@@ -187,8 +187,8 @@ class ReconstructorConfig(Section):
     """CPU threads of the worker; 0 leaves PyTorch's own choice."""
     weights: str = "canvas-small"
     """Name of shipped weights (``canvas-small``, or ``canvas-large``: better, in 2.2 to 2.4 times the time on an H100;
-    or ``canvas-warm``: as large, improves on what is known already, in up to three passes), or path of a
-    ``.safetensors`` file with its record beside it."""
+    ``sweep-small`` or ``sweep-large``: improve on what is known already, in up to three passes, also of thick
+    objects), or path of a ``.safetensors`` file with its record beside it."""
     refine_iterations: int = Field(default=3, ge=0)
     """Iterations of the engine in each step, after the network if there is one."""
     tolerance: float = Field(default=0.0, ge=0, lt=1)
