@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The names of `bench.suites.quality.SUITES`, which would load torch.
-SUITES = ("dose", "overlap", "probe", "rate", "objects", "recorded")
+SUITES = ("dose", "overlap", "probe", "rate", "objects", "thick", "recorded")
 # The names of `bench.suites.probe.SAMPLES`, likewise.
 CHECKED = ("star", "natural", "cells", "gold")
 # The names of `bench.explained.EXPLAINED`, likewise.
@@ -52,9 +52,15 @@ def add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
         "quality", parents=[common], help="errors of networks beside iterative engines, on held-out and recorded scans"
     )
     add = command.add_argument
-    add("--weights", nargs="*", default=["canvas-small"], metavar="NAME", help="shipped, or a .safetensors file")
+    add(
+        "--weights",
+        nargs="*",
+        metavar="NAME",
+        help="shipped, or .safetensors files (default: all that are shipped)",
+    )
     add("--baseline", type=Path, metavar="FILE", help="weights of another network, whose object nothing refines")
     add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help=f"of {', '.join(SUITES)}")
+    add("--cases", nargs="+", default=[], metavar="LABEL", help="only these columns, or recorded scans, of the suites")
     add("--seeds", type=positive, default=3, help="scans of each case (default: %(default)s)")
     add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
     add(
@@ -76,15 +82,16 @@ def _bench_quality(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.machine import devices_of
     from bluesky_cdi.bench.reports.quality import Figures, tables
     from bluesky_cdi.bench.suites.quality import Options, quality
+    from bluesky_cdi.models.weights import shipped_weights
 
     for folder in (args.out.parent if args.out else None, args.figure):
         if folder is not None:
             make_folder(folder)
     [device] = devices_of(args.device, 1)
-    networks = _networks(args.weights, args.baseline, device)
-    options = Options(
-        args.suites, args.seeds, Case(frame_px=args.frame_px, field=args.field), data_folder(args), device
-    )
+    weights = shipped_weights() if args.weights is None else args.weights
+    networks = _networks(weights, args.baseline, device)
+    base = Case(frame_px=args.frame_px, field=args.field)
+    options = Options(args.suites, args.seeds, base, data_folder(args), device, args.cases)
     draw = Figures(args.figure, networks) if args.figure else None
     found = quality(networks, options, tell, draw)
     for name, why in found["skipped"].items():
