@@ -81,6 +81,10 @@ class Pupil:
             probe = probe[powers >= min(weakest, 1 / len(powers)) * powers.sum()]
         return self.as_bright_as_frames(probe)
 
+    def turned(self, trial: Trial) -> Tensor:
+        """Make the probe (M, N, N) with a trial's aberrations and the assumed amplitude, as bright as the assumed."""
+        return self._propagator.adjoint(self._phased(self._waves, trial)[None])[0].to(torch.complex64)
+
     def as_bright_as_frames(self, probe: Tensor) -> Tensor:
         """Scale a probe (M, N, N): through vacuum the valid pixels count what they count in the brighter frames."""
         expected = intensity(self._propagator.forward(probe[None]))[0]
@@ -107,10 +111,13 @@ class Pupil:
     def _changed(self, trial: Trial) -> Tensor:
         modes = self._modes(trial)  # (M, N, N), each of unit energy
         shares = torch.tensor(trial.powers or self.shares, dtype=torch.float32, device=modes.device)
-        turn = torch.tensor(trial.aberrations_rad, dtype=torch.float32, device=modes.device)
-        angle = (turn[:, None, None] * self.basis).sum(dim=0)
-        waves = modes * shares.sqrt()[:, None, None] * torch.polar(torch.ones_like(angle), angle)
+        waves = self._phased(modes * shares.sqrt()[:, None, None], trial)
         return self._propagator.adjoint(waves[None])[0].to(torch.complex64)
+
+    def _phased(self, waves: Tensor, trial: Trial) -> Tensor:
+        turn = torch.tensor(trial.aberrations_rad, dtype=torch.float32, device=waves.device)
+        angle = (turn[:, None, None] * self.basis).sum(dim=0)
+        return waves * torch.polar(torch.ones_like(angle), angle)
 
     def _modes(self, trial: Trial) -> Tensor:
         energy = self._waves.abs().square().sum(dim=(-2, -1), keepdim=True)
