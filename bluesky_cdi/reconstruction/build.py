@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
@@ -66,10 +66,7 @@ def build_reconstructor(
     low, high = scan_window(info)
     grid = ObjectGrid.covering(low, high, geometry.pixel_m, geometry.frame_px)
     settings = config.reconstructor
-    device_name = settings.device
-    if device_name == "auto":
-        device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device_name)
+    device = torch.device(device_of(settings))
     if settings.threads:
         torch.set_num_threads(settings.threads)
     kind = GrowingReconstructor if info.grows else PtychoReconstructor
@@ -86,6 +83,15 @@ def build_reconstructor(
         saturation=config.detector.saturation if done is None else done.saturation,
         notes={"preprocessing": dict(done.notes)} if done is not None and done.notes else None,
     )
+
+
+def device_of(settings: ReconstructorConfig) -> str:
+    """Name the PyTorch device of a reconstructor: the configured one, or of ``auto`` a GPU where there is one."""
+    import torch
+
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build_agent(

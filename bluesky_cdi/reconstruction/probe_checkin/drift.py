@@ -143,17 +143,19 @@ def drift_between(obj: Tensor, probe: Tensor, before: Diffraction, lately: Diffr
 
 def _asked_for(pupil: Pupil, obj: Tensor, probe: Tensor, data: Diffraction) -> tuple[FloatArray, FloatArray]:
     """Compute each frame's score and information of each aberration, both (3, n)."""
-    mean = data.counts.mean(dim=0) + 0.5 / len(data)
+    flux = torch.ones(len(data), device=obj.device) if data.flux is None else data.flux
+    mean = (data.counts.sum(dim=0) + 0.5) / flux.sum()
+    size = frames_at_once(probe)
     sides = [[pupil.turned(_only(index, sign * STEP_RAD)) for sign in (-1, 1)] for index in LOOKED_AT]
     scores, informations = [], []
-    for part in data.chunks(frames_at_once(probe)):
+    for part, its_flux in zip(data.chunks(size), torch.split(flux, size), strict=True):
         patches = part.patches(obj)
 
         def rate(modes: Tensor, part: Diffraction = part, patches: Tensor = patches) -> Tensor:
             return part.rate(part.probes(modes), patches)
 
         # Light that nothing explains is like the mean frame; else single photons in the dark would rule.
-        expected = (1 - UNEXPLAINED) * rate(probe) + UNEXPLAINED * mean
+        expected = (1 - UNEXPLAINED) * rate(probe) + UNEXPLAINED * its_flux[:, None, None] * mean
         slopes = torch.stack([rate(above[None]) - rate(below[None]) for below, above in sides])
         slopes = slopes * ((1 - UNEXPLAINED) / (2 * STEP_RAD))
         if part.valid is not None:
