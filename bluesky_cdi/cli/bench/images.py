@@ -158,11 +158,21 @@ def add_live(parts: Any, common: argparse.ArgumentParser) -> None:
         Options that every command has.
     """
     command = parts.add_parser(
-        "live", parents=[common], help="errors of the live reconstructor by dose, all faults on, on one CPU thread"
+        "live", parents=[common], help="how good the live image is: by dose, or of the replayed star over time"
     )
     add = command.add_argument
-    add("--frames", type=positive, default=200, help="frames of a scan (default: %(default)s)")
-    add("--seeds", type=positive, default=3, help="scans of each dose (default: %(default)s)")
+    add(
+        "--suite",
+        choices=("dose", "star"),
+        default="dose",
+        help="simulated, by dose, all faults on; or the recorded star, over time, with and without check-in",
+    )
+    add("--frames", type=positive, help="of a scan (default: 200 of dose, all of star)")
+    add("--seeds", type=positive, default=3, help="dose: scans of each dose (default: %(default)s)")
+    add("--rate", type=above_0, default=10.0, help="star: frames a second (default: %(default)s)")
+    add("--weights", default="canvas-small", metavar="NAME", help="star: shipped, or a .safetensors file")
+    add("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    add_data(command)
     add_out(command)
     command.set_defaults(run=_bench_live)
 
@@ -172,10 +182,15 @@ def _bench_live(args: argparse.Namespace) -> int:
 
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.live import live
+    from bluesky_cdi.bench.suites.replay import Options, star_replayed
 
     prepare(args)
-    torch.set_num_threads(1)
-    found = live(args.frames, args.seeds, tell)
+    if args.suite == "star":
+        data = needed_data_folder(args)
+        found = star_replayed(Options(data, args.weights, args.rate, args.frames, args.threads), tell)
+        return finish(args, found, tables.replay(found))
+    torch.set_num_threads(args.threads)
+    found = live(args.frames or 200, args.seeds, tell)
     return finish(args, found, tables.live(found))
 
 
