@@ -110,7 +110,10 @@ class ProbeConfig(Section):
     """First guess of the probe: that of a file, or a defocused lens; refined during the run."""
 
     file: Path | None = None
-    """File that ``bluesky-cdi probe`` or ``bluesky-cdi browse --probe`` wrote. None: the lens that follows."""
+    """File that ``bluesky-cdi probe`` or ``bluesky-cdi browse --probe`` wrote. None: the library, or the lens."""
+    library: Path | None = None
+    """Folder of this instrument's probes: runs that end well keep theirs there, and the next begins with the nearest of
+    the same energy, unless `file` names one. `defocus_m` then says where the sample stands. None: the lens."""
 
     numerical_aperture: float = Field(default=0.86e-3, gt=0, lt=0.1)
     """Half opening angle of the focusing optic, radians."""

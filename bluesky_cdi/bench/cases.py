@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,33 @@ ZONE_PLATE = ZonePlate(80e-9, 150e-6, 40e-6, OrderSortingAperture(30e-6, 10e-3))
 DEFOCUS_M = 0.22e-3
 # Positions are off their grid by up to this share of the step, which keeps the grid out of the object.
 JITTER = 0.2
+# Share of the photons in the first of several modes.
+MAIN_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """What is assumed wrongly of a scan, besides the aberrations of `Case.probe_error_rad`.
+
+    Parameters
+    ----------
+    aperture : float
+        Numerical aperture of the assumed lens over the true one.
+    no_stop : bool
+        Whether the assumed lens lacks central stop and order-sorting aperture.
+    powers : {'true', 'equal', 'one'}
+        What is assumed of the modes: their true powers, equal ones, or that there is but the first.
+    centre_px : tuple of int
+        Where the beam's centre lies on the frames (rows, columns), pixels from where it is assumed to lie.
+    pixel : float
+        By which share the sample's pixel is assumed too large: the detector's distance is.
+    """
+
+    aperture: float = 1.0
+    no_stop: bool = False
+    powers: Literal["true", "equal", "one"] = "true"
+    centre_px: tuple[int, int] = (0, 0)
+    pixel: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,12 @@ class Case:
     field : float
         Side of the square of probe centres, in widths of the frame's window. It is the same for all overlaps, so
         less overlap means fewer frames of the same object.
+    thickness : float
+        How many times thicker than usual the sample is.
+    modes : int
+        Incoherent modes of the beam.
+    wrong : Wrong
+        What is assumed wrongly besides.
 
     Raises
     ------
@@ -69,10 +103,13 @@ class Case:
     sample: str = "star"
     frame_px: int = 64
     field: float = 1.25
+    thickness: float = 1.0
+    modes: int = 1
+    wrong: Wrong = Wrong()
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("dose", "count_scale", "field"):
+        for name in ("dose", "count_scale", "field", "thickness"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a finite positive number; it is {getattr(self, name)!r}")
         if not 0 <= self.overlap < 1:
@@ -114,19 +151,19 @@ def simulate(case: Case, seed: int, device: torch.device) -> Problem:
     geometry = case.geometry
     pixel_m, side = geometry.pixel_m, case.field * geometry.pixel_m * case.frame_px
     grid = ObjectGrid.covering(np.zeros(2), np.full(2, side), pixel_m, case.frame_px, case.frame_px // 8)
-    probe = _probe(geometry, case.dose)
+    probe = _probe(case, geometry)
     positions_m = grid_positions(side, (1 - case.overlap) * width_px(probe) * pixel_m, rng)
     corner, shift = grid.place(positions_m)
-    truth = make_sample(case.sample, grid.shape, seed)
+    truth = make_sample(case.sample, grid.shape, seed, thickness=case.thickness)
     blank = torch.zeros(()).expand(len(corner), case.frame_px, case.frame_px)
     data = Diffraction(blank, torch.from_numpy(corner), torch.from_numpy(shift).float(), (1, *grid.shape))
     counts = case.count_scale * _measured(torch.from_numpy(truth)[None], probe[None], data, seed)
-    assumed = probe
-    if case.probe_error_rad:
-        assumed = _probe(geometry, case.dose, _aberrations(case.probe_error_rad, rng))
+    counts = torch.roll(counts, case.wrong.centre_px, dims=(-2, -1))
+    aberrations = _aberrations(case.probe_error_rad, rng) if case.probe_error_rad else None
+    corner_px, shift_px = _assumed_places(grid, positions_m, case.wrong.pixel)
     return Problem(
-        Diffraction(counts.to(device), data.corner.to(device), data.shift_px.to(device), data.object_shape),
-        scaled_to(assumed, case.dose * case.count_scale)[None].to(device),
+        Diffraction(counts.to(device), corner_px.to(device), shift_px.to(device), data.object_shape),
+        scaled_to(_assumed_probe(case, aberrations), case.dose * case.count_scale)[None].to(device),
         case.refine_probe,
         truth,
         illuminated_mask(summed_illumination(probe[None], data)[0].numpy()),
@@ -184,8 +221,43 @@ def grid_positions(side_m: float, step_m: float, rng: np.random.Generator) -> Fl
     return np.asarray(grid + JITTER * step_m * rng.uniform(-1, 1, grid.shape))
 
 
-def _probe(geometry: Geometry, photons: float, aberrations: Mapping[int, float] | None = None) -> Tensor:
-    return zone_plate_probe(geometry, ZONE_PLATE, defocus_m=DEFOCUS_M, aberrations=aberrations, photons=photons)
+def true_probe(case: Case) -> Tensor:
+    """Make the probe that frames are simulated with, (M, N, N), complex64."""
+    return scaled_to(_probe(case, case.geometry), case.dose * case.count_scale)
+
+
+def _probe(
+    case: Case, geometry: Geometry, lens: ZonePlate = ZONE_PLATE, aberrations: Mapping[int, float] | None = None
+) -> Tensor:
+    return zone_plate_probe(
+        geometry,
+        lens,
+        defocus_m=DEFOCUS_M,
+        aberrations=aberrations,
+        modes=case.modes,
+        coherent_share=MAIN_SHARE if case.modes > 1 else 1.0,
+        photons=case.dose,
+    )
+
+
+def _assumed_probe(case: Case, aberrations: Mapping[int, float] | None) -> Tensor:
+    """Make the assumed probe, of any brightness: on the assumed pixel the true one looks smaller."""
+    wrong = case.wrong
+    lens = replace(ZONE_PLATE, outermost_zone_m=ZONE_PLATE.outermost_zone_m / wrong.aperture)
+    if wrong.no_stop:
+        lens = replace(lens, stop_diameter_m=0.0, sorting=None, orders={1: 1.0})
+    geometry = replace(case.geometry, distance_m=case.geometry.distance_m * (1 + wrong.pixel))
+    modes = _probe(case, geometry, lens, aberrations)
+    if wrong.powers == "equal":
+        return modes / modes.abs().square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    return modes[:1] if wrong.powers == "one" else modes
+
+
+def _assumed_places(grid: ObjectGrid, positions_m: FloatArray, pixel: float) -> tuple[Tensor, Tensor]:
+    """Place frames on the grid as with a pixel that is too large by a share: closer together, about their middle."""
+    middle = positions_m.mean(axis=0)
+    corner, shift = grid.place(middle + (positions_m - middle) / (1 + pixel))
+    return torch.from_numpy(corner), torch.from_numpy(shift).float()
 
 
 def _aberrations(rms_rad: float, rng: np.random.Generator) -> dict[int, float]:

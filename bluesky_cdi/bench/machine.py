@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -27,6 +29,50 @@ def machine(devices: Sequence[torch.device]) -> dict[str, Any]:
         "fused_kernels": devices[0].type == "cuda" and has_triton(),
         "bluesky_cdi": __version__,
     }
+
+
+class Stopwatch:
+    """Adds up the time of what is done while it is entered, to the end of the computing on the device.
+
+    Parameters
+    ----------
+    device : torch.device
+        Device that computes.
+    seconds, cpu_seconds : float
+        What it begins with.
+
+    Attributes
+    ----------
+    seconds : float
+        By the clock.
+    cpu_seconds : float
+        Of this process's processors.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        self._device = device
+        self._began = (0.0, 0.0)
+        self.seconds, self.cpu_seconds = seconds, cpu_seconds
+
+    def start(self) -> None:
+        """Go on."""
+        synchronise(self._device)
+        self._began = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        """Stand still, once all is computed."""
+        synchronise(self._device)
+        self.seconds += time.perf_counter() - self._began[0]
+        self.cpu_seconds += time.process_time() - self._began[1]
+
+    def __enter__(self) -> Stopwatch:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 def resident_mib(pid: int) -> float | None:
@@ -55,14 +101,15 @@ def record(devices: Sequence[torch.device], settings: Mapping[str, Any], **resul
     dict
         ``machine``, ``settings`` and the results.
     """
-    return {"machine": machine(devices), "settings": dict(settings), **{name: _plain(r) for name, r in results.items()}}
+    return {"machine": machine(devices), "settings": dict(settings), **{name: plain(r) for name, r in results.items()}}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Turn mappings and sequences of numbers and strings into JSON values; what is not finite becomes null."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

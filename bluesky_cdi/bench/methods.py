@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,23 +10,29 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bluesky_cdi.bench.machine import synchronise
+from bluesky_cdi.bench.machine import Stopwatch
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, iterate
+from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Network as Net
+from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 # Iterations that go on from a network's object.
 REFINED_FOR = 5
 # Iterations of rPIE from vacuum: as few as after the network, and as many as are usual.
-RPIE_ITERATIONS = (5, 50)
+RPIE_ITERATIONS = (5, 10, 50)
+# Those whose object a network goes on from, where it goes on from an object.
+WARM_FROM = (10, 50)
 # LSQ-ML has converged when five epochs lower the deviance by less than this share.
 TOLERANCE, MOST_EPOCHS = 1e-3, 200
 # A quick method is timed more than once, unless that takes longer than this.
 REPEATS, REPEAT_FOR_S = 3, 1.0
+# Frames that a network is used with before the clock starts.
+FIRST_FRAMES = 32
 
 IN_REFINED_TIME = "LSQ-ML, as long"
 CONVERGED = "LSQ-ML, converged"
@@ -55,11 +60,19 @@ class Network:
         return f"{self.name}, refined" if isinstance(self.net, UnrolledNet) else None
 
     @property
-    def warm_name(self) -> str | None:
-        """The name of what goes on from an engine's object; None where the network draws it anew."""
-        if isinstance(self.net, UnrolledNet) and self.net.config.passes > 1:
-            return f"{rpie_name(RPIE_ITERATIONS[-1])}, {self.refined_name}"
-        return None
+    def is_warm(self) -> bool:
+        """Whether it goes on from an object; others draw it anew."""
+        return isinstance(self.net, UnrolledNet) and self.net.config.passes > 1
+
+    @property
+    def names(self) -> list[str]:
+        """The names of what is made with it from vacuum."""
+        once = [f"{self.name}, one pass"] if self.is_warm else []
+        return [*once, self.name, *([self.refined_name] if self.refined_name else [])]
+
+    def warm_name(self, iterations: int) -> str:
+        """Name what goes on from the object of so many iterations of rPIE."""
+        return f"{rpie_name(iterations)}, {self.refined_name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +84,9 @@ class Found:
     object : Tensor, shape (1, Y, X), complex64
     probe : Tensor, shape (1, M, N, N), complex64
     seconds : float
-        To the end of the computing on the device.
+        By the clock, to the end of the computing on the device.
+    cpu_seconds : float
+        Of the processors.
     epochs : int
         Iterations of an engine.
     """
@@ -79,7 +94,13 @@ class Found:
     object: Tensor
     probe: Tensor
     seconds: float
+    cpu_seconds: float
     epochs: int = 0
+
+    def after(self, before: Found | Stopwatch) -> Found:
+        """Return the same with the time of what had to be done before."""
+        seconds, cpu_seconds = before.seconds + self.seconds, before.cpu_seconds + self.cpu_seconds
+        return replace(self, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
 def rpie_name(iterations: int) -> str:
@@ -107,25 +128,26 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     found: dict[str, Found] = {}
     budget_s: float | None = None
     for network in networks:
-        found[network.name] = predict(network, problem)
-        if network.refined_name and isinstance(network.net, UnrolledNet):
-            both = found[network.refined_name] = predict_and_refine(network.net, problem, seed)
+        if network.is_warm:
+            found[f"{network.name}, one pass"] = predict(network, problem, passes=1)
+        alone = found[network.name] = predict(network, problem)
+        if network.refined_name is not None:
+            both = found[network.refined_name] = refine(network, problem, alone, seed)
             budget_s = both.seconds if budget_s is None else budget_s
     for iterations in RPIE_ITERATIONS:
         found[rpie_name(iterations)] = engine("rpie", problem, Schedule(iterations), seed)
     for network in networks:
-        if network.warm_name and isinstance(network.net, UnrolledNet):
-            known = found[rpie_name(RPIE_ITERATIONS[-1])]
-            both = predict_and_refine(network.net, problem, seed, known.object)
-            found[network.warm_name] = replace(both, seconds=known.seconds + both.seconds)
+        for iterations in WARM_FROM if network.is_warm else ():
+            improved = predict(network, problem, start=found[rpie_name(iterations)])
+            found[network.warm_name(iterations)] = refine(network, problem, improved, seed)
     if budget_s is not None:
         found[IN_REFINED_TIME] = engine("lsqml", problem, Schedule(MOST_EPOCHS), seed, budget_s)
     found[CONVERGED] = engine("lsqml", problem, Schedule(MOST_EPOCHS, tolerance=TOLERANCE), seed)
     return found
 
 
-def predict(network: Network, problem: Problem) -> Found:
-    """Run a network for as many passes as it is for.
+def predict(network: Network, problem: Problem, *, passes: int | None = None, start: Found | None = None) -> Found:
+    """Run a network.
 
     Parameters
     ----------
@@ -133,37 +155,42 @@ def predict(network: Network, problem: Problem) -> Found:
         It has been used before when the clock starts.
     problem : Problem
         The scan.
+    passes : int, optional
+        1: only one, from vacuum; by default as many as it is for.
+    start : Found, optional
+        What is known of the object; its time counts.
 
     Returns
     -------
     Found
     """
-    net = network.net
+    net, obj = network.net, None if start is None else start.object
 
-    def run() -> Tensor:
-        if isinstance(net, UnrolledNet):
-            return predict_object(net, problem.probe, problem.data)
-        obj: Tensor = net(problem.probe, problem.data)[-1]
-        return obj
+    def run(data: Diffraction) -> Tensor:
+        if isinstance(net, UnrolledNet) and passes is None:
+            return predict_object(net, problem.probe, data, obj)
+        once: Tensor = net(problem.probe, data)[-1]
+        return once
 
-    run()
-    obj, seconds = timed(run, problem.probe.device)
-    return Found(obj, problem.probe, seconds)
+    run(first_use(problem))
+    made, seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)
+    found = Found(made, problem.probe, seconds, cpu_seconds)
+    return found if start is None else found.after(start)
 
 
-def predict_and_refine(net: UnrolledNet, problem: Problem, seed: int, start: Tensor | None = None) -> Found:
-    """Run a network, and go on with physics from there, as the live reconstructor does it.
+def refine(network: Network, problem: Problem, prediction: Found, seed: int) -> Found:
+    """Go on with physics from a network's object, as the live reconstructor does it.
 
     Parameters
     ----------
-    net : UnrolledNet
-        It has been used before when the clock starts.
+    network : Network
+        One with a critic.
     problem : Problem
         The scan.
+    prediction : Found
+        The network's; its time counts.
     seed : int
         Seed of the order of frames.
-    start : Tensor, shape (1, Y, X), complex64, optional
-        What is known of the object.
 
     Returns
     -------
@@ -171,14 +198,37 @@ def predict_and_refine(net: UnrolledNet, problem: Problem, seed: int, start: Ten
     """
 
     def run(iterations: int) -> tuple[Solution, int]:
-        prediction = predict_object(net, problem.probe, problem.data, start)
-        prior = prior_of(net, prediction, problem.probe, problem.data)
-        engine = refiner(prior, len(problem.data), REFINED_FOR, seed)
-        return _iterated(engine, problem, Schedule(iterations), prediction)
+        engine = refiner_of(network, problem, prediction.object, seed)
+        return _iterated(engine, problem, Schedule(iterations), prediction.object)
 
     run(1)
-    (solution, epochs), seconds = timed(lambda: run(REFINED_FOR), problem.probe.device)
-    return Found(solution.object, solution.probe, seconds, epochs)
+    (solution, epochs), seconds, cpu_seconds = timed(lambda: run(REFINED_FOR), problem.probe.device)
+    return Found(solution.object, solution.probe, seconds, cpu_seconds, epochs).after(prediction)
+
+
+def refiner_of(network: Network, problem: Problem, prediction: Tensor, seed: int) -> Engine:
+    """Make the engine that goes on from a network's object for `REFINED_FOR` iterations.
+
+    Parameters
+    ----------
+    network : Network
+        One with a critic.
+    problem : Problem
+        The scan.
+    prediction : Tensor, shape (1, Y, X), complex64
+        The network's object.
+    seed : int
+        Seed of the order of frames.
+    """
+    if not isinstance(network.net, UnrolledNet):
+        raise ConfigError(f"{network.name} has no critic, which refinement needs to know how sure its object is")
+    prior = prior_of(network.net, prediction, problem.probe, problem.data)
+    return refiner(prior, len(problem.data), REFINED_FOR, seed)
+
+
+def first_use(problem: Problem) -> Diffraction:
+    """Give the frames of a first use, before the clock starts: on a GPU plans and kernels depend on their number."""
+    return problem.data if problem.probe.is_cuda else problem.data[:FIRST_FRAMES]
 
 
 def engine(name: str, problem: Problem, schedule: Schedule, seed: int, budget_s: float | None = None) -> Found:
@@ -207,8 +257,8 @@ def engine(name: str, problem: Problem, schedule: Schedule, seed: int, budget_s:
 
     # One epoch makes the plans and kernels that the clock should not see.
     run(Schedule(1))
-    (solution, epochs), seconds = timed(lambda: run(schedule), problem.probe.device)
-    return Found(solution.object, solution.probe, seconds, epochs)
+    (solution, epochs), seconds, cpu_seconds = timed(lambda: run(schedule), problem.probe.device)
+    return Found(solution.object, solution.probe, seconds, cpu_seconds, epochs)
 
 
 def _iterated(
@@ -226,7 +276,7 @@ def _iterated(
     return outcome.solution, len(outcome.history)
 
 
-def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float, float]:
     """Time a call to the end of the computing.
 
     Parameters
@@ -240,14 +290,13 @@ def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, floa
     -------
     result
         Of the last call.
-    float
-        Median of the seconds of the calls.
+    float, float
+        Seconds by the clock of the call that took the median time, and of the processors in it.
     """
-    synchronise(device)
-    times: list[float] = []
-    while not times or (len(times) < REPEATS and sum(times) < REPEAT_FOR_S):
-        began = time.perf_counter()
-        result = run()
-        synchronise(device)
-        times.append(time.perf_counter() - began)
-    return result, statistics.median(times)
+    calls: list[Stopwatch] = []
+    while not calls or (len(calls) < REPEATS and sum(call.seconds for call in calls) < REPEAT_FOR_S):
+        with Stopwatch(device) as watch:
+            result = run()
+        calls.append(watch)
+    middle = sorted(calls, key=lambda call: call.seconds)[(len(calls) - 1) // 2]
+    return result, middle.seconds, middle.cpu_seconds

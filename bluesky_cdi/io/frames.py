@@ -84,6 +84,29 @@ class _Part:
         return parts
 
 
+@dataclass(frozen=True)
+class _Moved:
+    """A `FrameView` that moves what another makes by whole pixels; what leaves on one side comes in on the other."""
+
+    view: FrameView
+    by_px: tuple[int, int]
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        return self.view.region
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.view.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.view.dtype
+
+    def of_region(self, parts: npt.NDArray[Any], first: int = 0) -> npt.NDArray[Any]:
+        return np.roll(self.view.of_region(parts, first), self.by_px, axis=(1, 2))
+
+
 class LazyFrames:
     """Frames of an HDF5 file, read each time they are asked for.
 
@@ -184,6 +207,12 @@ class LazyFrames:
     def seen(self, view: FrameView) -> LazyFrames:
         """Give the frames as a view makes them of the file's own, still in the file."""
         return LazyFrames(self._path, self._place, self._rows, view)
+
+    def moved(self, by_px: tuple[int, int]) -> LazyFrames:
+        """Give the frames moved by whole pixels (rows, columns), still in the file."""
+        height, width = self._frame_shape
+        whole = _Part((slice(0, height), slice(0, width)), self._dtype)
+        return self.seen(_Moved(whole if self._view is None else self._view, by_px))
 
     def mean_photons(self, mask: npt.NDArray[np.bool_] | None) -> float:
         """Compute the mean photons of a frame on valid pixels, checked; every frame is read at the first call."""
@@ -293,6 +322,21 @@ def cut(frames: Frames, rows: slice, columns: slice) -> Frames:
     if isinstance(frames, LazyFrames):
         return frames.seen(_Part((rows, columns), frames.dtype))
     return frames[:, rows, columns]
+
+
+def moved(frames: Frames, by_px: tuple[int, int]) -> Frames:
+    """Move frames by whole pixels, those of a file when they are read; what leaves on one side comes in on the other.
+
+    Parameters
+    ----------
+    frames : Frames, shape (n, H, W)
+        As they are in the file or in memory.
+    by_px : tuple of int
+        Rows, columns.
+    """
+    if isinstance(frames, LazyFrames):
+        return frames.moved(by_px)
+    return np.roll(np.asarray(frames), by_px, axis=(1, 2))
 
 
 def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> float:

@@ -58,7 +58,7 @@ class SampleKind:
     substrate: complex = 0
 
 
-def make_sample(kind: str, shape: Shape, seed: int = 0) -> ComplexImage:
+def make_sample(kind: str, shape: Shape, seed: int = 0, *, thickness: float = 1.0) -> ComplexImage:
     """Make the transmission function of a synthetic sample.
 
     Parameters
@@ -80,6 +80,8 @@ def make_sample(kind: str, shape: Shape, seed: int = 0) -> ComplexImage:
         (Y, X) pixels.
     seed : int
         Of what is random in the sample.
+    thickness : float
+        How many times thicker than the kind usually is.
 
     Returns
     -------
@@ -92,8 +94,8 @@ def make_sample(kind: str, shape: Shape, seed: int = 0) -> ComplexImage:
         If the kind is not known.
     """
     made = _kind(kind)
-    thickness = made.thickness(shape, np.random.default_rng(seed))
-    return np.asarray(np.exp(thickness * made.exponent + made.substrate), dtype=np.complex64)
+    there = thickness * made.thickness(shape, np.random.default_rng(seed))
+    return np.asarray(np.exp(there * made.exponent + made.substrate), dtype=np.complex64)
 
 
 def material_sample(

@@ -253,6 +253,33 @@ def width_px(probe: Tensor) -> float:
     return 2 * math.sqrt(2 * variance)
 
 
+def propagated(probe: Tensor, pixel_m: float, wavelength_m: float, by_m: float) -> Tensor:
+    """Compute a probe further along the beam, in the paraxial approximation; periodic in its window.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (..., N, N), complex
+        Its modes.
+    pixel_m : float
+        Its pixel, metres.
+    wavelength_m : float
+        Of the beam, metres.
+    by_m : float
+        How far, metres, positive downstream.
+
+    Returns
+    -------
+    Tensor, same shape
+        With the same photons.
+    """
+    size = probe.shape[-1]
+    frequency = torch.fft.fftfreq(size, pixel_m, dtype=torch.float64, device=probe.device)
+    angle = -math.pi * wavelength_m * by_m * (frequency[:, None] ** 2 + frequency[None, :] ** 2)
+    spectrum = torch.fft.fft2(probe.to(torch.complex128)) * torch.polar(torch.ones_like(angle), angle)
+    moved: Tensor = torch.fft.ifft2(spectrum).to(probe.dtype)
+    return moved
+
+
 def resampled(probe: Tensor, pixel_m: float, to_pixel_m: float, to_px: int) -> Tensor:
     """Compute a probe on another grid, both with the beam in their middles, by its Fourier series.
 

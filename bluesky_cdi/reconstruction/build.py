@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.protocols import Agent, ComplexArray, FloatArray, RunInfo, ScanArea
 from bluesky_cdi.reconstruction.probe_guess import first_probe, with_modes
+from bluesky_cdi.reconstruction.probe_library import offered
 
 if TYPE_CHECKING:
     from bluesky_cdi.agent.space import SearchSpace
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
+
+logger = logging.getLogger(__name__)
 
 BoolImage = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -39,7 +43,7 @@ def build_reconstructor(
     config : Config
         What to do.
     probe : ndarray, shape (modes, N, N), complex, optional
-        First guess; by default the lens of ``config.probe``.
+        First guess; by default what ``config.probe`` says: a file, the nearest of a library, or the lens.
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels of frames that were not preprocessed; else `info` says which they are.
     on_progress : callable, optional
@@ -66,12 +70,13 @@ def build_reconstructor(
     low, high = scan_window(info)
     grid = ObjectGrid.covering(low, high, geometry.pixel_m, geometry.frame_px)
     settings = config.reconstructor
-    device_name = settings.device
-    if device_name == "auto":
-        device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device_name)
+    device = torch.device(device_of(settings))
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    notes: dict[str, Any] = {"preprocessing": dict(done.notes)} if done is not None and done.notes else {}
+    if probe is None and config.probe.file is None and (offer := offered(geometry, config)) is not None:
+        logger.info("run %s begins with %s", info.scan_id, offer)
+        notes["first_probe"] = str(offer)
     kind = GrowingReconstructor if info.grows else PtychoReconstructor
     return kind(
         grid,
@@ -84,8 +89,17 @@ def build_reconstructor(
         check_in=None if config.probe.trust else LiveCheckIn(geometry),
         on_progress=on_progress,
         saturation=config.detector.saturation if done is None else done.saturation,
-        notes={"preprocessing": dict(done.notes)} if done is not None and done.notes else None,
+        notes=notes or None,
     )
+
+
+def device_of(settings: ReconstructorConfig) -> str:
+    """Name the PyTorch device of a reconstructor: the configured one, or of ``auto`` a GPU where there is one."""
+    import torch
+
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build_agent(

@@ -9,7 +9,7 @@ deviance of the frames. Without a network the prediction is vacuum, and what rem
 
 One probe serves all regions. Where no new frames wait, regions whose refinement still pays go on, and those are
 predicted again that rest on a worse probe, the worst explained first. The assumed probe is checked beside all that
-(`probe_checkin.live`).
+(`probe_checkin.live`), and again where the beam changes during the run: what was reconstructed before stays then.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames, 
 from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
 from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
-from bluesky_cdi.reconstruction.probe_watch import ProbeWatch
+from bluesky_cdi.reconstruction.probe_watch import ProbeWatch, Taken
 from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
@@ -193,6 +193,9 @@ class PtychoReconstructor:
                 break
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
+        if learning and not is_interrupted():
+            rows = self._frames.table.rows
+            self._watch.look(self._frames, rows[self._metrics.known[rows]], self._map.object, len(self._tiling) > 1)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:
@@ -319,9 +322,11 @@ class PtychoReconstructor:
             self._scheduler.outdate()
 
     def _take_checked(self) -> None:
-        """Go on with the probe of a check that has ended, if it is better; all is then predicted again."""
-        if self._watch.take():
+        """Go on with the probe of a check that has ended, if it is better; after a better guess predict all anew."""
+        taken = self._watch.take()
+        if taken is not Taken.NOTHING:
             self._solver.forget()
+        if taken is Taken.GUESS:
             self._scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:

@@ -83,7 +83,7 @@ def fitted(content: ProbeFile, geometry: Geometry) -> ComplexArray:
 
 
 def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
-    """Compute the probe of the configured file, or of the configured lens.
+    """Compute the probe of the configured file, the nearest of the configured library, or that of the configured lens.
 
     Parameters
     ----------
@@ -104,9 +104,12 @@ def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
     """
     from bluesky_cdi.io import read_probe
     from bluesky_cdi.physics.probes import focused_probe
+    from bluesky_cdi.reconstruction.probe_library import offered
 
     if config.probe.file is not None:
         return with_modes(fitted(read_probe(config.probe.file), geometry), config.probe.modes, geometry.frame_px)
+    if (offer := offered(geometry, config)) is not None:
+        return with_modes(offer.probe, config.probe.modes, geometry.frame_px)
     lens = config.probe
     probe = focused_probe(
         geometry,

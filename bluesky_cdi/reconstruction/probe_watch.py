@@ -1,7 +1,8 @@
-"""The check of a run's first guess, as a reconstructor sees it."""
+"""The check of a run's probe, as a reconstructor sees it: of the first guess, and again where the beam has changed."""
 
 from __future__ import annotations
 
+import enum
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -9,19 +10,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
+from bluesky_cdi.reconstruction.probe_checkin.drift import DriftAlarm, drift_between
 from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+from bluesky_cdi.reconstruction.tiles import IndexArray
 
 # How often a wait asks whether it shall come back, and how long it is at most, seconds.
 WAIT_S, MOST_WAIT_S = 0.05, 60.0
 
 
+class Taken(enum.Enum):
+    """What a check has changed."""
+
+    NOTHING = enum.auto()
+    GUESS = enum.auto()
+    """The guess that all rests on: it was worse from the first frame on."""
+    ONWARD = enum.auto()
+    """The probe of frames from now on: earlier ones had the one before."""
+
+
 class ProbeWatch:
-    """Has the first guess of a shared probe checked, and replaces it by a better one.
+    """Has the first guess of a shared probe checked, and replaces it by a better one; looks out for a drift after that.
 
     Parameters
     ----------
@@ -33,7 +47,7 @@ class ProbeWatch:
 
     def __init__(self, probe: SharedProbe, check_in: LiveCheckIn | None) -> None:
         self.check_in = check_in
-        self._probe, self._assumed = probe, probe.modes[0]
+        self._probe, self._assumed, self._alarm = probe, probe.modes[0], DriftAlarm()
 
     @property
     def is_running(self) -> bool:
@@ -45,13 +59,37 @@ class ProbeWatch:
         if self.check_in is not None:
             self.check_in.begin(frames, self._assumed, lambda: self._probe.modes[0])
 
-    def take(self) -> bool:
-        """Take over the probe of a check that has ended, if it is better; whether the probe is another one now."""
+    def look(self, frames: MeasuredFrames, rows: IndexArray, obj: Tensor, takes: bool) -> None:
+        """See now and then whether the newest frames ask for another probe; if they do, have that checked.
+
+        Parameters
+        ----------
+        frames : MeasuredFrames
+            Those of the run by now.
+        rows : ndarray, shape (n,)
+            Rows of those that are reconstructed, in the order of their numbers.
+        obj : Tensor, shape (1, Y, X), complex64
+            What was reconstructed from them.
+        takes : bool
+            Whether frames from now on can have a probe of their own.
+        """
+        if self.check_in is None or self.check_in.is_running or (due := self._alarm.rows_due(rows)) is None:
+            return
+        drift = drift_between(obj, self._probe.modes, *(frames.diffraction(part) for part in due))
+        if drift.is_sure:
+            self._alarm.rang()
+            self.check_in.begin_again(frames, drift, lambda: self._probe.modes[0], takes)
+
+    def take(self) -> Taken:
+        """Take over the probe of a check that has ended, if it is better."""
         found = None if self.check_in is None else self.check_in.take()
-        if found is None:
-            return False
+        if self.check_in is None or found is None:
+            return Taken.NOTHING
         self._probe.publish(scaled_to(found[None], float(intensity(self._probe.modes).sum())))
-        return True
+        if self.check_in.is_first:
+            return Taken.GUESS
+        self._alarm.begin_anew()
+        return Taken.ONWARD
 
     def wait(self, is_interrupted: Callable[[], bool]) -> None:
         """Wait for the check that is being made, as long as nothing interrupts that."""

@@ -16,7 +16,7 @@ from bluesky_cdi.config import Config, DocumentsConfig
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.io import Preprocessing
-from bluesky_cdi.live.parts import Pace, WorkerParts
+from bluesky_cdi.live.parts import Pace, Recorder, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, RunInfo
 
@@ -135,6 +135,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
     from bluesky_cdi.reconstruction.build import build_agent, build_reconstructor
     from bluesky_cdi.reconstruction.checkpoint import checkpoint_file
     from bluesky_cdi.reconstruction.points import points_of
+    from bluesky_cdi.remote.probe_keeper import ProbeKeeper
     from bluesky_cdi.resume import checkpoints_folder
 
     config = Config.model_validate(arguments["config"])
@@ -143,11 +144,12 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
     space = None if given is None else SearchSpace(given[0], given[1])
     emitted = emit or Journal(directory / "journal" / PROCESSED)
 
-    def recorder(info: RunInfo, uid: str) -> ResultPublisher:
+    def recorder(info: RunInfo, uid: str) -> Recorder:
         # A process that has died may have begun this derived run, which can't go on.
-        if (directory / "results" / f"{uid}.h5").exists():
-            return ResultPublisher(info, directory / "results", emitted, continues=uid)
-        return ResultPublisher(info, directory / "results", emitted, uid)
+        began = (directory / "results" / f"{uid}.h5").exists()
+        name = {"continues": uid} if began else {"derived_uid": uid}
+        made = ResultPublisher(info, directory / "results", emitted, **name)
+        return made if config.probe.library is None else ProbeKeeper(made, info, config)
 
     settings = config.reconstructor
     _look_for_weights(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 from bluesky_cdi import viz
 from bluesky_cdi.bench.cases import photons
+from bluesky_cdi.bench.checked import CHECKED
 from bluesky_cdi.bench.methods import CONVERGED, Network, rpie_name
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.bench.reports.text import aligned
@@ -18,19 +19,24 @@ NUMBERS = {
     "complex_nrmse": "complex NRMSE",
     "phase_mae_rad": "phase MAE, rad",
     "ssim_phase": "SSIM of the phase",
-    "seconds": "seconds",
-    "deviance": "deviance of the frames, a pixel",
-    "held_out_deviance": "deviance of held-out frames, a pixel",
 }
-# The model of simulated frames is exact: their deviance tells nothing that the errors don't.
-OF_RECORDED = ("deviance", "held_out_deviance")
+# Of a recorded scan, where the deviance tells more than the error to a reference: title, and digits after the point.
+OF_RECORDED = {
+    "complex_nrmse": ("NRMSE", 3),
+    "deviance": ("given", 3),
+    "held_out_deviance": ("unseen", 3),
+    "seconds": ("s", 2),
+    "cpu_seconds": ("CPU s", 2),
+    "seconds_to_image": ("s to LSQ-ML's image", 2),
+    "cpu_seconds_to_image": ("CPU s", 2),
+}
 TITLES = {
     "dose": "Photons a frame",
     "overlap": "Linear overlap",
-    "probe": "Error of the assumed probe, root mean square; engines refine it",
+    "probe": "What is wrong with the assumed probe; engines refine it",
     "rate": "Counts in other units (same noise), and more photons",
     "objects": "Objects and photons a frame",
-    "recorded": "Recorded scans, against their references",
+    "thick": "Thick objects and photons a frame",
 }
 # Cases side by side.
 COLUMNS = 7
@@ -45,7 +51,11 @@ def tables(found: Mapping[str, Any]) -> str:
         f"{default['frame_px']}x{default['frame_px']} pixels"
     ]
     for suite, rows in found["suites"].items():
+        if suite == "recorded":
+            blocks += map(_recorded, rows)
+            continue
         blocks += [_suite(suite, rows[i : i + COLUMNS]) for i in range(0, len(rows), COLUMNS)]
+        blocks += [_check_ins(rows)] if any("check_ins" in row for row in rows) else []
     blocks += [f"not measured: {name}: {why}" for name, why in found["skipped"].items()]
     if found["acceptance"]:
         blocks.append(_ratios(found["acceptance"]))
@@ -57,11 +67,37 @@ def _suite(suite: str, rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["methods"]))
     lines = [[TITLES[suite], *(f"{row['label']} ({row['frames']})" for row in rows)]]
     for number, title in NUMBERS.items():
-        if number in OF_RECORDED and suite != "recorded":
-            continue
-        lines.append([title, *[""] * len(rows)])
-        lines += [[f"  {name}", *(_cell(row["methods"].get(name), number) for row in rows)] for name in names]
+        timed = number == "complex_nrmse"
+        lines.append([f"{title}, seconds" if timed else title, *[""] * len(rows)])
+        lines += [[f"  {name}", *(_cells(row["methods"].get(name), number, timed) for row in rows)] for name in names]
     return aligned(lines)
+
+
+def _check_ins(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tell what the check-ins found: overlap with the true main mode before and after, seconds, and in words."""
+    lines = [["Check-in", "overlap", "after", "s", "CPU s", ""]]
+    for row in rows:
+        for each in row["check_ins"]:
+            overlaps = (f"{each['overlap'][key]:.3f}" for key in ("assumed", "found"))
+            lines.append(
+                [row["label"], *overlaps, *(f"{each[key]:.1f}" for key in ("seconds", "cpu_seconds")), each["says"]]
+            )
+    return aligned(lines)
+
+
+def _recorded(row: Mapping[str, Any]) -> str:
+    """Set a recorded scan out, a method a line; errors are to a reference that is no truth."""
+    title = f"{row['label']}: {row['frames']} frames given, {row['held_out_frames']} unseen; {row['modes']} mode(s)"
+    lines = [["", *(name for name, _ in OF_RECORDED.values())]]
+    for method, numbers in row["methods"].items():
+        medians = [(numbers[key]["median"], digits) for key, (_, digits) in OF_RECORDED.items()]
+        lines.append([method, *("-" if value is None else f"{value:.{digits}f}" for value, digits in medians)])
+    return f"{title}\n{aligned(lines)}\nCheck-in: {row['check_in']}"
+
+
+def _cells(method: Mapping[str, Any] | None, number: str, timed: bool) -> str:
+    error = _cell(method, number)
+    return f"{error}, {method['seconds']['median']:.2f}" if timed and method is not None else error
 
 
 def _cell(method: Mapping[str, Any] | None, number: str) -> str:
@@ -99,8 +135,8 @@ class Figures:
     """
 
     def __init__(self, folder: Path, networks: Sequence[Network]) -> None:
-        names = [name for n in networks for name in (n.name, n.refined_name) if name]
-        self._folder, self._names = folder, [*names, rpie_name(50), CONVERGED]
+        names = [*(name for n in networks for name in n.names), rpie_name(50), CONVERGED]
+        self._folder, self._names = folder, [*names, *(CHECKED + name for name in names)]
 
     def __call__(self, name: str, problem: Problem, judged: Mapping[str, Comparison]) -> None:
         """Draw one scan."""

@@ -28,6 +28,39 @@ def live(found: Found) -> str:
     return f"{head} (seconds, {_threads(found)}), by photons\n{aligned(lines)}"
 
 
+def replay(found: Found) -> str:
+    """Set the result of `suites.replay` out: a table for each way, of images at growing numbers of frames."""
+    settings = found["settings"]
+    head = f"recorded Siemens star, {settings['rate']:g} frames/s, {settings['weights']}, {_threads(found)}"
+    return "\n\n".join([head, *(_replayed(name, row, settings["good_nrmse"]) for name, row in found["rows"].items())])
+
+
+def _replayed(name: str, row: Found, good: float) -> str:
+    lines = [[name, "frames in", "in the image", "NRMSE", "deviance"]]
+    lines += [
+        [
+            f"{image['seconds']:.1f} s",
+            str(image["arrived"]),
+            str(image["frames"]),
+            *(_number(image[key], 3) for key in ("complex_nrmse", "deviance")),
+        ]
+        for image in _growing(row["images"])
+    ]
+    first = "never" if row["first_good_s"] is None else f"after {row['first_good_s']:.1f} s"
+    says = f"\ncheck-in: {row['check_in']['says']}" if row["check_in"] else ""
+    return f"{aligned(lines)}\nfirst image with an NRMSE of at most {good:g}: {first}{says}"
+
+
+def _growing(images: Sequence[Found]) -> list[Found]:
+    """Choose the first image, each at half as many frames again, the first with all frames, and the last."""
+    chosen: list[Found] = []
+    for image in images:
+        if not chosen or image["arrived"] >= 1.5 * chosen[-1]["arrived"]:
+            chosen.append(image)
+    complete = [image for image in images if image["arrived"] == images[-1]["arrived"]]
+    return [*chosen, *(image for image in (complete[0], complete[-1]) if image not in chosen)]
+
+
 def steps(found: Found) -> str:
     """Set the result of `suites.steps` out: seconds at some numbers of frames, then totals and errors."""
     settings, rows = found["settings"], found["rows"]

@@ -32,9 +32,13 @@ def acceptance(suites: Suites, networks: Sequence[Network]) -> list[dict[str, An
         method's complex NRMSE and seconds over those of 50 rPIE on the same scan. For counts in other units,
         ``change``: the share by which the NRMSE changed.
     """
-    names = [name for n in networks for name in (n.name, n.refined_name) if name]
-    rows = [_against(row["methods"], name, row["label"]) for row in suites.get("dose", ()) for name in names]
-    rows += [_against(row["methods"], CONVERGED, row["label"]) for row in suites.get("dose", ())]
+    names = [name for n in networks for name in n.names]
+    rows = [
+        _against(row["methods"], name, f"{row['label']} photons a frame")
+        for row in suites.get("dose", ())
+        for name in [*names, CONVERGED]
+    ]
+    rows += [_against(row["methods"], name, row["label"]) for row in suites.get("thick", ()) for name in names]
     rows += _over_objects(suites.get("objects", ()), [*names, CONVERGED])
     return [*rows, *_changes(suites.get("rate", ()), [*names, BASELINE, CONVERGED])]
 
@@ -43,7 +47,7 @@ def _against(found: Mapping[str, Any], method: str, label: str) -> dict[str, Any
     return {
         "goal": f"over {BASELINE}",
         "method": method,
-        "at": f"{label} photons a frame",
+        "at": label,
         "error": _median(ratios(found, method, ERROR)),
         "seconds": _median(ratios(found, method, SECONDS)),
     }

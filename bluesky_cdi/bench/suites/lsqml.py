@@ -8,21 +8,21 @@ and the Poisson deviance of these frames is looked at after each epoch.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bluesky_cdi.bench.courses import NEAR, Course
 from bluesky_cdi.bench.engine_cases import EngineCase, recorded_case, simulated_case
 from bluesky_cdi.bench.exchange import diffraction
 from bluesky_cdi.bench.explained import EXPLAINED, Explained
-from bluesky_cdi.bench.machine import record, synchronise
+from bluesky_cdi.bench.machine import Stopwatch, record
 from bluesky_cdi.bench.recorded import HELD_OUT_EVERY
 from bluesky_cdi.bench.suites.engines import errors
 from bluesky_cdi.engines.lsqml import Lsqml, LsqmlSettings
-from bluesky_cdi.engines.ptychography import Refine, Schedule, Solution, deviance_of, iterate
+from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.physics.forward import Likelihood
 
 DOSES = (1e3, 1e4, 1e5, 1e6)
@@ -33,8 +33,6 @@ SIMULATED_EPOCHS, RECORDED_EPOCHS = 40, 100
 # From which epoch on all frames are taken together; -1: never.
 PLAIN_TOGETHER_FROM = 10
 PHASES = {"mini-batches to the end": -1, "together from the 10th": 10}
-# A course has come near where it explains unseen frames as well as the plain one at its end, but for this share.
-NEAR = 0.02
 PLAIN, OWN = "without momentum", "its own"
 
 
@@ -126,17 +124,12 @@ def _course(scan: Explained, engine: Lsqml, target: float = -math.inf) -> list[t
     """Return seconds so far and the deviance of unseen frames after each epoch, until that is a target."""
     held_out = torch.arange(len(scan.data), device=scan.probe.device) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
     given, unseen = scan.data[~held_out], scan.data[held_out]
-    clock = time.process_time if scan.probe.device.type == "cpu" else time.perf_counter
     vacuum = torch.ones(given.object_shape, dtype=torch.complex64, device=scan.probe.device)
-    solution, seconds = Solution.start(vacuum, scan.probe, given), 0.0
-    course: list[tuple[float, float]] = []
-    while len(course) < RECORDED_EPOCHS and not (course and course[-1][1] <= target):
-        began = clock()
-        solution = engine.epoch(solution, Refine())
-        synchronise(scan.probe.device)
-        seconds += clock() - began
-        course.append((seconds, float(deviance_of(solution.object, solution.probe, unseen).mean())))
-    return course
+    with Stopwatch(scan.probe.device) as watch:
+        course = Course(unseen, watch, target)
+        iterate(engine, Solution.start(vacuum, scan.probe, given), Schedule(RECORDED_EPOCHS), course)
+    cpu = scan.probe.device.type == "cpu"
+    return [(m.found.cpu_seconds if cpu else m.found.seconds, m.unseen) for m in course.marks]
 
 
 def _until(course: list[tuple[float, float]], target: float) -> dict[str, float | None]:

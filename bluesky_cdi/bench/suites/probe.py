@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bluesky_cdi.bench.cases import Case, simulate
+from bluesky_cdi.bench.cases import Case, simulate, true_probe
+from bluesky_cdi.bench.checked import overlap
 from bluesky_cdi.bench.machine import record
-from bluesky_cdi.bench.methods import Network, engine, predict, predict_and_refine
+from bluesky_cdi.bench.methods import Network, engine, predict, refine
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import RECORDED, STAR, problem_of
 from bluesky_cdi.engines.ptychography import Schedule, deviance_of
-from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.reconstruction.probe_checkin import MOST_FRAMES, check_in, in_words
 
@@ -106,7 +106,7 @@ def probe(
 
 def _simulated(case: Case, seed: int, device: torch.device) -> tuple[Problem, Tensor, Tensor]:
     problem = simulate(case, seed, device)
-    return problem, problem.probe[0], simulate(replace(case, probe_error_rad=0.0), seed, device).probe[0]
+    return problem, problem.probe[0], true_probe(case).to(device)
 
 
 def _recorded(
@@ -152,8 +152,8 @@ def _row(
         once = predict(network, posed)
         numbers = {"overlap": overlap(modes, true), **_numbers("one_pass", once.object, once.probe, problem)}
         images = {f"{label}, one pass": once.object}
-        if isinstance(network.net, UnrolledNet):
-            after = predict_and_refine(network.net, posed, 0)
+        if network.refined_name is not None:
+            after = refine(network, posed, once, 0)
             numbers |= _numbers("refined", after.object, after.probe, problem)
             images[f"{label}, refined"] = after.object
         if problem.held_out is not None:
@@ -170,9 +170,3 @@ def _numbers(name: str, obj: Tensor, modes: Tensor, problem: Problem) -> dict[st
     if problem.held_out is not None:
         numbers[f"{name}_unseen"] = float(deviance_of(obj, modes, problem.held_out).mean())
     return numbers
-
-
-def overlap(found: Tensor, true: Tensor) -> float:
-    """Compute the normalised overlap of the main modes of two probes (M, N, N), wherever they lie."""
-    a, b = (each[int(each.abs().square().sum(dim=(-2, -1)).argmax())] for each in (found, true))
-    return float(torch.fft.ifft2(torch.fft.fft2(a) * torch.fft.fft2(b).conj()).abs().max() / a.norm() / b.norm())

@@ -1,8 +1,9 @@
 """How good the images of networks are beside those of iterative engines, on scans that training does not draw.
 
 Each suite changes one thing about a default scan. Every method gets the same frames and the same assumed probe;
-positions are exact. Errors are those of `evaluation`: shift, phase ramp and complex scale removed, on the pixels that
-the true probe illuminates. Recorded scans are held against a reference that is no truth, so the Poisson deviance of
+positions are exact but where the pixel is assumed wrongly. Errors are those of `evaluation`: shift, phase ramp and
+complex scale removed, on the pixels that the true probe illuminates. Where the assumed probe is wrong, all is measured
+once more after its check-in. Recorded scans are held against a reference that is no truth, so the Poisson deviance of
 their frames, also of those that no method saw, stands beside it.
 """
 
@@ -16,26 +17,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bluesky_cdi.bench import methods
-from bluesky_cdi.bench.cases import DEFOCUS_M, Case, photons, simulate
-from bluesky_cdi.bench.machine import machine
+from bluesky_cdi.bench.cases import DEFOCUS_M, Case, Wrong, photons, simulate, true_probe
+from bluesky_cdi.bench.checked import CHECKED, checked, overlap
+from bluesky_cdi.bench.machine import machine, plain
 from bluesky_cdi.bench.methods import Found, Network
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import HELD_OUT_EVERY, RECORDED, problem_of
 from bluesky_cdi.bench.suites.acceptance import acceptance
-from bluesky_cdi.engines.ptychography import deviance_of
+from bluesky_cdi.bench.suites.recorded import Reached, solve_recorded
+from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.evaluation import Comparison
 
 DOSES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 OVERLAPS = (0.0, 0.4, 0.6, 0.67, 0.8)
-PROBE_ERRORS_RAD = (0.0, 0.4, 0.8)
+PROBE_ERRORS_RAD = (0.0, 0.4, 0.8, 1.6, 2.5)
+# What else is assumed wrongly of the probe, of a beam of how many modes.
+WRONG_PROBES = {
+    "aperture x 1.3": (1, Wrong(aperture=1.3)),
+    "no stop": (1, Wrong(no_stop=True)),
+    "3 modes, equal": (3, Wrong(powers="equal")),
+    "1 mode of 3": (3, Wrong(powers="one")),
+    "centre 3 px off": (1, Wrong(centre_px=(3, -2))),
+    "pixel + 2 %": (1, Wrong(pixel=0.02)),
+    "pixel + 5 %": (1, Wrong(pixel=0.05)),
+}
 # Factors on the counts of one noise realisation, then on the photons themselves.
 COUNT_SCALES = (1.0, 4.0, 16.0, 40.0)
 DOSE_FACTORS = (4.0, 16.0, 40.0)
 # Kinds of `objects.make_sample` whose structures training does not draw.
 SAMPLES = ("star", "natural", "circuit", "cells", "particles", "phase", "gold")
 SAMPLE_DOSES = (1e4, 1e5, 1e6)
+# Kinds whose phase turns one to two times, and how many times thicker than usual they are for that.
+THICK = {"star": 12.0, "natural": 12.0, "cells": 12.0, "phase": 8.0, "gold": 1.0}
+THICK_DOSES = (1e5, 1e6)
 # Numbers of a comparison that are reported.
 ERRORS = ("complex_nrmse", "phase_mae_rad", "ssim_phase")
 # Doses of the default scan that are drawn.
@@ -48,7 +65,11 @@ def suites_of(base: Case) -> dict[str, dict[str, Case]]:
         "dose": {photons(dose): replace(base, dose=dose) for dose in DOSES},
         "overlap": {f"{100 * share:.0f} %": replace(base, overlap=share) for share in OVERLAPS},
         "probe": {
-            f"{error:g} rad": replace(base, probe_error_rad=error, refine_probe=True) for error in PROBE_ERRORS_RAD
+            **{f"{error:g} rad": replace(base, probe_error_rad=error, refine_probe=True) for error in PROBE_ERRORS_RAD},
+            **{
+                name: replace(base, modes=modes, wrong=wrong, refine_probe=True)
+                for name, (modes, wrong) in WRONG_PROBES.items()
+            },
         },
         "rate": {
             **{f"counts x {scale:g}": replace(base, count_scale=scale) for scale in COUNT_SCALES},
@@ -59,11 +80,18 @@ def suites_of(base: Case) -> dict[str, dict[str, Case]]:
             for kind in SAMPLES
             for dose in SAMPLE_DOSES
         },
+        "thick": {
+            f"{kind} {photons(dose)}": replace(base, sample=kind, thickness=thickness, dose=dose)
+            for kind, thickness in THICK.items()
+            for dose in THICK_DOSES
+        },
     }
 
 
 SIMULATED = tuple(suites_of(Case()))
 SUITES = (*SIMULATED, "recorded")
+# Where the probe is checked, too.
+CHECKED_SUITES = ("probe",)
 
 
 @dataclass(frozen=True)
@@ -81,6 +109,8 @@ class Options:
     data : Path, optional
         Folder of recorded scans.
     device : torch.device
+    labels : sequence of str
+        Cases, and recorded scans, that are measured, by their labels; all of the suites if empty.
     """
 
     suites: Sequence[str] = SUITES
@@ -88,6 +118,11 @@ class Options:
     base: Case = field(default_factory=Case)
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    labels: Sequence[str] = ()
+
+    def wants(self, label: str) -> bool:
+        """Whether a case is measured."""
+        return not self.labels or label in self.labels
 
 
 # Called with the name of a scan, the scan, and the methods' objects beside its truth.
@@ -117,20 +152,29 @@ def quality(
     -------
     dict
         ``machine``, ``settings``, ``suites``, ``skipped`` and ``acceptance``, as plain JSON values.
+
+    Raises
+    ------
+    ConfigError
+        If a label is none of the suites'.
     """
+    _check_labels(options)
     bench = _Bench(networks, options, on_progress or (lambda _: None), draw or (lambda *_: None))
     sweeps = suites_of(options.base)
-    suites = {name: bench.simulated(sweeps[name]) for name in SIMULATED if name in options.suites}
+    suites = {
+        name: bench.simulated(sweeps[name], name in CHECKED_SUITES) for name in SIMULATED if name in options.suites
+    }
     skipped: dict[str, str] = {}
     if "recorded" in options.suites:
         suites["recorded"], skipped = bench.recorded()
-    return {
+    found = {
         "machine": machine([options.device]),
         "settings": _settings(networks, options),
         "suites": suites,
         "skipped": skipped,
         "acceptance": acceptance(suites, networks),
     }
+    return {name: plain(value) for name, value in found.items()}
 
 
 class _Bench:
@@ -140,16 +184,19 @@ class _Bench:
         self, networks: Sequence[Network], options: Options, on_progress: Callable[[str], None], draw: Drawer
     ) -> None:
         self._networks, self._options, self._on_progress, self._draw = networks, options, on_progress, draw
-        self._known: dict[Case, dict[str, Any]] = {}
+        self._known: dict[tuple[Case, bool], dict[str, Any]] = {}
 
-    def simulated(self, cases: Mapping[str, Case]) -> list[dict[str, Any]]:
-        """Measure the cases of a suite."""
-        return [{"label": label, **self._case(case)} for label, case in cases.items()]
+    def simulated(self, cases: Mapping[str, Case], checks: bool) -> list[dict[str, Any]]:
+        """Measure the cases of a suite, after the check-in of the probe too if that is asked for."""
+        wanted = {label: case for label, case in cases.items() if self._options.wants(label)}
+        return [{"label": label, **self._case(case, checks)} for label, case in wanted.items()]
 
     def recorded(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Measure the recorded scans; say why those that are missing are."""
         rows, skipped = [], {}
         for name, (folder, read) in RECORDED.items():
+            if not self._options.wants(name):
+                continue
             path = None if self._options.data is None else self._options.data / folder
             if path is None or not path.is_dir():
                 skipped[name] = (
@@ -158,34 +205,67 @@ class _Bench:
                     else f"{path} is no folder"
                 )
                 continue
-            self._on_progress(name)
             problem = problem_of(read(path), self._options.device)
-            summary = {"label": name, "recorded": folder, **_size(problem)}
-            rows.append({**summary, "methods": _summary([self._solved(problem, 0, name)])})
+            self._on_progress(name)
+            found, says = solve_recorded(problem, self._networks, 0, self._on_progress)
+            numbers = self._numbers(problem, {method: each.found for method, each in found.items()}, name)
+            for method, each in found.items():
+                numbers[method] |= _of_recorded(each)
+            summary = {"label": name, "recorded": folder, **_size(problem), "check_in": says}
+            rows.append({**summary, "methods": _summary([numbers])})
         return rows, skipped
 
-    def _case(self, case: Case) -> dict[str, Any]:
-        if case not in self._known:
-            runs, size = [], {}
+    def _case(self, case: Case, checks: bool) -> dict[str, Any]:
+        if (case, checks) not in self._known:
+            runs, check_ins, size = [], [], {}
             for seed in range(self._options.seeds):
                 self._on_progress(f"{case}, seed {seed}")
                 problem = simulate(case, seed, self._options.device)
                 drawn = seed == 0 and case in [replace(self._options.base, dose=dose) for dose in DRAWN_DOSES]
-                runs.append(self._solved(problem, seed, f"{case.sample}-{photons(case.dose)}" if drawn else None))
+                found = methods.solve(problem, self._networks, seed)
+                if checks:
+                    after, its = self._after_check_in(problem, true_probe(case).to(problem.probe.device), seed)
+                    found |= after
+                    check_ins.append(its)
+                figure = f"{case.sample}-{photons(case.dose)}" if drawn else None
+                runs.append(self._numbers(problem, found, figure))
                 size = _size(problem)
-            self._known[case] = {"case": asdict(case), **size, "methods": _summary(runs)}
-        return self._known[case]
+            self._known[case, checks] = {
+                "case": asdict(case),
+                **size,
+                **({"check_ins": check_ins} if checks else {}),
+                "methods": _summary(runs),
+            }
+        return self._known[case, checks]
 
-    def _solved(self, problem: Problem, seed: int, figure: str | None) -> dict[str, dict[str, float]]:
-        """Return the numbers of each method on one scan."""
-        found = methods.solve(problem, self._networks, seed)
+    def _after_check_in(self, problem: Problem, true: Tensor, seed: int) -> tuple[dict[str, Found], dict[str, Any]]:
+        """Return each method's result after the check-in, whose time is in its, and what that found."""
+        after = checked(problem)
+        found = methods.solve(after.problem, self._networks, seed)
+        its = {
+            "says": after.says,
+            "seconds": after.watch.seconds,
+            "cpu_seconds": after.watch.cpu_seconds,
+            "overlap": {"assumed": overlap(problem.probe[0], true), "found": overlap(after.problem.probe[0], true)},
+        }
+        return {CHECKED + name: each.after(after.watch) for name, each in found.items()}, its
+
+    def _numbers(self, problem: Problem, found: Mapping[str, Found], figure: str | None) -> dict[str, dict[str, float]]:
+        """Return the numbers of each method's result on one scan."""
         judged = {name: judge(each.object, problem) for name, each in found.items()}
         if figure is not None:
             self._draw(figure, problem, judged)
         return {
-            name: {**{key: judged[name].numbers[key] for key in ERRORS}, **_cost(each), **_fit(each, problem)}
-            for name, each in found.items()
+            name: {**{key: judged[name].numbers[key] for key in ERRORS}, **_cost(each)} for name, each in found.items()
         }
+
+
+def _check_labels(options: Options) -> None:
+    """Refuse labels that no suite of those asked for has."""
+    sweeps = suites_of(options.base)
+    known = [label for name in options.suites for label in sweeps.get(name, RECORDED)]
+    if unknown := [label for label in options.labels if label not in known]:
+        raise ConfigError(f"no case of {', '.join(options.suites)} is called {unknown[0]!r}; there are {known}")
 
 
 def _size(problem: Problem) -> dict[str, int]:
@@ -194,18 +274,18 @@ def _size(problem: Problem) -> dict[str, int]:
 
 
 def _cost(found: Found) -> dict[str, float]:
-    return {"seconds": found.seconds, "epochs": found.epochs}
+    return {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "epochs": found.epochs}
 
 
-def _fit(found: Found, problem: Problem) -> dict[str, float]:
-    """Compute the mean Poisson deviance a pixel of the frames, and of those that were held out."""
-    parts = {"deviance": problem.data, "held_out_deviance": problem.held_out}
-    with torch.no_grad():
-        return {
-            name: float(deviance_of(found.object, found.probe, data).mean())
-            for name, data in parts.items()
-            if data is not None
-        }
+def _of_recorded(reached: Reached) -> dict[str, float]:
+    """Give how well frames are explained, and when they were as well as converged LSQ-ML explains them."""
+    image = reached.image
+    return {
+        "deviance": reached.given,
+        "held_out_deviance": reached.unseen,
+        "seconds_to_image": math.nan if image is None else image.seconds,
+        "cpu_seconds_to_image": math.nan if image is None else image.cpu_seconds,
+    }
 
 
 def _summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
@@ -229,6 +309,7 @@ def _settings(networks: Sequence[Network], options: Options) -> dict[str, Any]:
     return {
         "networks": [network.name for network in networks],
         "suites": [name for name in SUITES if name in options.suites],
+        "labels": list(options.labels),
         "seeds": options.seeds,
         "default": asdict(options.base),
         "overlap": "linear, 1 - step / width of the probe by its second moment",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The names of `bench.suites.quality.SUITES`, which would load torch.
-SUITES = ("dose", "overlap", "probe", "rate", "objects", "recorded")
+SUITES = ("dose", "overlap", "probe", "rate", "objects", "thick", "recorded")
 # The names of `bench.suites.probe.SAMPLES`, likewise.
 CHECKED = ("star", "natural", "cells", "gold")
 # The names of `bench.explained.EXPLAINED`, likewise.
@@ -52,9 +52,15 @@ def add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
         "quality", parents=[common], help="errors of networks beside iterative engines, on held-out and recorded scans"
     )
     add = command.add_argument
-    add("--weights", nargs="*", default=["canvas-small"], metavar="NAME", help="shipped, or a .safetensors file")
+    add(
+        "--weights",
+        nargs="*",
+        metavar="NAME",
+        help="shipped, or .safetensors files (default: all that are shipped)",
+    )
     add("--baseline", type=Path, metavar="FILE", help="weights of another network, whose object nothing refines")
     add("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME", help=f"of {', '.join(SUITES)}")
+    add("--cases", nargs="+", default=[], metavar="LABEL", help="only these columns, or recorded scans, of the suites")
     add("--seeds", type=positive, default=3, help="scans of each case (default: %(default)s)")
     add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
     add(
@@ -76,15 +82,16 @@ def _bench_quality(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.machine import devices_of
     from bluesky_cdi.bench.reports.quality import Figures, tables
     from bluesky_cdi.bench.suites.quality import Options, quality
+    from bluesky_cdi.models.weights import shipped_weights
 
     for folder in (args.out.parent if args.out else None, args.figure):
         if folder is not None:
             make_folder(folder)
     [device] = devices_of(args.device, 1)
-    networks = _networks(args.weights, args.baseline, device)
-    options = Options(
-        args.suites, args.seeds, Case(frame_px=args.frame_px, field=args.field), data_folder(args), device
-    )
+    weights = shipped_weights() if args.weights is None else args.weights
+    networks = _networks(weights, args.baseline, device)
+    base = Case(frame_px=args.frame_px, field=args.field)
+    options = Options(args.suites, args.seeds, base, data_folder(args), device, args.cases)
     draw = Figures(args.figure, networks) if args.figure else None
     found = quality(networks, options, tell, draw)
     for name, why in found["skipped"].items():
@@ -151,11 +158,21 @@ def add_live(parts: Any, common: argparse.ArgumentParser) -> None:
         Options that every command has.
     """
     command = parts.add_parser(
-        "live", parents=[common], help="errors of the live reconstructor by dose, all faults on, on one CPU thread"
+        "live", parents=[common], help="how good the live image is: by dose, or of the replayed star over time"
     )
     add = command.add_argument
-    add("--frames", type=positive, default=200, help="frames of a scan (default: %(default)s)")
-    add("--seeds", type=positive, default=3, help="scans of each dose (default: %(default)s)")
+    add(
+        "--suite",
+        choices=("dose", "star"),
+        default="dose",
+        help="simulated, by dose, all faults on; or the recorded star, over time, with and without check-in",
+    )
+    add("--frames", type=positive, help="of a scan (default: 200 of dose, all of star)")
+    add("--seeds", type=positive, default=3, help="dose: scans of each dose (default: %(default)s)")
+    add("--rate", type=above_0, default=10.0, help="star: frames a second (default: %(default)s)")
+    add("--weights", default="canvas-small", metavar="NAME", help="star: shipped, or a .safetensors file")
+    add("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    add_data(command)
     add_out(command)
     command.set_defaults(run=_bench_live)
 
@@ -165,10 +182,15 @@ def _bench_live(args: argparse.Namespace) -> int:
 
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.live import live
+    from bluesky_cdi.bench.suites.replay import Options, star_replayed
 
     prepare(args)
-    torch.set_num_threads(1)
-    found = live(args.frames, args.seeds, tell)
+    if args.suite == "star":
+        data = needed_data_folder(args)
+        found = star_replayed(Options(data, args.weights, args.rate, args.frames, args.threads), tell)
+        return finish(args, found, tables.replay(found))
+    torch.set_num_threads(args.threads)
+    found = live(args.frames or 200, args.seeds, tell)
     return finish(args, found, tables.live(found))
 
 

@@ -97,11 +97,15 @@ class Judge:
         # What no candidate explains, light that the object scattered, is like the mean frame; of an untouched
         # model the deviance would be ruled by single photons where it predicts darkness.
         given = self.scenes(trials, fold.given, tuple(obj.shape))
-        mean = (given.counts.reshape(len(trials), -1, *given.counts.shape[1:]).sum(dim=1) + 0.5) / len(fold.given)
+        flux = torch.ones(len(given), device=obj.device) if given.flux is None else given.flux
+        each = (len(trials), len(fold.given))
+        mean = given.counts.reshape(*each, *given.counts.shape[1:]).sum(dim=1) + 0.5
+        mean = mean / flux.reshape(each).sum(dim=1)[:, None, None]
         parts = []
         for part in unseen.chunks(frames_at_once(probes)):
             rate = part.rate(part.probes(probes), part.patches(obj))
-            rate = (1 - UNEXPLAINED) * rate + UNEXPLAINED * mean[part.scene]
+            like_mean = mean[part.scene] if part.flux is None else mean[part.scene] * part.flux[:, None, None]
+            rate = (1 - UNEXPLAINED) * rate + UNEXPLAINED * like_mean
             parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.valid))
         return torch.cat(parts).reshape(len(trials), -1)
 

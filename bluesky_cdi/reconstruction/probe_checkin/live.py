@@ -1,4 +1,8 @@
-"""The check-in of a run's probe while the run is measured: beside the reconstruction, in a thread of its own."""
+"""The check-in of a run's probe while the run is measured: beside the reconstruction, in a thread of its own.
+
+It is made once enough frames are in, and again by the newest frames where `drift` says that these ask for another
+probe.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.probe_checkin.check import MOST_FRAMES, TEST_SWEEPS, CheckIn, check_in, folds
+from bluesky_cdi.reconstruction.probe_checkin.drift import Drift
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
 from bluesky_cdi.reconstruction.probe_checkin.judging import Judge
 from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
@@ -56,6 +61,12 @@ class LiveCheckIn:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._found: _Found | None = None
+        self._again: dict[str, Any] | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the check that is being made, or was made last, is that of the first guess."""
+        return self._again is None
 
     @property
     def is_running(self) -> bool:
@@ -78,11 +89,30 @@ class LiveCheckIn:
             return
         self._left = [number for number in self._left if number > len(frames)]
         rows = frames.table.rows
-        data = frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)])
-        self._thread = threading.Thread(
-            target=self._run, args=(data, assumed, current), name="bluesky_cdi-probe-check-in"
+        self._start(
+            frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)]), assumed, current
         )
-        self._thread.start()
+
+    def begin_again(self, frames: MeasuredFrames, drift: Drift, current: Callable[[], Tensor], takes: bool) -> None:
+        """Begin a check by the newest frames, which ask for another probe than those before.
+
+        Parameters
+        ----------
+        frames : MeasuredFrames
+            Those of the run by now.
+        drift : Drift
+            What they ask for.
+        current : callable
+            Gives the probe (M, N, N) of the reconstruction.
+        takes : bool
+            Whether the reconstruction can go on with another probe from here on.
+        """
+        if self._thread is not None or self._closed.is_set():
+            return
+        logger.warning("the beam has changed during the run: %s", drift)
+        self._left = []
+        self._again = {"frames": len(frames), "drift": str(drift)}
+        self._start(frames.diffraction(frames.table.rows[-drift.frames :]), current(), current, takes)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the check that is being made; whether none is any more."""
@@ -101,6 +131,8 @@ class LiveCheckIn:
         found, self._found = self._found, None
         if found is None:
             return None
+        if self._again is not None:
+            return self._taken_again(found, self._again)
         self.notes = {**notes_of(found.check, self._geometry), "taken": found.is_better}
         if found.is_better:
             self._left = []
@@ -110,11 +142,24 @@ class LiveCheckIn:
         logger.info("probe check-in: %s%s", self.notes["says"], ending)
         return None
 
+    def _taken_again(self, found: _Found, again: Mapping[str, Any]) -> Tensor | None:
+        its = {**again, **notes_of(found.check, self._geometry), "taken": found.is_better}
+        self.notes = {**self.notes, "again": [*self.notes.get("again", []), its]}
+        ending = "The reconstruction goes on with the probe that it has"
+        if found.is_better:
+            ending = "The reconstruction goes on with the new probe; what is reconstructed stays."
+        elif found.check.changed:
+            ending += ": begin a new run for a sharper image."
+        else:
+            ending += "; it is looked at again with further frames."
+        logger.warning("probe check-in by the newest frames: %s %s", its["says"], ending)
+        return found.check.probe if found.is_better else None
+
     def close(self) -> None:
         """Begin no check any more; one that is being made ends with the trials that it is at."""
         self._left = []
         if self._thread is not None and self._thread.is_alive():
-            logger.info("the check of the probe was not over when the run ended: its first guess was not replaced")
+            logger.info("the check of the probe was not over when the run ended: the probe was not replaced")
         self._closed.set()
 
     def restore(self, notes: Mapping[str, Any]) -> None:
@@ -129,10 +174,16 @@ class LiveCheckIn:
         if notes:
             self._left = []
 
-    def _run(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor]) -> None:
+    def _start(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool = True) -> None:
+        self._thread = threading.Thread(
+            target=self._run, args=(data, assumed, current, takes), name="bluesky_cdi-probe-check-in"
+        )
+        self._thread.start()
+
+    def _run(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool) -> None:
         try:
             check = check_in(data, assumed, wanted=PROBE_ALONE, on_step=self._stop_if_closed)
-            self._found = _Found(check, check.changed and self._is_better(check, data, current()))
+            self._found = _Found(check, takes and check.changed and self._is_better(check, data, current()))
         except _Closed:
             return
         except (BlueskyCDIError, RuntimeError) as err:

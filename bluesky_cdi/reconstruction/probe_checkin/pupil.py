@@ -81,6 +81,10 @@ class Pupil:
             probe = probe[powers >= min(weakest, 1 / len(powers)) * powers.sum()]
         return self.as_bright_as_frames(probe)
 
+    def turned(self, trial: Trial) -> Tensor:
+        """Make the probe (M, N, N) with a trial's aberrations and the assumed amplitude, as bright as the assumed."""
+        return self._propagator.adjoint(self._phased(self._waves, trial)[None])[0].to(torch.complex64)
+
     def as_bright_as_frames(self, probe: Tensor) -> Tensor:
         """Scale a probe (M, N, N): through vacuum the valid pixels count what they count in the brighter frames."""
         expected = intensity(self._propagator.forward(probe[None]))[0]
@@ -90,8 +94,10 @@ class Pupil:
     @property
     def defocus_curvature(self) -> float:
         """Phase of one radian of defocus, rms, at one pixel from the middle, radians; it is a square."""
-        row = self._propagator.to_detector(self.basis[DEFOCUS])[0]
-        return float(row[0] - 2 * row[1] + row[2]) / 2
+        # Neighbouring pixels of float32 differ by little more than their rounding: the ends of a row and its middle.
+        row = self._propagator.to_detector(self.basis[DEFOCUS])[0].double()
+        half = (len(row) - 1) // 2
+        return float(row[0] - 2 * row[half] + row[2 * half]) / (2 * half**2)
 
     def offset_px(self, most: int) -> tuple[int, int]:
         """Match mean frame and assumed pupil: how many whole pixels (rows, columns) it is off, at most `most`."""
@@ -107,10 +113,13 @@ class Pupil:
     def _changed(self, trial: Trial) -> Tensor:
         modes = self._modes(trial)  # (M, N, N), each of unit energy
         shares = torch.tensor(trial.powers or self.shares, dtype=torch.float32, device=modes.device)
-        turn = torch.tensor(trial.aberrations_rad, dtype=torch.float32, device=modes.device)
-        angle = (turn[:, None, None] * self.basis).sum(dim=0)
-        waves = modes * shares.sqrt()[:, None, None] * torch.polar(torch.ones_like(angle), angle)
+        waves = self._phased(modes * shares.sqrt()[:, None, None], trial)
         return self._propagator.adjoint(waves[None])[0].to(torch.complex64)
+
+    def _phased(self, waves: Tensor, trial: Trial) -> Tensor:
+        turn = torch.tensor(trial.aberrations_rad, dtype=torch.float32, device=waves.device)
+        angle = (turn[:, None, None] * self.basis).sum(dim=0)
+        return waves * torch.polar(torch.ones_like(angle), angle)
 
     def _modes(self, trial: Trial) -> Tensor:
         energy = self._waves.abs().square().sum(dim=(-2, -1), keepdim=True)
@@ -151,7 +160,9 @@ class Pupil:
             weight = step.abs()[inside].sqrt()
             rows.append(((torch.roll(shapes[1:], -1, axis + 1) - shapes[1:])[:, inside] * weight).T)
             wanted.append(torch.angle(step[inside]) * weight)
-        slopes = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)[:, None]).solution[:, 0]
+        # Few known pixels leave some shapes open, which a GPU's `lstsq` can't take: these stay 0.
+        design, target = torch.cat(rows), torch.cat(wanted)
+        slopes = torch.linalg.pinv(design.T @ design, hermitian=True) @ (design.T @ target)
         smooth = torch.polar(torch.ones_like(shapes[0]), (slopes[:, None, None] * shapes[1:]).sum(dim=0))
         smooth = smooth * torch.sgn((wave * smooth.conj()).sum())
         return self._propagator.to_working(smooth).to(main.dtype)
@@ -172,8 +183,10 @@ def mean_amplitude(data: Diffraction) -> Tensor:
     """
     valid = torch.ones_like(data.counts, dtype=torch.bool) if data.valid is None else data.valid.expand_as(data.counts)
     seen = valid.sum(dim=0)
-    total = torch.where(valid, data.counts, 0.0).sum(dim=0)
-    mean = (total / seen.clamp_min(1) - data.background).clamp_min(0)
+    total = torch.where(valid, data.counts - data.background, 0.0).sum(dim=0)
+    # The flux that the pixel's frames had together: of a mean frame, not of the frames that happened to be valid there.
+    flux = seen if data.flux is None else (valid * data.flux[:, None, None]).sum(dim=0)
+    mean = (total / torch.where(seen > 0, flux, 1.0)).clamp_min(0)
     detector = data.propagator.to_detector
     filled = _filled(detector(mean.sqrt()), detector(seen > 0))
     return data.propagator.to_working(filled)
@@ -231,9 +244,11 @@ def _valid_in_all(data: Diffraction) -> Tensor:
 
 
 def _photons(data: Diffraction, valid: Tensor) -> float:
-    """Count the photons of a frame through vacuum on some pixels (N, N), without the background; at least one."""
-    counts = torch.where(valid, data.counts - data.background, 0.0)
-    return max(photons_through_vacuum(counts.sum(dim=(-2, -1)).cpu().double().numpy()), 1.0)
+    """Count the photons of a frame of mean flux through vacuum on some pixels (N, N), less background; at least one."""
+    counts = torch.where(valid, data.counts - data.background, 0.0).sum(dim=(-2, -1))
+    if data.flux is not None:
+        counts = counts / data.flux
+    return max(photons_through_vacuum(counts.cpu().double().numpy()), 1.0)
 
 
 def _of_the_middle(main: Tensor, propagator: Propagator) -> Tensor:

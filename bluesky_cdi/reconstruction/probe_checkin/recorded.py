@@ -12,6 +12,7 @@ import torch
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io import Scan
+from bluesky_cdi.io.frames import moved
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.probes import scaled_to
@@ -19,6 +20,7 @@ from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.protocols import ComplexArray
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.batch import without_dark
+from bluesky_cdi.reconstruction.build import device_of
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
 from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
@@ -66,7 +68,7 @@ def check_in_scan(
     *,
     wanted: Wanted | None = None,
     frames: int = MOST_FRAMES,
-    device: str = "cpu",
+    device: str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> ScanCheckIn:
     """Check the probe of a recorded scan by the frames in its middle.
@@ -82,8 +84,8 @@ def check_in_scan(
         What may be changed besides the probe; by default all but the scale.
     frames : int
         Frames that are used.
-    device : str
-        PyTorch device.
+    device : str, optional
+        PyTorch device; by default that of the configured reconstructor.
     on_progress : callable, optional
         Called with what is done next.
 
@@ -102,6 +104,7 @@ def check_in_scan(
             f"a check-in of the probe needs at least {LEAST_FRAMES} frames; {scan.name or 'the scan'} has {len(scan)}. "
             "Trust the probe."
         )
+    device = device_of(config.reconstructor) if device is None else device
     lens = bool(LENS_KEYS & config.probe.model_fields_set)
     assumed = None
     if scan.probe is not None or scan.geometry.propagation == "near" or lens:
@@ -147,7 +150,7 @@ def _centred(scan: Scan, centre_px: tuple[int, int]) -> Scan:
         if step:
             gone = slice(0, step) if step > 0 else slice(step, None)
             mask[(gone, slice(None)) if axis == 0 else (slice(None), gone)] = False
-    return replace(scan, counts=np.roll(np.asarray(scan.counts), back, axis=(1, 2)), mask=mask)
+    return replace(scan, counts=moved(scan.counts, back), mask=mask)
 
 
 def _diffraction(scan: Scan, config: Config, device: str) -> Diffraction:

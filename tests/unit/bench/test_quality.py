@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from bluesky_cdi.bench import methods, recorded
-from bluesky_cdi.bench.cases import Case, grid_positions, simulate
+from bluesky_cdi.bench.cases import Case, Wrong, grid_positions, simulate, true_probe
+from bluesky_cdi.bench.checked import CHECKED, checked, overlap
+from bluesky_cdi.bench.courses import Mark, first_near
 from bluesky_cdi.bench.methods import Network
 from bluesky_cdi.bench.problem import judge
 from bluesky_cdi.bench.reports.quality import Figures, tables
 from bluesky_cdi.bench.suites import quality
+from bluesky_cdi.bench.suites import recorded as recorded_suite
 from bluesky_cdi.bench.suites.acceptance import acceptance
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench import SUITES
@@ -159,6 +162,7 @@ def test_every_method_is_run_and_engines_gain_on_vacuum(weights, monkeypatch):
         "tiny, refined",
         "other",
         "5 rPIE",
+        "10 rPIE",
         "50 rPIE",
         "LSQ-ML, as long",
         "LSQ-ML, converged",
@@ -177,8 +181,120 @@ def test_engines_refine_a_probe_that_may_be_wrong(monkeypatch):
     monkeypatch.setattr(methods, "MOST_EPOCHS", 12)
     problem = simulate(replace(SMALL, probe_error_rad=0.8, refine_probe=True), 1, CPU)
     found = methods.solve(problem, [], 0)
-    assert list(found) == ["5 rPIE", "50 rPIE", "LSQ-ML, converged"]
+    assert list(found) == ["5 rPIE", "10 rPIE", "50 rPIE", "LSQ-ML, converged"]
     assert all(not torch.equal(each.probe, problem.probe) for each in found.values())
+
+
+def test_a_network_for_several_passes_has_rows_for_one_and_from_an_engine(monkeypatch):
+    monkeypatch.setattr(methods, "MOST_EPOCHS", 3)
+    monkeypatch.setattr(methods, "RPIE_ITERATIONS", (2, 3))
+    monkeypatch.setattr(methods, "WARM_FROM", (3,))
+    torch.manual_seed(3)
+    net = UnrolledNet(UnrolledConfig(stages=1, channels=8, levels=2, passes=2)).eval()
+    found = methods.solve(simulate(SMALL, 1, CPU), [Network("warm", net)], 0)
+    assert list(found)[:3] == ["warm, one pass", "warm", "warm, refined"]
+    both = found["3 rPIE, warm, refined"]
+    assert both.epochs == 5
+    assert both.seconds > found["3 rPIE"].seconds and found["warm, refined"].seconds > found["warm"].seconds
+    assert not torch.equal(both.object, found["warm, refined"].object)
+
+
+def test_what_is_assumed_wrongly():
+    def assumed(**wrong):
+        return simulate(replace(SMALL, modes=3, wrong=Wrong(**wrong)), 1, CPU)
+
+    def pupil(problem):
+        wave = to_centre(torch.fft.fft2(problem.probe[0, 0])).abs()
+        return wave / wave.max()
+
+    right = assumed()
+    assert overlap(right.probe[0], true_probe(replace(SMALL, modes=3))) == pytest.approx(1, abs=1e-5)
+    powers = right.probe[0].abs().square().sum(dim=(1, 2)) / SMALL.dose
+    torch.testing.assert_close(powers, torch.tensor([0.85, 0.1, 0.05]))
+    equal = assumed(powers="equal").probe[0].abs().square().sum(dim=(1, 2)) / SMALL.dose
+    torch.testing.assert_close(equal, torch.full((3,), 1 / 3))
+    assert assumed(powers="one").probe.shape[1] == 1
+    # The ring's area grows with the square of its radius, and without a stop the middle is as bright as the rest.
+    bright = [int((pupil(each) > 0.3).sum()) for each in (right, assumed(aperture=1.3))]
+    assert bright[1] / bright[0] == pytest.approx(1.3**2, rel=0.15)
+    assert pupil(right)[32, 32] < 0.2 < 0.5 < pupil(assumed(no_stop=True))[32, 32]
+    moved = assumed(centre_px=(3, -2)).data.counts
+    assert torch.equal(to_centre(moved), torch.roll(to_centre(right.data.counts), (3, -2), dims=(-2, -1)))
+    places = [each.data.corner + each.data.shift_px.double() for each in (right, assumed(pixel=0.05))]
+    about = [each - each.mean(dim=0) for each in places]
+    torch.testing.assert_close(1.05 * about[1], about[0], atol=1e-5, rtol=0)
+
+
+def test_a_thick_sample_is_the_thin_one_several_times():
+    thin, thick = (simulate(replace(SMALL, sample="cells", thickness=n), 1, CPU).truth for n in (1.0, 3.0))
+    np.testing.assert_allclose(thick, thin**3, atol=1e-5)
+    case = quality.suites_of(Case())["thick"]["cells 1e5"]
+    phase = -np.log(np.abs(simulate(case, 0, CPU).truth)) * 0.9 / 0.08
+    assert np.ptp(phase) > 2 * np.pi
+
+
+def test_a_check_in_moves_the_frames_back():
+    case = replace(SMALL, field=0.6, wrong=Wrong(centre_px=(3, -2)), refine_probe=True)
+    right, wrong = simulate(replace(case, wrong=Wrong()), 1, CPU), simulate(case, 1, CPU)
+    held = replace(wrong, data=wrong.data[4:], held_out=wrong.data[:4])
+    after = checked(held)
+    assert after.check.trial.centre_px == (3, -2)
+    assert "centre" in after.says and after.watch.seconds > 0
+    for part, first, last in ((after.problem.data, 4, None), (after.problem.held_out, 0, 4)):
+        assert torch.equal(part.counts * part.mask, right.data.counts[first:last] * part.mask)
+        assert 0 < int((~part.mask).sum()) < 0.25 * part.mask.numel()
+    photons = [float(each.probe.abs().square().sum()) for each in (held, after.problem)]
+    assert photons[1] == pytest.approx(photons[0], rel=1e-4)
+
+
+def test_the_first_mark_near_a_deviance():
+    marks = [
+        Mark(methods.Found(torch.ones(1), torch.ones(1), k, k), unseen) for k, unseen in enumerate((3, 1.021, 1.019))
+    ]
+    assert first_near(marks, 1.0) is marks[2] and first_near(marks, 0.9) is None
+
+
+def test_recorded_scans_have_the_time_to_the_image_of_lsqml(weights, monkeypatch):
+    monkeypatch.setattr(recorded_suite, "MOST_EPOCHS", 8)
+    monkeypatch.setattr(recorded_suite, "MOST_REFINED", 6)
+    monkeypatch.setattr(recorded_suite, "RPIE_ITERATIONS", (2, 30))
+    made = simulate(replace(SMALL, field=0.6, probe_error_rad=0.8, refine_probe=True), 1, CPU)
+    problem = replace(made, data=made.data[4:], held_out=made.data[:4])
+    said = []
+    found, says = recorded_suite.solve_recorded(problem, [Network("tiny", load_weights(weights).net)], 0, said.append)
+    names = ["LSQ-ML, converged", "2 rPIE", "30 rPIE", "tiny", "tiny, refined"]
+    assert list(found) == [*names, *(CHECKED + name for name in names)] and says.startswith("Changed: ")
+    assert len(said) == 1 + 2 * 3
+    better = min((found[way + "LSQ-ML, converged"] for way in ("", CHECKED)), key=lambda each: each.unseen)
+    for each in found.values():
+        near = each.unseen <= 1.02 * better.unseen
+        # A result that is near was so by its own time; who never was has no time.
+        assert not near or each.image.seconds <= each.found.seconds
+        torch.testing.assert_close(
+            each.unseen, float(deviance_of(each.found.object, each.found.probe, problem.held_out).mean())
+        )
+    assert better.image is not None and found["2 rPIE"].image is None
+    assert found["30 rPIE"].found.epochs == 30 and found["tiny, refined"].found.epochs == 5
+    # The check-in's time counts.
+    assert found[CHECKED + "tiny"].found.cpu_seconds > found["tiny"].found.cpu_seconds
+
+
+def test_a_wrong_probe_is_measured_before_and_after_its_check_in(weights, monkeypatch):
+    monkeypatch.setattr(methods, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(methods, "RPIE_ITERATIONS", (2,))
+    networks = [Network("tiny", load_weights(weights).net)]
+    base = replace(SMALL, field=0.6)
+    found = quality.quality(networks, quality.Options(("probe",), 1, base, None, CPU, ("3 modes, equal",)))
+    assert [row["label"] for rows in found["suites"].values() for row in rows] == ["3 modes, equal"]
+    [row] = found["suites"]["probe"]
+    [check] = row["check_ins"]
+    assert check["overlap"]["found"] > check["overlap"]["assumed"]
+    assert "powers of the modes" in check["says"]
+    assert row["methods"][CHECKED + "tiny"]["seconds"]["each"][0] > check["seconds"]
+    text = tables(found)
+    assert f"{row['methods']['tiny']['complex_nrmse']['median']:.3f}, " in text and check["says"] in text
+    with pytest.raises(ConfigError, match="no case of dose is called '3e3'"):
+        quality.quality(networks, quality.Options(("dose",), 1, base, None, CPU, ("3e3",)))
 
 
 def test_the_report_has_every_suite(weights, quick, tmp_path):

@@ -1,6 +1,7 @@
 """The suites on settings small enough for a test: what they measure, their tables, their commands."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,12 @@ import pytest
 import torch
 
 from bluesky_cdi.bench.beamline import error_of, measured_frames
-from bluesky_cdi.bench.cases import Case, simulate
+from bluesky_cdi.bench.cases import Case, scan_of, simulate
 from bluesky_cdi.bench.explained import EXPLAINED, Explained
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.reports import tables
 from bluesky_cdi.bench.reports.figures import draw_phases, draw_single_shot
-from bluesky_cdi.bench.suites import live, lsqml, single_shot, steps
+from bluesky_cdi.bench.suites import live, lsqml, replay, single_shot, steps
 from bluesky_cdi.bench.suites.fine_tuning import Options, fine_tuning
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench.images import TUNED
@@ -208,3 +209,28 @@ def test_a_frame_has_its_photons():
         # The curved beam's sample absorbs some.
         assert float(made.counts.sum()) == pytest.approx(1e6, rel=0.3 if case.curved else 0.01)
         assert made.error(made.truth * (1.0 if case.curved else 2j)) < 1e-6
+
+
+def test_a_replayed_scan_shows_images_as_frames_come(monkeypatch, tmp_path, capsys):
+    scan = scan_of(Case(field=0.4), 1)
+    config = load_config(
+        overrides={"reconstructor": {"name": "rpie", "background": 0.0, "final_steps": 2}, "probe": {"trust": True}}
+    )
+    shown = replay.replayed(scan, config, 1e3, 12)
+    assert shown[0].estimate.n_frames == shown[0].arrived >= 1
+    assert all(a.seconds < b.seconds and a.arrived <= b.arrived for a, b in pairwise(shown))
+    assert shown[-1].estimate.n_frames == 12 and np.mean(shown[-1].estimate.residual) < np.mean(
+        shown[0].estimate.residual
+    )
+
+    def image(seconds, frames, nrmse):
+        return {"seconds": seconds, "arrived": frames, "frames": frames, "complex_nrmse": nrmse, "deviance": 2.0}
+
+    images = [image(0.5, 1, 0.9), image(1.0, 2, 0.5), image(1.5, 2, 0.3), image(9.0, 2, 0.2)]
+    row = {"images": images, "first_good_s": 9.0, "check_in": {"says": "The assumed probe stays."}}
+    found = record([CPU], {"rate": 10.0, "weights": "x", "good_nrmse": 0.25}, rows={"with check-in": row})
+    text = tables.replay(found)
+    assert "0.500" in text and "0.300" not in text and "after 9.0 s" in text and "The assumed probe stays." in text
+    monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
+    assert main(["bench", "live", "--suite", "star"]) == 1
+    assert "name their folder with --data" in capsys.readouterr().err

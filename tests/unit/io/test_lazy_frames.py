@@ -14,7 +14,7 @@ from h5py import h5d, h5p, h5s, h5t
 from bluesky_cdi.errors import FrameError, ScanFileError
 from bluesky_cdi.io import LazyFrames, Scan, read_cxi, read_scan, write_cxi
 from bluesky_cdi.io import frames as frames_module
-from bluesky_cdi.io.frames import blocks, mean_photons
+from bluesky_cdi.io.frames import blocks, cut, mean_photons, moved
 from bluesky_cdi.physics.geometry import Geometry
 
 
@@ -44,6 +44,17 @@ def test_indexing_as_numpy(lazy, counts, key):
     found = lazy[key]
     assert found.shape == expected.shape and found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("by_px", [(2, -3), (0, 1), (-1, 0)])
+def test_moved_frames_stay_in_their_file(lazy, counts, by_px):
+    for ours, array in ((lazy, counts), (lazy.select([4, 1, 9]), counts[[4, 1, 9]])):
+        found = moved(ours, by_px)
+        assert isinstance(found, LazyFrames) and found.dtype == counts.dtype
+        np.testing.assert_array_equal(found, np.roll(array, by_px, axis=(1, 2)))
+        np.testing.assert_array_equal(moved(array, by_px), found)
+    part = cut(lazy, slice(1, 7), slice(2, 8))
+    np.testing.assert_array_equal(moved(part, by_px), np.roll(counts[:, 1:7, 2:8], by_px, axis=(1, 2)))
 
 
 @pytest.mark.parametrize("key", [11, -12, [0, 11], np.ones(5, bool), "d", 1.5, np.ones((2, 2), int), None, True])

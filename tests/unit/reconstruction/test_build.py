@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bluesky_cdi.agent.space import SearchSpace
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import GeometryError, WeightsError
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Agent, Frame, Reconstructor, RunInfo, ScanArea
-from bluesky_cdi.reconstruction.build import build_agent, build_reconstructor
+from bluesky_cdi.reconstruction.build import build_agent, build_reconstructor, device_of
 
 GEOMETRY = {"energy_ev": 8000.0, "distance_m": 2.0, "detector_pixel_m": 172e-6}
 WINDOW = [[-5e-7, -4e-7], [5e-7, 4e-7]]
@@ -89,3 +90,11 @@ def test_given_space_is_used():
     space = SearchSpace.from_positions(np.array([[0.0, 0.0], [1e-7, 0.0], [3e-7, 2e-7]]))
     agent = build_agent(AREA, Config(), space=space, probe_width_m=1e-7)
     assert {tuple(p) for p in agent.coverage_path()} == {tuple(p) for p in space.candidates_m}
+
+
+@pytest.mark.parametrize(
+    ("stated", "there", "expected"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+)
+def test_the_device_is_the_stated_one_or_a_gpu_that_is_there(monkeypatch, stated, there, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert device_of(ReconstructorConfig(device=stated)) == expected

@@ -14,7 +14,8 @@ from bluesky_cdi.physics.probes import focused_probe
 from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.reconstruction.probe_checkin import Trial, applied, check_in, in_words
 from bluesky_cdi.reconstruction.probe_checkin.judging import Judge
-from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
+from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil, mean_amplitude
+from bluesky_cdi.reconstruction.probe_checkin.trial import DEFOCUS
 
 PHOTONS = 1e5
 
@@ -138,3 +139,43 @@ def test_what_can_not_be_checked_is_refused():
     for wrong in (torch.zeros_like(probe), probe * torch.nan):
         with pytest.raises(GeometryError, match="finite and not 0"):
             check_in(data, wrong)
+
+
+def test_the_mean_frame_and_the_photons_are_those_of_mean_flux():
+    """Frames of a beam that fluctuates, without noise; a pixel is dead in the brighter half of them."""
+    geometry, probe = optics()
+    _, data = through_vacuum(geometry, probe)
+    flux = torch.where(torch.arange(len(data)) % 2 == 0, 0.5, 1.5)
+    steady = data.rate(data.probes(probe[None]), torch.ones(len(data), 40, 40) + 0j)
+    data = replace(data, counts=steady * flux[:, None, None], flux=flux)
+    brightest = float(data.counts.max())
+    saturated = replace(data, saturation=0.9 * brightest)
+    for seen in (data, saturated):
+        torch.testing.assert_close(mean_amplitude(seen), mean_amplitude(replace(data, counts=steady, flux=None)))
+    assert Pupil(probe, data).probe(Trial()).abs().square().sum() == pytest.approx(PHOTONS, rel=1e-3)
+
+
+@pytest.mark.parametrize("side", [40, 41])
+def test_the_curvature_of_defocus_is_that_of_the_whole_row(side):
+    geometry, probe = optics(side)
+    _, data = through_vacuum(geometry, probe)
+    pupil = Pupil(probe, data)
+    row = pupil.basis[DEFOCUS].double()
+    row = data.propagator.to_detector(row)[0]
+    fit = np.polynomial.polynomial.polyfit(np.arange(side) - side // 2, row.numpy(), 2)
+    assert pupil.defocus_curvature == pytest.approx(fit[2], rel=1e-5)
+
+
+def test_a_phase_that_is_known_along_a_line_only_goes_on_finite():
+    """What leaves some shapes open: the line's own phase comes back, and nothing is infinite."""
+    geometry, probe = optics(40, defocus_m=0.3e-3, central_stop=0.0)
+    _, data = through_vacuum(geometry, probe)
+    waves = data.propagator.to_detector(data.propagator.forward(probe[None])[0])
+    line = torch.zeros_like(waves)
+    line[:, 20] = waves[:, 20]
+    told = data.propagator.adjoint(data.propagator.to_working(line)[None])[0]
+    made = Pupil(told, data).probe(Trial("frames"))
+    assert torch.isfinite(torch.view_as_real(made)).all()
+    found = data.propagator.to_detector(data.propagator.forward(made[None])[0])[0, 20]
+    overlap = (found.conj() * waves[0, 20]).sum().abs() / found.norm() / waves[0, 20].norm()
+    assert float(overlap) > 0.98

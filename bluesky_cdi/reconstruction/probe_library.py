@@ -1,0 +1,168 @@
+"""Probes that runs of an instrument have found, in a folder: the first guess of the next run.
+
+There is a file for each energy, distance and place of the sample along the beam; a newer run's replaces it. A session
+begins with the nearest one that is compatible, brought to its own grid and its own place, and its check-in judges it as
+any guess.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import BlueskyCDIError, GeometryError
+from bluesky_cdi.io import ProbeFile, read_probe, write_probe
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.protocols import ComplexArray, Estimate
+
+logger = logging.getLogger(__name__)
+
+# Frames of a run from which on its probe is worth keeping: enough for a second check-in.
+LEAST_FRAMES = 64
+# In the near field the sample's place sets the magnification: one that differs by more than this share is another.
+SAME_PLACE = 1e-2
+# The key of a file's source that says where the sample stood: metres downstream of the focus (far field).
+DEFOCUS = "defocus_m"
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """A probe of the library for a scan.
+
+    Attributes
+    ----------
+    probe : ndarray, shape (modes, N, N), complex64
+        On the scan's grid, where its sample stands.
+    path : Path
+        File that it comes from.
+    moved_m : float
+        How far it was propagated, metres downstream.
+    """
+
+    probe: ComplexArray
+    path: Path
+    moved_m: float
+
+    def __str__(self) -> str:
+        moved = f", propagated by {1e6 * self.moved_m:+.3g} um" if self.moved_m else ""
+        return f"{self.path.name} of the probe library{moved}"
+
+
+def offered(geometry: Geometry, config: Config) -> Offer | None:
+    """Choose the probe of the configured library that is nearest to a scan: sample's place, then pixel, then newest.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the scan.
+    config : Config
+        Its section `probe`: library, where the sample stands, number of modes.
+
+    Returns
+    -------
+    Offer or None
+        None where there is no library, or no probe in it of this energy and field. A file that can't be read is
+        told, and left out.
+    """
+    if config.probe.library is None:
+        return None
+    found = []
+    for path in sorted(config.probe.library.expanduser().glob("*.npz")):
+        try:
+            content = read_probe(path)
+            found.append(
+                (_distance(content, geometry, config), -path.stat().st_mtime, _offer(path, content, geometry, config))
+            )
+        except GeometryError:
+            # Of another energy or field: for other scans.
+            continue
+        except (BlueskyCDIError, OSError) as err:
+            logger.warning("a probe of the library can't be used: %s", err)
+    return min(found, key=lambda each: each[:2])[2] if found else None
+
+
+def keep(directory: Path, content: ProbeFile) -> Path:
+    """Put a probe into a library, in place of an earlier one of the same setting.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder of the library; it is made if need be.
+    content : ProbeFile
+        Its source says under ``defocus_m`` where the sample stood (far field).
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ScanFileError, OSError
+        If it can't be written.
+    """
+    geometry = content.geometry
+    place = content.source.get(DEFOCUS) if geometry.propagation == "far" else geometry.focus_to_sample_m
+    parts = [
+        f"{geometry.energy_ev:.0f}eV",
+        f"{1e3 * geometry.distance_m:.0f}mm",
+        f"{geometry.propagation}",
+        *([] if place is None else [f"{1e6 * place:.0f}um"]),
+        f"{geometry.frame_px}px",
+    ]
+    directory = directory.expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{'-'.join(parts)}.npz"
+    write_probe(path, content)
+    return path
+
+
+def is_sure(estimate: Estimate) -> bool:
+    """Tell whether the probe of a run's last estimate is worth beginning with.
+
+    It was checked by the run's own frames; a beam that changed since was followed; and there are enough frames.
+    """
+    check = estimate.source.get("probe_check_in") or {}
+    if estimate.n_frames < LEAST_FRAMES or "changed" not in check:
+        return False
+    return all(again["taken"] for again in check.get("again", []))
+
+
+def _distance(content: ProbeFile, geometry: Geometry, config: Config) -> tuple[float, float]:
+    moved = _moved_m(content, geometry, config)
+    return abs(moved), abs(np.log(content.geometry.pixel_m / geometry.pixel_m))
+
+
+def _moved_m(content: ProbeFile, geometry: Geometry, config: Config) -> float:
+    """Compute how much further downstream the sample stands than it did; 0 where that is not known."""
+    before = content.source.get(DEFOCUS)
+    return config.probe.defocus_m - float(before) if geometry.propagation == "far" and before is not None else 0.0
+
+
+def _offer(path: Path, content: ProbeFile, geometry: Geometry, config: Config) -> Offer:
+    import torch
+
+    from bluesky_cdi.physics.probes import propagated
+    from bluesky_cdi.reconstruction.probe_guess import fitted
+
+    focus, its_focus = geometry.focus_to_sample_m, content.geometry.focus_to_sample_m
+    if focus is not None and its_focus is not None and abs(its_focus / focus - 1) > SAME_PLACE:
+        raise GeometryError(f"the sample stands {focus:g} m from the focus; in {path} it stood {its_focus:g} m from it")
+    moved = _moved_m(content, geometry, config)
+    if moved:
+        there = content.geometry
+        probe = propagated(torch.from_numpy(np.asarray(content.probe)), there.pixel_m, there.wavelength_m, moved)
+        content = ProbeFile(np.asarray(probe.numpy()), there, content.name, content.source)
+    modes = strongest(fitted(content, geometry), config.probe.modes)
+    return Offer(modes, path, moved)
+
+
+def strongest(probe: ComplexArray, most: int) -> ComplexArray:
+    """Take at most so many modes of a probe (M, N, N), those with most photons, in their order."""
+    powers: Sequence[float] = (np.abs(probe) ** 2).sum(axis=(1, 2))
+    return probe[np.sort(np.argsort(powers)[::-1][:most])]
