@@ -65,6 +65,10 @@ class FrameMetrics:
         self.residual[rows] = deviance.cpu().numpy()
         self.uncertainty[rows] = variance.sqrt().cpu().numpy()
 
+    def forget_vacuum(self, rows: IndexArray) -> None:
+        """Drop the deviance of frames without any object: their flux is another one now."""
+        self.vacuum[rows] = np.nan
+
     def put_vacuum(self, rows: IndexArray, deviance: Tensor) -> None:
         """Record the deviance of frames without any object.
 

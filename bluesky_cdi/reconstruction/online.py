@@ -140,13 +140,15 @@ class PtychoReconstructor:
         self._probe.follow_flux(flux, table.mean_flux)
         self._solver.forget()
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
+        dark, lit = self._frames.find_dark()
+        self._metrics.forget(dark)
         if not self._probe.is_scaled:
             self._probe.scale(self._frames.mean_photons())
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
         corner = table.corner
         self._scheduler.touch(self._tiling.home(corner[rows]))
         self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
-        self._scheduler.touch(self._tiling.touched(left))
+        self._scheduler.touch(self._tiling.touched(np.concatenate([left, corner[dark], corner[lit]])))
         self._watch.begin(self._frames)
 
     @torch.no_grad()
@@ -285,11 +287,12 @@ class PtychoReconstructor:
         # Vacuum, which is all that there is to predict without a network, is the same under any probe.
         if (self._solver.net is not None or len(self._tiling) > 1) and self._probe.has_moved():
             self._scheduler.outdate()
-        if self._config.refine_positions or self._config.refine_flux:
-            table = self._frames.table
-            flux = table.mean_flux
-            table.take_refined(solved.refined.data[frames.own], frames.own_rows, frames.region.outer)
-            self._probe.follow_flux(flux, table.mean_flux)
+        table, data = self._frames.table, solved.refined.data[frames.own]
+        if self._config.refine_positions:
+            table.take_positions(data, frames.own_rows, frames.region.outer)
+        flux = table.mean_flux
+        self._metrics.forget_vacuum(table.take_flux(data, frames.own_rows))
+        self._probe.follow_flux(flux, table.mean_flux)
 
     def _write(self, solved: Solved, frames: RegionFrames) -> None:
         """Write a region's core, and judge it: predicted errors, embeddings of its own frames, residual of all."""
@@ -326,10 +329,15 @@ class PtychoReconstructor:
 
     def _estimate(self, started: float) -> Estimate:
         solver, seconds = self._solver, time.monotonic() - started
-        progress = {
+        progress: dict[str, Any] = {
             "iterations": solver.iterations,
             "ended": solver.ended,
             "fine_tuning_steps": self._tuner.steps,
         }
+        table = self._frames.table
+        if (found := table.other_flux) and not self._config.refine_flux:
+            progress["other_flux"] = found
+        if len(self._frames.dark):
+            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.dark]).tolist()
         source = {**self._source, **progress, **self._watch.source()}
-        return estimate_of(self._frames.table, self._metrics, self._map, self._probe, seconds=seconds, source=source)
+        return estimate_of(table, self._metrics, self._map, self._probe, seconds=seconds, source=source)

@@ -183,11 +183,13 @@ class RegionSolver:
         config = self._config
         # Positions and fluxes once the image can tell them.
         later = config.refine_iterations // 4
+        image = min(max(1, later), config.refine_iterations - 1)
         return Schedule(
             config.refine_iterations,
             probe_from=0 if config.refine_probe and frames >= PROBE_FRAMES else -1,
             positions_from=later if config.refine_positions else -1,
             flux_from=later if config.refine_flux else -1,
+            outliers_from=-1 if config.refine_flux else image,
             tolerance=config.tolerance,
         )
 

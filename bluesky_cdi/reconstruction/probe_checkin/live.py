@@ -77,7 +77,7 @@ class LiveCheckIn:
         if self._thread is not None or not self._left or len(frames) < self._left[0]:
             return
         self._left = [number for number in self._left if number > len(frames)]
-        rows = frames.table.rows
+        rows = frames.lit
         data = frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)])
         self._thread = threading.Thread(
             target=self._run, args=(data, assumed, current), name="bluesky_cdi-probe-check-in"
