@@ -13,7 +13,7 @@ from torch import Tensor
 from bluesky_cdi.engines.flux import with_outliers_flux
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
-from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.likelihood import expected_deviance, mean_over_valid, poisson_deviance
 
 logger = logging.getLogger(__name__)
 
@@ -280,6 +280,29 @@ def deviance_of(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     for part in data.chunks(frames_at_once(probe)):
         rate = part.rate(part.probes(probe), part.patches(obj))
         parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.valid))
+    return torch.cat(parts)
+
+
+def noise_of(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
+    """Compute the deviance per valid pixel that photon noise alone would give each frame, were the object the true one.
+
+    Parameters
+    ----------
+    obj : Tensor, shape (B, Y, X), complex
+        The object.
+    probe : Tensor, shape (B, M, N, N), complex
+        Its modes.
+    data : Diffraction
+        Frames; their counts don't count.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+    """
+    parts = []
+    for part in data.chunks(frames_at_once(probe)):
+        rate = part.rate(part.probes(probe), part.patches(obj))
+        parts.append(mean_over_valid(expected_deviance(rate), part.valid))
     return torch.cat(parts)
 
 

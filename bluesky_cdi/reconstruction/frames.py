@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.errors import FrameError
+from bluesky_cdi.io.beam_centre import find_beam_centre
 from bluesky_cdi.io.frame_summaries import dark_frames
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.illumination import photons_through_vacuum
-from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
+from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.propagators import FAR_FIELD, FarField, Propagator
 from bluesky_cdi.protocols import Frame
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.count_store import CountStore
@@ -29,6 +31,8 @@ MEMORY_BYTES = 2**32
 CHUNK = 256
 # Frames after which the bad pixels are looked for again; more frames tell no more.
 BAD_PIXEL_FRAMES = 32
+# Frames that show how much they differ from each other.
+PLAIN_FRAMES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,9 @@ class MeasuredFrames:
         Numbers, places and fluxes.
     mask : Tensor, shape (N, N), bool, or None
         The valid pixels, in the propagator's working order; None: all.
+    off_centre_px : tuple of float or None
+        Where the direct beam of the first frames lies from the middle (rows, columns), pixels; None in the near field,
+        and where it is not found.
     dark : ndarray, shape (m,)
         Rows of frames without light, as `find_dark` found them: nothing is computed from them.
     """
@@ -100,6 +107,7 @@ class MeasuredFrames:
     ) -> None:
         self.table = FrameTable(grid)
         self.mask: Tensor | None = None
+        self.off_centre_px: tuple[float, float] | None = None
         self.dark: IndexArray = np.zeros(0, np.int64)
         # By row; NaN where they are not summed yet.
         self._photons: npt.NDArray[np.float64] = np.zeros(0)
@@ -109,6 +117,7 @@ class MeasuredFrames:
         self._known_mask = np.ones((side, side), bool) if known_mask is None else np.asarray(known_mask, dtype=bool)
         self._counts = CountStore(grid.frame_px, memory_bytes)
         self._cached: tuple[IndexArray, Tensor] | None = None
+        self._plain: tuple[int, float | None] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -151,7 +160,10 @@ class MeasuredFrames:
         counts = self._counts.read(self.table.rows[:BAD_PIXEL_FRAMES])
         before = self.mask
         # One frame may have a bright speckle that a second one moves.
-        self.use_mask(self._known_mask & valid_pixels(counts) if len(counts) > 1 else self._known_mask)
+        valid = self._known_mask & valid_pixels(counts) if len(counts) > 1 else self._known_mask
+        self.use_mask(valid)
+        if isinstance(self._propagator, FarField) and len(counts):
+            self.off_centre_px = _off_centre_px(counts.mean(axis=0), valid)
         return before is None or not torch.equal(before, self.mask)  # type: ignore[arg-type]  # `use_mask` has set it
 
     @property
@@ -168,6 +180,17 @@ class MeasuredFrames:
     def mean_photons(self) -> float:
         """Give nearly the photons of a frame through vacuum; see `photons_through_vacuum`."""
         return photons_through_vacuum(self.photons())
+
+    def plain_residual(self) -> float | None:
+        """Compute the mean deviance of frames, spread over the run, if each were like their mean but for its photons.
+
+        It knows nothing of object and probe: an image must explain its frames far better. None for fewer than two.
+        """
+        rows = self.lit
+        if self._plain is None or self._plain[0] != len(rows):
+            some = rows[np.unique(np.linspace(0, len(rows) - 1, PLAIN_FRAMES).round().astype(np.int64))]
+            self._plain = len(rows), self._deviance_of_mean(some) if len(some) > 1 else None
+        return self._plain[1]
 
     def photons(self) -> npt.NDArray[np.float64]:
         """Sum the valid pixels of each frame, by row, (n,)."""
@@ -254,6 +277,16 @@ class MeasuredFrames:
         self.find_dark()
         return np.isin(numbers, list(there))
 
+    def _deviance_of_mean(self, rows: IndexArray) -> float:
+        counts = self._working(rows)
+        counts = counts if self.mask is None else torch.where(self.mask, counts, 0.0)
+        total, photons = counts.sum(dim=0), counts.sum(dim=(-2, -1)).clamp_min(1.0)[:, None, None]
+        # Of all others: a frame is no evidence of what it looks like. A little light everywhere, for pixels that
+        # count a photon in one frame only.
+        others = total - counts + 0.5
+        likeness = others / others.sum(dim=(-2, -1), keepdim=True)
+        return float(mean_over_valid(poisson_deviance(photons * likeness, counts), self.mask).mean())
+
     def _check(self, frames: list[Frame]) -> None:
         side = self._grid.frame_px
         for frame in frames:
@@ -293,3 +326,12 @@ class MeasuredFrames:
         if counts.nbytes <= self._counts.room:
             self._cached = rows.copy(), counts
         return counts
+
+
+def _off_centre_px(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
+    try:
+        row, column = find_beam_centre(mean, valid)
+    except FrameError:
+        return None
+    side = len(mean)
+    return row - side // 2, column - side // 2

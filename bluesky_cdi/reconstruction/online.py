@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.engines.ptychography import deviance_of
+from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
@@ -307,8 +307,9 @@ class PtychoReconstructor:
         variance = self._map.write_errors(region, found).square()
         self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
         if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
-            vacuum = deviance_of(torch.ones_like(obj), probe, data[torch.from_numpy(new).to(self._device)])
-            self._metrics.put_vacuum(rows[new], vacuum)
+            some = data[torch.from_numpy(new).to(self._device)]
+            vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
+            self._metrics.put_bounds(rows[new], vacuum, noise)
         self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
 
     def _fine_tune(self) -> None:
@@ -332,6 +333,9 @@ class PtychoReconstructor:
         progress: dict[str, Any] = {
             "iterations": solver.iterations,
             "ended": solver.ended,
+            "falling": solver.falling,
+            "off_centre_px": self._frames.off_centre_px,
+            "plain_residual": self._frames.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
         }
         table = self._frames.table

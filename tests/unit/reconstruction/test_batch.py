@@ -117,3 +117,20 @@ def test_a_scan_within_a_pixel_is_refused(change):
     wrong = replace(scan, geometry=replace(scan.geometry, **change))
     with pytest.raises(GeometryError, match="larger than half a sample pixel"):
         reconstruct(wrong, settings(), 1)
+
+
+def test_results_are_judged():
+    scan, _ = make_scan()
+    shuffled = replace(scan, positions_m=scan.positions_m[np.random.default_rng(0).permutation(len(scan))])
+    nothing = replace(scan, counts=np.random.default_rng(0).poisson(1e-3, scan.counts.shape))
+    words = [reconstruct(each, settings(), 30).source["verdict"]["word"] for each in (scan, shuffled, nothing)]
+    assert words == ["good", "failed", "failed"]
+
+
+def test_an_interrupted_reconstruction_keeps_what_it_has():
+    scan, _ = make_scan(32, n=4)
+    news = []
+    found = reconstruct(scan, settings(), 50, lambda *each: news.append(each), interrupted=lambda: len(news) >= 3)
+    assert found.source["iterations"] == 3 and found.source["ended"] == "interrupted"
+    assert "it was interrupted after 3 iterations" in found.source["verdict"]["reasons"]
+    np.testing.assert_array_equal(found.object, reconstruct(scan, settings(), 3).object)
