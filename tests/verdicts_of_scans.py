@@ -87,9 +87,8 @@ SPOILED: dict[str, Callable[[Scan], Scan]] = {
 def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    print(
-        "| scan | NRMSE | deviance | photon noise | like their mean | unexplained | verdict |\n|---|---|---|---|---|---|---|"
-    )
+    print("| scan | NRMSE | deviance | photon noise | like their mean | unexplained | verdict |")
+    print("|---|---|---|---|---|---|---|")
     for kind in ("star", "natural", "leaves", "lines", "circuit", "gold", "phase", "cells", "particles", "blank"):
         row(kind, *simulated(kind))
     for photons in (1e3, 1e4, 1e7):
@@ -118,10 +117,9 @@ def row(name, scan, truth=None, origin=None, engine="lsqml", iterations=ITERATIO
         "name": engine, "background": 0.0, "threads": 1, "tolerance": 1e-3, "refine_probe": refine_probe,
         "refine_positions": engine in ("lsqml", "pinn"),
     }  # fmt: skip
+    config = load_config(overrides={"reconstructor": settings, "probe": {"modes": modes}})
     try:
-        estimate = reconstruct(
-            scan, load_config(overrides={"reconstructor": settings, "probe": {"modes": modes}}), iterations
-        )
+        estimate = reconstruct(scan, config, iterations)
     except ValueError as err:
         print(f"| {name} | | | | | | refused: {str(err).partition(';')[0]} |", flush=True)
         return
