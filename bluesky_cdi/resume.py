@@ -15,6 +15,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import CatalogError, ScanFileError, WorkerError
+from bluesky_cdi.evaluation.verdict import with_verdict
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader, Preprocessing, read_checkpoint, remove_checkpoint
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
 from bluesky_cdi.reconstruction.checkpoint import checkpoint_file, going_on, with_settings_of
@@ -326,7 +327,7 @@ class _Work:
             raise WorkerError("the frames of the run give no image: there is nothing to go on with")
         if settings.checkpoint_s and not finished:
             self._save()
-        return latest, finished, time.monotonic() - started
+        return with_verdict(latest), finished, time.monotonic() - started
 
     def forget(self) -> None:
         """Remove all checkpoints of the run."""

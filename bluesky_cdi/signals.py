@@ -24,10 +24,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+# Exit code of a command that Ctrl-C ended.
+INTERRUPTED = 130
 # A closed terminal and its shell may both tell; one that comes later than this means that it takes too long.
 ONE_REQUEST_S = 3.0
 # How often the main thread looks up while it waits for a run: a signal that reached another thread waits for that.
 LOOK_UP_S = 0.2
+
+
+class FirstInterrupt:
+    """Takes the first Ctrl-C for a wish to end in order; the second is `KeyboardInterrupt` again. A context manager.
+
+    Outside of the main thread, and where something else handles Ctrl-C, all stays as it is.
+
+    Parameters
+    ----------
+    what_now : str
+        What becomes of the work, for the log.
+
+    Attributes
+    ----------
+    came : bool
+        Whether it was pressed.
+    """
+
+    def __init__(self, what_now: str) -> None:
+        self.came = False
+        self._what_now, self._handles = what_now, False
+
+    def __enter__(self) -> FirstInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._handles:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handles:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.warning("interrupted: %s (Ctrl-C again: at once, and nothing is kept)", self._what_now)
 
 
 class EndingSignals:

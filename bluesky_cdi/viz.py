@@ -7,6 +7,7 @@ loaded by the first figure, not by the import. Images are (Y, X), positions (y, 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.evaluation import FRC, transfer_resolution_px
+from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 
@@ -44,11 +46,13 @@ DIM_PROBE_SHARE = 0.15
 PLANES = 161
 # Where the direct beam meets a detector: mark and colour of the place that was found, and of the one that is used.
 BEAM_MARKS = (("x", "cyan"), ("+", "lime"))
+# Of a line below an estimate's figure.
+FOOTER_CHARACTERS = 130
 MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
 def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
-    """Draw amplitude, phase, predicted phase error, and coverage with the scan's path.
+    """Draw amplitude, phase, predicted phase error, and coverage with the scan's path; in words the verdict, if any.
 
     Parameters
     ----------
@@ -70,7 +74,12 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     view.image(axes[1, 0], view.masked(estimate.std_phase_rad), "Predicted phase error", "rad, 1 σ", "viridis")
     view.image(axes[1, 1], view.masked(estimate.coverage), "Coverage and path", "photons per pixel", "Greys")
     _draw_path(axes[1, 1], estimate.positions_m, ["measured"] * len(estimate.positions_m))
-    fig.suptitle(_frames(estimate.n_frames), fontsize="x-large")
+    said = verdict_said(estimate.source)
+    word, _, why = said.partition(": ")
+    title = f"{_frames(estimate.n_frames)}, {word}" if word else _frames(estimate.n_frames)
+    fig.suptitle(title, fontsize="x-large")
+    if why:
+        fig.supxlabel(textwrap.fill(why, FOOTER_CHARACTERS), fontsize="small")
     return fig
 
 

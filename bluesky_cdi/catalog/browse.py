@@ -38,6 +38,8 @@ class ResultSummary:
         ``success``, ``abort`` or ``fail``; None while the run goes on (or if its process died).
     complete : bool
         Whether there is a final estimate.
+    verdict : str or None
+        ``good``, ``doubtful`` or ``failed``; None where there is none.
     """
 
     uid: str | None
@@ -48,6 +50,7 @@ class ResultSummary:
     n_frames: int | None
     exit_status: str | None
     complete: bool
+    verdict: str | None = None
 
 
 def list_results(catalog: Catalog) -> list[ResultSummary]:
@@ -193,6 +196,7 @@ def _result_summary(metadata: Mapping[str, Any], raw: Mapping[str, Mapping[str, 
         n_frames=stop.get("n_frames"),
         exit_status=stop.get("exit_status"),
         complete=bool(stop.get("complete", False)),
+        verdict=(stop.get("verdict") or {}).get("word"),
     )
 
 
@@ -272,12 +276,13 @@ def _read(run: Any, update: int) -> Estimate:
     index = _index(run, len(events), update)
     obj = streams[UPDATES].metadata["configuration"][SOURCE]["data"]
     final = index == len(events) - 1 and PER_FRAME in streams
+    verdict = (run.metadata.get("stop") or {}).get("verdict") if final else None
     return Estimate(
         n_frames=int(events[index]["n_frames"]),
         seconds=float(events[index]["seconds"]),
         origin_m=(float(obj["origin_y_m"]), float(obj["origin_x_m"])),
         pixel_m=float(obj["pixel_m"]),
-        source=dict(run.start["source"]),
+        source={**run.start["source"], **({} if verdict is None else {"verdict": verdict})},
         **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
         **_frames(dict(streams[PER_FRAME].items()) if final else {}),
     )

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi import __version__
-from bluesky_cdi.catalog.plain import as_plain
 from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, Column, ResultFile, chunk_shape
 from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import Estimate, FloatArray, RunInfo
 
 PLAN_NAME = "cdi_reconstruction"
@@ -157,7 +157,7 @@ class ResultPublisher:
             "plan_name": PLAN_NAME,
             "raw_uid": self._info.uid,
             "scan_id": int(self._info.scan_id),
-            "source": as_plain(source),
+            "source": as_plain({key: value for key, value in source.items() if key != "verdict"}),
             "geometry": as_plain(self._info.metadata.get("geometry", {})),
             "frame_shape": [int(side) for side in self._info.frame_shape],
             "versions": {"bluesky_cdi": __version__},
@@ -195,7 +195,8 @@ class ResultPublisher:
         }
 
     def _finish(self, estimate: Estimate) -> None:
-        if estimate is not self._last:
+        # A final estimate that was published before may have a verdict since.
+        if self._last is None or estimate.object is not self._last.object:
             self._update(estimate)
         file, _ = self._open(estimate)
         rows = _frame_rows(estimate)
@@ -215,6 +216,8 @@ class ResultPublisher:
             doc = self._bundle.compose_stop(exit_status=exit_status, reason=reason)
             doc["complete"] = final is not None
             doc["n_frames"] = None if final is None else int(final.n_frames)
+            if final is not None and "verdict" in final.source:
+                doc["verdict"] = as_plain(final.source["verdict"])
             self._emit("stop", doc)
 
 

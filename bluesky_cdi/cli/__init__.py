@@ -28,6 +28,7 @@ from bluesky_cdi.cli.resume import add_resume
 from bluesky_cdi.cli.shell import add_shell
 from bluesky_cdi.cli.train import MODELS, add_train
 from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.signals import INTERRUPTED
 
 __all__ = ["MODELS", "main"]
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("bluesky-cdi: interrupted", file=sys.stderr)  # noqa: T201 (a command line's own output)
-        return 130
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bluesky_cdi.cli.arguments import configured, make_folder, reached_catalog, run_or_result
 from bluesky_cdi.cli.output import say, say_result
 from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.plain import to_json
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import ResultSummary
@@ -40,6 +40,7 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _browse(args: argparse.Namespace) -> int:
     from bluesky_cdi.catalog import find_raw, list_results, load_result
+    from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import write_probe
 
     with reached_catalog(args.directory, configured(args).catalog) as (catalog, _):
@@ -62,6 +63,7 @@ def _browse(args: argparse.Namespace) -> int:
         "pixels": list(estimate.object.shape),
         "pixel_m": estimate.pixel_m,
         "origin_m": list(estimate.origin_m),
+        "verdict": estimate.source.get("verdict"),
         "source": dict(estimate.source),
         **({"probe": str(args.probe)} if args.probe else {}),
         "figure": str(path),
@@ -70,6 +72,7 @@ def _browse(args: argparse.Namespace) -> int:
         ("frames", str(estimate.n_frames)),
         ("object", "{} x {} pixels of {:.2f} nm".format(*estimate.object.shape, estimate.pixel_m * 1e9)),
         ("made by", f"{estimate.source.get('reconstructor')} with {estimate.source.get('network') or 'no network'}"),
+        *([("verdict", said)] if (said := verdict_said(estimate.source)) else []),
         *([("probe", str(args.probe))] if args.probe else []),
         ("figure", str(path)),
     ]
@@ -102,11 +105,12 @@ def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> Non
     from datetime import datetime
 
     if args.json:
-        say(json.dumps([asdict(r) for r in results], indent=1))
+        say(to_json([asdict(r) for r in results], indent=1))
         return
-    say(f"{'scan':>5}  {'time':<19}  {'plan':<16} {'frames':>6}  {'status':<8} {'result':<8}")
+    say(f"{'scan':>5}  {'time':<19}  {'plan':<16} {'frames':>6}  {'status':<8} {'result':<8} verdict")
     for r in results:
         when = datetime.fromtimestamp(r.time).strftime("%Y-%m-%d %H:%M:%S")
         uid = (r.uid or "none")[:8]
         state = r.exit_status or "running"
-        say(f"{r.scan_id or '':>5}  {when:<19}  {r.plan_name or '':<16} {r.n_frames or '':>6}  {state:<8} {uid:<8}")
+        made = f"{r.n_frames or '':>6}  {state:<8} {uid:<8} {r.verdict or ''}"
+        say(f"{r.scan_id or '':>5}  {when:<19}  {r.plan_name or '':<16} {made}".rstrip())

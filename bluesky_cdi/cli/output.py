@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.plain import to_json
 
 
 def say_result(args: argparse.Namespace, numbers: dict[str, Any], rows: Sequence[tuple[str, str]]) -> None:
@@ -24,7 +24,7 @@ def say_result(args: argparse.Namespace, numbers: dict[str, Any], rows: Sequence
         What the table says.
     """
     if args.json:
-        say(json.dumps(numbers, indent=1, default=str))
+        say(to_json(numbers, indent=1))
         return
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from bluesky_cdi.cli.arguments import count, make_folder, positive, result_writer
 from bluesky_cdi.cli.detector import add_detector_options, detector_settings, said_of
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
+from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.signals import INTERRUPTED, FirstInterrupt
 
 if TYPE_CHECKING:
     from bluesky_cdi.config import Config
@@ -80,6 +82,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bluesky_cdi import viz
+    from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import Preprocessing, read_probe, read_scan
     from bluesky_cdi.reconstruction.batch import reconstruct, without_dark
     from bluesky_cdi.reconstruction.probe_guess import fitted
@@ -109,9 +112,15 @@ def _reconstruct(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
             bar.set_postfix_str(f"deviance {deviance:.4g} a pixel")
 
-        estimate = reconstruct(scan, config, args.iterations, on_progress, numbers=names)
+        with FirstInterrupt("the iteration is finished, and what there is by then is written") as ctrl_c:
+            estimate = reconstruct(
+                scan, config, args.iterations, on_progress, numbers=names, interrupted=lambda: ctrl_c.came
+            )
     if checked is not None:
         estimate = replace(estimate, source={**estimate.source, "probe_check_in": checked.as_notes()})
+    verdict = estimate.source["verdict"]
+    if not np.isfinite(estimate.object).all():
+        raise BlueskyCDIError(f"the reconstruction {verdict_said(estimate.source)}: nothing is written")
     for path, write in zip(outputs, writers, strict=True):
         write(path, estimate, scan.geometry, scan.name or args.scan.stem)
     viz.save_figure(viz.show_estimate(estimate), figure)
@@ -121,6 +130,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
         "engine": args.engine,
         "iterations": estimate.source["iterations"],
         "ended": estimate.source["ended"],
+        "verdict": verdict,
         "deviance_per_pixel": float(np.mean(estimate.residual)),
         "pixel_m": estimate.pixel_m,
         **({"preprocessing": notes} if (notes := scan.source.get("preprocessing")) is not None else {}),
@@ -128,14 +138,14 @@ def _reconstruct(args: argparse.Namespace) -> int:
         "result": [str(path) for path in outputs],
         "figure": str(figure),
     }
-    rows = {**numbers, "result": ", ".join(numbers["result"])}
+    rows = {**numbers, "result": ", ".join(numbers["result"]), "verdict": verdict_said(estimate.source)}
     if notes is not None:
         rows["preprocessing"] = said_of(notes)
     say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])
-    if estimate.source["ended"] == "diverged":
-        logger.error("the iterations diverged: the result is the best one before that, and may be far from the sample")
+    if verdict["word"] == "failed":
+        logger.error("the result can't be believed: %s", "; ".join(verdict["reasons"]))
         return 1
-    return 0
+    return INTERRUPTED if ctrl_c.came else 0
 
 
 def _reconstruct_config(args: argparse.Namespace) -> Config:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from bluesky_cdi.cli.arguments import (
     run_or_result,
 )
 from bluesky_cdi.cli.output import say, say_result
+from bluesky_cdi.plain import to_json
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog
@@ -70,7 +70,7 @@ def _resume(args: argparse.Namespace) -> int:
         write(path, done.estimate, geometry, f"scan {done.info.scan_id}")
     viz.save_figure(viz.show_estimate(done.estimate), args.figure)
     _say_done(args, done)
-    return 0
+    return 1 if done.estimate.source["verdict"]["word"] == "failed" else 0
 
 
 def _worked_on(
@@ -108,6 +108,8 @@ def _worked_on(
 def _say_done(args: argparse.Namespace, done: Resumed) -> None:
     import numpy as np
 
+    from bluesky_cdi.evaluation.verdict import verdict_said
+
     estimate = done.estimate
     numbers = {
         "raw_uid": done.info.uid,
@@ -120,6 +122,7 @@ def _say_done(args: argparse.Namespace, done: Resumed) -> None:
         "iterations": estimate.source["iterations"],
         "ended": estimate.source["ended"],
         "finished": done.finished,
+        "verdict": estimate.source["verdict"],
         "deviance_per_pixel": float(np.mean(estimate.residual)),
         "uncertainty_rad": float(np.median(estimate.frame_uncertainty)),
         "pixel_m": estimate.pixel_m,
@@ -131,6 +134,7 @@ def _say_done(args: argparse.Namespace, done: Resumed) -> None:
         **numbers,
         "continues": done.continues or "nothing: from the start",
         "finished": "yes" if done.finished else "no, resume goes on",
+        "verdict": verdict_said(estimate.source),
         "result": ", ".join(["catalog", *numbers["result"]]),
     }
     say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in said.items()])
@@ -141,7 +145,7 @@ def _say_list(args: argparse.Namespace, rows: Sequence[Resumable]) -> None:
     from datetime import datetime
 
     if args.json:
-        say(json.dumps([asdict(row) for row in rows], indent=1))
+        say(to_json([asdict(row) for row in rows], indent=1))
         return
     say(f"{'scan':>5}  {'saved':<19}  {'plan':<16} {'frames':>6} {'of':>6}  {'status':<8} {'run':<8} {'result':<8}")
     for row in rows:

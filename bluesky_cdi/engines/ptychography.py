@@ -10,9 +10,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from bluesky_cdi.engines.flux import with_outliers_flux
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
-from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.likelihood import expected_deviance, mean_over_valid, poisson_deviance
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,9 @@ class Schedule:
         Most epochs.
     probe_from, positions_from, flux_from : int
         First epoch (from 0) that refines the probe, the positions, each frame's flux; negative: never.
+    outliers_from : int
+        First epoch after which frames whose light stands out get a flux of their own; negative: never. It is looked
+        at again 1, 2, 4, 8, ... epochs later.
     tolerance, patience : float, int
         Stop when the lowest mean deviance of the last `patience` epochs is not below that of the
         epochs before by this share. 0: never stop early. Epochs count once the engine is warm and all
@@ -162,6 +166,7 @@ class Schedule:
     probe_from: int = 0
     positions_from: int = -1
     flux_from: int = -1
+    outliers_from: int = -1
     tolerance: float = 0.0
     patience: int = 5
 
@@ -172,10 +177,15 @@ class Schedule:
         )
         return Refine(probe, positions, flux)
 
+    def looks_for_outliers(self, epoch: int) -> bool:
+        """Tell whether the light of single frames is looked at after epoch number `epoch`, from 0."""
+        since = epoch - self.outliers_from
+        return self.outliers_from >= 0 and since >= 0 and not since & (since - 1)
+
     @property
     def complete_from(self) -> int:
         """First epoch in which all is refined that will be."""
-        return max(0, self.probe_from, self.positions_from, self.flux_from)
+        return max(0, self.probe_from, self.positions_from, self.flux_from, self.outliers_from)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +248,8 @@ def iterate(
             return Outcome(best, tuple(history), "diverged")
         if history[-1] <= lowest:
             best = solution
+        if schedule.looks_for_outliers(epoch):
+            solution = replace(solution, data=with_outliers_flux(solution.object, solution.probe, solution.data))
         if should_continue is not None and should_continue(epoch + 1, solution) is False:
             break
         if _stagnates(history[max(schedule.complete_from, engine.warm_up) :], schedule):
@@ -268,6 +280,29 @@ def deviance_of(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     for part in data.chunks(frames_at_once(probe)):
         rate = part.rate(part.probes(probe), part.patches(obj))
         parts.append(mean_over_valid(poisson_deviance(rate, part.counts), part.valid))
+    return torch.cat(parts)
+
+
+def noise_of(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
+    """Compute the deviance per valid pixel that photon noise alone would give each frame, were the object the true one.
+
+    Parameters
+    ----------
+    obj : Tensor, shape (B, Y, X), complex
+        The object.
+    probe : Tensor, shape (B, M, N, N), complex
+        Its modes.
+    data : Diffraction
+        Frames; their counts don't count.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+    """
+    parts = []
+    for part in data.chunks(frames_at_once(probe)):
+        rate = part.rate(part.probes(probe), part.patches(obj))
+        parts.append(mean_over_valid(expected_deviance(rate), part.valid))
     return torch.cat(parts)
 
 

@@ -16,6 +16,7 @@ from bluesky_cdi.io.frames import Frames
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, nominal_geometry, recorded
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.plain import to_json
 
 NOMINAL_PIXEL_M = 10e-9
 FORM = "a canonical NPZ file"
@@ -102,7 +103,7 @@ def write_canonical(path: Path | str, scan: Scan) -> None:
         "positions_px": positions / scan.geometry.pixel_m,
         "positions_m": positions,
         "geometry": np.array(json.dumps(scan.geometry.as_metadata())),
-        "source": np.array(json.dumps(dict(scan.source), default=str)),
+        "source": np.array(to_json(scan.source)),
         "name": np.array(scan.name),
     }
     if scan.probe is not None:

@@ -18,7 +18,6 @@ Near field. CXI has no place for how frames arose. `write_cxi` puts it into attr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +43,7 @@ from bluesky_cdi.io.frames import LazyFrames
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, recorded
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
+from bluesky_cdi.plain import to_json
 from bluesky_cdi.protocols import FloatArray
 
 # Elementary charge, coulombs, exact since the 2019 SI: joules in one electronvolt.
@@ -158,7 +158,7 @@ def write_cxi(path: Path | str, scan: Scan) -> None:
         file["cxi_version"], file["number_of_entries"] = 160, 1
         data = write_frames(file, f"{DETECTOR}/data", scan.counts, compression="gzip", shuffle=True)
         data.attrs["axes"] = fixed_text("translation:y:x")
-        file["entry_1"].attrs["bluesky_cdi_source"] = fixed_text(json.dumps(dict(scan.source), default=str))
+        file["entry_1"].attrs["bluesky_cdi_source"] = fixed_text(to_json(scan.source))
         write_geometry(file, scan.geometry)
         write_translation(file, scan.positions_m)
         if scan.mask is not None:

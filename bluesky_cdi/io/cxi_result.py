@@ -8,7 +8,6 @@ are PyNX's additions to the format. Row 0 is at the smallest y of the sample's c
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from bluesky_cdi.io.cxi import (
 )
 from bluesky_cdi.io.product import Product, checked_product, product_of
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.plain import to_json
 from bluesky_cdi.protocols import Estimate
 
 OBJECT = "entry_1/image_1"
@@ -137,7 +137,7 @@ def _write_process(process: h5py.Group, estimate: Estimate) -> None:
     settings = {"seconds": estimate.seconds, "frames": estimate.n_frames, **estimate.source}
     note = process.create_group("note_1")
     note["description"] = fixed_text("what made it, and with which settings")
-    note["type"], note["data"] = fixed_text("application/json"), fixed_text(json.dumps(settings, default=str))
+    note["type"], note["data"] = fixed_text("application/json"), fixed_text(to_json(settings))
 
 
 def _link(file: h5py.File) -> None:

@@ -14,6 +14,7 @@ from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.io._files import json_object, open_npz, text
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.plain import to_json
 from bluesky_cdi.protocols import ComplexArray
 
 
@@ -59,7 +60,7 @@ def write_probe(path: Path | str, content: ProbeFile) -> None:
         "probe": np.asarray(content.probe, np.complex64),
         "geometry": np.array(json.dumps(content.geometry.as_metadata())),
         "name": np.array(content.name),
-        "source": np.array(json.dumps(dict(content.source), default=str)),
+        "source": np.array(to_json(content.source)),
     }
     write_npz(Path(path), arrays)
 

@@ -5,7 +5,6 @@ The near field stands in the attributes `far_field` and `focus_object_distance_m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from bluesky_cdi.io._files import array, naming, number, open_hdf5, real, stated
 from bluesky_cdi.io._writing import fixed_text
 from bluesky_cdi.io.positions import check_unit
 from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
+from bluesky_cdi.plain import to_json
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
 
 _KEYS = {
@@ -102,9 +102,12 @@ def product_of(estimate: Estimate, geometry: Geometry, name: str) -> Product:
 
     Raises
     ------
-    GeometryError
-        If the estimate's pixel is not the geometry's.
+    ScanFileError, GeometryError
+        If object or probe are not finite, or the estimate's pixel is not the geometry's.
     """
+    for part in ("object", "probe"):
+        if bad := int((~np.isfinite(getattr(estimate, part))).sum()):
+            raise ScanFileError(f"the {part} of a result must be finite; {bad} pixels are not: nothing is written")
     if not abs(estimate.pixel_m - geometry.pixel_m) <= 1e-6 * geometry.pixel_m:
         raise GeometryError(
             f"the estimate's pixel must be the geometry's, {geometry.pixel_m} m; it is {estimate.pixel_m} m. "
@@ -123,10 +126,11 @@ def product_of(estimate: Estimate, geometry: Geometry, name: str) -> Product:
 
 
 def _comments(source: Mapping[str, Any]) -> str:
-    """Say of an estimate what was found of its probe, and what was done to the detector's frames."""
+    """Say of an estimate what was found of its probe, what was done to the detector's frames, and the verdict."""
     says = str(source.get("probe_check_in", {}).get("says", ""))
-    notes = f"preprocessing: {json.dumps(source['preprocessing'], default=str)}" if "preprocessing" in source else ""
-    return "; ".join(filter(None, (says, notes)))
+    verdict = f"verdict: {to_json(source['verdict'])}" if "verdict" in source else ""
+    notes = f"preprocessing: {to_json(source['preprocessing'])}" if "preprocessing" in source else ""
+    return "; ".join(filter(None, (says, notes, verdict)))
 
 
 def write_contents(file: h5py.File, product: Product) -> None:

@@ -6,7 +6,6 @@ Each reconstructed frame is an ``image_N`` of CXI 1.6, its mask marking the supp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from bluesky_cdi.io._files import array, json_object, number, one, open_hdf5, re
 from bluesky_cdi.io._writing import fixed_text
 from bluesky_cdi.io.cxi import write_geometry
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.plain import to_json
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 
 # CXI's bit of an image's mask for pixels inside the support.
@@ -164,7 +164,7 @@ def _write_image(group: h5py.Group, image: SingleShotImage) -> None:
     process["program"], process["version"] = fixed_text("bluesky_cdi"), fixed_text(__version__)
     note = process.create_group("note_1")
     note["description"] = fixed_text("what made it, and with which settings")
-    note["type"], note["data"] = fixed_text("application/json"), fixed_text(json.dumps(dict(image.provenance)))
+    note["type"], note["data"] = fixed_text("application/json"), fixed_text(to_json(image.provenance))
 
 
 def _read_image(group: h5py.Group) -> SingleShotImage:

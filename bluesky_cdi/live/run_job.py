@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
+from bluesky_cdi.evaluation.verdict import fault_of, verdict_said, with_verdict
 from bluesky_cdi.live.messages import End, LeftOut
 from bluesky_cdi.live.parts import Checkpoint, Pace, Recorder, WorkerParts
-from bluesky_cdi.live.verdict import fault_of
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -204,6 +204,12 @@ class RunJob:
         return status, "; ".join(filter(None, [reason, self._left_out.summary, older]))
 
     def _close(self, exit_status: str, reason: str) -> None:
+        try:
+            self._judge()
+        finally:
+            self._end(exit_status, reason)
+
+    def _end(self, exit_status: str, reason: str) -> None:
         recorder, self._recorder = self._recorder, None
         self.is_open = False
         try:
@@ -212,6 +218,16 @@ class RunJob:
         finally:
             if self._reconstructor is not None:
                 self._reconstructor.close()
+
+    def _judge(self) -> None:
+        """Note in the final estimate whether it can be believed, and tell everybody."""
+        if self.estimate is None:
+            return
+        self.estimate = with_verdict(self.estimate, left_out=self._left_out.behind + self._left_out.unusable)
+        said = verdict_said(self.estimate.source)
+        level = logging.INFO if said.startswith("good") else logging.WARNING
+        logger.log(level, "the image of run %s is %s", self.info.scan_id, said)
+        self._tell(self.estimate)
 
 
 class LeftOutFrames:

@@ -338,6 +338,8 @@ class Diffraction:
         Counts from which on a pixel is saturated, and so not valid in its frame.
     propagator : Propagator
         From the sample to the detector.
+    stated_flux : Tensor, shape (n,), optional
+        The flux as a monitor tells it, before anything was found of it; 1 if absent.
     """
 
     counts: Tensor
@@ -350,6 +352,7 @@ class Diffraction:
     background: float = 0.0
     saturation: float | None = None
     propagator: Propagator = FAR_FIELD
+    stated_flux: Tensor | None = None
 
     def __len__(self) -> int:
         return self.counts.shape[0]
@@ -363,6 +366,7 @@ class Diffraction:
             shift_px=self.shift_px[index],
             flux=None if self.flux is None else self.flux[index],
             scene=None if self.scene is None else self.scene[index],
+            stated_flux=None if self.stated_flux is None else self.stated_flux[index],
         )
 
     def chunks(self, size: int) -> Iterator[Diffraction]:

@@ -17,8 +17,9 @@ from bluesky_cdi.protocols import FloatArray
 
 # h c in eV m, exact since the 2019 SI (CODATA): photon energy times wavelength.
 HC_EV_M = 1.239841984332e-6
-# A scan within less than this part of a sample pixel is none: a length or an energy is in another unit.
-LEAST_PIXELS = 0.5
+# A scan within less than this part of a sample pixel is none, and one over more than so many fields of view of a frame
+# is none that anybody measures: a length or an energy is in another unit.
+LEAST_PIXELS, MOST_FIELDS = 0.5, 1000.0
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ class ObjectGrid:
         Raises
         ------
         GeometryError
-            If the window is empty or not finite, smaller than half a pixel, or the grid would exceed 2**28 pixels
-            (a length or an energy in the wrong unit looks like this).
+            If the window is empty or not finite, smaller than half a pixel or larger than `MOST_FIELDS` frames (a
+            length or an energy in the wrong unit looks like this), or the grid would exceed 2**28 pixels.
         """
         low, high = np.asarray(low_m, float), np.asarray(high_m, float)
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (high >= low).all()):
@@ -201,7 +202,14 @@ class ObjectGrid:
         if 0 < extent < LEAST_PIXELS * pixel_m:
             raise GeometryError(
                 f"a scan's window must be larger than half a sample pixel; it is {extent:.3g} m wide, and a pixel is "
-                f"{pixel_m:.3g} m. Are the positions and the distance in metres, and the energy in eV?"
+                f"{pixel_m:.3g} m. Are the positions and the distance in metres (not millimetres), and the energy in "
+                "eV (not keV)?"
+            )
+        if extent > MOST_FIELDS * frame_px * pixel_m:
+            raise GeometryError(
+                f"a scan's window must be smaller than {MOST_FIELDS:g} frames; it is {extent:.3g} m wide, and a frame "
+                f"sees {frame_px * pixel_m:.3g} m ({frame_px} pixels of {pixel_m:.3g} m). Are the positions and the "
+                "detector's pixel in metres (not micrometres), and the distance too?"
             )
         half = frame_px // 2 + margin_px
         sides = np.ceil((high - low) / pixel_m) + 2 * half + 1

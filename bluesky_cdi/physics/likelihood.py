@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,36 @@ def poisson_deviance(rate: Tensor, counts: Tensor) -> Tensor:
     expected = rate.clamp_min(RATE_FLOOR)
     half: Tensor = torch.special.xlogy(counts, counts) - torch.special.xlogy(counts, expected) - counts + expected
     return 2 * half
+
+
+def expected_deviance(rate: Tensor) -> Tensor:
+    """Compute the mean Poisson deviance of counts around their own rate: what photon noise alone gives.
+
+    Parameters
+    ----------
+    rate : Tensor, any shape
+        Expected photons.
+
+    Returns
+    -------
+    Tensor, same shape
+        1 for bright pixels, ``-2 rate log(rate)`` for dark ones; to a per cent.
+    """
+    logs, values = (each.to(rate.device) for each in _noise_table())
+    wanted = rate.clamp_min(RATE_FLOOR).log().clamp(float(logs[0]), float(logs[-1]))
+    upper = torch.bucketize(wanted, logs).clamp(1, len(logs) - 1)
+    share = (wanted - logs[upper - 1]) / (logs[upper] - logs[upper - 1])
+    return torch.lerp(values[upper - 1], values[upper], share)
+
+
+@cache
+def _noise_table() -> tuple[Tensor, Tensor]:
+    """Sum the deviance over Poisson's distribution for rates up to 200: their logarithms, and the means."""
+    rates = torch.logspace(-8, 2.3, 400, dtype=torch.float64)[:, None]
+    counts = torch.arange(400, dtype=torch.float64)
+    chance = (torch.special.xlogy(counts, rates) - rates - torch.lgamma(counts + 1)).exp()
+    deviance = poisson_deviance(rates, counts)
+    return rates[:, 0].log().float(), (chance * deviance).sum(dim=1).float()
 
 
 def amplitude_loss(rate: Tensor, counts: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError, GeometryError
+from bluesky_cdi.evaluation.verdict import with_verdict
 from bluesky_cdi.io import photons_of_frames
 from bluesky_cdi.io.frame_summaries import DARK_SHARE, dark_frames
 from bluesky_cdi.protocols import Estimate, Frame, Preprocessed, RunInfo
@@ -33,6 +34,7 @@ def reconstruct(
     iterations: int,
     on_progress: Callable[[int, float], None] | None = None,
     numbers: Sequence[int] | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Estimate:
     """Reconstruct all frames of a scan.
 
@@ -51,11 +53,14 @@ def reconstruct(
         Called after each iteration with the iterations so far and the mean deviance of the frames.
     numbers : sequence of int, optional
         Numbers of the frames in the result, where `scan` is a part of one; from 1 if absent. Dark frames are left out.
+    interrupted : callable, optional
+        Asked after each iteration whether to end with what there is by then.
 
     Returns
     -------
     Estimate
-        Its `source` says how the iterations ended. They are kept only if they explain the frames better.
+        Its `source` says how the iterations ended, and whether the result can be believed (``verdict``, see
+        `evaluation.verdict`). The iterations are kept only if they explain the frames better.
 
     Raises
     ------
@@ -87,15 +92,24 @@ def reconstruct(
     reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), on_progress=on_progress)
     # Not by a name: the reconstructor has its own copy of the counts.
     reconstructor.add(_frames(scan, names))
-    found = [estimate for _ in range(steps) if (estimate := reconstructor.step(np.inf)) is not None]
+    is_over = interrupted or (lambda: False)
+    found: list[Estimate] = []
+    for _ in range(steps):
+        if (estimate := reconstructor.step(np.inf, is_over)) is not None:
+            found.append(estimate)
+        if is_over():
+            break
     if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
     noted = {key: scan.source[key] for key in ("dark_frames", "flagged_pixels") if key in scan.source}
-    return replace(
+    if is_over():
+        noted["ended"] = "interrupted"
+    result = replace(
         found[-1],
         seconds=sum(estimate.seconds for estimate in found),
         source={**found[-1].source, **noted},
     )
+    return with_verdict(result)
 
 
 def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan, list[int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate
@@ -70,6 +72,9 @@ def estimate_of(
         What made it.
     """
     rows = table.rows[metrics.known[table.rows]]
+    noise = metrics.noise[rows]
+    if np.isfinite(noise).any():
+        source = {**source, "noise_residual": float(np.nanmean(noise))}
     images = object_map.checkpoint()
     return Estimate(
         n_frames=len(rows),

@@ -14,7 +14,7 @@ from bluesky_cdi.protocols import FloatArray
 from bluesky_cdi.reconstruction.nearest_neighbours import NearestNeighbours
 from bluesky_cdi.reconstruction.tiles import IndexArray
 
-KEPT = ("residual", "uncertainty", "embedding", "known", "vacuum")
+KEPT = ("residual", "uncertainty", "embedding", "known", "vacuum", "noise")
 
 
 class FrameMetrics:
@@ -34,6 +34,8 @@ class FrameMetrics:
         self.known = np.zeros(0, dtype=bool)
         self.vacuum: FloatArray = np.zeros(0, np.float32)
         """Deviance without any object; NaN where that is not computed yet."""
+        self.noise: FloatArray = np.zeros(0, np.float32)
+        """Deviance that photon noise alone gives; NaN where that is not computed yet."""
 
     def make_room(self, frames: int) -> None:
         """Have rows for `frames` frames."""
@@ -42,7 +44,8 @@ class FrameMetrics:
             np.concatenate([values, np.zeros((more, *values.shape[1:]), values.dtype)])
             for values in (self.residual, self.uncertainty, self.embedding, self.known)
         )
-        self.vacuum = np.concatenate([self.vacuum, np.full(more, np.nan, np.float32)])
+        unknown = np.full(more, np.nan, np.float32)
+        self.vacuum, self.noise = (np.concatenate([values, unknown]) for values in (self.vacuum, self.noise))
 
     def forget(self, rows: IndexArray) -> None:
         """Drop what is known of frames that were replaced."""
@@ -65,17 +68,23 @@ class FrameMetrics:
         self.residual[rows] = deviance.cpu().numpy()
         self.uncertainty[rows] = variance.sqrt().cpu().numpy()
 
-    def put_vacuum(self, rows: IndexArray, deviance: Tensor) -> None:
-        """Record the deviance of frames without any object.
+    def forget_vacuum(self, rows: IndexArray) -> None:
+        """Drop the deviance of frames without any object: their flux is another one now."""
+        self.vacuum[rows] = np.nan
+
+    def put_bounds(self, rows: IndexArray, vacuum: Tensor, noise: Tensor) -> None:
+        """Record between what the deviance of frames lies.
 
         Parameters
         ----------
         rows : ndarray, shape (m,)
             Numbers of the frames.
-        deviance : Tensor, shape (m,)
-            Poisson deviance a valid pixel.
+        vacuum : Tensor, shape (m,)
+            Poisson deviance a valid pixel without any object.
+        noise : Tensor, shape (m,)
+            The same that photon noise alone gives.
         """
-        self.vacuum[rows] = deviance.cpu().numpy()
+        self.vacuum[rows], self.noise[rows] = vacuum.cpu().numpy(), noise.cpu().numpy()
 
     def put_embedding(self, rows: IndexArray, embedding: Tensor) -> None:
         """Record the embeddings of frames, which are then known.
@@ -103,7 +112,10 @@ class FrameMetrics:
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` gave, for rows 0, 1, ..."""
-        self.residual, self.uncertainty, self.embedding, self.known, self.vacuum = (state[name].copy() for name in KEPT)
+        # Checkpoints of before don't know the noise; it is computed with the vacuum's deviance.
+        state = state if "noise" in state else {**state, "noise": state["vacuum"] * np.nan}
+        for name in KEPT:
+            setattr(self, name, state[name].copy())
         rows = np.flatnonzero(self.known)
         if len(rows):
             self._nearest.put(rows, torch.from_numpy(self.embedding[rows]))

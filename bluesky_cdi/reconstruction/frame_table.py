@@ -23,6 +23,10 @@ ROW = np.dtype(
         ("flux_factor", np.float64),
     ]
 )
+# Difference below which a flux that was found is the stated one: single precision.
+SAME_FLUX = 1e-4
+# Share by which a flux must change for what vacuum would have shown under it to be another.
+OTHER_FLUX = 0.05
 # Rows by which the table grows at least.
 GROWTH = 256
 
@@ -78,11 +82,23 @@ class FrameTable:
         """Mean incident flux of the frames, on the scale on which it is stated; 0 without any or without frames."""
         return float(self._incident()[self.rows].mean()) if len(self) else 0.0
 
-    def placed(self, rows: IndexArray) -> tuple[IndexArray, FloatArray, FloatArray]:
-        """Give corners and sub-pixel shifts of frames, each (m, 2), and their flux over the mean of all, (m,)."""
-        corner, mean = self.corner[rows], self.mean_flux
-        flux = self._incident()[rows] / mean if mean > 0 else np.ones(len(rows))
-        return corner, self._shift_px[rows], flux
+    @property
+    def other_flux(self) -> dict[str, float]:
+        """Flux that was found of frames over the stated one, by their numbers; of those where it is another."""
+        factor = self._column("flux_factor")
+        rows = self.rows[np.abs(factor[self.rows] - 1) > SAME_FLUX]
+        return {str(self.seq_nums[row]): round(float(factor[row]), 4) for row in rows}
+
+    def placed(self, rows: IndexArray) -> tuple[IndexArray, FloatArray]:
+        """Give corners and sub-pixel shifts of frames, each (m, 2)."""
+        return self.corner[rows], self._shift_px[rows]
+
+    def flux(self, rows: IndexArray) -> tuple[FloatArray, FloatArray]:
+        """Give the flux of frames, as found and as stated, each (m,) and over the mean of all that was found."""
+        mean = self.mean_flux
+        if not mean > 0:
+            return np.ones(len(rows)), np.ones(len(rows))
+        return self._incident()[rows] / mean, self._column("flux")[rows] / mean
 
     def use_grid(self, grid: ObjectGrid) -> None:
         """Place the frames on another grid of the same pixels."""
@@ -104,8 +120,8 @@ class FrameTable:
         """Give the rows of those of the numbers that are known."""
         return np.array([self._row_of[s] for s in seq_nums if s in self._row_of], dtype=np.int64)
 
-    def take_refined(self, data: Diffraction, rows: IndexArray, box: Box) -> None:
-        """Keep refined positions and fluxes.
+    def take_positions(self, data: Diffraction, rows: IndexArray, box: Box) -> None:
+        """Keep refined positions.
 
         Parameters
         ----------
@@ -119,13 +135,31 @@ class FrameTable:
         centre = (self._column("position_m")[rows] - np.asarray(self.grid.origin_m)) / self.grid.pixel_m
         found = data.corner.cpu().numpy() + self.grid.frame_px // 2 + data.shift_px.cpu().numpy()
         self._table["move_px"][rows] = found + np.asarray(box.low) - centre
-        if data.flux is not None:
-            stated = self._column("flux")[rows]
-            flux = data.flux.cpu().numpy() * self.mean_flux
-            # A frame whose flux is stated as 0 stays so.
-            factor = np.divide(flux, stated, out=np.ones_like(flux, np.float64), where=stated > 0)
-            self._table["flux_factor"][rows] = factor
         self._corner = None
+
+    def take_flux(self, data: Diffraction, rows: IndexArray) -> IndexArray:
+        """Keep fluxes that were found.
+
+        Parameters
+        ----------
+        data : Diffraction
+            The frames.
+        rows : ndarray, shape (n,)
+            Their rows.
+
+        Returns
+        -------
+        ndarray, shape (m,)
+            Rows of the frames whose flux is clearly another one than before.
+        """
+        if data.flux is None or data.stated_flux is None:
+            return np.zeros(0, np.int64)
+        stated, flux = data.stated_flux.cpu().numpy(), data.flux.cpu().numpy()
+        before = self._column("flux_factor")[rows]
+        # A frame whose flux is stated as 0 stays so.
+        factor = np.divide(flux, stated, out=np.ones_like(flux, np.float64), where=stated > 0)
+        self._table["flux_factor"][rows] = factor
+        return np.asarray(rows[np.abs(factor - before) > OTHER_FLUX * before])
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give numbers and refined values, in the order of the numbers."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.engines.ptychography import deviance_of
+from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
@@ -140,13 +140,15 @@ class PtychoReconstructor:
         self._probe.follow_flux(flux, table.mean_flux)
         self._solver.forget()
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
+        dark, lit = self._frames.find_dark()
+        self._metrics.forget(dark)
         if not self._probe.is_scaled:
             self._probe.scale(self._frames.mean_photons())
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
         corner = table.corner
         self._scheduler.touch(self._tiling.home(corner[rows]))
         self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
-        self._scheduler.touch(self._tiling.touched(left))
+        self._scheduler.touch(self._tiling.touched(np.concatenate([left, corner[dark], corner[lit]])))
         self._watch.begin(self._frames)
 
     @torch.no_grad()
@@ -194,7 +196,7 @@ class PtychoReconstructor:
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         if learning and not is_interrupted():
-            rows = self._frames.table.rows
+            rows = self._frames.lit
             self._watch.look(self._frames, rows[self._metrics.known[rows]], self._map.object, len(self._tiling) > 1)
         return self._estimate(started)
 
@@ -288,11 +290,12 @@ class PtychoReconstructor:
         # Vacuum, which is all that there is to predict without a network, is the same under any probe.
         if (self._solver.net is not None or len(self._tiling) > 1) and self._probe.has_moved():
             self._scheduler.outdate()
-        if self._config.refine_positions or self._config.refine_flux:
-            table = self._frames.table
-            flux = table.mean_flux
-            table.take_refined(solved.refined.data[frames.own], frames.own_rows, frames.region.outer)
-            self._probe.follow_flux(flux, table.mean_flux)
+        table, data = self._frames.table, solved.refined.data[frames.own]
+        if self._config.refine_positions:
+            table.take_positions(data, frames.own_rows, frames.region.outer)
+        flux = table.mean_flux
+        self._metrics.forget_vacuum(table.take_flux(data, frames.own_rows))
+        self._probe.follow_flux(flux, table.mean_flux)
 
     def _write(self, solved: Solved, frames: RegionFrames) -> None:
         """Write a region's core, and judge it: predicted errors, embeddings of its own frames, residual of all."""
@@ -307,8 +310,9 @@ class PtychoReconstructor:
         variance = self._map.write_errors(region, found).square()
         self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
         if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
-            vacuum = deviance_of(torch.ones_like(obj), probe, data[torch.from_numpy(new).to(self._device)])
-            self._metrics.put_vacuum(rows[new], vacuum)
+            some = data[torch.from_numpy(new).to(self._device)]
+            vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
+            self._metrics.put_bounds(rows[new], vacuum, noise)
         self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
 
     def _fine_tune(self) -> None:
@@ -331,10 +335,18 @@ class PtychoReconstructor:
 
     def _estimate(self, started: float) -> Estimate:
         solver, seconds = self._solver, time.monotonic() - started
-        progress = {
+        progress: dict[str, Any] = {
             "iterations": solver.iterations,
             "ended": solver.ended,
+            "falling": solver.falling,
+            "off_centre_px": self._frames.off_centre_px,
+            "plain_residual": self._frames.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
         }
+        table = self._frames.table
+        if (found := table.other_flux) and not self._config.refine_flux:
+            progress["other_flux"] = found
+        if len(self._frames.dark):
+            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.dark]).tolist()
         source = {**self._source, **progress, **self._watch.source()}
-        return estimate_of(self._frames.table, self._metrics, self._map, self._probe, seconds=seconds, source=source)
+        return estimate_of(table, self._metrics, self._map, self._probe, seconds=seconds, source=source)

@@ -23,6 +23,8 @@ from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
+# Iterations over which it is looked whether the deviance still falls.
+LATELY = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,8 @@ class RegionSolver:
         Iterations of an engine so far.
     ended : str
         Why the last ones ended.
+    falling : float
+        Share by which each of the last ones lowered the deviance; 0 where they were not kept.
     """
 
     def __init__(
@@ -78,11 +82,12 @@ class RegionSolver:
         on_progress: Callable[[int, float], None] | None = None,
     ) -> None:
         self.net = net
-        self.iterations, self.ended = 0, ""
+        self.iterations, self.ended, self.falling = 0, "", 0.0
         self._config, self._mixes, self._seed, self._on_progress = config, mixes, seed, on_progress
         self._engine: Engine | None = None
         self._prior: Prior | None = None
         self._tiles: tuple[int, ...] = ()
+        self._history: tuple[float, ...] = ()
 
     def forget(self) -> None:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
@@ -156,7 +161,25 @@ class RegionSolver:
         before, after = (
             mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found)
         )
-        return found if after < (1 - LEAST_GAIN) * before else None
+        is_kept = bool(after < (1 - LEAST_GAIN) * before)
+        self.falling = self._falling(after / before) if is_kept else 0.0
+        return found if is_kept else None
+
+    def _falling(self, gain: float) -> float:
+        """Tell by which share each of the last iterations lowered the deviance.
+
+        Of few iterations that is known from before and after only: what an engine meets on its way, frame by frame,
+        is not what it ends with.
+
+        Parameters
+        ----------
+        gain : float
+            Deviance after them over that before.
+        """
+        lately = self._history[-LATELY - 1 :]
+        if len(self._history) > LATELY:
+            return max(0.0, float(1 - (lately[-1] / lately[0]) ** (1 / LATELY)))
+        return float(1 - gain ** (1 / max(len(self._history), 1)))
 
     def _iterated(self, start: Solution, has_time: Callable[[], bool]) -> Solution:
         config = self._config
@@ -172,6 +195,7 @@ class RegionSolver:
             return has_time()
 
         outcome = iterate(self._engine, start, self._schedule(len(start.data)), in_time)
+        self._history = outcome.history
         self.iterations += len(outcome.history)
         self.ended = outcome.ended
         if outcome.ended == "diverged":
@@ -183,11 +207,13 @@ class RegionSolver:
         config = self._config
         # Positions and fluxes once the image can tell them.
         later = config.refine_iterations // 4
+        image = min(max(1, later), config.refine_iterations - 1)
         return Schedule(
             config.refine_iterations,
             probe_from=0 if config.refine_probe and frames >= PROBE_FRAMES else -1,
             positions_from=later if config.refine_positions else -1,
             flux_from=later if config.refine_flux else -1,
+            outliers_from=-1 if config.refine_flux else image,
             tolerance=config.tolerance,
         )
 

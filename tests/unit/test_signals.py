@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from bluesky_cdi.journal import JournalReader, run_files
-from bluesky_cdi.signals import EndingSignals
+from bluesky_cdi.signals import EndingSignals, FirstInterrupt
 
 # It writes a line when it is where the signal is wanted, and another one when all is closed.
 SCRIPT = """
@@ -201,3 +201,24 @@ def test_other_threads_set_no_handlers(beside):
 
     with beside(open_one):
         assert done.wait(60)
+
+
+def test_the_first_ctrl_c_is_a_wish_and_the_second_an_interrupt(caplog):
+    with FirstInterrupt("what there is is written") as ctrl_c:
+        assert not ctrl_c.came
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ctrl_c.came and "interrupted: what there is is written" in caplog.text
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_handler_of_ctrl_c_stays():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with FirstInterrupt("nothing"):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -88,7 +88,7 @@ class LiveCheckIn:
         if self._thread is not None or not self._left or len(frames) < self._left[0]:
             return
         self._left = [number for number in self._left if number > len(frames)]
-        rows = frames.table.rows
+        rows = frames.lit
         self._start(
             frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)]), assumed, current
         )
@@ -112,7 +112,7 @@ class LiveCheckIn:
         logger.warning("the beam has changed during the run: %s", drift)
         self._left = []
         self._again = {"frames": len(frames), "drift": str(drift)}
-        self._start(frames.diffraction(frames.table.rows[-drift.frames :]), current(), current, takes)
+        self._start(frames.diffraction(frames.lit[-drift.frames :]), current(), current, takes)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the check that is being made; whether none is any more."""

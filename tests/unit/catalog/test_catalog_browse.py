@@ -8,6 +8,8 @@ from event_model import compose_run
 
 from bluesky_cdi.catalog import ResultPublisher, find_raw, find_results, list_results, load_result
 from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.evaluation.verdict import with_verdict
+from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import RunInfo
 
 
@@ -26,7 +28,8 @@ def write_raw(writer, uid, scan_id, n, finished=True):
 
 @pytest.fixture(scope="module")
 def estimates(make_estimate):
-    return [make_estimate(seed) for seed in range(2)]
+    first, second = (make_estimate(seed) for seed in range(2))
+    return [with_verdict(first), second]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def catalog(session, journals, empty_catalog, tmp_path_factory, info, estimates)
         yield opened
 
 
-def test_list(catalog):
+def test_list(catalog, estimates):
     rows = {row.uid or row.raw_uid: row for row in list_results(catalog)}
     assert list(rows) == [
         *("bbbb2222-raw", "cccc3333-raw"),
@@ -62,6 +65,8 @@ def test_list(catalog):
     complete = rows["dddd4444-complete"]
     assert (complete.raw_uid, complete.scan_id, complete.plan_name) == ("aaaa1111-raw", 1, "adaptive")
     assert (complete.n_frames, complete.exit_status, complete.complete) == (6, "success", True)
+    assert complete.verdict == estimates[0].source["verdict"]["word"]
+    assert {row.verdict for row in rows.values() if row is not complete} == {None}
     bare = rows["bbbb2222-raw"]
     assert (bare.uid, bare.scan_id, bare.time, bare.n_frames, bare.complete) == (None, 2, 2.0, 3, False)
     going = rows["cccc3333-raw"]
@@ -83,7 +88,9 @@ def test_links_both_ways(catalog):
 
 def test_load(catalog, estimates, assert_equal):
     assert_equal(load_result(catalog, "dddd"), estimates[0])
+    assert load_result(catalog, "dddd").source["verdict"] == as_plain(estimates[0].source["verdict"])
     of_failed = load_result(catalog, "ffff6666", update=1)
+    assert "verdict" not in of_failed.source
     np.testing.assert_array_equal(of_failed.object, estimates[1].object)
     assert of_failed.embedding.shape == (0, 0)
 

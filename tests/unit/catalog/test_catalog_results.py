@@ -235,3 +235,13 @@ def test_reader_beside_the_writer_sees_every_update(
     assert len(set(seen)) >= n // 2 and not wrong
     rows = catalog.processed[publisher.uid]["reconstruction"].base["internal"].read()
     assert rows["seq_num"].tolist() == list(range(1, n + 1))
+
+
+def test_the_verdict_is_in_the_stop_document_and_writes_nothing_again(publisher, documents, make_estimate, tmp_path):
+    estimate = make_estimate(0)
+    publisher.publish(estimate)
+    verdict = {"word": "doubtful", "reasons": ["why"], "remarks": [], "measures": {"noise": None}}
+    publisher.close(dataclasses.replace(estimate, source={**estimate.source, "verdict": verdict}))
+    start, stop = documents[0][1], documents[-1][1]
+    assert stop["verdict"] == verdict and "verdict" not in start["source"]
+    assert stop["num_events"]["reconstruction"] == 1

@@ -234,6 +234,6 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     write_single_shot(path, [image()])
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        write_single_shot(path, [image(1), replace(image(2), provenance={"no": object()})])
+        write_single_shot(path, [image(1), replace(image(2), provenance={("no", "text"): 1})])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -1,11 +1,14 @@
 """Ptychodus products: written as its schema asks, and read back."""
 
+import json
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 
 from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.io import read_product, write_product
+from bluesky_cdi.io import read_product, write_cxi_result, write_product
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate
 
@@ -86,3 +89,25 @@ def test_truncated(tmp_path, share):
 def test_absent(tmp_path):
     with pytest.raises(ScanFileError, match="no file"):
         read_product(tmp_path / "p.h5")
+
+
+@pytest.mark.parametrize("write", [write_product, write_cxi_result])
+@pytest.mark.parametrize("part", ["object", "probe"])
+def test_nothing_is_written_that_is_not_finite(tmp_path, write, part):
+    estimate = make_estimate()
+    spoiled = getattr(estimate, part).copy()
+    spoiled[..., 3] = np.nan
+    with pytest.raises(ScanFileError, match=f"the {part} of a result must be finite"):
+        write(tmp_path / "p.h5", replace(estimate, **{part: spoiled}), GEOMETRY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_verdict_is_in_the_files_as_json(tmp_path):
+    notes = {"word": "doubtful", "reasons": ["why"], "remarks": [], "measures": {"noise": float("nan")}}
+    estimate = replace(make_estimate(), source={"verdict": notes})
+    write_product(tmp_path / "p.h5", estimate, GEOMETRY)
+    write_cxi_result(tmp_path / "p.cxi", estimate, GEOMETRY)
+    with h5py.File(tmp_path / "p.h5") as product, h5py.File(tmp_path / "p.cxi") as cxi:
+        texts = product.attrs["comments"].removeprefix("verdict: "), cxi["entry_1/process_1/note_1/data"][()].decode()
+    found = json.loads(texts[0], parse_constant=pytest.fail), json.loads(texts[1], parse_constant=pytest.fail)
+    assert found[0] == found[1]["verdict"] == {**notes, "measures": {"noise": None}} and found[1]["seconds"] is None

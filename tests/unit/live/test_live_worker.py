@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
+from bluesky_cdi.evaluation.verdict import fault_of
 from bluesky_cdi.live.parts import Pace, WorkerParts
-from bluesky_cdi.live.verdict import fault_of
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, Frame, Proposal, RunInfo, ScanArea, ScanSource
 
@@ -21,7 +21,7 @@ SOON_S = 120.0
 
 
 def make_estimate(seq_nums):
-    n, image, row = len(seq_nums), np.zeros((2, 2)), np.zeros(len(seq_nums))
+    n, image, row = len(seq_nums), np.full((2, 2), 1.5), np.zeros(len(seq_nums))
     return Estimate(n, image, (0.0, 0.0), 1.0, image[None], image, image, image, np.array(seq_nums),
                     np.zeros((n, 2)), np.zeros((n, 1)), row, row, row)  # fmt: skip
 
@@ -212,7 +212,10 @@ def test_a_scan_from_begin_to_end(bench):
     record = bench.records[0]
     assert record.uid == ticket.reconstruction_uid
     assert record.closed == [(bench.worker.latest, "success", "")]
-    assert [e.n_frames for e in record.published] == [e.n_frames for e in bench.heard]
+    # The last one again, with its verdict.
+    assert [e.n_frames for e in record.published] + [3] == [e.n_frames for e in bench.heard]
+    assert ["verdict" in e.source for e in bench.heard] == [False] * (len(bench.heard) - 1) + [True]
+    assert bench.worker.latest.source["verdict"]["word"] == "good"
     assert record.published[-1].n_frames == 3
 
 
@@ -376,7 +379,7 @@ def test_listener_that_fails_ends_nothing_and_hears_no_more_of_the_run(bench, ca
     bench.put(1)
     bench.worker.end_run("success", "")
     bench.worker.wait(SOON_S)
-    assert [estimate.n_frames for estimate in bench.heard] == [1]
+    assert [estimate.n_frames for estimate in bench.heard] == [1, 1]
 
 
 def test_run_that_cannot_be_reconstructed(bench):
@@ -566,7 +569,8 @@ def test_frames_that_cannot_be_used_are_left_out_and_no_decision_waits_for_them(
         bench.worker.end_run("success", "")
         bench.worker.wait(SOON_S)
     assert [r.getMessage() for r in caplog.records] == [
-        "frame 2 of run 1 is left out of the image: frame 2 must be finite. Further ones are counted."
+        "frame 2 of run 1 is left out of the image: frame 2 must be finite. Further ones are counted.",
+        "the image of run 1 is doubtful: 50 % of the frames are not in it",
     ]
     assert bench.records[0].closed == [
         (bench.worker.latest, "success", "2 frame(s) could not be used, first: frame 2 must be finite.")

@@ -120,7 +120,7 @@ def test_positions_that_are_no_number_are_refused(bad):
 
 @pytest.mark.parametrize("scale", [1e3, 1e6, 2e8, 1e9, 3.7e9, 1e12, 5e15])
 def test_a_window_in_the_wrong_unit_is_refused(scale):
-    with pytest.raises(GeometryError, match=r"more than 2\*\*28. Are the positions in metres"):
+    with pytest.raises(GeometryError, match=r"smaller than 1000 frames.* Are the positions and the detector's"):
         grid((0.0, 0.0), (3e-6 * scale, 2e-6 * scale))
 
 

@@ -90,6 +90,19 @@ def test_dark_frames_are_left_out_and_listed(caplog):
     assert "3 of 16 frames have less than 2 % of the median's photons and are left out: 3, 8, 9" in caplog.text
 
 
+def test_frames_under_a_weak_beam_do_not_spoil_the_image():
+    scan, sample = make_scan(n=8)
+    rng = np.random.default_rng(3)
+    dim, flux = rng.choice(64, 6, replace=False), rng.uniform(0.1, 0.5, 6)
+    counts = scan.counts.copy()
+    for frame, share in zip(dim, flux, strict=True):
+        counts[frame] = rng.binomial(counts[frame], share)
+    clean, spoiled = (reconstruct(each, settings(), 40) for each in (scan, replace(scan, counts=counts)))
+    assert "other_flux" not in clean.source
+    assert spoiled.source["other_flux"] == pytest.approx(dict(zip(map(str, dim + 1), flux, strict=True)), rel=0.1)
+    assert error(spoiled.object, sample, 64) < 1.3 * error(clean.object, sample, 64)
+
+
 def test_an_absorbing_sample_is_no_dark_frame():
     scan, _ = make_scan(32, n=4)
     counts = scan.counts.copy()
@@ -104,3 +117,20 @@ def test_a_scan_within_a_pixel_is_refused(change):
     wrong = replace(scan, geometry=replace(scan.geometry, **change))
     with pytest.raises(GeometryError, match="larger than half a sample pixel"):
         reconstruct(wrong, settings(), 1)
+
+
+def test_results_are_judged():
+    scan, _ = make_scan()
+    shuffled = replace(scan, positions_m=scan.positions_m[np.random.default_rng(0).permutation(len(scan))])
+    nothing = replace(scan, counts=np.random.default_rng(0).poisson(1e-3, scan.counts.shape))
+    words = [reconstruct(each, settings(), 30).source["verdict"]["word"] for each in (scan, shuffled, nothing)]
+    assert words == ["good", "failed", "failed"]
+
+
+def test_an_interrupted_reconstruction_keeps_what_it_has():
+    scan, _ = make_scan(32, n=4)
+    news = []
+    found = reconstruct(scan, settings(), 50, lambda *each: news.append(each), interrupted=lambda: len(news) >= 3)
+    assert found.source["iterations"] == 3 and found.source["ended"] == "interrupted"
+    assert "it was interrupted after 3 iterations" in found.source["verdict"]["reasons"]
+    np.testing.assert_array_equal(found.object, reconstruct(scan, settings(), 3).object)

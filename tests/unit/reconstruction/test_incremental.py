@@ -267,3 +267,20 @@ def test_light_after_dark_frames_sets_the_probe(wide, column_frames):
 def test_probe_of_another_size_is_refused(wide):
     with pytest.raises(GeometryError, match=r"a probe must be \(modes, 64, 64\); it is \(2, 32, 32\)"):
         PtychoReconstructor(wide.grid, np.ones((2, 32, 32), complex), ReconstructorConfig(name="rpie"))
+
+
+def test_frames_under_a_weak_beam_or_none_are_found_while_frames_come(scene):
+    flux = np.ones(len(scene.frames()))
+    flux[[7, 20, 33]] = 0.3, 0.15, 0.0
+    estimates = [
+        measure(scene.reconstructor(name="lsqml", true_probe=True, refine_iterations=4), scene.frames(flux=each), 8)
+        for each in (np.ones(len(flux)), flux)
+    ]
+    clean, found = estimates
+    assert "other_flux" not in clean.source
+    assert found.source["other_flux"] == pytest.approx({"8": 0.3, "21": 0.15}, rel=0.15)
+    assert found.source["dark_frames"] == [34] and 34 not in found.frame_seq_nums
+    errors = [evaluation.compare(e.object, truth_of(scene), clean.coverage).numbers["complex_nrmse"] for e in estimates]
+    assert errors[1] < 1.1 * errors[0]
+    # What vacuum would show is that of frames under as weak a beam.
+    assert found.vacuum_residual[7] < 0.7 * clean.vacuum_residual[7]
