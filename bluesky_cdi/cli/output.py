@@ -81,3 +81,8 @@ def command_line(*words: object) -> str:
 def say(text: str) -> None:
     """Print to standard output."""
     print(text)  # noqa: T201 (a command line's own output)
+
+
+def say_error(text: str) -> None:
+    """Print what went wrong to standard error."""
+    print(f"bluesky-cdi: {text}", file=sys.stderr)  # noqa: T201 (a command line's own output)
