@@ -20,7 +20,9 @@ from bluesky_cdi.cli.browse import add_browse
 from bluesky_cdi.cli.compare import add_compare
 from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
+from bluesky_cdi.cli.doctor import add_doctor
 from bluesky_cdi.cli.inspect import add_inspect
+from bluesky_cdi.cli.new_profile import add_new_profile
 from bluesky_cdi.cli.output import say_error
 from bluesky_cdi.cli.probe import add_probe
 from bluesky_cdi.cli.reconstruct import add_reconstruct
@@ -84,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         add_resume,
         add_restore,
         add_shell,
+        add_new_profile,
+        add_doctor,
         add_train,
         add_bench,
     ):
