@@ -111,7 +111,7 @@ class EndingSignals:
             for number in ENDING:
                 if signal.getsignal(number) is signal.SIG_DFL:
                     self._before[number] = signal.signal(number, self._handle)
-            if self._before and _ipython() is not None:
+            if self._before and ipython_shell() is not None:
                 # Registered before whatever closes the session at exit, so that it runs after that.
                 atexit.register(self._end_by_signal)
         return self
@@ -187,7 +187,7 @@ class EndingSignals:
         if self._engine is not None and self._engine.state == "paused":
             with contextlib.suppress(SystemExit):
                 self._attempt(self._engine.abort, self.reason)
-        if (shell := _ipython()) is not None:
+        if (shell := ipython_shell()) is not None:
             # It would show the SystemExit of a command and go on.
             shell.ask_exit()
         raise SystemExit(128 + int(self.received or 0))
@@ -202,7 +202,7 @@ class EndingSignals:
         """End a process of IPython, which would end with 0 or 1, as a signal ends others."""
         if self.received is None:
             return
-        if (shell := _ipython()) is not None:
+        if (shell := ipython_shell()) is not None:
             # What IPython does at exit, which would come after this.
             shell.atexit_operations()
         for stream in (sys.stdout, sys.stderr):
@@ -233,7 +233,7 @@ def _end_now(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def _ipython() -> Any:
+def ipython_shell() -> Any:
     """Return the shell that this process runs, if it is one."""
     module = sys.modules.get("IPython")
     return None if module is None else module.get_ipython()

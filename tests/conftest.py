@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,8 @@ from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What commands under test log is not for this user's own log file.
+os.environ.setdefault("BLUESKY_CDI_LOG", os.path.join(tempfile.gettempdir(), "bluesky_cdi-tests", "log"))
 # Test processes run side by side, one a core. Set before anything loads a numerical library; children inherit it.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")

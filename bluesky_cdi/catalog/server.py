@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import secrets
+import shlex
 import socket
 import sqlite3
 import threading
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.catalog.guard import Guard
+from bluesky_cdi.catalog.relocation import relocate
 from bluesky_cdi.errors import CatalogError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 _SERVING = threading.Lock()
+# In the catalog's folder: who has it, and where that one's server is.
+LOCK, ADDRESS = "session.lock", "server.address"
 
 
 @contextlib.contextmanager
@@ -73,13 +78,48 @@ def serve(
     if not (key.isascii() and key.isalnum()):
         raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
     with _claimed(root, claim_s), _alone(), _bound(port) as listener:
+        relocate(root)
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         server = _Server(Guard(_build_app(root, readable, key), key), listener)
         server.start(address)
+        uri = f"{address}/api/v1?api_key={key}"
         try:
-            yield f"{address}/api/v1?api_key={key}"
+            _state_address(root, uri)
+            yield uri
         finally:
+            (root / ADDRESS).unlink(missing_ok=True)
             server.stop()
+
+
+def served_at(directory: Path | str) -> str | None:
+    """Find the server that another session on this machine has for a catalog's folder.
+
+    Parameters
+    ----------
+    directory : path
+        Folder of the catalog.
+
+    Returns
+    -------
+    str or None
+        Its address with the key; None where nobody serves the folder, or its owner keeps the address.
+    """
+    root = Path(directory).expanduser().resolve()
+    if not (root / LOCK).is_file():
+        return None
+    with contextlib.closing(sqlite3.connect(root / LOCK, timeout=0)) as lock, contextlib.suppress(sqlite3.Error):
+        lock.execute("BEGIN EXCLUSIVE")
+        return None  # What a killed session has left is no address.
+    with contextlib.suppress(OSError):
+        return (root / ADDRESS).read_text(encoding="utf-8").strip() or None
+    return None
+
+
+def _state_address(root: Path, uri: str) -> None:
+    """Write where the server is, with its key, for this user alone."""
+    (root / ADDRESS).unlink(missing_ok=True)
+    with open(os.open(root / ADDRESS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(uri + "\n")
 
 
 def _usable(directory: Path) -> Path:
@@ -105,14 +145,17 @@ def _usable(directory: Path) -> Path:
 @contextlib.contextmanager
 def _claimed(root: Path, wait_s: float) -> Iterator[None]:
     """Keep other sessions out; the operating system lifts the lock even if this process is killed."""
-    with contextlib.closing(sqlite3.connect(root / "session.lock", timeout=wait_s, check_same_thread=False)) as lock:
+    with contextlib.closing(sqlite3.connect(root / LOCK, timeout=wait_s, check_same_thread=False)) as lock:
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as err:
-            raise CatalogError(
-                f"can't take the catalog in {root} for this session ({err}). If another session serves it, "
-                "set catalog.uri to that one's address; otherwise check the folder's permissions."
-            ) from err
+            hint = (
+                "If another session has it, close that one first, or set catalog.directory to another folder. "
+                f"To look at it meanwhile: bluesky-cdi browse {shlex.quote(str(root))}"
+                if "locked" in str(err)
+                else "Check the folder's permissions."
+            )
+            raise CatalogError(f"can't take the catalog in {root} for this session ({err}). {hint}") from err
         yield
 
 

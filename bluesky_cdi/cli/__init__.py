@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ from bluesky_cdi.cli.browse import add_browse
 from bluesky_cdi.cli.compare import add_compare
 from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
+from bluesky_cdi.cli.doctor import add_doctor
 from bluesky_cdi.cli.inspect import add_inspect
+from bluesky_cdi.cli.new_profile import add_new_profile
+from bluesky_cdi.cli.output import say_error
 from bluesky_cdi.cli.probe import add_probe
 from bluesky_cdi.cli.reconstruct import add_reconstruct
 from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
@@ -40,18 +44,26 @@ COMMON = ("config", "verbose", "quiet")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from bluesky_cdi.log import configure_logging
+    from bluesky_cdi.log import configure_logging, keep_traceback
 
     args = _joined(_parser().parse_args(argv))
     configure_logging(logging.WARNING - 10 * args.verbose + 10 * args.quiet)
     try:
         return int(args.run(args))
     except BlueskyCDIError as err:
-        print(f"bluesky-cdi: {err}", file=sys.stderr)  # noqa: T201 (a command line's own output)
+        say_error(str(err))
+        keep_traceback(err)
         return 1
     except KeyboardInterrupt:
-        print("bluesky-cdi: interrupted", file=sys.stderr)  # noqa: T201 (a command line's own output)
+        say_error("interrupted")
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough of it (`| head`). What the interpreter still flushes goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as err:  # noqa: BLE001 - the last resort of a command
+        say_error(f"{type(err).__name__}: {err} (not foreseen here: {keep_traceback(err)})")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         add_resume,
         add_restore,
         add_shell,
+        add_new_profile,
+        add_doctor,
         add_train,
         add_bench,
     ):

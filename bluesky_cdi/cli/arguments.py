@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # How long a catalog may take for what a killed session has left.
 RESTORE_S = 600.0
+# Where the demonstration writes, unless it is told another place.
+DEMO_OUTPUT = Path("demo_output")
 
 
 def count(text: str) -> int:
@@ -130,7 +132,7 @@ def restored(catalog: Catalog, directory: Path) -> list[str]:
 
 @contextlib.contextmanager
 def reached_catalog(
-    directory: Path | None, settings: CatalogConfig, *, feed: bool = True
+    directory: Path | None, settings: CatalogConfig, *, feed: bool = True, beside: bool = False
 ) -> Iterator[tuple[Catalog, Path]]:
     """Serve the catalog of a folder, or connect to the configured one.
 
@@ -142,6 +144,8 @@ def reached_catalog(
         Which catalog is the configured one.
     feed : bool
         First bring to it what a session that was killed has left in its journal.
+    beside : bool
+        Use the server of a session that has the folder now, which feeds its catalog itself.
 
     Yields
     ------
@@ -155,18 +159,31 @@ def reached_catalog(
         If there is none, or it can't be used.
     """
     from bluesky_cdi.catalog import open_catalog, serve
+    from bluesky_cdi.catalog.server import served_at
 
     with contextlib.ExitStack() as stack:
         local = directory or (None if settings.uri else settings.directory)
-        if local is not None and not (local.expanduser() / "catalog.db").is_file():
-            raise BlueskyCDIError(
-                f"{local} holds no catalog yet: give the folder of a session, or run `bluesky-cdi demo` first"
-            )
-        uri = stack.enter_context(serve(local)) if local is not None else str(settings.uri)
-        key = settings.api_key if local is None else None
-        catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
         folder = (local or settings.directory).expanduser()
+        if local is None:
+            uri, key = str(settings.uri), settings.api_key
+        else:
+            if not (folder / "catalog.db").is_file():
+                raise BlueskyCDIError(_no_catalog(folder))
+            running = served_at(folder) if beside else None
+            feed = feed and running is None
+            uri, key = running or stack.enter_context(serve(folder)), None
+        catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
         if feed:
             for line in restored(catalog, folder):
                 logger.warning("%s", line)
         yield catalog, folder
+
+
+def _no_catalog(folder: Path) -> str:
+    """Say that a folder holds no catalog, and which command makes or shows one."""
+    from bluesky_cdi.cli.output import command_line
+
+    message = f"{folder} holds no catalog yet: give the folder of a session"
+    if (DEMO_OUTPUT / "catalog.db").is_file():
+        return f"{message}, such as the demo's: {command_line('browse', DEMO_OUTPUT)}"
+    return f"{message}, or make one: {command_line('demo')}, then {command_line('browse', DEMO_OUTPUT)}"

@@ -43,7 +43,7 @@ def _browse(args: argparse.Namespace) -> int:
     from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import write_probe
 
-    with reached_catalog(args.directory, configured(args).catalog) as (catalog, _):
+    with reached_catalog(args.directory, configured(args).catalog, beside=True) as (catalog, _):
         if args.show is None:
             _say_list(args, list_results(catalog))
             return 0

@@ -6,10 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bluesky_cdi.cli.arguments import configured, set_threads
-from bluesky_cdi.cli.output import say_result
-
-DEMO_OUTPUT = Path("demo_output")
+from bluesky_cdi.cli.arguments import DEMO_OUTPUT, configured, set_threads
+from bluesky_cdi.cli.output import command_line, say_result
 
 
 def add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -39,5 +37,7 @@ def _demo(args: argparse.Namespace) -> int:
     set_threads(config)
     setting = demo.replayed(config, args.replay, args.reference) if args.replay else demo.simulated(config)
     outcome = demo.run(setting, args.out, show_progress=not args.quiet)
-    say_result(args, dict(outcome.numbers), [*outcome.table.items(), ("figure", str(outcome.figure))])
+    results = f"{args.out} ({command_line('browse', args.out)})"
+    rows = [*outcome.table.items(), ("results", results), ("figure", str(outcome.figure))]
+    say_result(args, dict(outcome.numbers), rows)
     return 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,32 @@ def refuse_to_replace(targets: Sequence[Path], sources: Sequence[Path], *, force
             raise BlueskyCDIError(f"{path} exists. Name another OUT, or give --force to replace it.")
 
 
+def command_line(*words: object) -> str:
+    """Give a command that can be typed as it stands, where this one was called.
+
+    ``bluesky-cdi`` alone is found only where its folder is on the path.
+
+    Parameters
+    ----------
+    *words : object
+        What follows the name of the program.
+    """
+    called = Path(sys.argv[0])
+    on_path = shutil.which("bluesky-cdi")
+    if on_path is not None and Path(on_path).parent.resolve() == Path(sys.executable).parent.resolve():
+        program = ["bluesky-cdi"]
+    elif called.name == "bluesky-cdi":
+        program = [str(called)]
+    else:
+        program = [sys.executable, "-m", "bluesky_cdi"]
+    return shlex.join([*program, *map(str, words)])
+
+
 def say(text: str) -> None:
     """Print to standard output."""
     print(text)  # noqa: T201 (a command line's own output)
+
+
+def say_error(text: str) -> None:
+    """Print what went wrong to standard error."""
+    print(f"bluesky-cdi: {text}", file=sys.stderr)  # noqa: T201 (a command line's own output)

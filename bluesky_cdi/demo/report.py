@@ -148,7 +148,6 @@ def _table(numbers: Mapping[str, Any], target: Target | None) -> dict[str, str]:
         f"median {decision_ms:.0f} ms, longest {longest_s:.2f} s",
         "scan ended by": str(n["stopped_by"]),
         "time": f"scan {n['scan_s']:.0f} s, final refinement and catalog {n['finish_s']:.0f} s",
-        "results": f"{n['catalog']} (bluesky-cdi browse {n['catalog']})",
     }
 
 

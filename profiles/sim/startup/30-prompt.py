@@ -1,0 +1,13 @@
+"""What greets whoever sits at the prompt."""
+
+from bluesky_cdi.prompt import at_prompt
+
+at_prompt(
+    session,
+    {
+        "RE(adaptive(budget=120))": "an adaptive scan, reconstructed live",
+        "show()": "draw the newest result",
+        "list_results(catalog)": "what the catalog holds",
+    },
+    title="the simulated beamline",
+)

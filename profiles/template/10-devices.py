@@ -1,0 +1,52 @@
+"""Devices of this beamline; the only file that knows that they are simulated.
+
+The plans take four names from here: `diff` (area detector), `stage` (with axes `y` and `x`), `i0` (flux monitor) and
+`config`. Replace the simulated ones by yours (EDIT); `bluesky-cdi doctor FOLDER` says what they offer.
+"""
+
+# EDIT: remove these lines when yours are below.
+from bluesky_cdi.sim_devices import simulated_beamline
+
+beamline = simulated_beamline(config, session.frames_directory)
+diff, stage, i0 = beamline.detector, beamline.stage, beamline.monitor
+
+# --- EPICS, classic ophyd -------------------------------------------------------------------------------------------
+# from ophyd import ADComponent, Component, Device, EpicsMotor, EpicsSignalRO, SingleTrigger
+# from ophyd.areadetector import AreaDetector, CamBase, HDF5Plugin
+# from ophyd.areadetector.filestore_mixins import FileStoreHDF5IterativeWrite
+#
+#
+# class HDF5(HDF5Plugin, FileStoreHDF5IterativeWrite):
+#     """Frames go to a file, which the catalog's server must see at the same path."""
+#
+#
+# class Detector(SingleTrigger, AreaDetector):
+#     cam = ADComponent(CamBase, "cam1:")
+#     image = ADComponent(HDF5, "HDF1:", write_path_template=f"{session.frames_directory}/%Y/%m/%d/")
+#
+#
+# class Stage(Device):
+#     y = Component(EpicsMotor, "Y")  # its EGU must be a length: mm, um, nm, ...
+#     x = Component(EpicsMotor, "X")
+#
+#
+# diff = Detector("BL:DET:", name="diff")  # EDIT: prefix
+# stage = Stage("BL:STAGE:", name="stage")  # EDIT: prefix
+# i0 = EpicsSignalRO("BL:I0", name="i0")  # EDIT: or leave it out, here, in 20-plans.py and in config.yaml
+# for device in (diff, stage, i0):
+#     device.wait_for_connection(timeout=10)
+
+# --- ophyd-async ----------------------------------------------------------------------------------------------------
+# from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+# from ophyd_async.epics.adsimdetector import SimDetector  # EDIT: your detector's class
+# from ophyd_async.epics.motor import Motor
+#
+# with init_devices():
+#     diff = SimDetector("BL:DET:", StaticPathProvider(UUIDFilenameProvider(), session.frames_directory))
+#     stage_y, stage_x = Motor("BL:STAGE:Y"), Motor("BL:STAGE:X")
+#
+#
+# class stage:
+#     """The two axes under the names that the plans use."""
+#
+#     y, x = stage_y, stage_x
