@@ -81,7 +81,7 @@ def _channel(value: Any) -> Any:
     if isinstance(value, tuple):
         return _Choice(value=value[0], enum_strings=value)
     if isinstance(value, Path):
-        return _Path(value=str(value), max_length=PATH_LENGTH, string_encoding="utf-8", report_as_string=True)
+        return _Path(value=str(value), max_length=PATH_LENGTH, string_encoding="utf-8")
     if isinstance(value, str):
         return _String(value=value, string_encoding="utf-8")
     return _Double(value=value, precision=5) if isinstance(value, float) else _Integer(value=value)
