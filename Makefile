@@ -65,5 +65,5 @@ $(READY): pyproject.toml constraints.txt
 		{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu torch==$(TORCH); } || \
 		$(BIN)/python -m pip install --quiet torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,test-beamline]"
 	touch $(READY)

@@ -61,6 +61,10 @@ class Session:
         ``config.documents``.
     listeners : sequence of callable
         Called with estimates, in a thread of their own.
+    catalog : Container, optional
+        Tiled client that runs are written to, in its containers ``raw`` and ``processed`` (made where they are absent),
+        in place of ``catalog.uri``. The session connects to the server by itself, with the client's key; the server
+        must be able to read the session's folders of frames and results.
     RE : RunEngine, optional
         One that exists already, idle, with metadata, suspenders and subscriptions of its own. The session adds to it
         what it needs until it is closed; it never stops it. Without it, the session makes one, and stops it.
@@ -86,7 +90,7 @@ class Session:
     Raises
     ------
     CatalogError
-        If the catalog can't be opened.
+        If the catalog can't be opened, or the client's server can't be reached from other processes.
     ConfigError
         If the RunEngine is not idle, or another session has it.
     """
@@ -105,13 +109,14 @@ class Session:
         monitor_key: str | None = None,
         stream: str | None = None,
         listeners: Sequence[Callable[[Estimate], None]] = (),
+        catalog: Any = None,
         RE: RunEngine | None = None,
         claim_scan_numbers: bool = False,
         factory: str = LIVE,
     ) -> None:
         if RE is not None:
             check_free(RE)
-        config = self.config = config.with_documents(
+        config = self.config = _with_catalog(config, catalog).with_documents(
             frame_key=frame_key, position_keys=position_keys, monitor_key=monitor_key, stream=stream
         )
         self._latest_uid, self._latest_scan_id = "", None
@@ -284,6 +289,16 @@ class Session:
                 f"the catalog did not take all of the run {self._latest_uid}: what it refused is in "
                 f"{', '.join(map(str, refused))}; the log says why."
             )
+
+
+def _with_catalog(config: Config, client: Any) -> Config:
+    """Put a Tiled client's address and key in place of the configured ones."""
+    if client is None:
+        return config
+    from bluesky_cdi.catalog.connect import address_of
+
+    uri, key = address_of(client)
+    return config.model_copy(update={"catalog": config.catalog.model_copy(update={"uri": uri, "api_key": key})})
 
 
 def last_scan_id(catalog: Catalog, directory: Path) -> int:

@@ -12,7 +12,7 @@ from bluesky_cdi.agent.audit import GainAudit
 from bluesky_cdi.agent.constraints import Box
 from bluesky_cdi.agent.field import Field
 from bluesky_cdi.agent.learner import Learner
-from bluesky_cdi.agent.observations import Observations, as_suggestions
+from bluesky_cdi.agent.observations import Observations, as_suggestions, positions_of
 from bluesky_cdi.agent.patterns import coverage_order
 from bluesky_cdi.agent.phases import AgentState, Gains, choose, nothing
 from bluesky_cdi.agent.route import route
@@ -153,6 +153,24 @@ class BayesianAgent:
         n_used = len(observations) + len(observations.pending_ids)
         reason = self._rule.reason(n_used, int(field.is_open.sum()), self._state.gains.of_batches, uncertainty)
         return reason is not None, reason
+
+    def register_suggestions(self, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Take positions that someone else chose as if they were proposed, and give each an ``_id``.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            ``y``, ``x`` (metres).
+        """
+        positions = positions_of(suggestions)
+        ids, index = self._state.observations.issue(positions), self.space.nearest(positions)
+        self._state.field.visit(index)
+        self._state.candidate_of.update(zip(ids, index.tolist(), strict=True))
+        return as_suggestions(ids, positions)
+
+    def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
+        """Learn that proposals, known by their ``_id``, were not measured; their places are not chosen again."""
+        self._state.observations.withdraw(point["_id"] for point in suggestions)
 
     def _decide(self, n: int) -> tuple[Proposal, list[Mapping[str, Any]]]:
         started, observations = time.perf_counter(), self._state.observations

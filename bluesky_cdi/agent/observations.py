@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,11 @@ class Observations:
         for key, (y, x) in zip(ids, positions_m.tolist(), strict=True):
             self._issued[key] = self._pending[key] = (y, x)
         return ids
+
+    def withdraw(self, ids: Iterable[Hashable]) -> None:
+        """Forget that proposals are on their way: they were not measured. Those that were, and ids not known, stay."""
+        for key in ids:
+            self._pending.pop(key, None)  # type: ignore[call-overload]
 
     def take(self, points: Sequence[Mapping[str, Any]]) -> bool:
         """Take measured points in; a known one gets its new outcome.
@@ -171,6 +176,26 @@ def as_suggestions(ids: Sequence[int], positions_m: FloatArray) -> list[Mapping[
         With ``_id``, ``y``, ``x`` (metres).
     """
     return [{"_id": key, "y": y, "x": x} for key, (y, x) in zip(ids, positions_m.tolist(), strict=True)]
+
+
+def positions_of(suggestions: Sequence[Mapping[str, Any]]) -> FloatArray:
+    """Read the positions of suggestions, shape (n, 2), metres.
+
+    Parameters
+    ----------
+    suggestions : sequence of Mapping
+        ``y``, ``x`` (metres).
+
+    Raises
+    ------
+    SearchSpaceError
+        If a position is absent or not finite.
+    """
+    rows = [[float(point.get(axis, math.nan)) for axis in ("y", "x")] for point in suggestions]
+    positions = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    if not np.isfinite(positions).all():
+        raise SearchSpaceError(f"a suggestion needs finite y and x in metres; got {list(suggestions)}")
+    return positions
 
 
 def _outcomes(point: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.agent.observations import Observations, as_suggestions
+from bluesky_cdi.agent.observations import Observations, as_suggestions, positions_of
 from bluesky_cdi.agent.patterns import coverage_order
 from bluesky_cdi.agent.space import SearchSpace
 from bluesky_cdi.agent.stopping import StoppingRule
@@ -67,6 +67,15 @@ class StaticAgent:
         """Tell whether to stop, and why."""
         reason = self._rule.reason(self._n_issued, len(self._order_m) - self._n_issued)
         return reason is not None, reason
+
+    def register_suggestions(self, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Give positions (``y``, ``x`` in metres) that someone else chose an ``_id``; the pattern stays as it is."""
+        positions = positions_of(suggestions)
+        return as_suggestions(self._observations.issue(positions), positions)
+
+    def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
+        """Learn that points, known by their ``_id``, were not measured; they are not given again."""
+        self._observations.withdraw(point["_id"] for point in suggestions)
 
     def _decide(self, n: int) -> tuple[Proposal, list[Mapping[str, Any]]]:
         started, pending = time.perf_counter(), len(self._observations.pending_ids)

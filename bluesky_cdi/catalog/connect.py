@@ -92,6 +92,35 @@ def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
         raise failed(uri.split("?")[0], err, api_key or _key_in(uri)) from err
 
 
+def address_of(client: Any) -> tuple[str, str | None]:
+    """Give the address of a Tiled client's container, and the key that the client uses.
+
+    Parameters
+    ----------
+    client : Container
+        Of a server: what ``tiled.client.from_uri`` gives, or a container in it.
+
+    Raises
+    ------
+    CatalogError
+        If it is no such client, its server is in this process, or it was logged in without a key.
+    """
+    uri, context = getattr(client, "uri", None), getattr(client, "context", None)
+    if not isinstance(uri, str) or context is None:
+        raise CatalogError(f"a catalog is a client of a Tiled server, as tiled.client.from_uri gives; got {client!r}")
+    if getattr(context, "server_info", None) is None or "://local-tiled-app" in uri:
+        raise CatalogError(
+            "the client's server is in this process, where no other can reach it. Serve it (tiled serve ...), and "
+            "connect with tiled.client.from_uri."
+        )
+    if context.api_key is None and context.http_client.auth is not None:
+        raise CatalogError(
+            f"the client of {uri} is logged in with a token, which ends. Give a session a key: "
+            "from_uri(address, api_key=client.context.create_api_key()['secret'])."
+        )
+    return uri, context.api_key
+
+
 def _probe(address: Any, key: str | None) -> None:
     """Ask once, with a deadline; the client proper would repeat its first request for up to 45 s."""
     import httpx

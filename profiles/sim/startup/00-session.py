@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import matplotlib
@@ -21,4 +22,6 @@ _has_window = matplotlib.get_backend().lower() not in ("agg", "pdf", "svg", "ps"
 
 session = Session(config, monitor_key="i0", listeners=[live_view] if _has_window else [])
 atexit.register(session.close)
+# A queue server runs this in a process of multiprocessing, which ends without calling what `atexit` keeps.
+Finalize(None, session.close, exitpriority=0)
 RE, live, catalog = session.RE, session.live, session.catalog
