@@ -250,7 +250,8 @@ class MeasuredFrames:
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give all but the counts: what was refined of each frame, and the masks."""
         mask = {} if self.mask is None else {"mask": self.mask.cpu().numpy()}
-        return {**self.table.checkpoint(), **mask, "known_mask": self._known_mask}
+        centre = {} if self.off_centre_px is None else {"off_centre_px": np.array(self.off_centre_px)}
+        return {**self.table.checkpoint(), **mask, **centre, "known_mask": self._known_mask}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Iterable[Frame]) -> npt.NDArray[np.bool_]:
         """Take what `checkpoint` gave, and of some frames those that it knows.
@@ -274,6 +275,9 @@ class MeasuredFrames:
         self.add(there[number] for number in numbers.tolist() if number in there)
         self.table.restore(state)
         self.mask = torch.from_numpy(state["mask"].copy()).to(self._device) if "mask" in state else None
+        if "off_centre_px" in state:
+            row, column = state["off_centre_px"].tolist()
+            self.off_centre_px = row, column
         self.find_dark()
         return np.isin(numbers, list(there))
 
