@@ -213,7 +213,7 @@ class PtychoReconstructor:
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
             "scheduler": self._scheduler.checkpoint(),
-            "solver": {"iterations": np.array(self._solver.iterations), "ended": np.array(self._solver.ended)},
+            "solver": {name: np.array(getattr(self._solver, name)) for name in ("iterations", "ended", "falling")},
         }
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
@@ -247,6 +247,8 @@ class PtychoReconstructor:
         self._map.restore(parts["object"])
         self._probe.restore(parts["probe"])
         self._solver.iterations, self._solver.ended = int(parts["solver"]["iterations"]), str(parts["solver"]["ended"])
+        # Checkpoints of before don't know it.
+        self._solver.falling = float(parts["solver"].get("falling", np.array(0.0)))
         self._watch.restore(parts.get("check_in", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
