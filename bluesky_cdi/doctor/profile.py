@@ -38,7 +38,7 @@ def examine_profile(folder: Path, figure: Path | None = None) -> Iterator[Findin
         try:
             names = _started(folder, stack)
         except Exception as err:  # noqa: BLE001 - a profile is the user's code
-            where = f"{type(err).__name__}: {err}"
+            where = " ".join([f"{type(err).__name__}: {err}", *getattr(err, "__notes__", ())])
             yield Finding("profile", "fail", f"{folder} does not start: {where}", "Mend the file of startup/ it names.")
             return
         session = names.get("session")

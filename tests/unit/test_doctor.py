@@ -89,7 +89,7 @@ def test_good_devices(profile, tmp_path):
         (GOOD, {"frame_key": "eiger"}, "frames", "fail", "eiger is no key"),
         (GOOD.replace("64, 64", "64"), {}, "frames", "fail", "no device describes frames"),
         (GOOD, {"monitor_key": "i1"}, "flux monitor", "fail", "i1 is no key"),
-        ("1 / 0", {}, "profile", "fail", "division by zero"),
+        ("1 / 0", {}, "profile", "fail", "startup/10.py"),
         ("del session", {}, "profile", "fail", "makes no `session`"),
     ],
 )
