@@ -125,10 +125,11 @@ def keep(directory: Path, content: ProbeFile) -> Path:
 def is_sure(estimate: Estimate) -> bool:
     """Tell whether the probe of a run's last estimate is worth beginning with.
 
-    It was checked by the run's own frames; a beam that changed since was followed; and there are enough frames.
+    The result is a good one (`evaluation.verdict`); the probe was checked by the run's own frames; a beam that changed
+    since was followed; and there are enough frames.
     """
-    check = estimate.source.get("probe_check_in") or {}
-    if estimate.n_frames < LEAST_FRAMES or "changed" not in check:
+    check, verdict = (estimate.source.get(name) or {} for name in ("probe_check_in", "verdict"))
+    if estimate.n_frames < LEAST_FRAMES or "changed" not in check or verdict.get("word") != "good":
         return False
     return all(again["taken"] for again in check.get("again", []))
 

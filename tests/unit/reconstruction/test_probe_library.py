@@ -107,9 +107,9 @@ def test_a_run_says_which_probe_it_begins_with(tmp_path, caplog):
 class Found:
     """What a keeper looks at of an estimate."""
 
-    def __init__(self, frames=100, **check):
+    def __init__(self, frames=100, verdict="good", **check):
         self.n_frames, self.probe = frames, lens().numpy()
-        self.source = {"probe_check_in": check}
+        self.source = {"probe_check_in": check, "verdict": {"word": verdict}}
 
 
 class Closed:
@@ -130,6 +130,7 @@ class Closed:
         (Found(changed=True, taken=True, again=[{"taken": True}]), "success", True),
         (Found(changed=True, taken=True, again=[{"taken": False}]), "success", False),
         (Found(changed=False), "abort", False),
+        (Found(changed=False, verdict="doubtful"), "success", False),
         (Found(changed=False, frames=20), "success", False),
         (Found(), "success", False),
         (None, "success", False),
