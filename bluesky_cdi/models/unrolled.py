@@ -78,6 +78,11 @@ class UnrolledConfig:
     passes : int
         Passes in a row that bring something. A network for several improves on what is known; one for a single pass
         draws the object anew, whatever it is given.
+
+    Raises
+    ------
+    ValueError
+        If there are subsets, but no step before the one that a U-Net sees.
     """
 
     stages: int = 5
@@ -91,6 +96,12 @@ class UnrolledConfig:
     attention: bool = False
     scaled: bool = False
     passes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.subsets > 1 and self.steps < 2:
+            raise ValueError(
+                f"a sweep is a step before the one that a U-Net sees: give 2 steps or more; got {self.steps}"
+            )
 
     def as_dict(self) -> dict[str, int]:
         """Give the configuration as plain values, for a weights file."""

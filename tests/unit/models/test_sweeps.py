@@ -90,3 +90,8 @@ def test_a_network_goes_on_into_one_in_parts(batch):
     UnrolledNet(IN_PARTS).go_on_from(UnrolledNet(TOGETHER))
     with pytest.raises(ValueError, match="subsets"):
         UnrolledNet(TOGETHER).go_on_from(earlier)
+
+
+def test_a_sweep_needs_a_step_of_its_own():
+    with pytest.raises(ValueError, match="2 steps or more; got 1"):
+        UnrolledConfig(steps=1, subsets=4)
