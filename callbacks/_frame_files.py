@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.io.hdf5 import CheckedFile
+from bluesky_cdi.io.unwritten import unwritten_frames
 
 # What h5py raises for a damaged, locked or differently laid out file.
 _H5PY_ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError)
@@ -148,6 +150,8 @@ class FrameFiles:
                     f"a row of {_place(resource)} must have at most {ROW_BYTES_MAX / 2**30:g} GiB; its shape is "
                     f"{dataset.shape} of {dataset.dtype}. Write one frame for each event."
                 )
+            images = math.prod(dataset.shape[1:-2])
+            unwritten = unwritten_frames(dataset, start * images, stop * images)
             block = np.asarray(dataset[start:stop])
         except ScanFileError:
             raise
@@ -159,6 +163,11 @@ class FrameFiles:
             raise ScanFileError(
                 f"the documents announce rows {start} to {stop - 1} of {_place(resource)}, which holds {held}. "
                 "The writer must flush a frame before it announces it."
+            )
+        if unwritten.frames.any():
+            raise ScanFileError(
+                f"the documents announce rows {start} to {stop - 1} of {_place(resource)}, and not all are written: "
+                f"{unwritten.why}. The writer must flush a frame before it announces it."
             )
         return block
 

@@ -166,9 +166,10 @@ def judge(estimate: Estimate, *, left_out: int = 0) -> Verdict:
     ----------
     estimate : Estimate
         Its `source` tells what the reconstruction knows besides: ``ended``, ``falling``, ``noise_residual``,
-        ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``other_flux``. What is absent is not judged.
+        ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``, ``other_flux``. What is absent is
+        not judged.
     left_out : int
-        Frames of the run that are not in the image, but for the dark ones.
+        Frames of the run that are not in the image, but for the dark and unwritten ones.
     """
     remarks = tuple(_remarks(estimate.source))
     if fault := fault_of(estimate):
@@ -222,6 +223,8 @@ def _doubts(source: Mapping[str, Any], found: Measures, frame_px: int) -> Iterat
 def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
     if dark := len(source.get("dark_frames", ())):
         yield f"{dark} frame(s) without light are left out"
+    if unwritten := len(source.get("unwritten_frames", ())):
+        yield f"{unwritten} frame(s) are in no file and left out"
     if others := len(source.get("other_flux", ())):
         yield f"{others} frame(s) were under a flux of their own, which no monitor told"
 
@@ -235,7 +238,7 @@ def _measured(estimate: Estimate, left_out: int) -> Measures:
     noise, plain = _number(source.get("noise_residual")), float(np.nanmin([*bounds, math.inf]))
     plain = plain if math.isfinite(plain) else math.nan
     lit = estimate.coverage >= MEASURED_SHARE * estimate.coverage.max(initial=0.0)
-    missing = left_out + len(source.get("dark_frames", ()))
+    missing = left_out + sum(len(source.get(name, ())) for name in ("dark_frames", "unwritten_frames"))
     off = source.get("off_centre_px")
     return Measures(
         deviance=deviance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError, ScanFileError
 from bluesky_cdi.io._files import naming, open_dataset
+from bluesky_cdi.io.unwritten import Unwritten, unwritten_frames
 
 # Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
 BLOCK_BYTES = 2**24
@@ -213,6 +214,12 @@ class LazyFrames:
         height, width = self._frame_shape
         whole = _Part((slice(0, height), slice(0, width)), self._dtype)
         return self.seen(_Moved(whole if self._view is None else self._view, by_px))
+
+    def unwritten(self) -> Unwritten:
+        """Find those of the frames whose values are in no file."""
+        with self._open() as dataset:
+            found = unwritten_frames(dataset)
+        return found if self._rows is None else replace(found, frames=found.frames[self._rows])
 
     def mean_photons(self, mask: npt.NDArray[np.bool_] | None) -> float:
         """Compute the mean photons of a frame on valid pixels, checked; every frame is read at the first call."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io.beam_centre import find_beam_centre
 from bluesky_cdi.io.frame_summaries import dark_frames, without_flagged
-from bluesky_cdi.io.frames import Frames, blocks
+from bluesky_cdi.io.frames import Frames, LazyFrames, blocks, taken
 
 BoolImage = npt.NDArray[np.bool_]
 
@@ -23,7 +23,11 @@ class Inspection:
     Attributes
     ----------
     shape : tuple of int
-        (n, H, W).
+        (n, H, W), of the frames that were looked at: those that the file holds.
+    numbers : ndarray, shape (n,), int
+        Their numbers, from 1.
+    unwritten : ndarray, int
+        Numbers of the frames that the file announces and doesn't hold.
     dtype : dtype
     valid : ndarray, shape (H, W), bool
         Pixels that neither the mask leaves out nor hold flags.
@@ -44,6 +48,8 @@ class Inspection:
     """
 
     shape: tuple[int, ...]
+    numbers: npt.NDArray[np.int64]
+    unwritten: npt.NDArray[np.int64]
     dtype: np.dtype[Any]
     valid: BoolImage
     masked: int
@@ -76,7 +82,16 @@ def inspect_frames(frames: Frames, mask: BoolImage | None = None, *, has_beam: b
         Valid pixels, as far as they are known.
     has_beam : bool
         Whether to look for the direct beam: near-field frames have none.
+
+    Raises
+    ------
+    FrameError
+        If the file holds none of them.
     """
+    unwritten = frames.unwritten().frames if isinstance(frames, LazyFrames) else np.zeros(len(frames), bool)
+    if unwritten.all():
+        raise FrameError("none of the frames was ever written: the file, or a source of it, holds no values")
+    frames = taken(frames, ~unwritten) if unwritten.any() else frames
     given = np.ones(frames.shape[1:], bool) if mask is None else mask
     valid, flagged = without_flagged(frames, given)
     total = np.zeros(frames.shape[1:])
@@ -92,6 +107,8 @@ def inspect_frames(frames: Frames, mask: BoolImage | None = None, *, has_beam: b
     each, mean = np.concatenate(photons), total / len(frames)
     return Inspection(
         shape=frames.shape,
+        numbers=np.flatnonzero(~unwritten) + 1,
+        unwritten=np.flatnonzero(unwritten) + 1,
         dtype=frames.dtype,
         valid=valid,
         masked=int((~given).sum()),

@@ -157,8 +157,8 @@ def recorded(
 ) -> Scan:
     """Make a scan of what a reader has read.
 
-    Frames are preprocessed where that is wanted, the positions' unit is checked, pixels that hold flags are masked, and
-    the probe gets the project's shape and gauge.
+    Frames that the file doesn't hold are left out (`unwritten`), the others preprocessed where that is wanted; the
+    positions' unit is checked, pixels that hold flags are masked, and the probe gets the project's shape and gauge.
 
     Parameters
     ----------
@@ -169,8 +169,8 @@ def recorded(
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels, as far as the file states them.
     source : Mapping
-        Where the scan came from; `flagged_pixels`, how many were masked here, is added where there are any, and
-        `preprocessing`, what was done to the frames.
+        Where the scan came from; `flagged_pixels`, how many were masked here, is added where there are any,
+        `unwritten_frames`, the numbers (from 1) of those left out, and `preprocessing`, what was done to the frames.
     geometry : Geometry
         Of the frames in the file; its `frame_px` is their width.
     preprocessing : Preprocessing, optional
@@ -189,6 +189,10 @@ def recorded(
     FrameError, GeometryError, ScanFileError
         If the scan is not sound, the positions can't be in metres, or the probe can't belong to the frames.
     """
+    counts, unwritten = _without_unwritten(counts)
+    if len(unwritten) and len(parts["positions_m"]) == len(unwritten):
+        source = {**source, "unwritten_frames": (np.flatnonzero(unwritten) + 1).tolist()}
+        parts["positions_m"] = parts["positions_m"][~unwritten]
     if preprocessing is not None and counts.ndim == 3 and 0 not in counts.shape:
         plan = _plan(preprocessing, counts, mask, source, geometry)
         probe = _fitting(probe, plan, geometry)
@@ -204,6 +208,26 @@ def recorded(
         return replace(scan, source={**scan.source, "probe_scale": None})
     modes, scale = _in_photons(probe, scan.mean_photons)
     return replace(scan, probe=modes, source={**scan.source, "probe_scale": scale})
+
+
+def _without_unwritten(counts: Frames) -> tuple[Frames, npt.NDArray[np.bool_]]:
+    """Leave out frames that their file announces and doesn't hold; which, (n,), empty where there are none."""
+    if not isinstance(counts, LazyFrames):
+        return counts, np.zeros(0, bool)
+    found = counts.unwritten()
+    number = int(found.frames.sum())
+    if not number:
+        return counts, np.zeros(0, bool)
+    if number == len(counts):
+        raise ScanFileError(f"none of the {len(counts)} frames was ever written: {found.why}. Bring the missing files.")
+    logger.warning(
+        "%d of %d frames were never written and are left out, the first is number %d: %s",
+        number,
+        len(counts),
+        int(np.argmax(found.frames)) + 1,
+        found.why,
+    )
+    return counts.select(~found.frames), found.frames
 
 
 def _plan(

@@ -101,7 +101,9 @@ def reconstruct(
             break
     if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
-    noted = {key: scan.source[key] for key in ("dark_frames", "flagged_pixels") if key in scan.source}
+    noted = {
+        key: scan.source[key] for key in ("dark_frames", "unwritten_frames", "flagged_pixels") if key in scan.source
+    }
     if is_over():
         noted["ended"] = "interrupted"
     result = replace(

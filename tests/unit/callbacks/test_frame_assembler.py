@@ -1006,6 +1006,14 @@ class TestRunEngine:
             engine(scan(detector, Axis(name="y"), Axis(name="x")))
         self.assert_left_out(got, ScanFileError, "announce rows 2 to 2 of .*, which holds 2", range(3, N + 1))
 
+    def test_file_whose_frames_are_announced_before_they_are_written(self, engine, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            data = file.create_dataset("/entry/data/data", FRAMES.shape, FRAMES.dtype, chunks=(1, H, W))
+            data[:2] = FRAMES[:2]
+        with assembled(engine) as got:
+            engine(scan(Detector(path=tmp_path / "a.h5"), Axis(name="y"), Axis(name="x")))
+        self.assert_left_out(got, ScanFileError, "not all are written: .* its writer did not come", range(3, N + 1))
+
     def test_values_outside_of_hdf5(self, engine, tmp_path):
         (tmp_path / "raw").write_bytes(FRAMES.tobytes())
         with h5py.File(tmp_path / "a.h5", "w") as file:
