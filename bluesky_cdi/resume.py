@@ -15,7 +15,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import CatalogError, ScanFileError, WorkerError
-from bluesky_cdi.evaluation.verdict import with_verdict
+from bluesky_cdi.evaluation.verdict import fault_of, with_verdict
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader, Preprocessing, read_checkpoint, remove_checkpoint
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
 from bluesky_cdi.reconstruction.checkpoint import checkpoint_file, going_on, with_settings_of
@@ -269,6 +269,9 @@ def resume_run(
         file = checkpoint_file(info, publisher.uid, config, checkpoints_folder(directory))
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)
+        shown = estimate.n_frames + len(estimate.source.get("dark_frames", ()))
+        doubt = "" if finished else "time was over before nothing was left to improve"
+        estimate = with_verdict(estimate, left_out=max(0, len(frames) - shown), doubt=doubt)
         publisher.close(estimate, *_ending(ended, None if finished else took))
     # Not before the result is in the catalog.
     if finished:
@@ -312,22 +315,26 @@ class _Work:
 
         # Where nothing is left to improve, what was restored is the result.
         latest = self._reconstructor.estimate()
-        finished = False
-        while latest is None or not is_over():
+        finished, fault = False, ""
+        while not is_over() or (latest is None and not fault):
             estimate = self._reconstructor.step(settings.step_budget_s, is_over)
             if estimate is None:
                 finished = True
                 break
+            if fault := fault_of(estimate):
+                logger.warning("an image is left out: %s", fault)
+                continue
             latest = estimate
             if settings.checkpoint_s and time.monotonic() >= saved + settings.checkpoint_s:
                 self._publisher.publish(latest)
                 self._save()
                 saved = time.monotonic()
         if latest is None:
-            raise WorkerError("the frames of the run give no image: there is nothing to go on with")
+            why = f"the last one was not good: {fault}" if fault else "there is nothing to go on with"
+            raise WorkerError(f"the frames of the run give no image: {why}")
         if settings.checkpoint_s and not finished:
             self._save()
-        return with_verdict(latest), finished, time.monotonic() - started
+        return latest, finished, time.monotonic() - started
 
     def forget(self) -> None:
         """Remove all checkpoints of the run."""

@@ -30,6 +30,8 @@ UNEXPLAINED_DOUBTFUL, UNEXPLAINED_FAILED = 0.15, 0.7
 NOTHING_TO_SEE, FITTED_NOISE = 1.1, 0.2
 # Share by which each iteration still lowers the deviance.
 FALLING = 0.03
+# The same in the first few iterations, whatever will come of them.
+UNFINISHED = 0.1
 # Way of the direct beam from the middle, over the frame's side.
 OFF_CENTRE = 0.1
 # Median modulus of an illuminated object. Its scale is free where the probe is refined too.
@@ -119,17 +121,17 @@ class Verdict:
         }
 
 
-def with_verdict(estimate: Estimate, *, left_out: int = 0) -> Estimate:
+def with_verdict(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Estimate:
     """Judge an estimate, and note the verdict in its `source`, under ``verdict``.
 
     Parameters
     ----------
     estimate : Estimate
         The final one of a run.
-    left_out : int
+    left_out, doubt : int, str
         As of `judge`.
     """
-    verdict = judge(estimate, left_out=left_out)
+    verdict = judge(estimate, left_out=left_out, doubt=doubt)
     return replace(estimate, source={**estimate.source, "verdict": verdict.as_notes()})
 
 
@@ -151,32 +153,35 @@ def fault_of(estimate: Estimate) -> str:
         bad = ~np.isfinite(getattr(estimate, name))
         if bad.any():
             return f"{100 * bad.mean():.3g} % of {name} is not finite"
-    if estimate.vacuum_residual is None or not len(estimate.residual):
+    vacuum = _mean_vacuum(estimate)
+    if math.isnan(vacuum) or not len(estimate.residual):
         return ""
-    found, vacuum = float(np.mean(estimate.residual)), float(np.mean(estimate.vacuum_residual))
+    found = float(np.mean(estimate.residual))
     if found > VACUUM_MARGIN * vacuum:
         return f"it explains its frames worse than an empty field (deviance {found:.3g} a pixel against {vacuum:.3g})"
     return ""
 
 
-def judge(estimate: Estimate, *, left_out: int = 0) -> Verdict:
+def judge(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Verdict:
     """Judge the final estimate of a scan.
 
     Parameters
     ----------
     estimate : Estimate
-        Its `source` tells what the reconstruction knows besides: ``ended``, ``falling``, ``noise_residual``,
-        ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``, ``other_flux``. What is absent is
-        not judged.
+        Its `source` tells what the reconstruction knows besides: ``iterations``, ``ended``, ``falling``,
+        ``noise_residual``, ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``,
+        ``other_flux``. What is absent is not judged.
     left_out : int
         Frames of the run that are not in the image, but for the dark and unwritten ones.
+    doubt : str
+        What else speaks against it; empty: nothing.
     """
     remarks = tuple(_remarks(estimate.source))
     if fault := fault_of(estimate):
         return Verdict("failed", (fault,), remarks)
     measures = _measured(estimate, left_out)
     failures = list(_failures(estimate.source, measures))
-    doubts = list(_doubts(estimate.source, measures, estimate.probe.shape[-1]))
+    doubts = [*filter(None, [doubt]), *_doubts(estimate.source, measures, estimate.probe.shape[-1])]
     word: Word = "failed" if failures else "doubtful" if doubts else "good"
     return Verdict(word, tuple(failures or doubts), remarks, measures)
 
@@ -186,7 +191,7 @@ def _failures(source: Mapping[str, Any], found: Measures) -> Iterator[str]:
         yield "the iterations diverged; the image is the best one before that"
     if found.photons < LEAST_PHOTONS:
         yield f"a frame has {found.photons:.2g} photons: there was hardly any light"
-    elif found.unexplained >= UNEXPLAINED_FAILED:
+    elif found.unexplained >= UNEXPLAINED_FAILED and not _is_unfinished(source, found):
         yield (
             f"it explains the frames hardly better than their mean does (deviance {found.deviance:.3g} a pixel against "
             f"{found.plain:.3g}; photon noise {found.noise:.3g}): is the probe the right one, and do frames and "
@@ -199,12 +204,15 @@ def _failures(source: Mapping[str, Any], found: Measures) -> Iterator[str]:
 def _doubts(source: Mapping[str, Any], found: Measures, frame_px: int) -> Iterator[str]:
     if source.get("ended") == "interrupted":
         yield f"it was interrupted after {source.get('iterations')} iterations"
-    if UNEXPLAINED_DOUBTFUL < found.unexplained < UNEXPLAINED_FAILED:
-        yield (
-            f"it leaves {100 * found.unexplained:.0f} % of what the frames differ by unexplained: are axes and signs "
-            "of the stage, the geometry and the probe right?"
-        )
-    if found.plain <= NOTHING_TO_SEE * found.noise:
+    if found.unexplained > UNEXPLAINED_DOUBTFUL:
+        if _is_unfinished(source, found):
+            cause = "there were too few iterations to tell more"
+        else:
+            cause = "are axes and signs of the stage, the geometry and the probe right?"
+        yield f"it leaves {100 * found.unexplained:.0f} % of what the frames differ by unexplained: {cause}"
+    if math.isnan(found.plain) and not math.isnan(found.noise):
+        yield "it can't be told how much of the frames it explains: nothing is known to compare it with"
+    elif found.plain <= NOTHING_TO_SEE * found.noise:
         yield "the frames differ by no more than photon noise: there is nothing to see in them"
     elif found.unexplained < -FITTED_NOISE:
         yield "it fits the photons' noise: fewer iterations, or the network (--engine pinn), give a better image"
@@ -220,6 +228,11 @@ def _doubts(source: Mapping[str, Any], found: Measures, frame_px: int) -> Iterat
         yield f"{100 * found.missing:.0f} % of the frames are not in it"
 
 
+def _is_unfinished(source: Mapping[str, Any], found: Measures) -> bool:
+    """Tell whether the image is on its way: what it doesn't explain yet says nothing against it."""
+    return source.get("iterations") == 0 or found.falling > UNFINISHED
+
+
 def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
     if dark := len(source.get("dark_frames", ())):
         yield f"{dark} frame(s) without light are left out"
@@ -231,9 +244,7 @@ def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
 
 def _measured(estimate: Estimate, left_out: int) -> Measures:
     source, probe = estimate.source, np.square(np.abs(estimate.probe.astype(np.complex128))).sum(axis=0)
-    bounds = [_number(source.get("plain_residual"))]
-    if estimate.vacuum_residual is not None and len(estimate.vacuum_residual):
-        bounds.append(float(np.mean(estimate.vacuum_residual)))
+    bounds = [_number(source.get("plain_residual")), _mean_vacuum(estimate)]
     deviance = float(np.mean(estimate.residual)) if len(estimate.residual) else math.nan
     noise, plain = _number(source.get("noise_residual")), float(np.nanmin([*bounds, math.inf]))
     plain = plain if math.isfinite(plain) else math.nan
@@ -252,6 +263,14 @@ def _measured(estimate: Estimate, left_out: int) -> Measures:
         photons=float(probe.sum()),
         missing=missing / max(missing + estimate.n_frames, 1),
     )
+
+
+def _mean_vacuum(estimate: Estimate) -> float:
+    """Compute the mean deviance of the frames of which it is known under an empty field; NaN without any."""
+    if estimate.vacuum_residual is None:
+        return math.nan
+    known = estimate.vacuum_residual[np.isfinite(estimate.vacuum_residual)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _number(value: Any) -> float:

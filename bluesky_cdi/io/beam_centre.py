@@ -52,8 +52,10 @@ def find_beam_centre(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tu
     # Without its mean level, a plain background agrees with itself about any point.
     level = np.where(valid, roots - np.median(roots[valid]), 0).astype(np.float32)
     pairs, norms, held = _with_itself(level, level), _with_itself(level**2, valid), _with_itself(roots**2, valid)
-    enough = held >= LEAST_SHARE * power
-    likeness = np.where(enough & (norms > 1e-6 * norms.max()), pairs / np.maximum(norms, 1e-6 * norms.max()), -np.inf)
+    enough, least = held >= LEAST_SHARE * power, 1e-6 * norms.max()
+    # Of frames that are flat nothing is left.
+    told = enough & (norms > least)
+    likeness = np.divide(pairs, norms, out=np.full_like(pairs, -np.inf), where=told)
     row, column = np.unravel_index(int(likeness.argmax()), likeness.shape)
     if not likeness[row, column] > 0:
         raise FrameError(

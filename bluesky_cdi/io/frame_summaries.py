@@ -11,8 +11,9 @@ from bluesky_cdi.io.frames import Frames, flagged_pixels, spread
 
 logger = logging.getLogger(__name__)
 
-# Share of the median frame's photons below which a frame is dark.
-DARK_SHARE = 0.02
+# Share of a bright frame's photons below which a frame is dark. Nine tenths of the frames have no more than a bright
+# one: so most may be dark.
+DARK_SHARE, BRIGHT = 0.02, 0.9
 
 
 def mean_frame(frames: Frames) -> npt.NDArray[np.float64]:
@@ -55,5 +56,5 @@ def without_flagged(counts: Frames, mask: npt.NDArray[np.bool_]) -> tuple[npt.ND
 
 
 def dark_frames(photons: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Tell which frames, of their photons (n,), have less than `DARK_SHARE` of the median: no light came."""
-    return np.asarray(photons < DARK_SHARE * np.median(photons))
+    """Tell which frames, of their photons (n,), have less than `DARK_SHARE` of a bright one's: no light came."""
+    return np.asarray(photons < DARK_SHARE * np.quantile(photons, BRIGHT))

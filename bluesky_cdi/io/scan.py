@@ -189,8 +189,11 @@ def recorded(
     FrameError, GeometryError, ScanFileError
         If the scan is not sound, the positions can't be in metres, or the probe can't belong to the frames.
     """
-    counts, unwritten = _without_unwritten(counts)
-    if len(unwritten) and len(parts["positions_m"]) == len(unwritten):
+    # Where there is not a position for each, the scan is refused below; a damaged file may state any number of frames.
+    unwritten = np.zeros(0, bool)
+    if counts.ndim == 3 and len(parts["positions_m"]) == len(counts):
+        counts, unwritten = _without_unwritten(counts)
+    if len(unwritten):
         source = {**source, "unwritten_frames": (np.flatnonzero(unwritten) + 1).tolist()}
         parts["positions_m"] = parts["positions_m"][~unwritten]
     if preprocessing is not None and counts.ndim == 3 and 0 not in counts.shape:

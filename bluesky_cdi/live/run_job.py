@@ -51,6 +51,7 @@ class RunJob:
         self._recorder: Recorder | None = None
         self._state = _SavedState(None, pace.checkpoint_s)
         self._left_out = LeftOutFrames(info.scan_id)
+        self._taken: set[int] = set()
         self._fault = ""
         self._ended: End | None = None
         self._steps_left, self._deadline = pace.final_steps, 0.0
@@ -82,6 +83,7 @@ class RunJob:
         left_out = refused | {m.seq_num: m.error for m in messages if isinstance(m, LeftOut)}
         for seq_num in sorted(left_out):
             self._left_out.add(seq_num, left_out[seq_num])
+        self._taken.update(frame.seq_num for frame in frames if frame.seq_num not in refused)
         if len(frames) > len(refused):
             self._step(interrupted)
         self.ingested = max(self.ingested, *(message.seq_num for message in messages))
@@ -223,7 +225,11 @@ class RunJob:
         """Note in the final estimate whether it can be believed, and tell everybody."""
         if self.estimate is None:
             return
-        self.estimate = with_verdict(self.estimate, left_out=self._left_out.behind + self._left_out.unusable)
+        # Frames that were taken and are in no image that may be shown are missing as well.
+        shown = self.estimate.n_frames + len(self.estimate.source.get("dark_frames", ()))
+        left_out = self._left_out.behind + self._left_out.unusable + max(0, len(self._taken) - shown)
+        doubt = f"the last image was not good, this is an earlier one: {self._fault}" if self._fault else ""
+        self.estimate = with_verdict(self.estimate, left_out=left_out, doubt=doubt)
         said = verdict_said(self.estimate.source)
         level = logging.INFO if said.startswith("good") else logging.WARNING
         logger.log(level, "the image of run %s is %s", self.info.scan_id, said)

@@ -111,13 +111,14 @@ def reconstruct(
         seconds=sum(estimate.seconds for estimate in found),
         source={**found[-1].source, **noted},
     )
-    return with_verdict(result)
+    unreached = len(names) - result.n_frames - len(found[-1].source.get("dark_frames", ()))
+    return with_verdict(result, left_out=max(0, unreached))
 
 
 def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan, list[int]]:
     """Leave out frames without light: the shutter was closed, or the ring was being filled.
 
-    A frame is dark that has less than `DARK_SHARE` of the median frame's photons. Such a frame would be taken for an
+    A frame is dark that has less than `DARK_SHARE` of a bright frame's photons. Such a frame would be taken for an
     opaque sample. They are logged, and listed in the scan's `source` under ``dark_frames``.
 
     Parameters
@@ -142,7 +143,7 @@ def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan
     left_out = names[dark].tolist()
     shown = ", ".join(map(str, left_out[:10])) + ", ..." * (len(left_out) > 10)
     logger.warning(
-        "%d of %d frames have less than %g %% of the median's photons and are left out: %s",
+        "%d of %d frames have less than %g %% of a bright one's photons and are left out: %s",
         len(left_out),
         len(names),
         100 * DARK_SHARE,

@@ -178,8 +178,8 @@ class MeasuredFrames:
         return np.setdiff1d(self.dark, before), np.setdiff1d(before, self.dark)
 
     def mean_photons(self) -> float:
-        """Give nearly the photons of a frame through vacuum; see `photons_through_vacuum`."""
-        return photons_through_vacuum(self.photons())
+        """Give nearly the photons of a frame with light through vacuum; see `photons_through_vacuum`."""
+        return photons_through_vacuum(self.photons()[self.lit])
 
     def plain_residual(self) -> float | None:
         """Compute the mean deviance of frames, spread over the run, if each were like their mean but for its photons.

@@ -26,6 +26,7 @@ import torch
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.errors import GeometryError, WorkerError
+from bluesky_cdi.io.frame_summaries import DARK_SHARE
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.illumination import summed_illumination
@@ -144,6 +145,10 @@ class PtychoReconstructor:
         self._metrics.forget(dark)
         if not self._probe.is_scaled:
             self._probe.scale(self._frames.mean_photons())
+        elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.mean_photons():
+            # The first frames were dark, which only those that came later tell.
+            self._probe.scale(self._frames.mean_photons())
+            self._scheduler.outdate()
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
         corner = table.corner
         self._scheduler.touch(self._tiling.home(corner[rows]))

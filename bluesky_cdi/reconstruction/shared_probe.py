@@ -45,6 +45,11 @@ class SharedProbe:
         self._published = self.modes
         self.is_scaled = False
 
+    @property
+    def photons(self) -> float:
+        """Photons of a frame through vacuum."""
+        return float(intensity(self.modes).sum())
+
     def scale(self, photons: float) -> None:
         """Set the photons of a frame; dark frames say nothing of the beam, the first with light will."""
         self.publish(scaled_to(self.modes, max(photons, 1.0)))

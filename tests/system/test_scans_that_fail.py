@@ -58,7 +58,7 @@ def test_geometry_is_missing(lab):
     ("window", "message"),
     [
         ([[1e-6, 0.0], [0.0, 0.0]], "low <= high"),
-        ([[-1.0, -1.0], [1.0, 1.0]], "Are the positions in metres"),
+        ([[-1.0, -1.0], [1.0, 1.0]], "Are the positions and the detector's pixel in metres"),
         ([[5e-8, 5e-8], [9e-8, 9e-8]], "outside the object"),
     ],
 )

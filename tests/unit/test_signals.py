@@ -204,6 +204,8 @@ def test_other_threads_set_no_handlers(beside):
 
 
 def test_the_first_ctrl_c_is_a_wish_and_the_second_an_interrupt(caplog):
+    # A shell without job control has its background jobs ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with FirstInterrupt("what there is is written") as ctrl_c:
         assert not ctrl_c.came
         os.kill(os.getpid(), signal.SIGINT)

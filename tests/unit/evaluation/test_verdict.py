@@ -50,6 +50,8 @@ def test_a_good_image_is_good(estimate):
         ({"falling": 0.1}, "doubtful", "still fell by 10.0 % an iteration"),
         ({"plain_residual": 1.3}, "doubtful", "25 % of what the frames differ by unexplained"),
         ({"plain_residual": 1.02}, "failed", "hardly better than their mean does (deviance 1 a pixel against 1.02"),
+        ({"plain_residual": 1.02, "falling": 0.5}, "doubtful", "unexplained: there were too few iterations"),
+        ({"plain_residual": 1.02, "iterations": 0}, "doubtful", "unexplained: there were too few iterations"),
         ({"plain_residual": 0.9}, "doubtful", "no more than photon noise"),
         ({"noise_residual": 2.5}, "doubtful", "it fits the photons' noise"),
         ({"off_centre_px": (0.0, 3.0)}, "doubtful", "3.0 pixels from the middle"),
@@ -87,6 +89,19 @@ def test_frames_that_are_left_out_count(estimate):
 def test_what_is_not_known_is_not_judged(estimate):
     verdict = judge(replace(estimate, source={}, vacuum_residual=None))
     assert verdict.word == "good" and math.isnan(verdict.measures.unexplained)
+
+
+def test_what_else_speaks_against_it_is_a_doubt(estimate):
+    verdict = judge(estimate, doubt="the last image was not good")
+    assert verdict.word == "doubtful" and verdict.says == "doubtful: the last image was not good"
+
+
+def test_frames_of_which_vacuum_is_not_known_do_not_silence_the_others(estimate):
+    vacuum = np.where(np.arange(25) == 3, np.nan, 0.5).astype(np.float32)
+    assert "worse than an empty field" in judge(replace(estimate, vacuum_residual=vacuum)).says
+    source = {**estimate.source, "plain_residual": None}
+    unknown = judge(replace(estimate, vacuum_residual=vacuum * np.nan, source=source))
+    assert unknown.word == "doubtful" and "nothing is known to compare it with" in unknown.says
 
 
 def test_a_verdict_is_json_and_comes_back_from_it(estimate):

@@ -642,7 +642,9 @@ def test_last_good_image_stays_and_the_run_says_so(bench, caplog, spoil, fault):
         bench.worker.end_run("success", "")
         bench.worker.wait(SOON_S)
     assert [r.getMessage() for r in caplog.records] == [
-        f"the image of run 1 is not shown: {fault}. The last good one stays."
+        f"the image of run 1 is not shown: {fault}. The last good one stays.",
+        f"the image of run 1 is doubtful: the last image was not good, this is an earlier one: {fault}; "
+        "50 % of the frames are not in it",
     ]
     ((estimate, status, reason),) = bench.records[0].closed
     assert (estimate.n_frames, status) == (2, "success")

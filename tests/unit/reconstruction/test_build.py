@@ -50,7 +50,7 @@ def test_grid_holds_the_window_and_no_network_is_needed(config, monkeypatch):
         ({"window_m": "here"}, "must hold window_m"),
         ({"window_m": [[5e-7, 0], [-5e-7, 0]]}, "low <= high"),
         ({"window_m": [[float("nan"), 0], [5e-7, 0]]}, "finite corners"),
-        ({"window_m": [[-5.0, -5.0], [5.0, 5.0]]}, "Are the positions in metres"),
+        ({"window_m": [[-5.0, -5.0], [5.0, 5.0]]}, "Are the positions and the detector's pixel in metres"),
     ],
 )
 def test_metadata_that_does_not_fit(config, changes, message):

@@ -290,6 +290,26 @@ def test_empty_frames_give_finite_images(scene, frames):
     assert np.isfinite(estimate.object).all() and np.isfinite(estimate.std_phase_rad).all()
 
 
+def test_a_shutter_that_opens_late_does_not_set_the_probe(scene, frames):
+    """The first frame, dark but for three counts, sets the probe's photons until those with light come."""
+    dark = replace(frames[0], counts=np.zeros_like(frames[0].counts))
+    dark.counts[30, 30:33] = 1
+    reconstructor, clean = scene.reconstructor(), scene.reconstructor()
+    reconstructor.add([dark])
+    reconstructor.add(frames[1:])
+    clean.add(frames[1:])
+    found, wanted = reconstructor.step(BUDGET_S), clean.step(BUDGET_S)
+    assert found.source["dark_frames"] == [frames[0].seq_num]
+    photons, expected = (float(np.square(np.abs(e.probe)).sum()) for e in (found, wanted))
+    assert photons == pytest.approx(expected, rel=0.02)
+
+
+def test_most_frames_may_be_dark(scene, frames):
+    dark = [replace(f, counts=np.zeros_like(f.counts)) for f in frames[10:]]
+    estimate = run(scene.reconstructor(), [*frames[:10], *dark], 1)[0]
+    assert estimate.source["dark_frames"] == [f.seq_num for f in dark] and estimate.n_frames == 10
+
+
 def test_frame_of_another_shape_is_refused(scene):
     with pytest.raises(FrameError, match="frame 1 must be 64 x 64 pixels; it is \\(32, 32\\)"):
         scene.reconstructor().add([Frame(1, np.zeros(2), np.zeros((32, 32)))])
