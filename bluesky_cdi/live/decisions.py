@@ -52,6 +52,11 @@ class Scan:
         else:
             self._requests.append(request)
 
+    @property
+    def can_decide(self) -> bool:
+        """Whether there are questions whose frames are in."""
+        return bool(self._due())
+
     def serve(self, points_of: Callable[[Estimate], Sequence[dict[str, Any]]]) -> None:
         """Answer the questions whose frames are in.
 
@@ -65,8 +70,7 @@ class Scan:
         Exception
             What the agent raises; that question is refused already.
         """
-        ingested = 0 if self.job is None else self.job.ingested
-        for request in [request for request in self._requests if request.after <= ingested]:
+        for request in self._due():
             self._requests.remove(request)
             if self._agent is not None and request.answer.set_running_or_notify_cancel():
                 self._decide(request, self._agent, points_of)
@@ -81,6 +85,10 @@ class Scan:
         """Refuse the open questions and all that follow."""
         self._error = error
         self.refuse(error)
+
+    def _due(self) -> list[Request]:
+        ingested = 0 if self.job is None else self.job.ingested
+        return [request for request in self._requests if request.after <= ingested]
 
     def _decide(
         self, request: Request, agent: Agent, points_of: Callable[[Estimate], Sequence[dict[str, Any]]]

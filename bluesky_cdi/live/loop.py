@@ -8,11 +8,11 @@ the estimate that it has, and the newer one has the thread.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 from bluesky_cdi.errors import BlueskyCDIError, WorkerError
+from bluesky_cdi.live.activity import Activity
 from bluesky_cdi.live.decisions import Scan
 from bluesky_cdi.live.inbox import Inbox
 from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, Message, Request, Start, Wait, refuse, stopped
@@ -36,26 +36,21 @@ class WorkerLoop:
     inbox : Inbox
     newest : NewestRun
         Learns what fails.
+    activity : Activity
+        Learns what the thread is at.
     """
 
-    def __init__(self, parts: WorkerParts, pace: Pace, inbox: Inbox, newest: NewestRun) -> None:
-        self._parts, self._pace, self._inbox, self._newest = parts, pace, inbox, newest
+    def __init__(self, parts: WorkerParts, pace: Pace, inbox: Inbox, newest: NewestRun, activity: Activity) -> None:
+        self._parts, self._pace, self._inbox, self._newest, self._activity = parts, pace, inbox, newest, activity
         self._scan: Scan | None = None
         # The newest, open or not. Documents lag behind the plan: it may not be the run of the newest scan.
         self._job: RunJob | None = None
         self._waiters: list[Wait] = []
-        self._busy_since: float | None = None
 
     @property
     def latest(self) -> Estimate | None:
         """The newest estimate of the run that started last."""
         return None if self._job is None else self._job.estimate
-
-    @property
-    def busy_s(self) -> float:
-        """How long the thread has been at one message or step, seconds; 0 while it waits."""
-        since = self._busy_since
-        return 0.0 if since is None or self._inbox.is_waited_for else time.monotonic() - since
 
     @property
     def has_open_run(self) -> bool:
@@ -70,7 +65,8 @@ class WorkerLoop:
         finally:
             # However the thread ends, no run stays open, and nobody may wait for it for ever.
             if self._job is not None and self._job.is_open:
-                self._attempt(self._job.uid, self._job.abandon, "the reconstruction worker has ended")
+                reason = "the reconstruction worker has ended"
+                self._attempt("the end of a run", self._job.uid, self._job.abandon, reason)
             error = WorkerError(NOT_RUNNING)
             self._inbox.close(error)
             if self._scan is not None:
@@ -80,14 +76,15 @@ class WorkerLoop:
 
     def _turn(self) -> bool:
         """Handle everything in the inbox, then answer, then refine; False: close."""
+        self._activity.begin(None)
         for item in self._inbox.batch(wait=self._finishing is None):
             if isinstance(item, Close):
                 while self._finishing is not None:
-                    self._refine(self._finishing, _never)
+                    self._refine(self._finishing, lambda: False)
                 return False
             self._handle(item)
-        if self._scan is not None:
-            self._attempt(self._scan.uid, self._scan.serve, self._parts.points_of)
+        if self._scan is not None and self._scan.can_decide:
+            self._attempt("a decision", self._scan.uid, self._scan.serve, self._parts.points_of)
         if self._finishing is not None and not self._inbox.newer_run_waits():
             self._refine(self._finishing, self._inbox.newer_run_waits)
         if self._job is None or not self._job.is_open:
@@ -102,13 +99,13 @@ class WorkerLoop:
         return self._job if self._job is not None and self._job.is_finishing else None
 
     def _refine(self, job: RunJob, interrupted: Callable[[], bool]) -> None:
-        self._attempt(job.uid, job.refine, interrupted)
+        self._attempt("a last refinement", job.uid, job.refine, self._activity.watched(interrupted))
 
     def _handle(self, item: list[Frame | LeftOut] | Message) -> None:
-        self._busy_since = time.monotonic()
         match item:
-            case list():
-                self._take(item)
+            case list() if self._job is not None and self._job.is_open:
+                interrupted = self._activity.watched(self._inbox.newer_run_waits)
+                self._attempt("a step", self._job.uid, self._job.take, item, interrupted)
             case Begin():
                 self._begin(item)
             case Request():
@@ -135,6 +132,7 @@ class WorkerLoop:
         if self._scan is not None:
             self._scan.refuse(WorkerError("a new scan has begun"))
         self._scan = None
+        self._activity.begin("the start of a scan")
         try:
             scan = Scan(message.uid, self._parts.make_agent(message.area) if message.area.adaptive else None)
             ticket = ScanTicket(message.uid, scan.coverage_path_m)
@@ -149,15 +147,11 @@ class WorkerLoop:
     def _start(self, message: Start) -> None:
         self._hand_back()
         if self._job is not None and self._job.is_open:
-            self._attempt(self._job.uid, self._job.abandon, "a new run has begun")
+            self._attempt("the end of a run", self._job.uid, self._job.abandon, "a new run has begun")
         self._job = RunJob(message.info, message.uid, self._parts, self._pace)
         if self._scan is not None and self._scan.uid == message.uid:
             self._scan.job = self._job
-        self._attempt(message.uid, self._job.open)
-
-    def _take(self, messages: list[Frame | LeftOut]) -> None:
-        if self._job is not None and self._job.is_open:
-            self._attempt(self._job.uid, self._job.take, messages, self._inbox.newer_run_waits)
+        self._attempt("the start of a run", message.uid, self._job.open)
 
     def _end(self, message: End) -> None:
         if self._job is None:
@@ -169,11 +163,11 @@ class WorkerLoop:
     def _hand_back(self) -> None:
         """Leave the last refinements of an old run undone: a newer one comes."""
         if self._finishing is not None:
-            self._attempt(self._finishing.uid, self._finishing.hand_back)
+            self._attempt("the end of a run", self._finishing.uid, self._finishing.hand_back)
 
-    def _attempt(self, uid: str, step: Callable[..., None], *args: Any) -> None:
+    def _attempt(self, what: str, uid: str, step: Callable[..., None], *args: Any) -> None:
         """Do a step for a run; if it fails, give up on that run and go on with the next message."""
-        self._busy_since = time.monotonic()
+        self._activity.begin(what)
         try:
             step(*args)
         except Exception as err:  # noqa: BLE001 (whatever it is, the plan must hear of it)
@@ -194,7 +188,3 @@ class WorkerLoop:
             self._scan.fail(stopped(error))
         if job is not None:
             job.fail(error)
-
-
-def _never() -> bool:
-    return False

@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.live.activity import Activity, Silence
 from bluesky_cdi.live.inbox import Inbox
 from bluesky_cdi.live.loop import NOT_RUNNING, WorkerLoop
 from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, Request, Start, Wait, stopped
@@ -60,7 +61,8 @@ class LiveWorker:
         self._queue_frames = queue_frames
         self._inbox = Inbox(queue_frames)
         self._newest = NewestRun()
-        self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest)
+        self._activity = Activity(self._pace.step_s, self._pace.tune_s)
+        self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest, self._activity)
         self.n_dropped = 0
         self._thread = threading.Thread(target=self._loop.run, name="bluesky_cdi-worker", daemon=True)
         self._thread.start()
@@ -76,14 +78,13 @@ class LiveWorker:
         return self._loop.latest
 
     @property
-    def busy_s(self) -> float:
-        """How long the worker has been at one message or step, seconds."""
-        return self._loop.busy_s
-
-    @property
     def is_idle(self) -> bool:
         """Whether nothing is being done, and no run is open."""
         return self._inbox.is_waited_for and not self._loop.has_open_run
+
+    def look(self) -> Silence | None:
+        """Look whether the thread gives signs of life, about twice a second; as `Activity.look`."""
+        return self._activity.look()
 
     # What a plan calls.
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import WorkerError
-from bluesky_cdi.live.parts import Pace
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.log import ROOT_NAME
 from bluesky_cdi.packing import pack, unpack
@@ -129,15 +128,10 @@ class Served:
     documents : DocumentBuffer
         Hands the frames of documents to the worker.
     estimates : Estimates
-    pace : Pace
-        The worker's.
     """
 
-    def __init__(
-        self, channel: Channel, worker: LiveWorker, documents: DocumentBuffer, estimates: Estimates, pace: Pace
-    ) -> None:
+    def __init__(self, channel: Channel, worker: LiveWorker, documents: DocumentBuffer, estimates: Estimates) -> None:
         self._channel, self._worker, self._documents, self._estimates = channel, worker, documents, estimates
-        self._step_s = pace.step_s + pace.tune_s
         self._received = self._begun = 0
 
     def run(self) -> None:
@@ -201,14 +195,15 @@ class Served:
         pause = threading.Event()
         while not pause.wait(BEAT_S):
             self._state()
+            silence = self._worker.look()
+            self._channel.send("activity", None if silence is None else vars(silence))
 
     def _state(self) -> None:
         # First how much is known here, then what of it: not the other way round.
         worker, begun, received = self._worker, self._begun, self._received
         is_idle = self._documents.drain(0.0) and worker.is_idle
         error = None if worker.error is None else str(worker.error)
-        overdue_s = max(0.0, worker.busy_s - self._step_s)
-        self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1, overdue_s)
+        self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1)
 
 
 class _Log(logging.Handler):
@@ -246,7 +241,7 @@ def main() -> None:
         os._exit(1)
     channel.send("ready")
     try:
-        Served(channel, worker, documents, estimates, setup.pace).run()
+        Served(channel, worker, documents, estimates).run()
     except EOFError:
         # The session was killed. What it measured is in its journal; nothing more is to be done here.
         os._exit(1)

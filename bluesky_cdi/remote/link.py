@@ -12,15 +12,13 @@ from collections.abc import Callable
 from multiprocessing import Pipe
 from typing import Any
 
+from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.packing import pack, unpack
 
 logger = logging.getLogger(__name__)
 
 # A process that says nothing for so long is told of, and after so long killed.
 QUIET_S, SILENT_S = 2.0, 15.0
-# A worker that is at one step for so much longer than a step may take hangs, and is ended. Its budget does not tell how
-# long the iteration takes that was begun last, nor what comes before any: networks, kernels that are compiled.
-STUCK_S = 120.0
 LOOK_S = 0.25
 START_S = 120.0
 
@@ -51,6 +49,7 @@ class Link:
         self._received, self._ended = received, ended
         self.is_dead, self._is_ready = threading.Event(), threading.Event()
         self._why = ""
+        self._silence: Silence | None = None
         self.could_not_begin = False
         self._send_lock = threading.Lock()
         self._connection, theirs = Pipe()
@@ -95,11 +94,30 @@ class Link:
                 return False
         return True
 
-    def is_overdue(self, seconds: float) -> None:
-        """Learn how much longer the worker has been at one thing than it may; end the process of one that hangs."""
-        if seconds > STUCK_S:
-            self._why = f"it had been at one step for {STUCK_S:g} s longer than it may take and was killed"
+    def learn(self, silence: Silence | None) -> None:
+        """Learn what the worker is at: told when that takes longer than usual, and ended when it hangs.
+
+        Parameters
+        ----------
+        silence : Silence or None
+            None: nothing unusual.
+        """
+        if silence is None:
+            if self._silence is not None:
+                logger.warning("the reconstruction goes on after %.0f s at %s", self._silence.for_s, self._silence.at)
+        elif silence.left_s <= 0:
+            self._why = f"it had been at {silence.at} for {silence.for_s:.0f} s without a sign of life and was killed"
             self.kill()
+        elif self._silence is None:
+            logger.warning(
+                "the reconstruction has been at %s for %.1f s, where up to %.1f s are usual; the scan goes on. "
+                "It is started again if that lasts %.0f s more.",
+                silence.at,
+                silence.for_s,
+                silence.usual_s,
+                silence.left_s,
+            )
+        self._silence = silence
 
     def finish(self) -> None:
         """Wait for the end of a process that was told to close."""

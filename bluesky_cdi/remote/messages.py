@@ -16,8 +16,9 @@ session    taken                                the estimate has arrived: anothe
 session    close                                finish what is under way, and end
 worker     ready                                the worker is made
 worker     failed, text                         it can't be made
-worker     beat, begun, error, left out, done,  alive; scans begun, and the error of the newest run; documents
-           overdue                              that are done with, or -1; seconds at one thing, beyond a step's time
+worker     beat, begun, error, left out, done   alive; scans begun, and the error of the newest run; documents
+                                                that are done with, or -1
+worker     activity, silence                    what it is at if it gives no sign of life for longer than usual
 worker     answer, number, value                of begin, request, wait
 worker     refused, number, text                of begin, request, wait
 worker     estimate, fields                     the newest

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
 from bluesky_cdi.remote.link import START_S, Link
 from bluesky_cdi.remote.listening import Listener, Listening
@@ -261,9 +262,10 @@ class WorkerProcess:
         name, *values = message
         match name:
             case "beat":
-                begun, error, self.n_dropped, self._state.done, overdue_s = values
-                link.is_overdue(overdue_s)
+                begun, error, self.n_dropped, self._state.done = values
                 self._state.fail(begun, error)
+            case "activity":
+                link.learn(None if values[0] is None else Silence(**values[0]))
             case "answer":
                 self._questions.answer(values[0], unpack_answer(values[1]), None)
             case "refused":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bluesky_cdi.live import activity
 from bluesky_cdi.remote.setup import live_setup
 
 
@@ -58,6 +59,8 @@ class Faulty:
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "hang":
+                # It is given up soon.
+                activity.IDLE_S = activity.STUCK_S = 4.0
                 while True:
                     time.sleep(1.0)
             case "nan" if estimate is not None:

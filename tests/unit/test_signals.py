@@ -65,14 +65,27 @@ with EndingSignals() as signals:
 """
 
 
-def started(tmp_path, where, **options):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    os.mkfifo(tmp_path / "said")
-    command = [sys.executable, str(tmp_path / "script.py"), where, str(tmp_path)]
-    process = subprocess.Popen(command, **options)
-    with (tmp_path / "said").open() as said:
-        assert said.readline() == "now\n"
-    return process
+def hear_all_signals():
+    """Under nohup a process inherits that SIGHUP is ignored, and it stays so, as its user wishes."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start the script and wait until it is where it says; whatever is left of it ends with the test."""
+    with contextlib.ExitStack() as left:
+
+        def start(where, preexec_fn=hear_all_signals, **options):
+            (tmp_path / "script.py").write_text(SCRIPT)
+            os.mkfifo(tmp_path / "said")
+            command = [sys.executable, str(tmp_path / "script.py"), where, str(tmp_path)]
+            process = left.enter_context(subprocess.Popen(command, preexec_fn=preexec_fn, **options))
+            left.callback(process.kill)
+            with (tmp_path / "said").open() as said:
+                assert said.readline() == "now\n"
+            return process
+
+        yield start
 
 
 def only_run(tmp_path):
@@ -92,30 +105,30 @@ def assert_aborted(tmp_path, name):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("where", ["running", "paused"])
-def test_a_run_is_aborted_before_the_process_ends(tmp_path, where, number):
-    process = started(tmp_path, where)
+def test_a_run_is_aborted_before_the_process_ends(started, tmp_path, where, number):
+    process = started(where)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert_aborted(tmp_path, number.name)
     assert (tmp_path / ("closed" if where == "running" else "left")).exists()
 
 
-def test_a_run_engine_with_a_during_task_of_its_own(tmp_path):
+def test_a_run_engine_with_a_during_task_of_its_own(started, tmp_path):
     """One that the session did not make waits as bluesky does; the kernel tells the main thread first."""
-    process = started(tmp_path, "theirs")
+    process = started("theirs")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert_aborted(tmp_path, "SIGTERM")
 
 
-def test_without_a_run_the_process_ends_as_well(tmp_path):
-    process = started(tmp_path, "idle")
+def test_without_a_run_the_process_ends_as_well(started, tmp_path):
+    process = started("idle")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert (tmp_path / "left").exists()
 
 
-def test_a_closed_terminal_ends_the_run(tmp_path):
+def test_a_closed_terminal_ends_the_run(started, tmp_path):
     """The kernel sends SIGHUP, and writing to the terminal that is gone raises from then on."""
     master, slave = pty.openpty()
 
@@ -123,18 +136,19 @@ def test_a_closed_terminal_ends_the_run(tmp_path):
         import fcntl
         import termios
 
+        hear_all_signals()
         os.setsid()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
-    process = started(tmp_path, "running", stdin=slave, stdout=slave, stderr=slave, preexec_fn=controlled)
+    process = started("running", stdin=slave, stdout=slave, stderr=slave, preexec_fn=controlled)
     os.close(slave)
     os.close(master)
     assert process.wait(60) == 128 + signal.SIGHUP
     assert_aborted(tmp_path, "SIGHUP")
 
 
-def test_two_signals_at_once_are_one_request(tmp_path):
-    process = started(tmp_path, "running")
+def test_two_signals_at_once_are_one_request(started, tmp_path):
+    process = started("running")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) in (128 + signal.SIGHUP, 128 + signal.SIGTERM)

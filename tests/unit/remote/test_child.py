@@ -5,16 +5,34 @@ from types import SimpleNamespace
 import pytest
 
 from bluesky_cdi.config import Config
-from bluesky_cdi.remote import child, link
+from bluesky_cdi.live import activity
+from bluesky_cdi.live.activity import Silence
+from bluesky_cdi.remote import child
 from bluesky_cdi.remote.setup import live_arguments, live_setup
 
+SOON_S = 240.0
 
-@pytest.mark.parametrize(("busy_s", "hangs"), [(99.0, False), (419.0, False), (421.0, True)])
-def test_a_step_hangs_when_it_takes_much_longer_than_its_settings_allow(tmp_path, busy_s, hangs):
+
+def test_the_times_of_the_settings_are_those_of_the_first_step(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "bluesky_cdi.live.worker.Activity", lambda *times: given.append(times) or activity.Activity(*times)
+    )
     config = Config.model_validate({"reconstructor": {"name": "pinn", "step_budget_s": 100.0, "fine_tune_s": 200.0}})
-    pace = live_setup(live_arguments(config, tmp_path), emit=print).pace
-    said = []
-    worker = SimpleNamespace(error=None, n_dropped=0, is_idle=False, busy_s=busy_s)
+    worker, documents = live_setup(live_arguments(config, tmp_path), emit=print).start([])
+    documents.close()
+    worker.close(SOON_S)
+    assert given == [(100.0, 200.0)]
+
+
+def test_each_beat_tells_what_the_worker_is_at(monkeypatch):
+    monkeypatch.setattr(child, "BEAT_S", 0.0)
+    said, silence = [], Silence("a step", 3.0, 1.0, 29.0)
+    looks = iter([None, silence])
+    worker = SimpleNamespace(error=None, n_dropped=0, is_idle=False, look=lambda: next(looks))
     channel = SimpleNamespace(send=lambda *message: said.append(list(message)))
-    child.Served(channel, worker, SimpleNamespace(drain=lambda _: True), None, pace)._state()
-    assert (said[0][-1] > link.STUCK_S) == hangs
+    served = child.Served(channel, worker, SimpleNamespace(drain=lambda _: True), None)
+    with pytest.raises(StopIteration):
+        served._beat()
+    beat = ["beat", 0, None, 0, -1]
+    assert said == [beat, ["activity", None], beat, ["activity", vars(silence)], beat]

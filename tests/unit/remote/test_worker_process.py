@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
 from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.packing import pack
 from bluesky_cdi.protocols import ScanArea
 from bluesky_cdi.remote import link, parent
@@ -40,9 +42,9 @@ class OtherEnd:
         self._received(self, list(message))
 
     def beats(self, begun, error=None):
-        self.says("beat", begun, error, 0, -1, 0.0)
+        self.says("beat", begun, error, 0, -1)
 
-    def is_overdue(self, seconds):
+    def learn(self, silence):
         pass
 
     def dies(self, why):
@@ -203,3 +205,26 @@ def test_a_link_to_a_process_that_says_what_is_no_message_ends_in_order(says):
         opened.close()
     with pytest.raises(OSError):
         opened.send(["want"])
+
+
+def test_a_hang_is_told_once_and_ended_when_it_lasts(says, caplog):
+    says(b"\x90")
+    opened = Link(["not:used", {}], lambda *_: None, lambda: None)
+    silence = Silence("a step", 2.5, 0.5, 30.0)
+    try:
+        with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+            for left_s in (30.0, 29.5, 29.0):
+                opened.learn(replace(silence, left_s=left_s))
+            assert [record.getMessage() for record in caplog.records] == [
+                "the reconstruction has been at a step for 2.5 s, where up to 0.5 s are usual; the scan goes on. "
+                "It is started again if that lasts 30 s more."
+            ]
+            opened.learn(None)
+            opened.learn(None)
+            assert caplog.records[1].getMessage() == "the reconstruction goes on after 2 s at a step"
+            assert len(caplog.records) == 2
+            opened.learn(replace(silence, for_s=32.5, left_s=0.0))
+        assert opened.is_dead.wait(SOON_S)
+        assert opened.how() == "it had been at a step for 32 s without a sign of life and was killed"
+    finally:
+        opened.close()
