@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi import __version__
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bluesky import RunEngine
 
     from bluesky_cdi.session import Session
+
+
+logger = logging.getLogger(__name__)
 
 
 def at_prompt(session: Session, commands: Mapping[str, str], *, title: str) -> None:
@@ -116,10 +119,31 @@ class Progress:
         self._stream = stream
         self._bar: Any = None
         self._counted: set[str] = set()
+        self._is_broken = False
         self._moves = ProgressBarManager()
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document."""
+        """Take a document. A bar that can't be drawn is told once in the log; the scan goes on without it."""
+        self._attempt(self._take, name, doc)
+
+    def waiting(self, statuses: Any) -> None:
+        """Show what the RunEngine waits for outside of runs; with None it waits no more.
+
+        Within a run the bar of points takes the line, and a bar for each wait would cost time at each point.
+        """
+        self._attempt(self._wait, statuses)
+
+    def _attempt(self, show: Callable[..., None], *arguments: Any) -> None:
+        if self._is_broken:
+            return
+        try:
+            show(*arguments)
+        # What is drawn for people must never end a scan, whatever a plan's metadata or a terminal do to it.
+        except Exception:
+            self._is_broken = True
+            logger.exception("progress can't be shown, and is not any more")
+
+    def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
             self._begin(doc)
         elif self._bar is None:
@@ -134,11 +158,7 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def waiting(self, statuses: Any) -> None:
-        """Show what the RunEngine waits for outside of runs; with None it waits no more.
-
-        Within a run the bar of points takes the line, and a bar for each wait would cost time at each point.
-        """
+    def _wait(self, statuses: Any) -> None:
         # A run may begin or end between the two calls of one wait.
         if (self._bar is None) if statuses is not None else (self._moves.pbar is not None):
             self._moves(statuses)
@@ -149,7 +169,9 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         self._counted.clear()
-        total = start.get("num_points", start.get("budget"))
+        stated = start.get("num_points", start.get("budget"))
+        # Anybody may put anything under these names.
+        total = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0 else None
         label = f"scan {start.get('scan_id', '')} {start.get('plan_name', '')}".strip()
         self._bar = tqdm(total=total, desc=label, unit="point", leave=True)
 

@@ -99,3 +99,21 @@ def test_points_are_counted_and_moves_shown_outside_of_runs_only():
     assert (bar.n, bar.total, bar.desc) == (2, 3, "scan 7 p") and shown == ["move"]
     progress("stop", run.compose_stop())
     assert progress._bar is None
+
+
+@pytest.mark.parametrize("stated", ["many", [5, 5], {"a": 1}, -3, True])
+def test_no_metadata_of_a_plan_ends_a_scan_by_its_bar(stated):
+    progress = Progress()
+    run = compose_run(metadata={"num_points": stated})
+    progress("start", run.start_doc)
+    assert progress._bar.total is None
+    progress("stop", run.compose_stop())
+
+
+def test_a_bar_that_cannot_be_drawn_is_told_once_and_the_scan_goes_on(monkeypatch, caplog):
+    progress = Progress()
+    monkeypatch.setattr(progress, "_begin", lambda doc: 1 / 0)
+    for _ in range(2):
+        progress("start", compose_run().start_doc)
+        progress.waiting(None)
+    assert [record.getMessage() for record in caplog.records] == ["progress can't be shown, and is not any more"]
