@@ -63,11 +63,11 @@ def greeting(session: Session, commands: Mapping[str, str], title: str) -> str:
     title : str
         Name of the profile or beamline.
     """
-    from bluesky_cdi.physics.geometry import Geometry
+    from bluesky_cdi.io import Preprocessing
 
     config = session.config
     settings, side = config.geometry, config.geometry.frame_px
-    pixel_m = Geometry(**settings.model_dump()).pixel_m
+    pixel_m = Preprocessing.stated_geometry(config).pixel_m
     network = f" with {config.reconstructor.weights}" if config.reconstructor.name == "pinn" else ""
     where = session.directory if config.catalog.uri is None else session.catalog.uri
     rows = {

@@ -33,10 +33,10 @@ def geometry(config: Config) -> Finding:
     config : Config
         With the geometry.
     """
-    from bluesky_cdi.physics.geometry import Geometry
+    from bluesky_cdi.io import Preprocessing
 
     settings = config.geometry
-    pixel_m = Geometry(**settings.model_dump()).pixel_m * (1 / config.detector.bin)
+    pixel_m = Preprocessing.stated_geometry(config).pixel_m
     text = (
         f"{settings.energy_ev:g} eV, {settings.distance_m:g} m, detector pixel {settings.detector_pixel_m * 1e6:g} um, "
         f"{settings.frame_px} pixels: {pixel_m * 1e9:.3g} nm a pixel of the sample"
@@ -61,13 +61,13 @@ def probe_and_step(config: Config) -> Iterator[Finding]:
     config : Config
         With geometry, probe and scan.
     """
-    from bluesky_cdi.physics.geometry import Geometry
+    from bluesky_cdi.io import Preprocessing
 
     if config.geometry.propagation == "near" or config.probe.file is not None:
         yield Finding("sampling", "ok", "not looked at: a near field, or a probe from a file")
         return
     settings = config.geometry
-    field_m = Geometry(**settings.model_dump()).pixel_m / config.detector.bin * settings.frame_px
+    field_m = Preprocessing.stated_geometry(config).pixel_m * settings.frame_px
     wavelength_m = 1.239841984e-6 / settings.energy_ev
     aperture = config.probe.numerical_aperture
     # The blurred shadow of the aperture, and the diffraction limit.

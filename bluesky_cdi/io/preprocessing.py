@@ -50,6 +50,12 @@ class Preprocessing:
         """Take what a configuration wants for a live run, whose geometry it states; None: nothing."""
         return cls(config.detector, config.geometry.frame_px) if config.detector.changes_frames else None
 
+    @classmethod
+    def stated_geometry(cls, config: Config) -> Geometry:
+        """Give the geometry of what comes out of a live run's preprocessing, if there is any, as configured."""
+        stated, wanted = Geometry(**config.geometry.model_dump()), cls.live(config)
+        return stated if wanted is None else wanted.geometry(stated)
+
     def geometry(self, stated: Geometry) -> Geometry:
         """Give the geometry of a configuration, whose `frame_px` is that of what comes out, with the binned pixel."""
         return replace(stated, detector_pixel_m=stated.detector_pixel_m * self.settings.bin)

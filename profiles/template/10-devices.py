@@ -11,6 +11,8 @@ beamline = simulated_beamline(config, session.frames_directory)
 diff, stage, i0 = beamline.detector, beamline.stage, beamline.monitor
 
 # --- EPICS, classic ophyd -------------------------------------------------------------------------------------------
+# import threading
+#
 # from ophyd import ADComponent, Component, Device, EpicsMotor, EpicsSignalRO, SingleTrigger
 # from ophyd.areadetector import AreaDetector, CamBase, HDF5Plugin
 # from ophyd.areadetector.filestore_mixins import FileStoreHDF5IterativeWrite
@@ -24,13 +26,27 @@ diff, stage, i0 = beamline.detector, beamline.stage, beamline.monitor
 #     cam = ADComponent(CamBase, "cam1:")
 #     image = ADComponent(HDF5, "HDF1:", write_path_template=f"{session.frames_directory}/%Y/%m/%d/")
 #
+#     def __init__(self, *args, **kwargs):
+#         self._answering = threading.RLock()
+#         super().__init__(*args, **kwargs)
+#
+#     # Without these two a camera that is done before `trigger` returns leaves ophyd without a status.
+#     def trigger(self):
+#         with self._answering:
+#             return super().trigger()
+#
+#     def _acquire_changed(self, *args, **kwargs):
+#         with self._answering:
+#             super()._acquire_changed(*args, **kwargs)
+#
 #
 # class Stage(Device):
 #     y = Component(EpicsMotor, "Y")  # its EGU must be a length: mm, um, nm, ...
 #     x = Component(EpicsMotor, "X")
 #
 #
-# diff = Detector("BL:DET:", name="diff")  # EDIT: prefix
+# # Without `read_attrs` the frames are in no event. The plugin must have seen a frame: `diff.image.warmup()`, once.
+# diff = Detector("BL:DET:", name="diff", read_attrs=["image"])  # EDIT: prefix
 # stage = Stage("BL:STAGE:", name="stage")  # EDIT: prefix
 # i0 = EpicsSignalRO("BL:I0", name="i0")  # EDIT: or leave it out, here, in 20-plans.py and in config.yaml
 # for device in (diff, stage, i0):

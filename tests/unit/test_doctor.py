@@ -7,7 +7,7 @@ import pytest
 
 from bluesky_cdi.cli import main
 from bluesky_cdi.config import Config, load_config
-from bluesky_cdi.doctor import examine_profile, examine_sampling, installation
+from bluesky_cdi.doctor import examine_profile, examine_sampling, installation, sampling
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.profiles import write_profile
 
@@ -190,3 +190,13 @@ def test_the_commented_devices_of_a_new_profile_are_python(tmp_path):
     for block in blocks:
         lines = [line[2:] if line.startswith("# ") else line[1:] for line in block.splitlines()[1:]]
         compile("\n".join(lines), "block", "exec")
+
+
+@pytest.mark.parametrize(
+    ("field", "expected_nm"),
+    # Far: binning leaves the pixel, which wavelength, distance and the side of what is kept set. Near: it enlarges it.
+    [({"propagation": "far"}, 14.1), ({"propagation": "near", "focus_to_sample_m": 3.65e-3, "frame_px": 64}, 627.0)],
+)
+def test_the_pixel_is_that_of_binned_frames(field, expected_nm):
+    config = load_config(overrides={"geometry": field, "detector": {"bin": 2}})
+    assert f"{expected_nm:.3g} nm a pixel" in sampling.geometry(config).found
