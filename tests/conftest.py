@@ -84,7 +84,7 @@ def run_engine():
 
 @pytest.fixture(scope="session")
 def empty_catalog(tmp_path_factory):
-    """An initialised, empty catalog; initialising takes seconds, so it is copied, and made once for all processes."""
+    """An initialised, empty catalog to copy, made once for all processes."""
     from bluesky_cdi.catalog import serve
 
     base = tmp_path_factory.getbasetemp()

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bluesky_cdi.catalog.database import create_database
 from bluesky_cdi.catalog.guard import Guard
 from bluesky_cdi.catalog.relocation import relocate
 from bluesky_cdi.errors import CatalogError
@@ -192,7 +193,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
     import tiled.catalog
     from bluesky_tiled_plugins.exporters import json_seq_exporter
     from bluesky_tiled_plugins.routers.validator import router as validator_router
-    from tiled.catalog.adapter import DatabaseInitializationError
+    from sqlalchemy.exc import SQLAlchemyError
     from tiled.config import Authentication, StreamingCacheConfig
     from tiled.media_type_registration import default_serialization_registry
     from tiled.server.app import build_app
@@ -201,18 +202,18 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
     database = root / "catalog.db"
     try:
+        if not database.exists() or database.stat().st_size == 0:
+            create_database(database)
         tree = tiled.catalog.from_uri(
             str(database),
             writable_storage=[str(root / "data"), f"sqlite:///{root / 'tables.db'}"],
             readable_storage=[str(path) for path in (root, *(Path(p).expanduser().resolve() for p in readable))],
-            # Initialising starts a Python process: a few seconds, so only when there is nothing yet.
-            init_if_not_exists=not database.exists() or database.stat().st_size == 0,
             cache_config=StreamingCacheConfig(uri="memory").model_dump(),
             # Two writers on one SQLite file would else meet "database is locked".
             storage_pool_size=1,
             storage_max_overflow=0,
         )
-    except (DatabaseInitializationError, OSError, ValueError) as err:
+    except (SQLAlchemyError, OSError, ValueError) as err:
         raise CatalogError(
             f"can't open the catalog {database}: {err}. Set catalog.directory to another folder, "
             "or put a copy of that file in its place."
