@@ -6,6 +6,8 @@ Tiled would start a Python process for that, which takes seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +22,7 @@ def create_database(path: Path) -> None:
 
     Raises
     ------
-    sqlalchemy.exc.SQLAlchemyError, OSError
+    sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, OSError
         If it can't be written.
     """
     from alembic.runtime.migration import MigrationContext
@@ -31,6 +33,9 @@ def create_database(path: Path) -> None:
 
     making = path.with_suffix(".making")
     making.unlink(missing_ok=True)
+    # First without an event loop: one that ends while a connection fails leaves its thread an error.
+    with contextlib.closing(sqlite3.connect(making)):
+        pass
     with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop that runs
         pool.submit(asyncio.run, _make_tables(making)).result()
     engine = create_engine(f"sqlite:///{making}")

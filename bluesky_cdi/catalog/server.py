@@ -213,7 +213,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
             storage_pool_size=1,
             storage_max_overflow=0,
         )
-    except (SQLAlchemyError, OSError, ValueError) as err:
+    except (sqlite3.Error, SQLAlchemyError, OSError, ValueError) as err:
         raise CatalogError(
             f"can't open the catalog {database}: {err}. Set catalog.directory to another folder, "
             "or put a copy of that file in its place."

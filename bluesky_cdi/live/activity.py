@@ -140,4 +140,5 @@ class Activity:
         self._idle_s = self._idle_s + passed if is_idle else 0.0
         if beyond_s <= GRACE_S:
             return None
-        return Silence(at, self._quiet_s, usual_s, min(STUCK_S - beyond_s, IDLE_S - self._idle_s))
+        left_s = STUCK_S - beyond_s
+        return Silence(at, self._quiet_s, usual_s, min(left_s, IDLE_S - self._idle_s) if is_idle else left_s)

@@ -1,9 +1,9 @@
 """The database of an empty catalog."""
 
 import asyncio
+import sqlite3
 
 import pytest
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from tiled.alembic_utils import check_database
 from tiled.catalog.core import ALL_REVISIONS, REQUIRED_REVISION
@@ -26,6 +26,6 @@ def test_tiled_takes_it_for_its_newest_version(tmp_path):
 
 
 def test_where_it_can_not_be_written_there_is_none(tmp_path):
-    with pytest.raises(SQLAlchemyError, match="unable to open database file"):
+    with pytest.raises(sqlite3.OperationalError, match="unable to open database file"):
         create_database(tmp_path / "none" / "catalog.db")
     assert list(tmp_path.iterdir()) == []
