@@ -210,7 +210,9 @@ class LiveEvaluation:
         """
         first, self._n_measured = self._n_measured, self._n_measured + len(suggestions)
         estimate = self._wait()
-        if estimate is None or not (new := estimate.frame_seq_nums > first).any():
+        if estimate is None or (
+            not (new := estimate.frame_seq_nums > first).any() and _known(estimate) < self._n_measured
+        ):
             raise WorkerError(
                 f"none of the {len(suggestions)} frames came into the image within {self._timeout_s:g} s. Look into "
                 "the log; measure them in one run (optimize_in_run), with a new LiveEvaluation for each."
@@ -225,7 +227,7 @@ class LiveEvaluation:
             latest = self._live.latest
             if latest is not None and latest is not self._of_an_earlier_run and latest.n_frames:
                 found = latest if latest.frame_seq_nums.max() <= self._n_measured else found
-                if found is latest and latest.n_frames == self._n_measured:
+                if found is latest and _known(latest) == self._n_measured:
                     return found
             time.sleep(LOOK_S)
         return found
@@ -245,6 +247,11 @@ class LiveEvaluation:
             {ID: each[ID], **_outcome(points[int(rows[row_of[k]])] if k in row_of else None, estimate)}
             for k, each in enumerate(suggestions)
         ]
+
+
+def _known(estimate: Estimate) -> int:
+    """Count the frames that an estimate knows: those in the image, and those that are dark."""
+    return estimate.n_frames + len(estimate.source.get("dark_frames", ()))
 
 
 def _outcome(point: Mapping[str, Any] | None, estimate: Estimate) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The agents and the live reconstruction under the plans of bluesky-adaptive."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,21 @@ def test_the_protocols_of_bluesky_adaptive(name):
                  "Checkpointable"):  # fmt: skip
         assert isinstance(found, getattr(protocols, kind)), kind
     assert isinstance(LiveEvaluation(Live(), found), protocols.EvaluationFunction)
+
+
+def test_a_batch_of_dark_frames_is_not_waited_for_and_gives_no_numbers(monkeypatch):
+    """The shutter was closed: such frames are known, and in no image."""
+    estimate = SimpleNamespace(
+        n_frames=1, frame_seq_nums=np.array([1]), positions_m=np.zeros((1, 2)), embedding=np.zeros((1, 3)),
+        source={"dark_frames": [2, 3]},
+    )  # fmt: skip
+    live = SimpleNamespace(latest=None, check=lambda: None)
+    evaluation = LiveEvaluation(live, optimizer(), timeout_s=600.0)
+    monkeypatch.setattr("bluesky_cdi.reconstruction.points.points_of", lambda found: [None])
+    live.latest, evaluation._n_measured = estimate, 1
+    found = evaluation("uid", [{"_id": k, "stage_y": 0.0, "stage_x": 0.0} for k in (7, 8)])
+    assert [each["_id"] for each in found] == [7, 8]
+    assert all(np.isnan(each["embedding"]).all() for each in found)
 
 
 def test_a_restored_agent_goes_on_as_the_one_that_was_not_interrupted(tmp_path):
