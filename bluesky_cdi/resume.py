@@ -269,9 +269,12 @@ def resume_run(
         file = checkpoint_file(info, publisher.uid, config, checkpoints_folder(directory))
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)
-        shown = estimate.n_frames + len(estimate.source.get("dark_frames", ()))
-        doubt = "" if finished else "time was over before nothing was left to improve"
-        estimate = with_verdict(estimate, left_out=max(0, len(frames) - shown), doubt=doubt)
+        missing = max(0, len(frames) - estimate.n_frames - len(estimate.source.get("dark_frames", ())))
+        if finished:
+            estimate = with_verdict(estimate, left_out=missing)
+        else:
+            doubt = f"time was over before nothing was left to improve, with {missing} frame(s) not in the image"
+            estimate = with_verdict(estimate, doubt=doubt)
         publisher.close(estimate, *_ending(ended, None if finished else took))
     # Not before the result is in the catalog.
     if finished:

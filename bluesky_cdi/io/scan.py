@@ -191,7 +191,7 @@ def recorded(
     """
     # Where there is not a position for each, the scan is refused below; a damaged file may state any number of frames.
     unwritten = np.zeros(0, bool)
-    if counts.ndim == 3 and len(parts["positions_m"]) == len(counts):
+    if counts.ndim == 3 and np.shape(parts["positions_m"])[:1] == counts.shape[:1]:
         counts, unwritten = _without_unwritten(counts)
     if len(unwritten):
         source = {**source, "unwritten_frames": (np.flatnonzero(unwritten) + 1).tolist()}
