@@ -130,7 +130,7 @@ def test_an_idle_process_that_is_killed_costs_nothing(bench):
     assert bench.settle() is None
     before = len(bench.results())
     pid, pause = live.link.pid, threading.Event()
-    while live._state.done != live._state.documents:
+    while live.state.done != live.state.documents:
         pause.wait(0.05)
     os.kill(pid, signal.SIGKILL)
     while live.link.pid == pid or live.error is not None:
