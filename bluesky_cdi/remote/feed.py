@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bluesky_cdi.remote.link import Link
+from bluesky_cdi.remote.listening import Listening
 from bluesky_cdi.remote.process_state import ProcessState
 from bluesky_cdi.remote.questions import Question, Questions
 from bluesky_cdi.remote.run_files import RunFiles
@@ -23,10 +24,12 @@ class Feed:
         Those that are open.
     state : ProcessState
         Learns what has been sent.
+    listening : Listening
+        Knows whether estimates are wanted.
     """
 
-    def __init__(self, questions: Questions, state: ProcessState) -> None:
-        self._questions, self._state = questions, state
+    def __init__(self, questions: Questions, state: ProcessState, listening: Listening) -> None:
+        self._questions, self._state, self._listening = questions, state, listening
         self._runs = RunFiles()
         self._announced: Question | None = None
 
@@ -58,6 +61,8 @@ class Feed:
 
     def send_again(self, link: Link) -> None:
         """Tell a new process what the one before knew: the scan that was announced, its run, and what was asked."""
+        if self._listening.is_wanted:
+            link.send(["want"])
         asked = self._questions.sent()
         self._state.starts_anew()
         if self._announced is not None and self._announced.was_sent and self._announced not in asked:

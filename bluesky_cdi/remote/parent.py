@@ -1,16 +1,14 @@
-"""A session's side of the reconstruction's process: started, fed, looked after, and started again.
+"""A session's side of the reconstruction's process.
 
-The RunEngine's thread only puts things into a queue: the file that the journal has appended to, or a question. A
-thread of the `WorkerProcess` owns the process. It reads the records of the journal's files and sends them as they are;
-a process that has to be started again gets the current run from its first document.
+The RunEngine's thread only puts things into a queue: the file that the journal has appended to, or a question. The
+thread of a `Supervisor` owns the process. It reads the records of the journal's files and sends them as they are; a
+process that has to be started again gets the current run from its first document.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import queue
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -20,19 +18,13 @@ from typing import Any
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
-from bluesky_cdi.remote.feed import Feed, Item
+from bluesky_cdi.remote.feed import Feed
 from bluesky_cdi.remote.link import START_S, Link
 from bluesky_cdi.remote.listening import Listener, Listening
 from bluesky_cdi.remote.messages import pack_area, unpack_answer, unpack_estimate
 from bluesky_cdi.remote.process_state import ProcessState
 from bluesky_cdi.remote.questions import Questions
-
-logger = logging.getLogger(__name__)
-
-NOT_RUNNING = "the reconstruction worker is not running; start a new session. The raw run is intact."
-# What a new process is asked again.
-KEPT = ("begin", "wait")
-_WAKE = "wake"
+from bluesky_cdi.remote.supervisor import Supervisor
 
 
 class WorkerProcess:
@@ -54,21 +46,19 @@ class WorkerProcess:
         Frames of the latest run that were left out because the worker's queue was full.
     state : ProcessState
         What is known of the process.
-    link : Link or None
-        To the process that there is now.
     """
 
     def __init__(self, factory: str, arguments: Mapping[str, Any], listeners: Sequence[Listener] = ()) -> None:
-        self._factory, self._arguments = factory, dict(arguments)
         self._listening = Listening(listeners)
-        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._questions, self.state = Questions(), ProcessState()
-        self._feed = Feed(self._questions, self.state)
-        self._closing = False
         self.n_dropped = 0
-        self.link: Link | None = None
-        self._thread = threading.Thread(target=self._run, name="bluesky_cdi-worker-process", daemon=True)
-        self._thread.start()
+        feed = Feed(self._questions, self.state, self._listening)
+        self._supervisor = Supervisor([factory, dict(arguments)], self._received, feed, self._questions, self.state)
+
+    @property
+    def link(self) -> Link | None:
+        """To the process that there is now."""
+        return self._supervisor.link
 
     @property
     def error(self) -> Exception | None:
@@ -79,7 +69,7 @@ class WorkerProcess:
     def latest(self) -> Estimate | None:
         """The newest estimate that has come; who looks gets more of them from then on."""
         if self._listening.want():
-            self._queue.put("want")
+            self._supervisor.put("want")
         return self._listening.latest
 
     def begin(self, area: ScanArea) -> Future[ScanTicket]:
@@ -112,7 +102,7 @@ class WorkerProcess:
         path : path
             The file.
         """
-        self._queue.put(path)
+        self._supervisor.put(path)
 
     def wait(self, timeout_s: float) -> None:
         """Wait until the latest run's reconstruction has ended.
@@ -139,87 +129,15 @@ class WorkerProcess:
         WorkerError
             If it had not ended after `timeout_s` seconds and was killed.
         """
-        self._closing = True
-        self._queue.put("close")
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            if self.link is not None:
-                self.link.kill()
-            self._thread.join()
-            raise WorkerError(
-                f"the reconstruction had not ended {timeout_s:g} s after the session's end: it was killed"
-            )
+        try:
+            self._supervisor.close(timeout_s)
+        finally:
+            self._listening.close()
 
     def _ask(self, name: str, *values: Any) -> Future[Any]:
         question = self._questions.ask(name, *values)
-        self._queue.put(question)
-        if not self._thread.is_alive():
-            self._questions.refuse(WorkerError(NOT_RUNNING))
+        self._supervisor.put(question)
         return question.answer
-
-    def _run(self) -> None:
-        """Have a process as long as the session is open."""
-        try:
-            while not self._closing:
-                if self.state.is_given_up:
-                    self._wait_for_a_new_run()
-                else:
-                    self._serve()
-        finally:
-            self._questions.refuse(WorkerError(NOT_RUNNING))
-            self._feed.close()
-            self._listening.close()
-
-    def _serve(self) -> None:
-        """Start a process and send what there is to send until it ends."""
-        link = self.link = Link([self._factory, self._arguments], self._received, lambda: self._queue.put(_WAKE))
-        try:
-            if link.wait_until_ready():
-                if self._listening.is_wanted:
-                    link.send(["want"])
-                self._feed.send_again(link)
-                self.state.is_up()
-                while not link.is_dead.is_set():
-                    if (item := self._queue.get()) == _WAKE:
-                        continue
-                    self._feed.send(link, item)
-                    if item == "close":
-                        link.finish()
-                        return
-        except OSError:  # the process is gone in the middle of a message
-            link.is_dead.wait(START_S)
-        finally:
-            link.close()
-        if not self._closing:
-            self._lost(link.how(), link.could_not_begin)
-
-    def _lost(self, how: str, could_not_begin: bool) -> None:
-        """Tell that the process has ended, refuse what was asked, and decide whether there will be another."""
-        if self.state.done == self.state.documents:
-            # All runs were reconstructed: a new process has nothing to read again.
-            self._feed.leave()
-        error = self.state.can_not_begin(how) if could_not_begin else self.state.lost(how)
-        logger.error("%s", error)
-        if self.state.is_given_up:
-            self._feed.leave()
-            self._questions.refuse(error)
-        else:
-            self._questions.refuse(error, KEPT)
-
-    def _wait_for_a_new_run(self) -> None:
-        """Do nothing until another scan is announced or another run starts; or ever, where no process can begin."""
-        while True:
-            item = self._queue.get()
-            if item == "close":
-                return
-            if self.state.is_hopeless:
-                self._questions.refuse(WorkerError(str(self.state.error)))
-                continue
-            if self._feed.begins_a_run(item):
-                self.state.tries_again()
-                self._queue.put(item)
-                return
-            self._questions.refuse(WorkerError(str(self.state.error)), ("begin",))
 
     def _received(self, link: Link, message: list[Any]) -> None:
         """Take a message of the process, in its link's thread."""

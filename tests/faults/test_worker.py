@@ -115,7 +115,7 @@ def test_a_process_that_ends_again_and_again_is_given_up_until_the_next_run(benc
     with caplog.at_level(logging.ERROR, "bluesky_cdi"):
         bench.run(bench.raster())
         assert "4 times in one run: it is given up for this run" in bench.settle()
-    assert [r.name for r in caplog.records].count("bluesky_cdi.remote.parent") == 4
+    assert [r.name for r in caplog.records].count("bluesky_cdi.remote.supervisor") == 4
     bench.check_measured(N_RASTER)
     bench.misbehave()
     bench.run(bench.adaptive(budget=16))

@@ -17,8 +17,13 @@ def questions():
 
 
 @pytest.fixture
-def feed(questions):
-    feed = Feed(questions, ProcessState())
+def listening():
+    return SimpleNamespace(is_wanted=False)
+
+
+@pytest.fixture
+def feed(questions, listening):
+    feed = Feed(questions, ProcessState(), listening)
     yield feed
     feed.close()
 
@@ -40,7 +45,7 @@ def told(tell):
     return [unpack(values[0])[0] if name == "document" else [name, *values] for name, *values in sent]
 
 
-def test_a_new_process_gets_the_scan_its_run_and_open_questions(feed, questions, run_file):
+def test_a_new_process_gets_the_scan_its_run_and_open_questions(feed, questions, listening, run_file):
     begin, request = questions.ask("begin", "area"), questions.ask("request", 4, 0)
     assert told(lambda link: feed.send(link, begin)) == [["begin", 1, "area"]]
     questions.answer(1, "ticket", None)
@@ -51,7 +56,8 @@ def test_a_new_process_gets_the_scan_its_run_and_open_questions(feed, questions,
     assert told(feed.send_again) == [["begin", 0, "area"], "start", "stop", ["request", 2, 4, 0]]
     again = questions.ask("begin", "other")
     told(lambda link: feed.send(link, again))
-    assert told(feed.send_again) == [["begin", 3, "other"], "start", "stop", ["request", 2, 4, 0]]
+    listening.is_wanted = True
+    assert told(feed.send_again) == [["want"], ["begin", 3, "other"], "start", "stop", ["request", 2, 4, 0]]
 
 
 def test_what_is_left_is_told_no_more(feed, questions, run_file):

@@ -15,7 +15,7 @@ from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.packing import pack
 from bluesky_cdi.protocols import ScanArea
-from bluesky_cdi.remote import link, parent, process_state
+from bluesky_cdi.remote import link, process_state, supervisor
 from bluesky_cdi.remote.link import Link
 from bluesky_cdi.remote.parent import WorkerProcess
 
@@ -71,7 +71,7 @@ def ends(monkeypatch):
         made.put(end := OtherEnd(*args))
         return end
 
-    monkeypatch.setattr(parent, "Link", start)
+    monkeypatch.setattr(supervisor, "Link", start)
     return made
 
 
