@@ -25,8 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bluesky_cdi.engines.ptychography import Refine, Solution
-from bluesky_cdi.engines.rpie import Rpie
+from bluesky_cdi.engines.rpie import RpieSettings
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.unrolled import STEP_DAMPING, UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import Network, NetworkConfig, Trained, build_network, load_weights, save_weights
@@ -38,7 +37,7 @@ from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.graphs import record_graphs
 from bluesky_cdi.training.losses import gauge_fixed, gaussian_nll, relative_deviance, relative_error, worsening
 from bluesky_cdi.training.process_group import ProcessGroup
-from bluesky_cdi.training.starts import after_steps, draw_start
+from bluesky_cdi.training.starts import after_rpie, after_steps, draw_start
 from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream, shapes_for
 
 log = logging.getLogger(__name__)
@@ -462,12 +461,10 @@ def validate(
         )
         obj = net(batch.probe, batch.data)[-1]
         row = {"network": _nrmse(obj, batch.truth, illuminated)}
-        row["network, then 5 rPIE"] = _nrmse(_after_rpie(obj, batch, 5), batch.truth, illuminated)
+        row["network, then 5 rPIE"] = _nrmse(after_rpie(batch, 5, obj, RpieSettings()), batch.truth, illuminated)
         for iterations in (5, 50):
-            flat = torch.ones_like(obj)
-            row[f"{iterations} rPIE from vacuum"] = _nrmse(
-                _after_rpie(flat, batch, iterations), batch.truth, illuminated
-            )
+            found = after_rpie(batch, iterations, settings=RpieSettings())
+            row[f"{iterations} rPIE from vacuum"] = _nrmse(found, batch.truth, illuminated)
         table[f"{dose:.0e}"] = row
     return table
 
@@ -478,14 +475,6 @@ def _held_out(device: torch.device, photons: float, pool: int, probe: Tensor | N
     object_px = max(OBJECT_PX, shape.grid_px)
     stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, object_px, probe)
     return stream.draw(shape, exact=True)
-
-
-def _after_rpie(obj: Tensor, batch: Batch, epochs: int) -> Tensor:
-    """Compute the objects after some epochs of rPIE with the true probes."""
-    engine, solution = Rpie(), Solution.start(obj, batch.probe, batch.data)
-    for _ in range(epochs):
-        solution = engine.epoch(solution, Refine(probe=False))
-    return solution.object
 
 
 def _nrmse(obj: Tensor, truth: Tensor, illuminated: Tensor) -> float:

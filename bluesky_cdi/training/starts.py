@@ -99,8 +99,8 @@ def after_steps(batch: Batch, steps: int, obj: Tensor | None = None) -> Tensor:
     return obj
 
 
-def after_rpie(batch: Batch, epochs: int) -> Tensor:
-    """Make epochs of rPIE with the assumed probes, from vacuum.
+def after_rpie(batch: Batch, epochs: int, obj: Tensor | None = None, settings: RpieSettings | None = None) -> Tensor:
+    """Make epochs of rPIE with the assumed probes.
 
     Parameters
     ----------
@@ -108,13 +108,17 @@ def after_rpie(batch: Batch, epochs: int) -> Tensor:
         The scenes.
     epochs : int
         How many.
+    obj : Tensor, shape (B, Y, X), complex, optional
+        Where they begin; vacuum if absent.
+    settings : RpieSettings, optional
+        Those of training if absent: mini-batches of a few frames of each scene.
 
     Returns
     -------
     Tensor, shape (B, Y, X), complex64
     """
-    engine = Rpie(RpieSettings(batch=RPIE_FRAMES * len(batch.truth)))
-    solution = Solution.start(torch.ones_like(batch.truth), batch.probe, batch.data)
+    engine = Rpie(settings or RpieSettings(batch=RPIE_FRAMES * len(batch.truth)))
+    solution = Solution.start(torch.ones_like(batch.truth) if obj is None else obj, batch.probe, batch.data)
     for _ in range(epochs):
         solution = engine.epoch(solution, Refine(probe=False))
     return solution.object
