@@ -24,6 +24,7 @@ class Beam:
     The focus lies `focus_m` downstream of the sample; `depth_m` around it the beam stays within the window.
     """
 
+    geometry: Geometry
     at_sample: ComplexArray
     at_pupil: ComplexArray
     flat_at_pupil: ComplexArray
@@ -48,6 +49,7 @@ class Beam:
         depth = _depth_m(at_pupil, geometry)
         focus = _focus_m(at_pupil[:1], geometry, depth)
         return cls(
+            geometry,
             modes[order],
             at_pupil,
             at_pupil * _propagated(geometry, focus),
@@ -55,6 +57,26 @@ class Beam:
             depth,
             focus,
         )
+
+    def downstream(self, distance_m: float) -> ComplexArray:
+        """Return the modes in a plane downstream of the sample."""
+        return _carried(self.at_pupil, self.geometry, distance_m)
+
+    def caustic(self, first_m: float, last_m: float) -> FloatArray:
+        """Compute the intensity along the beam, summed over rows.
+
+        Parameters
+        ----------
+        first_m, last_m : float
+            The first and the last plane, metres downstream of the sample.
+
+        Returns
+        -------
+        ndarray, shape (N, planes)
+            By columns.
+        """
+        planes = _along_the_beam(self.at_pupil, self.geometry, np.linspace(first_m, last_m, PLANES))
+        return np.stack([each.sum(axis=0) for each in planes], axis=1)
 
 
 def _to_pupil(modes: ComplexArray) -> ComplexArray:
@@ -85,22 +107,8 @@ def _depth_m(at_pupil: ComplexArray, geometry: Geometry) -> float:
     return 0.3 * geometry.frame_px * geometry.pixel_m / max(angle, 1e-12)
 
 
-def downstream(at_pupil: ComplexArray, geometry: Geometry, distance_m: float) -> ComplexArray:
-    """Carry modes from their pupil to a plane downstream of the sample.
-
-    Parameters
-    ----------
-    at_pupil : ndarray, shape (modes, N, N), complex
-        The modes.
-    geometry : Geometry
-        Gives lengths and angles.
-    distance_m : float
-        From the sample, metres.
-
-    Returns
-    -------
-    ndarray, same shape
-    """
+def _carried(at_pupil: ComplexArray, geometry: Geometry, distance_m: float) -> ComplexArray:
+    """Carry modes from their pupil to a plane downstream of the sample."""
     waves = np.fft.ifftshift(at_pupil * _propagated(geometry, distance_m), axes=(-2, -1))
     return np.asarray(np.fft.fftshift(np.fft.ifft2(waves, norm="ortho"), axes=(-2, -1)))
 
@@ -108,7 +116,7 @@ def downstream(at_pupil: ComplexArray, geometry: Geometry, distance_m: float) ->
 def _along_the_beam(at_pupil: ComplexArray, geometry: Geometry, planes_m: FloatArray) -> Iterator[FloatArray]:
     """Yield the intensity in planes downstream of the sample, (N, N) each."""
     for z in planes_m:
-        yield np.square(np.abs(downstream(at_pupil, geometry, z))).sum(axis=0)
+        yield np.square(np.abs(_carried(at_pupil, geometry, z))).sum(axis=0)
 
 
 def _focus_m(at_pupil: ComplexArray, geometry: Geometry, depth_m: float) -> float:
@@ -121,24 +129,3 @@ def _focus_m(at_pupil: ComplexArray, geometry: Geometry, depth_m: float) -> floa
     # At the end of the range there is no maximum to go to.
     move = float(np.clip((below - above) / (2 * bend), -1, 1)) if bend < 0 else 0.0
     return float(planes[best] + move * (planes[1] - planes[0]))
-
-
-def caustic(at_pupil: ComplexArray, geometry: Geometry, first_m: float, last_m: float) -> FloatArray:
-    """Compute the intensity along the beam, summed over rows.
-
-    Parameters
-    ----------
-    at_pupil : ndarray, shape (modes, N, N), complex
-        The modes.
-    geometry : Geometry
-        Gives lengths and angles.
-    first_m, last_m : float
-        The first and the last plane, metres downstream of the sample.
-
-    Returns
-    -------
-    ndarray, shape (N, planes)
-        By columns.
-    """
-    planes = _along_the_beam(at_pupil, geometry, np.linspace(first_m, last_m, PLANES))
-    return np.stack([each.sum(axis=0) for each in planes], axis=1)

@@ -97,51 +97,22 @@ class View:
         cmap: str,
         limits: tuple[float, float] | None = None,
     ) -> None:
-        """Draw an image on the grid; see `draw_image`."""
-        draw_image(ax, image, title, unit, (cmap, limits or limits_of(image)), self.extent_um)
+        """Draw an image on the grid, on its own colour scale if no limits are given.
 
-
-def draw_image(
-    ax: Axes,
-    image: np.ma.MaskedArray[Any, Any],
-    title: str,
-    label: str,
-    scale: Scale,
-    extent: tuple[float, float, float, float],
-    unit: str = "µm",
-    interpolation: str | None = None,
-) -> None:
-    """Draw an image, row 0 at the bottom, with its colour bar.
-
-    Parameters
-    ----------
-    ax : Axes
-        Where.
-    image : MaskedArray, shape (Y, X)
-        Masked pixels are grey.
-    title : str
-        Above it.
-    label : str
-        Of the colour bar; without one, there is no bar.
-    scale : Scale
-        Colours.
-    extent : tuple of float
-        Left, right, bottom and top edge.
-    unit : str
-        Of the edges.
-    interpolation : str, optional
-        Matplotlib's; its default if absent.
-    """
-    from matplotlib import colormaps
-
-    cmap, (low, high) = scale
-    colours = colormaps[cmap].with_extremes(bad=UNCOVERED)
-    drawn = ax.imshow(
-        image, cmap=colours, vmin=low, vmax=high, extent=extent, origin="lower", interpolation=interpolation
-    )
-    ax.set(title=title, xlabel=f"x ({unit})", ylabel=f"y ({unit})")
-    if label:
-        colour_bar(ax, drawn, label)
+        Parameters
+        ----------
+        ax : Axes
+            Where.
+        image : MaskedArray, shape (Y, X)
+            Masked pixels are grey.
+        title, unit : str
+            Above it, and beside its colour bar.
+        cmap : str
+            Colour map.
+        limits : tuple of float, optional
+            Its ends.
+        """
+        _draw(ax, image, title, unit, (cmap, limits or limits_of(image)), self.extent_um)
 
 
 def draw_centred(
@@ -158,14 +129,45 @@ def draw_centred(
 
     Parameters
     ----------
-    ax, image, title, label, scale, unit, interpolation
-        As of `draw_image`.
-    step : float
-        Length of a pixel, in that unit.
+    ax : Axes
+        Where.
+    image : MaskedArray, shape (N, N)
+        Masked pixels are grey.
+    title, label : str
+        Above it, and beside its colour bar; there is none without a label.
+    scale : Scale
+        Its colours.
+    step, unit : float and str
+        Length of a pixel, and its unit.
+    interpolation : str, optional
+        Matplotlib's; its default if absent.
     """
     size = len(image)
     ends = ((-(size // 2) - 0.5) * step, (size - size // 2 - 0.5) * step)
-    draw_image(ax, image, title, label, scale, (*ends, *ends), unit, interpolation)
+    _draw(ax, image, title, label, scale, (*ends, *ends), unit, interpolation)
+
+
+def _draw(
+    ax: Axes,
+    image: np.ma.MaskedArray[Any, Any],
+    title: str,
+    label: str,
+    scale: Scale,
+    extent: tuple[float, float, float, float],
+    unit: str = "µm",
+    interpolation: str | None = None,
+) -> None:
+    """Draw an image, row 0 at the bottom and gaps in grey; with a label, a colour bar."""
+    from matplotlib import colormaps
+
+    cmap, (low, high) = scale
+    colours = colormaps[cmap].with_extremes(bad=UNCOVERED)
+    drawn = ax.imshow(
+        image, cmap=colours, vmin=low, vmax=high, extent=extent, origin="lower", interpolation=interpolation
+    )
+    ax.set(title=title, xlabel=f"x ({unit})", ylabel=f"y ({unit})")
+    if label:
+        colour_bar(ax, drawn, label)
 
 
 def colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float = 1.03) -> None:

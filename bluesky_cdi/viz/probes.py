@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluesky_cdi.protocols import ComplexArray, FloatArray
-from bluesky_cdi.viz.beam import Beam, caustic, downstream, pupil_step
+from bluesky_cdi.viz.beam import Beam, pupil_step
 from bluesky_cdi.viz.panels import PATH_COLOUR, BoolArray, colour_bar, draw_centred, phase_rad, phase_scale, prepared
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def show_probes(probes: Mapping[str, ComplexArray], geometry: Geometry) -> Figur
     ]
     far_field = geometry.propagation == "far"
     if not far_field:
-        at_detector = [downstream(beam.at_pupil, geometry, geometry.effective_distance_m) for beam in beams]
+        at_detector = [beam.downstream(geometry.effective_distance_m) for beam in beams]
         planes[1] = ("detector", "µm", 1e6 * geometry.pixel_m, at_detector)
     for k, (where, unit, step, stacks) in enumerate(planes):
         side = max(map(_side_px, stacks))
@@ -71,7 +71,7 @@ def show_probes(probes: Mapping[str, ComplexArray], geometry: Geometry) -> Figur
         axes[0].annotate(
             name, (-0.55, 0.5), xycoords="axes fraction", rotation=90, ha="center", va="center", fontsize="x-large"
         )
-        _draw_caustic(axes[4], beam, geometry, near_m, far_m)
+        _draw_caustic(axes[4], beam, near_m, far_m)
         _draw_powers(axes[5], beam.powers)
         if far_field:
             axes[4].set_title(f"along the beam,\nfocus at {_length(beam.focus_m)}")
@@ -91,11 +91,12 @@ def _middle(image: np.ma.MaskedArray[Any, Any], side: int) -> np.ma.MaskedArray[
     return image[first : first + side, first : first + side]
 
 
-def _draw_caustic(ax: Axes, beam: Beam, geometry: Geometry, near_m: float, far_m: float) -> None:
+def _draw_caustic(ax: Axes, beam: Beam, near_m: float, far_m: float) -> None:
     """Draw a beam from above; the sample stands at the line."""
     depth, unit = (1e-3, "mm") if max(far_m, -near_m) > 1e-3 else (1e-6, "µm")
-    ends = [1e6 * (k - 0.5) * geometry.pixel_m for k in (-(geometry.frame_px // 2), (geometry.frame_px + 1) // 2)]
-    bright = np.sqrt(caustic(beam.at_pupil, geometry, near_m, far_m))
+    size, pixel_um = beam.geometry.frame_px, 1e6 * beam.geometry.pixel_m
+    ends = [(k - 0.5) * pixel_um for k in (-(size // 2), (size + 1) // 2)]
+    bright = np.sqrt(beam.caustic(near_m, far_m))
     drawn = ax.imshow(
         bright / max(bright.max(), 1e-30),
         cmap="magma",
