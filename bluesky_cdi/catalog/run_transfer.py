@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bluesky_cdi.catalog.connect import is_server_fault
 from bluesky_cdi.catalog.masks import Masks
 from bluesky_cdi.catalog.refusals import Refusals, first_line
-from bluesky_cdi.catalog.run_writer import RunWriter
+from bluesky_cdi.catalog.run_entry import RunEntry
 from bluesky_cdi.errors import BlueskyCDIError, CatalogError, JournalError
 from bluesky_cdi.journal import Document, JournalReader, is_written
 
@@ -77,20 +77,20 @@ class RunTransfer:
         self._careful = False
         self._verified = 0
         self._note = ""
-        self._writer: RunWriter | None = None
+        self._entry: RunEntry | None = None
         self._begin()
 
     def advance(self) -> Fed | None:
         """Write what has come; what became of the run when it is finished."""
         try:
-            writer = self._writer = self._writer or self._new_writer()
-            if writer is None:
+            entry = self._entry = self._entry or self._new_entry()
+            if entry is None:
                 return None
-            for name, doc in self._documents(writer):
-                self._write(writer, name, doc)
-            if not writer.has_ended:
+            for name, doc in self._documents(entry):
+                self._write(entry, name, doc)
+            if not entry.has_ended:
                 return None
-            self._verify(writer)
+            self._verify(entry)
         except _Anew:
             self._begin()
             return None
@@ -98,7 +98,7 @@ class RunTransfer:
             return self._reject(err)
         except (LookupError, TypeError, ValueError) as err:  # documents that are none
             return self._reject(_Unusable(first_line(err)))
-        return self._finish(writer)
+        return self._finish(entry)
 
     def close(self) -> None:
         """Close the file."""
@@ -108,10 +108,10 @@ class RunTransfer:
         """Start from the first record, on a clean slate."""
         self._reader.rewind()
         self._refusals.begin()
-        self._writer, self._record = None, -1
+        self._entry, self._record = None, -1
 
-    def _new_writer(self) -> RunWriter | None:
-        """Make a writer when the first record is there.
+    def _new_entry(self) -> RunEntry | None:
+        """Make an entry when the first record is there.
 
         Raises
         ------
@@ -132,9 +132,9 @@ class RunTransfer:
         self._reader.rewind()
         if first is None:
             return None
-        return RunWriter(self._catalog, self._kind, self._uid, 1 if self._careful else self._batch, self._masks)
+        return RunEntry(self._catalog, self._kind, self._uid, 1 if self._careful else self._batch, self._masks)
 
-    def _documents(self, writer: RunWriter) -> Iterator[Document]:
+    def _documents(self, entry: RunEntry) -> Iterator[Document]:
         """Yield what has come; the end of a run whose writer is gone is made up.
 
         Raises
@@ -151,19 +151,19 @@ class RunTransfer:
                 raise
             # Damaged. Nobody may take the file away while more is written behind the damage.
             self._note = "" if alive else str(err)
-        if not alive and not writer.has_ended:
+        if not alive and not entry.has_ended:
             self._note = self._note or DIED
-            yield "stop", writer.made_up_stop(self._note)
+            yield "stop", entry.made_up_stop(self._note)
 
-    def _write(self, writer: RunWriter, name: str, doc: dict[str, Any]) -> None:
+    def _write(self, entry: RunEntry, name: str, doc: dict[str, Any]) -> None:
         self._record += 1
-        doc = writer.meet(name, doc)
+        doc = entry.meet(name, doc)
         if self._refusals.cover(self._record, doc):
             return
-        if writer.shows_new_mask(name, doc):
+        if entry.shows_new_mask(name, doc):
             raise _Anew
         try:
-            writer.write(name, doc)
+            entry.write(name, doc)
         except CatalogError as err:
             if err.__cause__ is None:
                 self._refuse(name, err)
@@ -198,18 +198,18 @@ class RunTransfer:
             raise _Unusable(first_line(err)) from err
         raise _Anew
 
-    def _verify(self, writer: RunWriter) -> None:
+    def _verify(self, entry: RunEntry) -> None:
         """Look whether the catalog holds as many events as were written, and the run's end."""
-        found, has_end = writer.arrived()
-        if not has_end or found != dict(writer.events):
+        found, has_end = entry.arrived()
+        if not has_end or found != dict(entry.events):
             self._verified += 1
             if self._verified >= FAILURES_MAX:
-                raise _Unusable(f"it came with {found} events in place of {dict(writer.events)}")
+                raise _Unusable(f"it came with {found} events in place of {dict(entry.events)}")
             logger.warning("run %s came to the catalog with %s events in place of %s: it is written anew",
-                           self._uid, found, dict(writer.events))  # fmt: skip
+                           self._uid, found, dict(entry.events))  # fmt: skip
             raise _Anew
 
-    def _finish(self, writer: RunWriter) -> Fed:
+    def _finish(self, entry: RunEntry) -> Fed:
         if self._refusals:
             self._refusals.keep(self._reader)
         if self._note and self._note != DIED:
@@ -217,7 +217,7 @@ class RunTransfer:
             logger.error("%s All that can be read is in the catalog; the file is kept as %s.", self._note, kept)
         self._reader.close()
         self._reader.path.unlink(missing_ok=True)
-        return Fed(self._uid, self._kind, sum(writer.events.values()), len(self._refusals), self._note)
+        return Fed(self._uid, self._kind, sum(entry.events.values()), len(self._refusals), self._note)
 
     def _reject(self, why: _Unusable) -> Fed:
         """Keep the whole file apart."""

@@ -1,4 +1,4 @@
-"""One run, written to a container of a catalog."""
+"""One run as an entry of a catalog: written there, and looked at."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bluesky_cdi.catalog.connect import Catalog
 
 
-class RunWriter:
-    """Writes a run's documents from the first on; what an earlier attempt left is taken out of the catalog.
+class RunEntry:
+    """A run in a catalog, written from its first document on; what an earlier attempt left there is taken out.
 
     Parameters
     ----------
