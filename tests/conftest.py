@@ -82,6 +82,12 @@ def run_engine():
     return opened
 
 
+@pytest.fixture
+def RE(run_engine):
+    with run_engine() as engine:
+        yield engine
+
+
 @pytest.fixture(scope="session")
 def empty_catalog(tmp_path_factory):
     """An initialised, empty catalog to copy, made once for all processes."""

@@ -194,3 +194,24 @@ def failed(uri: str, err: Exception, key: str = "") -> CatalogError:
     if key:
         uri, first_line = uri.replace(key, "(key)"), first_line.replace(key, "(key)")
     return CatalogError(f"can't use the catalog at {uri}: {type(err).__name__}: {first_line}. {hint}")
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn the failures of a server or of the way to it into `CatalogError`; what it refuses stays as it is.
+
+    Parameters
+    ----------
+    uri : str
+        The server's address, without the key.
+    """
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPStatusError as err:
+        if err.response.status_code in (401, 403, 408, 429) or err.response.status_code >= 500:
+            raise failed(uri, err) from err
+        raise
+    except httpx.HTTPError as err:
+        raise failed(uri, err) from err

@@ -1,14 +1,15 @@
-"""The overlap constraint: exit waves of one object under one probe."""
+"""The overlap constraint, exit waves of one object under one probe, and what engines share that hold these waves."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from bluesky_cdi.engines.ptychography import Refine, Solution
-from bluesky_cdi.engines.steps import probe_spectrum, transmission
+from bluesky_cdi.engines.ptychography import Refine, Solution, deviance_of
+from bluesky_cdi.engines.steps import ordered, probe_spectrum, transmission
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
 
@@ -17,6 +18,57 @@ OBJECT_FLOOR, PROBE_FLOOR = 1e-3, 1e-2
 
 # Exit waves of some frames, (n, M, N, N): given the frames, and which of all they are.
 WavesOf = Callable[[Diffraction, slice], Tensor]
+
+
+class WaveEngine(ABC):
+    """An `Engine` for one scene that holds the exit waves of all frames; positions and fluxes stay."""
+
+    warm_up = 0
+
+    def __init__(self) -> None:
+        self._waves: Tensor | None = None
+
+    def epoch(self, solution: Solution, refine: Refine) -> Solution:
+        """Move all exit waves once.
+
+        Parameters
+        ----------
+        solution : Solution
+            The one to improve; its state of the frames is taken over.
+        refine : Refine
+            What may change besides the object.
+
+        Returns
+        -------
+        Solution
+            With the deviance that was met on the way, or that of the result.
+        """
+        if self._waves is None:
+            self._waves = exit_waves(solution.object, solution.probe, solution.data)
+        obj, probe = self._move(self._waves, solution, refine)
+        data = solution.data
+        return Solution(obj, probe, data, deviance_of(obj, probe, data), solution.epochs + 1)
+
+    def finish(self, solution: Solution, refine: Refine) -> Solution:
+        """Order the modes, and forget the exit waves of the old ones.
+
+        Parameters
+        ----------
+        solution : Solution
+            That of the last epoch.
+        refine : Refine
+            What that epoch refined.
+
+        Returns
+        -------
+        Solution
+        """
+        self._waves = None
+        return ordered(solution, refine)
+
+    @abstractmethod
+    def _move(self, waves: Tensor, solution: Solution, refine: Refine) -> tuple[Tensor, Tensor]:
+        """Move exit waves (n, M, N, N) in place; return the object and the probe that they had in common."""
 
 
 def parts_of(data: Diffraction, size: int) -> list[tuple[Diffraction, slice]]:

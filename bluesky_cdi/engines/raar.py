@@ -10,14 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bluesky_cdi.engines.overlap import exit_waves, overlap, parts_of
-from bluesky_cdi.engines.ptychography import Refine, Solution, deviance_of
-from bluesky_cdi.engines.steps import ordered
+from bluesky_cdi.engines.overlap import WaveEngine, overlap, parts_of
+from bluesky_cdi.engines.ptychography import Refine, Solution
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
 
 
-class Raar:
+class Raar(WaveEngine):
     """RAAR: an `Engine` for one scene; positions and fluxes stay.
 
     Parameters
@@ -32,31 +31,15 @@ class Raar:
     """
 
     name = "raar"
-    warm_up = 0
 
     def __init__(self, beta: float = 0.75) -> None:
         if not 0 < beta <= 1:
             raise ConfigError(f"RAAR's beta must be above 0 and at most 1; it is {beta}")
+        super().__init__()
         self._beta = beta
-        self._waves: Tensor | None = None
 
-    def epoch(self, solution: Solution, refine: Refine) -> Solution:
-        """Reflect all exit waves once.
-
-        Parameters
-        ----------
-        solution : Solution
-            The one to improve; its state of the frames is taken over.
-        refine : Refine
-            What may change besides the object.
-
-        Returns
-        -------
-        Solution
-            With the deviance that was met on the way, or that of the result.
-        """
+    def _move(self, waves: Tensor, solution: Solution, refine: Refine) -> tuple[Tensor, Tensor]:
         data, beta = solution.data, self._beta
-        waves = exit_waves(solution.object, solution.probe, data) if self._waves is None else self._waves
         size = frames_at_once(solution.probe)
         # psi becomes its projection on the moduli; the reflection 2 P_F psi - psi is psi + 2 step.
         reflected = torch.empty_like(waves)
@@ -69,22 +52,4 @@ class Raar:
             moduli = (waves[which] + reflected[which]) / 2
             # R_O R_F psi = 2 model - reflected
             waves[which] = beta / 2 * (2 * model - reflected[which] + waves[which]) + (1 - beta) * moduli
-        self._waves = waves
-        return Solution(obj, probe, data, deviance_of(obj, probe, data), solution.epochs + 1)
-
-    def finish(self, solution: Solution, refine: Refine) -> Solution:
-        """Order the modes, and forget the exit waves of the old ones.
-
-        Parameters
-        ----------
-        solution : Solution
-            That of the last epoch.
-        refine : Refine
-            What that epoch refined.
-
-        Returns
-        -------
-        Solution
-        """
-        self._waves = None
-        return ordered(solution, refine)
+        return obj, probe

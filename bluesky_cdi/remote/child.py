@@ -1,6 +1,6 @@
 """The reconstruction's process: a `LiveWorker` at the other end of a channel.
 
-Started by `bluesky_cdi.remote.parent`, with the number of an open socket as its argument. It ends when told, or when
+Started by `bluesky_cdi.remote.link`, with the number of an open socket as its argument. It ends when told, or when
 the other end is gone.
 """
 

@@ -25,20 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bluesky_cdi.engines.ptychography import Refine, Solution
-from bluesky_cdi.engines.rpie import Rpie
+from bluesky_cdi.engines.rpie import RpieSettings
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.unrolled import STEP_DAMPING, UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import Network, NetworkConfig, Trained, build_network, load_weights, save_weights
 from bluesky_cdi.physics.forward import peak_intensity
-from bluesky_cdi.physics.illuminated_frames import object_step
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.training.calibration import calibrate
+from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.graphs import record_graphs
 from bluesky_cdi.training.losses import gauge_fixed, gaussian_nll, relative_deviance, relative_error, worsening
 from bluesky_cdi.training.process_group import ProcessGroup
-from bluesky_cdi.training.starts import draw_start
+from bluesky_cdi.training.starts import after_rpie, after_steps, draw_start
 from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream, shapes_for
 
 log = logging.getLogger(__name__)
@@ -200,17 +199,17 @@ class SceneLosses(nn.Module):
         self.net = net
         self._config = config
 
-    def forward(self, batch: Batch, stream: SceneStream) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Compute the losses of one batch; see `scene_losses`.
 
         Parameters
         ----------
         batch : Batch
             The scenes.
-        stream : SceneStream
+        draws : Draws
             Draws where passes begin.
         """
-        return scene_losses(self.net, batch, self._config, stream)
+        return scene_losses(self.net, batch, self._config, draws)
 
 
 class _Run:
@@ -286,7 +285,7 @@ class _Run:
         self._step, self._frames, self._seconds = state["step"], state["frames"], state["seconds"]
         self._curve = state["curve"]
         # New scenes, not those that the first part of the run has seen.
-        self._stream.reseed(self._seed() + 7 * self._step, self._config.seed + 7 * self._step)
+        self._stream.draws.reseed(self._seed() + 7 * self._step, self._config.seed + 7 * self._step)
 
     def _seed(self) -> int:
         """Give the seed of the scenes of this process."""
@@ -297,7 +296,7 @@ class _Run:
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.learning_rate * warm_up * cosine
         batch = self._stream.draw()
-        losses: dict[str, Tensor] = self._losses(batch, self._stream)
+        losses: dict[str, Tensor] = self._losses(batch, self._stream.draws)
         self._optimiser.zero_grad(set_to_none=True)
         sum(losses.values(), torch.zeros((), device=self._processes.device)).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
@@ -362,7 +361,7 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def scene_losses(net: Network, batch: Batch, config: PretrainConfig, stream: SceneStream) -> dict[str, Tensor]:
+def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draws) -> dict[str, Tensor]:
     """Compute the losses of one batch: ``physics``, ``truth``, and ``critic`` where the network predicts errors.
 
     Later stages weigh more: stage k of K has (k / K) / 4, the last has 1.
@@ -375,10 +374,10 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, stream: Sce
         The scenes.
     config : PretrainConfig
         Weights of the losses.
-    stream : SceneStream
+    draws : Draws
         Draws where passes begin, and the objects whose errors are predicted.
     """
-    start, stages = _passed(net, batch, stream, labels=config.supervised > 0)
+    start, stages = _passed(net, batch, draws, labels=config.supervised > 0)
     with torch.no_grad():
         illumination = summed_illumination(batch.probe, batch.data)
         peak = peak_intensity(batch.probe)
@@ -398,17 +397,17 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, stream: Sce
             physics_loss = physics_loss + weight * config.physics * deviance
     losses = {"truth": truth_loss, "physics": physics_loss}
     if isinstance(net, UnrolledNet):
-        judged = _state_to_judge(stages, batch, stream)
+        judged = _state_to_judge(stages, batch, draws)
         log_std, _ = net.judge(judged, batch.probe, batch.data)
         losses["critic"] = 0.1 * gaussian_nll(judged, batch.truth, log_std, illuminated)
     return losses
 
 
-def _passed(net: Network, batch: Batch, stream: SceneStream, labels: bool) -> tuple[Tensor, list[Tensor]]:
+def _passed(net: Network, batch: Batch, draws: Draws, labels: bool) -> tuple[Tensor, list[Tensor]]:
     """Give where a pass began, and the object after each of its stages."""
     if not isinstance(net, UnrolledNet):
         return torch.ones_like(batch.truth), net(batch.probe, batch.data)
-    start = draw_start(net, batch, stream, labels)
+    start = draw_start(net, batch, draws, labels)
     return start, net(batch.probe, batch.data, start)
 
 
@@ -418,16 +417,11 @@ def _error(obj: Tensor, truth: Tensor, illuminated: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _state_to_judge(stages: list[Tensor], batch: Batch, stream: SceneStream) -> Tensor:
+def _state_to_judge(stages: list[Tensor], batch: Batch, draws: Draws) -> Tensor:
     """Draw an object as the critic may meet it: any stage's output, or the last one refined a little by physics."""
-    if stream.chance(0.4):
-        return stages[stream.whole(0, len(stages) - 1)].detach()
-    obj = stages[-1].detach()
-    damping = STEP_DAMPING * peak_intensity(batch.probe)
-    for _ in range(stream.whole(0, 7)):
-        numerator, illumination = object_step(obj, batch.probe, batch.data)
-        obj = obj + numerator / (illumination + damping)
-    return obj
+    if draws.chance(0.4):
+        return stages[draws.whole(0, len(stages) - 1)].detach()
+    return after_steps(batch, draws.whole(0, 7), stages[-1].detach())
 
 
 @torch.no_grad()
@@ -467,12 +461,10 @@ def validate(
         )
         obj = net(batch.probe, batch.data)[-1]
         row = {"network": _nrmse(obj, batch.truth, illuminated)}
-        row["network, then 5 rPIE"] = _nrmse(_after_rpie(obj, batch, 5), batch.truth, illuminated)
+        row["network, then 5 rPIE"] = _nrmse(after_rpie(batch, 5, obj, RpieSettings()), batch.truth, illuminated)
         for iterations in (5, 50):
-            flat = torch.ones_like(obj)
-            row[f"{iterations} rPIE from vacuum"] = _nrmse(
-                _after_rpie(flat, batch, iterations), batch.truth, illuminated
-            )
+            found = after_rpie(batch, iterations, settings=RpieSettings())
+            row[f"{iterations} rPIE from vacuum"] = _nrmse(found, batch.truth, illuminated)
         table[f"{dose:.0e}"] = row
     return table
 
@@ -483,14 +475,6 @@ def _held_out(device: torch.device, photons: float, pool: int, probe: Tensor | N
     object_px = max(OBJECT_PX, shape.grid_px)
     stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, object_px, probe)
     return stream.draw(shape, exact=True)
-
-
-def _after_rpie(obj: Tensor, batch: Batch, epochs: int) -> Tensor:
-    """Compute the objects after some epochs of rPIE with the true probes."""
-    engine, solution = Rpie(), Solution.start(obj, batch.probe, batch.data)
-    for _ in range(epochs):
-        solution = engine.epoch(solution, Refine(probe=False))
-    return solution.object
 
 
 def _nrmse(obj: Tensor, truth: Tensor, illuminated: Tensor) -> float:

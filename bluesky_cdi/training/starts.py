@@ -21,7 +21,8 @@ from bluesky_cdi.engines.rpie import Rpie, RpieSettings
 from bluesky_cdi.models.unrolled import STEP_DAMPING, UnrolledNet
 from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.physics.illuminated_frames import object_step
-from bluesky_cdi.training.stream import Batch, SceneStream
+from bluesky_cdi.training.draws import Draws
+from bluesky_cdi.training.stream import Batch
 
 # Most physics steps, epochs of rPIE and own passes that a start has behind it.
 MOST_STEPS, MOST_EPOCHS, MOST_PASSES = 10, 20, 5
@@ -37,7 +38,7 @@ MOST_TRANSMISSION = 2.0
 
 
 @torch.no_grad()
-def draw_start(net: UnrolledNet, batch: Batch, stream: SceneStream, labels: bool = True) -> Tensor:
+def draw_start(net: UnrolledNet, batch: Batch, draws: Draws, labels: bool = True) -> Tensor:
     """Draw where the pass over a batch begins.
 
     Parameters
@@ -46,8 +47,8 @@ def draw_start(net: UnrolledNet, batch: Batch, stream: SceneStream, labels: bool
         Of the passes before.
     batch : Batch
         The scenes that a pass will begin in.
-    stream : SceneStream
-        Whose decisions choose the kind, so that processes that train together choose the same.
+    draws : Draws
+        Its decisions choose the kind, so that processes that train together choose the same.
     labels : bool
         Whether the truth may be part of it.
 
@@ -57,14 +58,14 @@ def draw_start(net: UnrolledNet, batch: Batch, stream: SceneStream, labels: bool
     """
     kinds: list[tuple[float, Callable[[], Tensor]]] = [
         (0.4, lambda: torch.ones_like(batch.truth)),
-        (0.1, lambda: after_steps(batch, stream.whole(1, MOST_STEPS))),
-        (0.08, lambda: after_rpie(batch, stream.whole(1, MOST_EPOCHS))),
-        (0.22, lambda: after_passes(net, batch, stream.whole(1, MOST_PASSES))),
+        (0.1, lambda: after_steps(batch, draws.whole(1, MOST_STEPS))),
+        (0.08, lambda: after_rpie(batch, draws.whole(1, MOST_EPOCHS))),
+        (0.22, lambda: after_passes(net, batch, draws.whole(1, MOST_PASSES))),
     ]
     if labels:
-        kinds.append((0.2, lambda: near_truth(batch, stream)))
+        kinds.append((0.2, lambda: near_truth(batch, draws)))
     shares = list(accumulate(share for share, _ in kinds))
-    return _bounded(kinds[bisect_right(shares, stream.between(0, shares[-1]), hi=len(kinds) - 1)][1]())
+    return _bounded(kinds[bisect_right(shares, draws.between(0, shares[-1]), hi=len(kinds) - 1)][1]())
 
 
 def _bounded(obj: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ def _bounded(obj: Tensor) -> Tensor:
     return bounded
 
 
-def after_steps(batch: Batch, steps: int) -> Tensor:
-    """Make damped steps of all frames together, from vacuum.
+def after_steps(batch: Batch, steps: int, obj: Tensor | None = None) -> Tensor:
+    """Make damped steps of all frames together.
 
     Parameters
     ----------
@@ -83,21 +84,23 @@ def after_steps(batch: Batch, steps: int) -> Tensor:
         The scenes.
     steps : int
         How many.
+    obj : Tensor, shape (B, Y, X), complex, optional
+        Where they begin; vacuum if absent.
 
     Returns
     -------
     Tensor, shape (B, Y, X), complex64
     """
     damping = STEP_DAMPING * peak_intensity(batch.probe)
-    obj = torch.ones_like(batch.truth)
+    obj = torch.ones_like(batch.truth) if obj is None else obj
     for _ in range(steps):
         numerator, illumination = object_step(obj, batch.probe, batch.data)
         obj = obj + numerator / (illumination + damping)
     return obj
 
 
-def after_rpie(batch: Batch, epochs: int) -> Tensor:
-    """Make epochs of rPIE with the assumed probes, from vacuum.
+def after_rpie(batch: Batch, epochs: int, obj: Tensor | None = None, settings: RpieSettings | None = None) -> Tensor:
+    """Make epochs of rPIE with the assumed probes.
 
     Parameters
     ----------
@@ -105,13 +108,17 @@ def after_rpie(batch: Batch, epochs: int) -> Tensor:
         The scenes.
     epochs : int
         How many.
+    obj : Tensor, shape (B, Y, X), complex, optional
+        Where they begin; vacuum if absent.
+    settings : RpieSettings, optional
+        Those of training if absent: mini-batches of a few frames of each scene.
 
     Returns
     -------
     Tensor, shape (B, Y, X), complex64
     """
-    engine = Rpie(RpieSettings(batch=RPIE_FRAMES * len(batch.truth)))
-    solution = Solution.start(torch.ones_like(batch.truth), batch.probe, batch.data)
+    engine = Rpie(settings or RpieSettings(batch=RPIE_FRAMES * len(batch.truth)))
+    solution = Solution.start(torch.ones_like(batch.truth) if obj is None else obj, batch.probe, batch.data)
     for _ in range(epochs):
         solution = engine.epoch(solution, Refine(probe=False))
     return solution.object
@@ -139,14 +146,14 @@ def after_passes(net: UnrolledNet, batch: Batch, passes: int) -> Tensor:
     return obj
 
 
-def near_truth(batch: Batch, stream: SceneStream) -> Tensor:
+def near_truth(batch: Batch, draws: Draws) -> Tensor:
     """Disturb the truth, in some scenes partly vacuum, by an error of random size with a 1 / k^exponent spectrum.
 
     Parameters
     ----------
     batch : Batch
         The scenes.
-    stream : SceneStream
+    draws : Draws
         Draws the errors.
 
     Returns
@@ -157,11 +164,11 @@ def near_truth(batch: Batch, stream: SceneStream) -> Tensor:
     rows, columns = (torch.fft.fftfreq(side, device=batch.truth.device) for side in (height, width))
     k = torch.hypot(rows[:, None], columns[None, :])
     k[0, 0] = 1 / max(height, width)
-    white = torch.complex(stream.normal(scenes, height, width), stream.normal(scenes, height, width))
-    error = torch.fft.ifft2(torch.fft.fft2(white) * k ** -stream.between(*ERROR_EXPONENTS))
+    white = torch.complex(draws.normal(scenes, height, width), draws.normal(scenes, height, width))
+    error = torch.fft.ifft2(torch.fft.fft2(white) * k ** -draws.between(*ERROR_EXPONENTS))
     error = error / error.abs().square().mean(dim=(-2, -1), keepdim=True).sqrt()
     least, most = map(math.log10, ERROR_SIZES)
-    size = 10 ** stream.uniform(scenes, 1, 1, low=least, high=most)
-    faded = stream.uniform(scenes, 1, 1, low=-1.0, high=0.7).clamp_min(0)
+    size = 10 ** draws.uniform(scenes, 1, 1, low=least, high=most)
+    faded = draws.uniform(scenes, 1, 1, low=-1.0, high=0.7).clamp_min(0)
     start: Tensor = (1 - faded) * batch.truth + faded + size * error
     return start

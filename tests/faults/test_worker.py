@@ -115,7 +115,7 @@ def test_a_process_that_ends_again_and_again_is_given_up_until_the_next_run(benc
     with caplog.at_level(logging.ERROR, "bluesky_cdi"):
         bench.run(bench.raster())
         assert "4 times in one run: it is given up for this run" in bench.settle()
-    assert [r.name for r in caplog.records].count("bluesky_cdi.remote.parent") == 4
+    assert [r.name for r in caplog.records].count("bluesky_cdi.remote.supervisor") == 4
     bench.check_measured(N_RASTER)
     bench.misbehave()
     bench.run(bench.adaptive(budget=16))
@@ -130,7 +130,7 @@ def test_an_idle_process_that_is_killed_costs_nothing(bench):
     assert bench.settle() is None
     before = len(bench.results())
     pid, pause = live.link.pid, threading.Event()
-    while live._state.done != live._state.documents:
+    while live.state.done != live.state.documents:
         pause.wait(0.05)
     os.kill(pid, signal.SIGKILL)
     while live.link.pid == pid or live.error is not None:

@@ -103,8 +103,8 @@ def test_recorded_graphs_give_the_same_gradients(steps):
         for unet, recorded in zip(unets, graphs, strict=True):
             unet.graphs = recorded
         net.zero_grad(set_to_none=True)
-        stream.reseed(8)
-        sum(scene_losses(net, batch, config, stream).values()).backward()
+        stream.draws.reseed(8)
+        sum(scene_losses(net, batch, config, stream.draws).values()).backward()
         found.append((torch.cat([p.grad.reshape(-1) for p in net.parameters()]), net.step_size.grad.clone()))
     # Of all parameters, and of the few step lengths, which would be lost among them.
     for graphed, plain, most in zip(*found, (0.02, 0.05), strict=True):

@@ -21,12 +21,6 @@ from bluesky_cdi.recording import Recording
 
 
 @pytest.fixture
-def RE(run_engine):
-    with run_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
 def journal(tmp_path):
     with contextlib.closing(Journal(tmp_path / "journal")) as opened:
         yield opened

@@ -14,7 +14,7 @@ from event_model import compose_run
 from tiled.client.dataframe import DataFrameClient
 
 from bluesky_cdi.catalog import feeder as feeder_module
-from bluesky_cdi.catalog import open_catalog, run_documents, serve
+from bluesky_cdi.catalog import open_catalog, run_documents, run_transfer, serve
 from bluesky_cdi.catalog.feeder import Feeder, waiting_files
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.journal import Journal, JournalReader
@@ -343,15 +343,15 @@ def test_a_live_run_of_which_nobody_can_tell_whether_it_goes_on_is_not_ended(cat
     docs = documents()
     write(journal, docs[:10])
     assert not feeder.feed()
-    really = feeder_module.is_written
+    really = run_transfer.is_written
 
     def unknown(path):
-        raise feeder_module.JournalError("can't look") from OSError(errno.EIO, "Input/output error")
+        raise run_transfer.JournalError("can't look") from OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(feeder_module, "is_written", unknown)
+    monkeypatch.setattr(run_transfer, "is_written", unknown)
     write(journal, docs[10:15])
     assert not feeder.feed()
-    monkeypatch.setattr(feeder_module, "is_written", really)
+    monkeypatch.setattr(run_transfer, "is_written", really)
     write(journal, docs[15:])
     assert [(fed.events, fed.note) for fed in feed(feeder)] == [(20, "")]
     check(catalog, docs)

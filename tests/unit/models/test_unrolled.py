@@ -65,7 +65,7 @@ def finite(*tensors):
 @pytest.mark.parametrize(("seed", "photons"), [(10_011, 1e4), (10_012, 1e5), (10_013, 1e6)])
 def test_one_pass_is_better_than_five_iterations(net, seed, photons, monkeypatch):
     """On scans of a seed that training did not use; objects of several turns take more than one pass."""
-    monkeypatch.setattr("bluesky_cdi.training.stream.THICK_SHARE", 0.0)
+    monkeypatch.setattr("bluesky_cdi.training.objects.THICK_SHARE", 0.0)
     batch = draw(seed, photons, frames=49, scenes=5, pool=64)
     start = torch.ones_like(batch.truth)
     network = net(batch.probe, batch.data)[-1]

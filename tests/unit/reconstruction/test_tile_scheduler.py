@@ -3,13 +3,30 @@
 import numpy as np
 import pytest
 
-from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
+from bluesky_cdi.reconstruction.tile_scheduler import Predictions, TileScheduler
 
 
 def scheduler(tiles=5, touched=()):
     out = TileScheduler(tiles, least_gain=0.1)
     out.touch(touched)
     return out
+
+
+def test_predictions_are_outdated_until_they_are_made_again():
+    predictions = Predictions(4)
+    predictions.make([0, 1, 2])
+    assert not predictions.are_outdated.any()
+    predictions.outdate()
+    predictions.make([1])
+    predictions.forget([2])
+    copy = Predictions(4)
+    copy.restore(predictions.checkpoint())
+    for either in (predictions, copy):
+        assert either.are_outdated.tolist() == [True, False, False, False]
+        either.accept()
+        assert not either.are_outdated.any()
+        either.outdate()
+        assert either.are_outdated.tolist() == [True, True, False, False]
 
 
 MISFIT = np.array([1.0, 5.0, 3.0, 2.0, 4.0])

@@ -15,7 +15,7 @@ from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.packing import pack
 from bluesky_cdi.protocols import ScanArea
-from bluesky_cdi.remote import link, parent
+from bluesky_cdi.remote import link, process_state, supervisor
 from bluesky_cdi.remote.link import Link
 from bluesky_cdi.remote.parent import WorkerProcess
 
@@ -71,7 +71,7 @@ def ends(monkeypatch):
         made.put(end := OtherEnd(*args))
         return end
 
-    monkeypatch.setattr(parent, "Link", start)
+    monkeypatch.setattr(supervisor, "Link", start)
     return made
 
 
@@ -79,37 +79,6 @@ def ends(monkeypatch):
 def worker(ends):
     with contextlib.closing(WorkerProcess("not:used", {})) as opened:
         yield opened
-
-
-def test_a_late_report_of_an_older_scan_does_not_fail_the_newest(worker, ends, monkeypatch):
-    end = ends.get(timeout=SOON_S)
-    worker.begin(AREA)
-    assert end.sent.get(timeout=SOON_S)[0] == "begin"
-    end.beats(1, "numbers went wrong")
-    assert str(worker.error) == "numbers went wrong"
-
-    # Announced, and still on its way.
-    ask = worker._ask
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "_ask", lambda *question: question)
-        question = worker.begin(AREA)
-    end.beats(1, "numbers went wrong")
-    assert worker.error is None
-    # Sent, and not heard yet.
-    ask(*question)
-    assert end.sent.get(timeout=SOON_S)[0] == "begin"
-    end.beats(1, "numbers went wrong")
-    assert worker.error is None
-    worker.check()
-
-    end.beats(2, "no room")
-    with pytest.raises(WorkerError, match="no room"):
-        worker.check()
-    # Nor does an older scan's success hide the newest one's failure.
-    end.beats(1)
-    assert str(worker.error) == "no room"
-    end.beats(2)
-    assert worker.error is None
 
 
 def test_a_late_report_does_not_fail_the_newest_scan_of_a_new_process(worker, ends):
@@ -124,16 +93,16 @@ def test_a_late_report_does_not_fail_the_newest_scan_of_a_new_process(worker, en
     answer = worker.begin(AREA)
     assert new.sent.get(timeout=SOON_S)[0] == "begin"
     new.beats(2, "numbers went wrong")
-    assert worker._state.error is None
+    assert worker.error is None
     new.beats(3, "no room")
-    assert str(worker._state.error) == "no room"
+    assert str(worker.error) == "no room"
     assert not answer.done()
 
 
 @pytest.fixture
 def once(monkeypatch):
     """No second process is started for a run."""
-    monkeypatch.setattr(parent, "RESTARTS_MAX", 0)
+    monkeypatch.setattr(process_state, "RESTARTS_MAX", 0)
 
 
 def test_why_a_factory_can_not_open_something_is_told_once(tmp_path, monkeypatch, caplog):

@@ -50,12 +50,6 @@ def clock():
 
 
 @pytest.fixture
-def RE(run_engine):
-    with run_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
 def docs(RE):
     documents = Documents()
     RE.subscribe(documents)

@@ -23,7 +23,7 @@ from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import intensity, peak_intensity
 from bluesky_cdi.physics.illuminated_frames import object_step
 from bluesky_cdi.physics.propagators import FAR_FIELD
-from bluesky_cdi.training import calibration
+from bluesky_cdi.training import calibration, objects, probes
 from bluesky_cdi.training import pretrain as module
 from bluesky_cdi.training import stream as stream_module
 from bluesky_cdi.training.losses import gauge_fixed, gaussian_nll, relative_deviance, relative_error
@@ -139,7 +139,7 @@ def test_masked_pixels_have_no_deviance(stream):
 def test_losses_are_finite_and_reach_every_parameter(stream):
     torch.manual_seed(1)
     net = UnrolledNet(TINY.model)
-    losses = scene_losses(net, stream.draw(SHAPE), TINY, stream)
+    losses = scene_losses(net, stream.draw(SHAPE), TINY, stream.draws)
     assert losses.keys() == {"truth", "physics", "critic"}
     assert all(math.isfinite(v.item()) for v in losses.values())
     sum(losses.values()).backward()
@@ -152,7 +152,7 @@ def test_losses_are_finite_and_reach_every_parameter(stream):
 def test_a_loss_that_is_not_asked_for_is_zero(stream, supervised, physics):
     torch.manual_seed(1)
     config = replace(TINY, supervised=supervised, physics=physics)
-    losses = scene_losses(UnrolledNet(config.model), stream.draw(SHAPE), config, stream)
+    losses = scene_losses(UnrolledNet(config.model), stream.draw(SHAPE), config, stream.draws)
     assert (losses["truth"].item() > 0) == (supervised > 0)
     assert (losses["physics"].item() > 0) == (physics > 0)
 
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_asked_for_is_zero(stream, supervised, physics):
 def test_the_loss_of_predicted_errors_teaches_the_stages_nothing(stream):
     torch.manual_seed(1)
     net = UnrolledNet(TINY.model)
-    scene_losses(net, stream.draw(SHAPE), TINY, stream)["critic"].backward()
+    scene_losses(net, stream.draw(SHAPE), TINY, stream.draws)["critic"].backward()
     assert all(p.grad is None or not p.grad.any() for p in net.stages.parameters())
     assert any(p.grad is not None and p.grad.any() for p in net.critic.parameters())
 
@@ -175,7 +175,7 @@ def fit(weights, steps=25):
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate)
     values = []
     for _ in range(steps):
-        losses = scene_losses(net, batch, config, stream)
+        losses = scene_losses(net, batch, config, stream.draws)
         values.append(sum(losses[k].item() for k in ("truth", "physics")))
         optimiser.zero_grad()
         sum(losses.values()).backward()
@@ -337,8 +337,8 @@ def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, monkeypatch)
     """Of a critic that says the same of every pixel, much too little."""
     torch.manual_seed(5)
     # Of thick objects a pool of eight would be no sample, and of poor probes some batches.
-    monkeypatch.setattr(stream_module, "THICK_SHARE", 0.0)
-    monkeypatch.setattr(stream_module, "POOR_PROBE_SHARE", 0.0)
+    monkeypatch.setattr(objects, "THICK_SHARE", 0.0)
+    monkeypatch.setattr(probes, "POOR_PROBE_SHARE", 0.0)
     stream = SceneStream(CPU, 21, (1e4, 1e6), pool=64, object_px=48)
     net = UnrolledNet(TINY.model).eval().requires_grad_(False)
     for parameter in net.critic.exit.parameters():
@@ -362,7 +362,7 @@ def test_the_baseline_is_trained_by_the_same_run(tiny_shapes, stream, tmp_path, 
     assert isinstance(trained.net, PtychoNN) and "critic" not in record["curve"][-1]
     with pytest.raises(WeightsError, match="give weights of an unrolled network"):
         _ = trained.unrolled_net
-    assert set(scene_losses(PtychoNN(config.model), stream.draw(SHAPE), config, stream)) == {"truth", "physics"}
+    assert set(scene_losses(PtychoNN(config.model), stream.draw(SHAPE), config, stream.draws)) == {"truth", "physics"}
 
 
 def state_of(path):
@@ -417,8 +417,8 @@ def test_what_follows_training_can_be_made_again(tiny_shapes, tmp_path, monkeypa
 def test_a_run_that_diverges_ends_and_says_so(tiny_shapes, tmp_path, monkeypatch):
     losses = module.scene_losses
 
-    def diverged(net, batch, config, stream):
-        return {name: loss * math.nan for name, loss in losses(net, batch, config, stream).items()}
+    def diverged(net, batch, config, draws):
+        return {name: loss * math.nan for name, loss in losses(net, batch, config, draws).items()}
 
     monkeypatch.setattr(module, "scene_losses", diverged)
     out = tmp_path / "run.safetensors"

@@ -11,6 +11,7 @@ from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.training import starts as module
+from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.losses import relative_error, worsening
 from bluesky_cdi.training.pretrain import PretrainConfig, scene_losses
 from bluesky_cdi.training.starts import after_passes, after_rpie, after_steps, draw_start, near_truth
@@ -23,7 +24,7 @@ CONFIG = PretrainConfig(model=UnrolledConfig(stages=2, channels=8, levels=2))
 @pytest.fixture
 def stream(monkeypatch):
     # A few steps of the physics do nothing for objects of several turns.
-    monkeypatch.setattr("bluesky_cdi.training.stream.THICK_SHARE", 0.0)
+    monkeypatch.setattr("bluesky_cdi.training.objects.THICK_SHARE", 0.0)
     return SceneStream(torch.device("cpu"), 31, (1e5, 1e6), pool=8, object_px=48)
 
 
@@ -62,9 +63,9 @@ def test_passes_in_a_row_begin_each_where_the_last_ended(net, batch):
 
 
 def test_errors_of_the_truth_have_all_sizes(stream, batch, monkeypatch):
-    monkeypatch.setattr(stream, "uniform", lambda *shape, low, high: torch.full(shape, 0.5 * (low + high)))
+    monkeypatch.setattr(stream.draws, "uniform", lambda *shape, low, high: torch.full(shape, 0.5 * (low + high)))
     # No vacuum is mixed in then, and the size is the geometric mean of the least and the most.
-    error = near_truth(batch, stream) - batch.truth
+    error = near_truth(batch, stream.draws) - batch.truth
     rms = error.abs().square().mean(dim=(1, 2)).sqrt()
     expected = math.sqrt(module.ERROR_SIZES[0] * module.ERROR_SIZES[1])
     torch.testing.assert_close(rms, torch.full((3,), expected), rtol=1e-4, atol=0)
@@ -79,21 +80,21 @@ def test_every_kind_is_drawn_and_none_asks_for_gradients(net, stream, batch, mon
             return torch.full_like(batch.truth, 3.0)
 
         monkeypatch.setattr(module, name, noted)
-    starts = [draw_start(net, batch, stream) for _ in range(60)]
+    starts = [draw_start(net, batch, stream.draws) for _ in range(60)]
     assert seen == {"after_steps", "after_rpie", "after_passes", "near_truth"}
     assert any(torch.equal(start, torch.ones_like(start)) for start in starts)
     # What an engine left beyond any transmission is cut.
     assert max(float(start.abs().max()) for start in starts) == pytest.approx(module.MOST_TRANSMISSION)
     seen.clear()
     for _ in range(60):
-        draw_start(net, batch, stream, labels=False)
+        draw_start(net, batch, stream.draws, labels=False)
     assert seen == {"after_steps", "after_rpie", "after_passes"}
 
 
 def test_processes_that_train_together_draw_the_same_kind(net, batch, monkeypatch):
     for name in ("after_steps", "after_rpie", "after_passes", "near_truth"):
         monkeypatch.setattr(module, name, lambda *_, name=name: torch.full_like(batch.truth, len(name) / 100))
-    one, other = (SceneStream(torch.device("cpu"), seed, pool=8, object_px=48, decisions=5) for seed in (1, 2))
+    one, other = (Draws(torch.device("cpu"), seed, decisions=5) for seed in (1, 2))
     for _ in range(20):
         assert torch.equal(draw_start(net, batch, one), draw_start(net, batch, other))
 
@@ -112,14 +113,14 @@ def test_a_worse_object_than_the_start_costs_more(net, stream, batch, monkeypatc
     def loss(start):
         monkeypatch.setattr("bluesky_cdi.training.pretrain.draw_start", lambda *_, **__: start)
         monkeypatch.setattr(UnrolledNet, "forward", lambda *_: [0.9 * torch.ones_like(batch.truth)])
-        return float(scene_losses(net, batch, CONFIG, copy.deepcopy(stream))["truth"])
+        return float(scene_losses(net, batch, CONFIG, copy.deepcopy(stream.draws))["truth"])
 
     assert loss(batch.truth) > loss(torch.ones_like(batch.truth)) + 0.1
 
 
 def test_the_physics_loss_is_least_at_the_truth_whatever_is_assumed(net, stream, monkeypatch):
     # A probe far from the true one and positions beside the true ones are assumed.
-    monkeypatch.setattr(stream, "_error", lambda most: most)
+    monkeypatch.setattr(stream.draws, "error", lambda most: most)
     batch = stream.draw(SHAPE)
     assert not torch.allclose(batch.probe, batch.true_probe)
     assert not torch.equal(batch.data.shift_px, batch.true_data.shift_px)
@@ -129,7 +130,7 @@ def test_the_physics_loss_is_least_at_the_truth_whatever_is_assumed(net, stream,
     def loss(obj):
         monkeypatch.setattr(UnrolledNet, "forward", lambda *_: [obj])
         monkeypatch.setattr("bluesky_cdi.training.pretrain.draw_start", lambda *_, **__: obj)
-        return float(scene_losses(net, batch, CONFIG, copy.deepcopy(stream))["physics"])
+        return float(scene_losses(net, batch, CONFIG, copy.deepcopy(stream.draws))["physics"])
 
     of_assumed_probe = after_rpie(batch, 20)
     assert loss(batch.truth) < loss(of_assumed_probe)

@@ -7,7 +7,11 @@ import torch
 from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.likelihood import poisson_deviance
 from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum
+from bluesky_cdi.training import objects as objects_module
 from bluesky_cdi.training import stream as module
+from bluesky_cdi.training.draws import Draws
+from bluesky_cdi.training.objects import ObjectPool, draw_objects
+from bluesky_cdi.training.probes import draw_probes, misjudge
 from bluesky_cdi.training.stream import SceneShape, SceneStream, place
 
 CPU = torch.device("cpu")
@@ -72,7 +76,7 @@ def test_shapes_and_types():
 
 
 def test_objects_are_transmissions_of_mixed_kinds():
-    objects = make(6).objects(40, 64)
+    objects = draw_objects(Draws(CPU, 6), 40, 64)
     assert objects.shape == (40, 64, 64)
     assert float(objects.abs().max()) <= 1 + 1e-6 and float(objects.abs().min()) > 0.4
     vacuum = (objects - 1).abs() < 1e-6
@@ -85,16 +89,16 @@ def test_some_objects_turn_the_phase_more_than_once_around(monkeypatch):
         phases = torch.angle(objects).flatten(start_dim=1)
         return float(((phases.amin(dim=1) < -3) & (phases.amax(dim=1) > 3)).float().mean())
 
-    thin = make(6, object_px=48)
-    monkeypatch.setattr(module, "THICK_SHARE", 0.0)
-    assert all_around(thin.objects(40, 48)) == 0
-    monkeypatch.setattr(module, "THICK_SHARE", 1.0)
-    assert all_around(thin.objects(40, 48)) > 0.5
+    draws = Draws(CPU, 6)
+    monkeypatch.setattr(objects_module, "THICK_SHARE", 0.0)
+    assert all_around(draw_objects(draws, 40, 48)) == 0
+    monkeypatch.setattr(objects_module, "THICK_SHARE", 1.0)
+    assert all_around(draw_objects(draws, 40, 48)) > 0.5
 
 
 @pytest.mark.parametrize("modes", [1, 2, 3])
 def test_probes_have_unit_energy_and_orthogonal_modes(modes):
-    probes = make(7).probes(6, 32, modes)
+    probes = draw_probes(Draws(CPU, 7), 6, 32, modes)
     assert probes.shape == (6, modes, 32, 32)
     for probe in probes:
         flat = probe.reshape(modes, -1).to(torch.complex128)
@@ -115,9 +119,9 @@ def test_photons_are_those_asked_for():
     assert 0.3 < float((reported < 10**4.5).float().mean()) < 0.7
 
 
-def test_frames_through_vacuum_hold_the_photons(monkeypatch):
+def test_frames_through_vacuum_hold_the_photons():
     stream = make(9, (1e5, 1.001e5))
-    monkeypatch.setattr(stream, "_pool", [torch.ones(1, 64, 64, dtype=torch.complex64)] * 8)
+    stream.pool.parts = [torch.ones(1, 64, 64, dtype=torch.complex64)] * 8
     batch = stream.draw(SHAPE, exact=True)
     totals = batch.data.counts.sum(dim=(1, 2)) / batch.data.flux
     # The background is at most 0.01 photons a pixel; three standard deviations and more of Poisson.
@@ -190,14 +194,13 @@ def test_shapes_are_drawn_by_their_share(monkeypatch):
 
 
 def test_the_pool_is_renewed():
-    stream = make(14)
-    small = SceneShape(16, 20, (1, 1), 1, 1.0)
-    before = [p.clone() for p in stream._pool]
+    pool = ObjectPool(Draws(CPU, 14), 8, 64)
+    before = [part.clone() for part in pool.parts]
     for _ in range(63):
-        stream.draw(small)
-    assert all(torch.equal(a, b) for a, b in zip(before, stream._pool, strict=True))
-    stream.draw(small)
-    assert sum(torch.equal(a, b) for a, b in zip(before, stream._pool, strict=True)) == 7
+        pool.cut(1, 20)
+    assert all(torch.equal(a, b) for a, b in zip(before, pool.parts, strict=True))
+    pool.cut(1, 20)
+    assert sum(torch.equal(a, b) for a, b in zip(before, pool.parts, strict=True)) == 7
 
 
 def test_place_keeps_the_position_and_stays_on_the_grid():
@@ -208,11 +211,11 @@ def test_place_keeps_the_position_and_stays_on_the_grid():
 
 
 def test_a_misjudged_probe_keeps_its_far_field_modulus_but_for_the_scale():
-    stream = make(15)
-    probe = stream.probes(4, 32, 2)
+    draws = Draws(CPU, 15)
+    probe = draw_probes(draws, 4, 32, 2)
     changed = 0
     for _ in range(12):
-        bent = stream._misjudge(probe)
+        bent = misjudge(draws, probe)
         far, before = (intensity(torch.fft.fft2(p)) for p in (bent, probe))
         ratio = (far.sum(dim=(1, 2)) / before.sum(dim=(1, 2)))[:, None, None]
         torch.testing.assert_close(far, before * ratio, atol=1e-4, rtol=1e-3)
@@ -238,5 +241,5 @@ def test_near_fields_are_shadows_of_the_truth(monkeypatch):
 
 def test_a_grid_larger_than_the_objects_is_refused():
     stream = SceneStream(CPU, 33, pool=8, object_px=48)
-    with pytest.raises(ValueError, match="objects of 48 pixels can't fill a object of 64"):
+    with pytest.raises(ValueError, match="objects of 48 pixels can't fill an object of 64"):
         stream.draw(SceneShape(32, 64, (6, 6), 3, 1.0))

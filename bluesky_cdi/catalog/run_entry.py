@@ -1,0 +1,156 @@
+"""One run as an entry of a catalog: written there, and looked at."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bluesky_cdi.catalog.connect import reaching
+from bluesky_cdi.catalog.masks import Masks, as_lists
+from bluesky_cdi.errors import CatalogError
+
+if TYPE_CHECKING:
+    from bluesky_cdi.catalog.connect import Catalog
+
+
+class RunEntry:
+    """A run in a catalog, written from its first document on; what an earlier attempt left there is taken out.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the run goes.
+    container : str
+        ``raw`` or ``processed``.
+    uid : str
+        The run's.
+    batch : int
+        Events written at a time.
+    masks : Masks
+        What is known of the masks of the run's arrays.
+
+    Attributes
+    ----------
+    events : Counter
+        Events written, by the names of their streams.
+    has_ended : bool
+        Whether the stop document is written.
+
+    Raises
+    ------
+    CatalogError
+        If the catalog can't be reached; so do the methods that use it.
+    """
+
+    def __init__(self, catalog: Catalog, container: str, uid: str, batch: int, masks: Masks) -> None:
+        from bluesky_tiled_plugins import TiledWriter
+
+        self._uri, self._uid, self._masks = catalog.uri, uid, masks
+        self._container = getattr(catalog, container)
+        self._descriptors: dict[str, dict[str, Any]] = {}
+        self._last_time = 0.0
+        self.events: Counter[str] = Counter()
+        self.has_ended = False
+        with reaching(self._uri):
+            if uid in self._container:
+                self._container.delete_contents(uid, recursive=True, external_only=False)
+        # max_array_size=0: Tiled's table store turns small arrays in events into strings.
+        self._writer = TiledWriter(self._container, batch_size=batch, max_array_size=0)
+
+    def meet(self, name: str, doc: dict[str, Any]) -> dict[str, Any]:
+        """Learn of a document, written or not; descriptors are returned with the keys of the masks.
+
+        Parameters
+        ----------
+        name : str
+            What it is.
+        doc : dict
+            The document.
+        """
+        # A page of events has the times of all.
+        times = () if doc.get("time") is None else doc["time"]
+        self._last_time = float(np.max(times, initial=self._last_time))
+        if name == "descriptor":
+            doc = self._descriptors[doc["uid"]] = self._masks.describe(doc)
+        return doc
+
+    def shows_new_mask(self, name: str, doc: dict[str, Any]) -> bool:
+        """Tell whether an event has a mask that its descriptor, written already, does not know of."""
+        descriptor = self._descriptor_of(name, doc)
+        return descriptor is not None and self._masks.learn(doc, descriptor)
+
+    def write(self, name: str, doc: dict[str, Any]) -> None:
+        """Write a document.
+
+        Parameters
+        ----------
+        name : str
+            What it is.
+        doc : dict
+            As `meet` gave it.
+
+        Raises
+        ------
+        CatalogError
+            If an array has not the shape that was announced, which Tiled's writer would mix with its neighbours.
+        """
+        if name == "event":
+            _check_shapes(doc, self._descriptors[doc["descriptor"]])
+        descriptor = self._descriptor_of(name, doc)
+        plain = as_lists(doc) if descriptor is None else self._masks.plain(doc, descriptor)
+        with reaching(self._uri):
+            self._writer(name, plain)
+        if name == "stop":
+            self.has_ended = True
+        elif events := _events_of(name, doc):
+            self.events[self._descriptors[doc["descriptor"]]["name"]] += events
+
+    def made_up_stop(self, reason: str) -> dict[str, Any]:
+        """Make up the end of a run that has none, and say why."""
+        return {
+            "uid": f"stop-{self._uid}", "run_start": self._uid, "time": self._last_time or time.time(),
+            "exit_status": "fail", "reason": reason, "num_events": dict(self.events),
+        }  # fmt: skip
+
+    def arrived(self) -> tuple[dict[str, int], bool]:
+        """Look how many events of each stream the catalog holds, and whether it has the run's end."""
+        with reaching(self._uri):
+            run = self._container[self._uid]
+            return {stream: _rows(run, stream) for stream in self.events}, bool(run.metadata.get("stop"))
+
+    def _descriptor_of(self, name: str, doc: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the descriptor of events, if it is known; None for other documents."""
+        return self._descriptors.get(doc["descriptor"]) if _events_of(name, doc) else None
+
+
+def _events_of(name: str, doc: Mapping[str, Any]) -> int:
+    if name == "event_page":
+        return len(doc["seq_num"])
+    return int(name == "event")
+
+
+def _check_shapes(event: Mapping[str, Any], descriptor: Mapping[str, Any]) -> None:
+    """Refuse an array of another shape than announced."""
+    for key, announced in descriptor["data_keys"].items():
+        value = event["data"].get(key)
+        if not isinstance(value, np.ndarray) or announced.get("external"):
+            continue
+        shape = announced.get("shape") or []
+        if len(shape) != value.ndim or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
+            raise CatalogError(
+                f"{key!r} must have the shape {tuple(shape)} that its descriptor states; event "
+                f"{event['seq_num']} has {value.shape}"
+            )
+
+
+def _rows(run: Any, stream: str) -> int:
+    """Count the rows of a stream's table of events."""
+    if stream not in run:
+        return 0
+    base = run[stream].base
+    tables = [name for name in base if name.startswith("internal")]
+    return len(base[tables[0]].read(["seq_num"])) if tables else 0
