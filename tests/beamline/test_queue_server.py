@@ -138,9 +138,10 @@ def test_a_manager_runs_an_adaptive_scan(tmp_path, empty_catalog):
         (uid,) = done["result"]["run_uids"]
         ask("environment_close")
         until("idle")
-        # The profile closes its session when the environment's process ends: then all is in the catalog.
+        # The profile closes its session when the environment's process ends: then all is in the catalog, and a little
+        # later its server is gone.
         while waiting_files(tmp_path / "data" / "journal"):
             time.sleep(0.1)
-    with serve(tmp_path / "data") as uri, contextlib.closing(open_catalog(uri)) as catalog:
+    with serve(tmp_path / "data", claim_s=240.0) as uri, contextlib.closing(open_catalog(uri)) as catalog:
         assert len(catalog.raw[uid]["primary"].base["internal"].read()) == 16
         assert find_results(catalog, uid)
