@@ -55,14 +55,15 @@ if __name__ == "__main__":
 
 
 HERE = (
-    "catalog: {{directory: '{}'}}\nscan: {{exposure_s: 0.0}}\n"
-    "reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1}}\n"
+    "catalog: {{directory: '{}', in_process: {inside}}}\nscan: {{exposure_s: 0.0}}\n"
+    "reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1, in_process: {inside}}}\n"
 )
 
 
-def test_plans_are_listed_checked_and_run(tmp_path):
+def test_plans_are_listed_checked_and_run(tmp_path, empty_catalog):
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data"))
+    shutil.copytree(empty_catalog, tmp_path / "data")
+    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data", inside="true"))
     environment = {**os.environ, "BLUESKY_CDI_CONFIG": str(tmp_path / "here.yaml"), "MPLBACKEND": "Agg"}
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py", str(profile_directory("sim") / "startup")],
@@ -103,7 +104,7 @@ def test_a_manager_runs_an_adaptive_scan(tmp_path, empty_catalog):
 
     startup = shutil.copytree(profile_directory("sim"), tmp_path / "profile") / "startup"
     shutil.copytree(empty_catalog, tmp_path / "data")
-    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data"))
+    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data", inside="false"))
     environment = {**os.environ, "BLUESKY_CDI_CONFIG": str(tmp_path / "here.yaml"), "MPLBACKEND": "Agg"}
     redis, control, info = free_port(), free_port(), free_port()
     manager = [
