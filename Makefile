@@ -10,14 +10,18 @@ PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist workst
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-busy test-faults lint types contracts wheel clean
+.PHONY: demo test test-beamline test-busy test-faults lint types contracts wheel clean
 
 demo: $(READY)
 	$(BIN)/bluesky-cdi demo
 
 test: $(READY)
-	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults $(if $(COVERAGE),--cov --cov-report=)
+	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline $(if $(COVERAGE),--cov --cov-report=)
 	$(if $(COVERAGE),$(BIN)/python tests/coverage_by_room.py)
+
+# With the software of real detectors, queues and agents; about two minutes.
+test-beamline: $(READY)
+	$(BIN)/$(PYTEST) tests/beamline
 
 # What a session does when parts of it are killed, hang, or run out of room; some minutes more.
 test-faults: $(READY)

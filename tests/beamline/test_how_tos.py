@@ -61,7 +61,7 @@ def check(folder, said):
     """The catalog holds each frame as it was simulated, bit by bit, and the image is that of the sample."""
     config = load_config([folder / "config.yaml"])
     source, scan = SimulatedSource(config), config.scan
-    with serve(folder / "data") as uri, contextlib.closing(open_catalog(uri)) as catalog:
+    with serve(folder / "data", claim_s=240.0) as uri, contextlib.closing(open_catalog(uri)) as catalog:
         run = catalog.raw[-1]
         assert run.start["plan_name"] == "adaptive_ptycho"
         preprocessing = Preprocessing.live(config)

@@ -55,14 +55,15 @@ if __name__ == "__main__":
 
 
 HERE = (
-    "catalog: {{directory: '{}'}}\nscan: {{exposure_s: 0.0}}\n"
-    "reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1}}\n"
+    "catalog: {{directory: '{}', in_process: {inside}}}\nscan: {{exposure_s: 0.0}}\n"
+    "reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1, in_process: {inside}}}\n"
 )
 
 
-def test_plans_are_listed_checked_and_run(tmp_path):
+def test_plans_are_listed_checked_and_run(tmp_path, empty_catalog):
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data"))
+    shutil.copytree(empty_catalog, tmp_path / "data")
+    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data", inside="true"))
     environment = {**os.environ, "BLUESKY_CDI_CONFIG": str(tmp_path / "here.yaml"), "MPLBACKEND": "Agg"}
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py", str(profile_directory("sim") / "startup")],
@@ -103,7 +104,7 @@ def test_a_manager_runs_an_adaptive_scan(tmp_path, empty_catalog):
 
     startup = shutil.copytree(profile_directory("sim"), tmp_path / "profile") / "startup"
     shutil.copytree(empty_catalog, tmp_path / "data")
-    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data"))
+    (tmp_path / "here.yaml").write_text(HERE.format(tmp_path / "data", inside="false"))
     environment = {**os.environ, "BLUESKY_CDI_CONFIG": str(tmp_path / "here.yaml"), "MPLBACKEND": "Agg"}
     redis, control, info = free_port(), free_port(), free_port()
     manager = [
@@ -138,9 +139,10 @@ def test_a_manager_runs_an_adaptive_scan(tmp_path, empty_catalog):
         (uid,) = done["result"]["run_uids"]
         ask("environment_close")
         until("idle")
-        # The profile closes its session when the environment's process ends: then all is in the catalog.
+        # The profile closes its session when the environment's process ends: then all is in the catalog, and a little
+        # later its server is gone.
         while waiting_files(tmp_path / "data" / "journal"):
             time.sleep(0.1)
-    with serve(tmp_path / "data") as uri, contextlib.closing(open_catalog(uri)) as catalog:
+    with serve(tmp_path / "data", claim_s=240.0) as uri, contextlib.closing(open_catalog(uri)) as catalog:
         assert len(catalog.raw[uid]["primary"].base["internal"].read()) == 16
         assert find_results(catalog, uid)

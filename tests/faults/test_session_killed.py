@@ -72,7 +72,7 @@ def read_until(process, n_events):
 
 def check(directory, runs):
     """The catalog of a folder has each of the runs with at least these events, each once and in order."""
-    with serve(directory) as uri, contextlib.closing(open_catalog(uri)) as catalog:
+    with serve(directory, claim_s=240.0) as uri, contextlib.closing(open_catalog(uri)) as catalog:
         for uid, numbers in runs.items():
             run = catalog.raw[uid]
             assert run.stop["exit_status"] in ("success", "fail", "abort")

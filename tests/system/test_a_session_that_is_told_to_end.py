@@ -46,7 +46,7 @@ def test_its_run_is_aborted_and_whole_in_the_catalog(empty_catalog, tmp_path):
         assert said.readline() == "now\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(240) == 128 + signal.SIGTERM
-    with serve(folder) as uri, closing(open_catalog(uri)) as catalog:
+    with serve(folder, claim_s=240.0) as uri, closing(open_catalog(uri)) as catalog:
         (run,) = catalog.raw.values()
         assert run.stop["exit_status"] == "abort"
         assert run.stop["reason"] == "the process was told to end (SIGTERM)"

@@ -212,12 +212,15 @@ def test_replay_of_the_real_siemens_star_shows_the_star(tmp_path, empty_catalog,
     if not data or not scan.is_file():
         pytest.skip("BLUESKY_CDI_DATA names no folder with siemens_velociprobe/canonical.npz")
     config = tmp_path / "short.yaml"
-    config.write_text("scan: {budget: 80}\nreconstructor: {final_steps: 2, refine_iterations: 2}\n")
+    config.write_text(
+        "scan: {budget: 60}\ncatalog: {in_process: true}\n"
+        "reconstructor: {final_steps: 1, refine_iterations: 1, in_process: true, threads: 1}\n"
+    )
     out = shutil.copytree(empty_catalog, tmp_path / "out")
     code = main(["demo", "-q", "--json", "-c", str(config), "--replay", str(scan), "--out", str(out)])
     numbers = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert numbers["frames"] == 80 and numbers["full_scan_frames"] == 516
-    # Vacuum is 1; 80 frames, 15 % of the scan, are far from converged but show the star.
-    assert numbers["complex_nrmse"] < 0.8
+    assert numbers["frames"] == 60 and numbers["full_scan_frames"] == 516
+    # Vacuum is 1; 60 frames, 12 % of the scan, are far from converged but show the star.
+    assert numbers["complex_nrmse"] < 0.85
     assert numbers["phase_mae_rad"] < 0.25

@@ -12,28 +12,34 @@ import pytest
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.profiles import profile_directory
 
-SCRIPT = """
+SCAN = """
 (uid,) = RE(adaptive(budget=16, batch=8, extent_um=[1.0, 1.0], decision_timeout_s=600))[:1]
 session.wait()
 raw = catalog.raw[uid]
-print("frames", raw["primary"].read().sizes["time"], "devices", diff.name, stage.name, i0.name, shutter.name)
+print("frames", raw["primary"].read().sizes["time"])
 print("linked", raw.start["reconstruction_uid"] == list_results(catalog)[-1].uid)
 figure = show()
 print("panels", len(figure.axes) >= 4)
+"""
+END = """
+print("devices", diff.name, stage.name, i0.name, shutter.name, "plans", adaptive.__name__, full.__name__)
 session.close()
 """
 
 
-# How the profile starts is the same whatever reconstructs (the network once, the quickest engine else), and wherever
-# that and the catalog run (in processes of their own once, in the session's else).
-@pytest.mark.parametrize(("command", "reconstructor"), [("profile-dir", "rpie"), ("shell", "pinn")])
-def test_scripted_session(tmp_path, empty_catalog, command, reconstructor):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+# Started in both ways, the profile has the same names. A scan runs once, in a folder without a catalog, with catalog
+# and reconstruction in processes of their own; the other time both are in the session's.
+@pytest.mark.parametrize(
+    ("command", "script", "wanted"),
+    [("profile-dir", SCAN + END, ("frames 16", "linked True", "panels True")), ("shell", END, ())],
+)
+def test_scripted_session(tmp_path, empty_catalog, command, script, wanted):
+    path = tmp_path / "script.py"
+    path.write_text(script)
     inside = str(command == "shell").lower()
     (tmp_path / "here.yaml").write_text(
         f"catalog: {{directory: '{tmp_path / 'data'}', in_process: {inside}}}\nscan: {{exposure_s: 0.0}}\n"
-        f"reconstructor: {{name: {reconstructor}, refine_iterations: 1, final_steps: 1, in_process: {inside}}}\n"
+        f"reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1, in_process: {inside}}}\n"
     )
     if command == "shell":  # the other begins without a catalog
         shutil.copytree(empty_catalog, tmp_path / "data")
@@ -44,15 +50,15 @@ def test_scripted_session(tmp_path, empty_catalog, command, reconstructor):
         "MPLBACKEND": "Agg",
     }
     if command == "shell":
-        line = [sys.executable, "-m", "bluesky_cdi", "shell", "--script", str(script)]
+        line = [sys.executable, "-m", "bluesky_cdi", "shell", "--script", str(path)]
     else:
         profile = str(profile_directory("sim"))
-        line = [sys.executable, "-m", "IPython", "--profile-dir", profile, "-c", f"%run -i {script}"]
+        line = [sys.executable, "-m", "IPython", "--profile-dir", profile, "-c", f"%run -i {path}"]
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
-    for wanted in ("frames 16 devices diff stage i0 shutter", "linked True", "panels True"):
-        assert wanted in printed, printed
+    for text in (*wanted, "devices diff stage i0 shutter plans adaptive full"):
+        assert text in printed, printed
 
 
 def test_a_failing_script_gives_an_exit_code(tmp_path):

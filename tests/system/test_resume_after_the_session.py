@@ -62,7 +62,7 @@ session.RE(ptycho_raster([beamline.detector, beamline.monitor], beamline.stage.y
 
 @contextlib.contextmanager
 def opened(directory):
-    with serve(directory) as uri, contextlib.closing(open_catalog(uri)) as catalog:
+    with serve(directory, claim_s=240.0) as uri, contextlib.closing(open_catalog(uri)) as catalog:
         yield catalog
 
 
