@@ -1,0 +1,87 @@
+"""The object of a run in its tiles: how its grid is tiled, what is known of it, and which tiles need work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
+from bluesky_cdi.reconstruction.frames import MeasuredFrames
+from bluesky_cdi.reconstruction.object_map import ObjectMap
+from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
+from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
+from bluesky_cdi.reconstruction.tiles import Tiling
+
+
+@dataclass(frozen=True, eq=False)
+class TiledObject:
+    """What belongs to one grid, and is replaced where the grid grows.
+
+    Attributes
+    ----------
+    grid : ObjectGrid
+    tiling : Tiling
+    scheduler : TileScheduler
+        Of the tiling's tiles.
+    map : ObjectMap
+        On the grid.
+    """
+
+    grid: ObjectGrid
+    tiling: Tiling
+    scheduler: TileScheduler
+    map: ObjectMap
+
+    @classmethod
+    def on(cls, grid: ObjectGrid, window_px: int | None, device: torch.device) -> TiledObject:
+        """Begin on a grid that nothing is known of.
+
+        Parameters
+        ----------
+        grid : ObjectGrid
+            The grid.
+        window_px : int, optional
+            Most pixels along one side of what is read at a time; see `Tiling.covering`.
+        device : torch.device
+            Where the object is.
+        """
+        tiling = Tiling.covering(grid.shape, grid.frame_px, window_px)
+        known = ObjectMap(grid.shape, grid.frame_px, len(tiling) == 1, device)
+        return cls(grid, tiling, TileScheduler(len(tiling), LEAST_GAIN), known)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the grid is one region."""
+        return len(self.tiling) == 1
+
+    def due(self, frames: MeasuredFrames, metrics: FrameMetrics) -> list[int]:
+        """List the tiles to work on, the first ones first; see `TileScheduler.due`.
+
+        Parameters
+        ----------
+        frames : MeasuredFrames
+            Of the run.
+        metrics : FrameMetrics
+            How well they are explained.
+        """
+        home = self.tiling.home(frames.table.corner)
+        residual = metrics.residual[: len(frames)]
+        return self.scheduler.due(np.bincount(home, weights=residual, minlength=len(self.tiling)).astype(np.float64))
+
+    def take_over(self, other: TiledObject, frames: MeasuredFrames) -> None:
+        """Take over what is known on a smaller grid of the same pixels.
+
+        Parameters
+        ----------
+        other : TiledObject
+            On that grid.
+        frames : MeasuredFrames
+            Of the run, placed on the new grid.
+        """
+        moved = np.rint((np.asarray(other.grid.origin_m) - np.asarray(self.grid.origin_m)) / self.grid.pixel_m)
+        self.map.take_over(other.map, (int(moved[0]), int(moved[1])))
+        tiles = np.unique(self.tiling.home(frames.table.corner)).tolist()
+        self.scheduler.take_over(tiles, other.scheduler.has_outdated)
