@@ -44,7 +44,7 @@ LONGEST_GRADIENT = 3.0
 MEMORY = 0.99
 # Held-out frames of a window: of one in ten, so many lie well inside 32 neighbours.
 JUDGED_FRAMES = 4
-# Frames of a run that are learned from, the first ones: more would need all of them on the device.
+# Frames of a run that are learned from, the first ones of the newest epoch: more would need all of them on the device.
 RUN_FRAMES = 2048
 # What is given, the refined probe and the last state are always judged; all three have to fit into the time for it.
 LEAST_JUDGEMENTS = 3
@@ -319,7 +319,7 @@ class RunTuner:
         """
         if self._tuner is None:
             self._tuner = FineTuner(net, seed=self._seed)
-        found = self._tuner.tune(probe, frames.diffraction(frames.lit[:RUN_FRAMES]), self._seconds)
+        found = self._tuner.tune(probe, frames.diffraction(frames.newest[:RUN_FRAMES]), self._seconds)
         self.steps += found.steps
         return found
 

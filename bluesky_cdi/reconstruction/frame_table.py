@@ -13,7 +13,7 @@ from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import FloatArray, Frame
 from bluesky_cdi.reconstruction.tiles import Box, IndexArray
 
-# The last two are what refinement found.
+# Moves and factors are what refinement found.
 ROW = np.dtype(
     [
         ("seq_num", np.int64),
@@ -21,6 +21,7 @@ ROW = np.dtype(
         ("flux", np.float64),
         ("move_px", np.float64, 2),
         ("flux_factor", np.float64),
+        ("epoch", np.int64),
     ]
 )
 # Difference below which a flux that was found is the stated one: single precision.
@@ -40,10 +41,15 @@ class FrameTable:
     ----------
     grid : ObjectGrid
         Where the frames lie.
+
+    Attributes
+    ----------
+    epoch : int
+        How often the beam has become another: frames belong to the epoch in which they came.
     """
 
     def __init__(self, grid: ObjectGrid) -> None:
-        self.grid = grid
+        self.grid, self.epoch = grid, 0
         self._table = np.zeros(0, ROW)
         self._row_of: dict[int, int] = {}
         self._order: IndexArray | None = np.zeros(0, np.int64)
@@ -112,13 +118,24 @@ class FrameTable:
         # What refinement found of a frame that this one replaces is not this one's.
         still, as_stated = (0.0, 0.0), 1.0
         y, x = frame.position_m
-        self._table[row] = (frame.seq_num, (y, x), frame.flux, still, as_stated)
+        self._table[row] = (frame.seq_num, (y, x), frame.flux, still, as_stated, self.epoch)
         self._order = self._corner = None
         return row
 
     def rows_of(self, seq_nums: Iterable[int]) -> IndexArray:
         """Give the rows of those of the numbers that are known."""
         return np.array([self._row_of[s] for s in seq_nums if s in self._row_of], dtype=np.int64)
+
+    def begin_epoch(self, before: IndexArray) -> None:
+        """Begin an epoch, of all frames but those of `before` (their rows) and of earlier epochs."""
+        its = self._column("epoch") == self.epoch
+        its[before] = False
+        self.epoch += 1
+        self._column("epoch")[its] = self.epoch
+
+    def newest(self, rows: IndexArray) -> IndexArray:
+        """Give those rows whose frames are of the newest epoch."""
+        return np.asarray(rows[self._column("epoch")[rows] == self.epoch])
 
     def take_positions(self, data: Diffraction, rows: IndexArray, box: Box) -> None:
         """Keep refined positions.
@@ -163,14 +180,18 @@ class FrameTable:
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give numbers and refined values, in the order of the numbers."""
-        return {name: self._column(name)[self.rows] for name in ("seq_num", "move_px", "flux_factor")}
+        return {name: self._column(name)[self.rows] for name in ("seq_num", "move_px", "flux_factor", "epoch")}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take the refined values of those frames in `checkpoint` that were put here."""
-        for seq_num, move_px, factor in zip(state["seq_num"], state["move_px"], state["flux_factor"], strict=True):
-            row = self._row_of.get(int(seq_num))
-            if row is not None:
-                self._table["move_px"][row], self._table["flux_factor"][row] = move_px, factor
+        numbers = state["seq_num"]
+        is_here = np.array([number in self._row_of for number in numbers.tolist()], dtype=bool)
+        rows = self.rows_of(numbers.tolist())
+        # Checkpoints of before know of no epochs.
+        epoch = state.get("epoch", np.zeros(len(numbers), np.int64))
+        self.epoch = int(epoch.max(initial=0))
+        for name, values in (("move_px", state["move_px"]), ("flux_factor", state["flux_factor"]), ("epoch", epoch)):
+            self._table[name][rows] = values[is_here]
         self._corner = None
 
     def _column(self, name: str) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from bluesky_cdi.io.beam_centre import find_beam_centre
 from bluesky_cdi.io.frame_summaries import dark_frames
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import ObjectGrid
-from bluesky_cdi.physics.illumination import photons_through_vacuum
+from bluesky_cdi.physics.illumination import photons_through_vacuum, summed_illumination
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 from bluesky_cdi.physics.propagators import FAR_FIELD, FarField, Propagator
 from bluesky_cdi.protocols import Frame
@@ -49,7 +49,7 @@ class RegionFrames:
     own : Tensor, shape (n,), bool
         Which have their middle in the region's core.
     share : float
-        How many of all frames of the run they are.
+        How many of all frames of the newest epoch they are.
     """
 
     region: Region
@@ -172,6 +172,26 @@ class MeasuredFrames:
         rows = self.table.rows
         return rows[~np.isin(rows, self.dark)] if len(self.dark) else rows
 
+    @property
+    def newest(self) -> IndexArray:
+        """Rows of the frames with light of the newest epoch, in the order of their numbers."""
+        return self.table.newest(self.lit)
+
+    def light(self, rows: IndexArray, probe: Tensor) -> Tensor:
+        """Sum the light of frames on the whole grid, photons per pixel, (1, Y, X).
+
+        Parameters
+        ----------
+        rows : ndarray, shape (n,)
+            Their rows.
+        probe : Tensor, shape (1, M, N, N)
+            Its modes.
+        """
+        total = torch.zeros((1, *self._grid.shape), device=self._device)
+        for part in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+            total += summed_illumination(probe, self.diffraction(part))
+        return total
+
     def find_dark(self) -> tuple[IndexArray, IndexArray]:
         """Look for frames without light among all (`dark_frames`); rows that are dark now, and that were before."""
         before, self.dark = self.dark, np.flatnonzero(dark_frames(self.photons())) if len(self) else self.dark
@@ -211,14 +231,15 @@ class MeasuredFrames:
         tiling : Tiling
             How the grid is tiled.
         rows : ndarray, shape (n,), optional
-            Which; those with light that lie wholly in the region's outer box if absent.
+            Which; those with light, of the newest epoch, that lie wholly in the region's outer box if absent.
         """
         if rows is None:
-            rows = self.lit
+            rows = self.newest
             rows = rows[region.outer.holds(self.table.corner[rows], self._grid.frame_px)]
         own = np.isin(tiling.home(self.table.corner[rows]), region.tiles)
         own_here = torch.from_numpy(own).to(self._device)
-        return RegionFrames(region, rows, self.diffraction(rows, region.outer), own_here, len(rows) / max(len(self), 1))
+        share = len(rows) / max(len(self.table.newest(self.table.rows)), 1)
+        return RegionFrames(region, rows, self.diffraction(rows, region.outer), own_here, share)
 
     def diffraction(self, rows: IndexArray | None = None, box: Box | None = None) -> Diffraction:
         """Give frames on the part of the grid that is a box.

@@ -9,7 +9,8 @@ deviance of the frames. Without a network the prediction is vacuum, and what rem
 
 One probe serves all regions. Where no new frames wait, regions whose refinement still pays go on, and those are
 predicted again that rest on a worse probe, the worst explained first. The assumed probe is checked beside all that
-(`probe_checkin.live`), and again where the beam changes during the run: what was reconstructed before stays then.
+(`probe_checkin.live`), and again where the beam changes during the run. The frames since are an epoch of their own
+then: the probe is theirs, and what earlier frames have shown stays.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class PtychoReconstructor:
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         if learning and not is_interrupted():
-            rows, several = self._frames.lit, not self._tiled.is_whole
+            rows, several = self._frames.newest, not self._tiled.is_whole
             self._watch.look(self._frames, rows[self._metrics.known[rows]], self._tiled.map.object, several)
         return self._estimate(started)
 
@@ -270,12 +271,17 @@ class PtychoReconstructor:
             self._tiled.scheduler.outdate()
 
     def _take_checked(self) -> None:
-        """Go on with the probe of a check that has ended, if it is better; after a better guess predict all anew."""
+        """Go on with the probe of a check that has ended, if it is better; predict anew from the frames that had it."""
+        had = self._probe.modes
         taken = self._watch.take()
-        if taken is not Taken.NOTHING:
-            self._solver.forget()
-        if taken is Taken.GUESS:
-            self._tiled.scheduler.outdate()
+        if taken is Taken.NOTHING:
+            return
+        self._solver.forget()
+        if taken is Taken.ONWARD:
+            before = self._watch.before
+            before = before[self._metrics.known[before]]
+            self._tiled.begin_epoch(self._frames, before, had, self._probe.dark_border())
+        self._tiled.scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:
         solver, seconds = self._solver, time.monotonic() - started

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
@@ -13,7 +14,7 @@ from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
 from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
-from bluesky_cdi.reconstruction.tiles import Tiling
+from bluesky_cdi.reconstruction.tiles import IndexArray, Tiling
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,25 @@ class TiledObject:
         residual = metrics.residual[: len(frames)]
         return self.scheduler.due(np.bincount(home, weights=residual, minlength=len(self.tiling)).astype(np.float64))
 
+    def begin_epoch(self, frames: MeasuredFrames, before: IndexArray, probe: Tensor, border_px: int) -> None:
+        """Work no more on what frames have shown that had another probe than those from now on.
+
+        Parameters
+        ----------
+        frames : MeasuredFrames
+            Of the run; those of `before` and of earlier epochs are not computed with any more.
+        before : ndarray, shape (n,)
+            Rows of the frames that are reconstructed and had the other probe.
+        probe : Tensor, shape (1, M, N, N), complex64
+            Modes of that one.
+        border_px : int
+            Pixels along each side of a frame on which no light falls.
+        """
+        self.map.begin_epoch(frames.light(before, probe))
+        frames.table.begin_epoch(before)
+        touched = self.tiling.touched(frames.table.corner[frames.newest], border_px)
+        self.scheduler.forget(np.setdiff1d(np.arange(len(self.tiling)), touched).tolist())
+
     def take_over(self, other: TiledObject, frames: MeasuredFrames) -> None:
         """Take over what is known on a smaller grid of the same pixels.
 
@@ -83,5 +103,6 @@ class TiledObject:
         """
         moved = np.rint((np.asarray(other.grid.origin_m) - np.asarray(self.grid.origin_m)) / self.grid.pixel_m)
         self.map.take_over(other.map, (int(moved[0]), int(moved[1])))
-        tiles = np.unique(self.tiling.home(frames.table.corner)).tolist()
+        table = frames.table
+        tiles = np.unique(self.tiling.home(table.corner[table.newest(table.rows)])).tolist()
         self.scheduler.take_over(tiles, other.scheduler.has_outdated)
