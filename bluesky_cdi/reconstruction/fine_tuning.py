@@ -332,7 +332,7 @@ class RunTuner:
         """
         if self._tuner is None:
             self._tuner = FineTuner(net, seed=self._seed)
-        found = self._tuner.tune(probe, frames.diffraction(frames.newest[:RUN_FRAMES]), self._seconds)
+        found = self._tuner.tune(probe, frames.diffraction(frames.light.newest[:RUN_FRAMES]), self._seconds)
         self.steps += found.steps
         return found
 

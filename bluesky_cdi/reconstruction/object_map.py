@@ -115,13 +115,13 @@ class ObjectMap:
             known = getattr(other, name)
             getattr(self, name)[..., y : y + known.shape[-2], x : x + known.shape[-1]] = known
 
-    def begin_epoch(self, light: Tensor) -> None:
-        """Let what was found stay where its frames have thrown more light than those from now on.
+    def keep(self, light: Tensor) -> None:
+        """Let what is found stay where frames have thrown more light than those from now on.
 
         Parameters
         ----------
         light : Tensor, shape (1, Y, X)
-            Of the frames of the epoch that is over, photons per pixel.
+            Of some frames of the epoch that is over, photons per pixel.
         """
         self.earlier = light if self.earlier is None else self.earlier + light
 

@@ -137,13 +137,13 @@ class PtychoReconstructor:
         self._probe.follow_flux(flux, table.mean_flux)
         self._solver.forget()
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
-        dark, lit = self._frames.find_dark()
+        dark, lit = self._frames.light.find_dark()
         self._metrics.forget(dark)
         if not self._probe.is_scaled:
-            self._probe.scale(self._frames.mean_photons())
-        elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.mean_photons():
+            self._probe.scale(self._frames.light.mean_photons())
+        elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.light.mean_photons():
             # The first frames were dark, which only those that came later tell.
-            self._probe.scale(self._frames.mean_photons())
+            self._probe.scale(self._frames.light.mean_photons())
             self._tiled.scheduler.outdate()
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
         corner, tiling, scheduler = table.corner, self._tiled.tiling, self._tiled.scheduler
@@ -197,7 +197,7 @@ class PtychoReconstructor:
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         if learning and not is_interrupted():
-            rows, several = self._frames.newest, not self._tiled.is_whole
+            rows, several = self._frames.light.newest, not self._tiled.is_whole
             self._watch.look(self._frames, rows[self._metrics.known[rows]], self._tiled.map.object, several)
         return self._estimate(started)
 
@@ -290,13 +290,13 @@ class PtychoReconstructor:
             "ended": solver.ended,
             "falling": solver.falling,
             "off_centre_px": self._frames.off_centre_px,
-            "plain_residual": self._frames.plain_residual(),
+            "plain_residual": self._frames.light.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
         }
         table = self._frames.table
         if (found := table.other_flux) and not self._config.refine_flux:
             progress["other_flux"] = found
-        if len(self._frames.dark):
-            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.dark]).tolist()
+        if len(self._frames.light.dark):
+            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.light.dark]).tolist()
         source = {**self._source, **progress, **self._watch.source()}
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.reconstruction.frame_light import CHUNK
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.object_map import ObjectMap
@@ -86,9 +88,10 @@ class TiledObject:
         border_px : int
             Pixels along each side of a frame on which no light falls.
         """
-        self.map.begin_epoch(frames.light(before, probe))
+        for rows in np.split(before, range(CHUNK, len(before), CHUNK)):
+            self.map.keep(summed_illumination(probe, frames.diffraction(rows)))
         frames.table.begin_epoch(before)
-        touched = self.tiling.touched(frames.table.corner[frames.newest], border_px)
+        touched = self.tiling.touched(frames.table.corner[frames.light.newest], border_px)
         self.scheduler.forget(np.setdiff1d(np.arange(len(self.tiling)), touched).tolist())
 
     def take_over(self, other: TiledObject, frames: MeasuredFrames) -> None:

@@ -92,7 +92,7 @@ class LiveCheckIn:
         if self._thread is not None or self._closed.is_set() or not self._left or len(frames) < self._left[0]:
             return
         self._checked = len(frames)
-        rows = frames.lit
+        rows = frames.light.lit
         self._start(
             frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)]), assumed, current
         )

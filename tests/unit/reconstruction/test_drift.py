@@ -111,18 +111,18 @@ def test_frames_belong_to_the_epoch_in_which_they_came():
     held, frames = four_frames()
     held.add(frames[:3])
     held.table.begin_epoch(np.array([0, 1]))
-    assert held.newest.tolist() == [2]
+    assert held.light.newest.tolist() == [2]
     again, _ = four_frames()
     again.restore(held.checkpoint(), frames)
     # New ones are of the newest, and so is one that is measured again.
     again.add([frames[3], frames[0]])
-    assert again.newest.tolist() == [0, 2, 3]
+    assert again.light.newest.tolist() == [0, 2, 3]
     again.table.begin_epoch(np.array([0]))
-    assert again.newest.tolist() == [2, 3]
+    assert again.light.newest.tolist() == [2, 3]
     older = {name: values for name, values in held.checkpoint().items() if name != "epoch"}
     once, _ = four_frames()
     once.restore(older, frames)
-    assert once.newest.tolist() == [0, 1, 2]
+    assert once.light.newest.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("failure", [GeometryError("no light"), None])

@@ -30,7 +30,7 @@ def test_what_an_epoch_has_shown_stays_where_it_has_thrown_more_light():
     errors = UncertaintyEstimate(torch.full((4, 6), 0.1), torch.full((4, 6), 0.1), torch.zeros(1, 1))
     known.write(view, torch.full((1, 4, 6), 1j), light)
     known.write_errors(region, errors)
-    known.begin_epoch(light)
+    known.keep(light)
 
     def row(name):
         return getattr(known, name)[..., 0, :].flatten().tolist()
