@@ -139,7 +139,7 @@ class MeasuredFrames:
     def use_grid(self, grid: ObjectGrid) -> None:
         """Place the frames on another grid of the same pixels, which holds them all."""
         self._grid = grid
-        self.table.use_grid(grid)
+        self.table.grid = grid
 
     def use_mask(self, valid: npt.NDArray[np.bool_]) -> None:
         """State the valid pixels, (N, N), bool, as the detector has them."""
@@ -189,8 +189,8 @@ class MeasuredFrames:
         """
         rows = self.light.lit if rows is None else rows
         box = Box((0, 0), self._grid.shape) if box is None else box
-        corner, shift = self.table.placed(rows)
-        flux, stated = (torch.from_numpy(each).to(self._device, torch.float32) for each in self.table.flux(rows))
+        corner, shift = (each[rows] for each in self.table.places)
+        flux, stated = (torch.from_numpy(each).to(self._device, torch.float32) for each in self.table.flux.of(rows))
         return Diffraction(
             counts=self._kept_working(rows),
             corner=torch.from_numpy(corner - np.asarray(box.low)).to(self._device),

@@ -128,13 +128,13 @@ class PtychoReconstructor:
         if not frames:
             return
         table = self._frames.table
-        known, flux = len(table), table.mean_flux
+        known, flux = len(table), table.flux.mean
         replaced = table.rows_of(frame.seq_num for frame in frames)
         left = table.corner[replaced]
         rows = self._frames.add(frames)
         self._metrics.make_room(len(table))
         self._metrics.forget(rows)
-        self._probe.follow_flux(flux, table.mean_flux)
+        self._probe.follow_flux(flux, table.flux.mean)
         self._solver.forget()
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
         dark, lit = self._frames.light.find_dark()
@@ -294,7 +294,7 @@ class PtychoReconstructor:
             "fine_tuning_steps": self._tuner.steps,
         }
         table = self._frames.table
-        if (found := table.other_flux) and not self._config.refine_flux:
+        if (found := table.flux.others) and not self._config.refine_flux:
             progress["other_flux"] = found
         if len(self._frames.light.dark):
             progress["dark_frames"] = np.sort(table.seq_nums[self._frames.light.dark]).tolist()

@@ -89,9 +89,9 @@ class RegionWork:
         table, data = self._frames.table, solved.refined.data[frames.own]
         if self._refine_positions:
             table.take_positions(data, frames.own_rows, frames.region.outer)
-        flux = table.mean_flux
-        self._metrics.forget_vacuum(table.take_flux(data, frames.own_rows))
-        self._probe.follow_flux(flux, table.mean_flux)
+        flux = table.flux.mean
+        self._metrics.forget_vacuum(table.flux.take(data, frames.own_rows))
+        self._probe.follow_flux(flux, table.flux.mean)
 
     def _write(self, tiled: TiledObject, solved: Solved, frames: RegionFrames) -> None:
         """Write a region's core, and judge it: predicted errors, embeddings of its own frames, residual of all."""
