@@ -187,15 +187,20 @@ def scan_of(case: Case, seed: int) -> Scan:
     Scan
     """
     problem = simulate(case, seed, torch.device("cpu"))
-    centre_px = problem.data.corner + case.frame_px // 2 + problem.data.shift_px
     return Scan(
         to_centre(problem.data.counts).numpy(),
-        np.asarray(problem.origin_m) + centre_px.double().numpy() * problem.pixel_m,
+        positions_of(problem),
         case.geometry,
         problem.probe[0].numpy(),
         name=f"{case.sample}, {photons(case.dose)} photons, seed {seed}",
         source={"propagation": "far field", "simulated": asdict(case), "seed": seed},
     )
+
+
+def positions_of(problem: Problem) -> FloatArray:
+    """Compute where frames were measured, (y, x), metres, (n, 2)."""
+    centre_px = problem.data.corner + problem.probe.shape[-1] // 2 + problem.data.shift_px
+    return np.asarray(problem.origin_m) + centre_px.double().numpy() * problem.pixel_m
 
 
 def grid_positions(side_m: float, step_m: float, rng: np.random.Generator) -> FloatArray:

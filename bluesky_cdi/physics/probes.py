@@ -12,6 +12,9 @@ from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.physics.optics import lens_field, mirror_pair_field
 from bluesky_cdi.physics.zone_plate import ZonePlate, zone_plate_field
 
+# Of an evenly lit aperture this share lies within 0.975 of its radius; a refined probe has some noise beyond.
+IN_APERTURE = 0.95
+
 
 def focused_probe(
     geometry: Geometry,
@@ -251,6 +254,26 @@ def width_px(probe: Tensor) -> float:
     variance = sum(float((weight.sum(d) * (index - (weight.sum(d) * index).sum()) ** 2).sum()) for d in (0, 1))
     # A uniform disc of radius R has <y^2> + <x^2> = R^2 / 2.
     return 2 * math.sqrt(2 * variance)
+
+
+def aperture_of(probe: Tensor, pixel_m: float, wavelength_m: float) -> float:
+    """Compute the half opening angle of the cone that holds `IN_APERTURE` of a probe's photons, radians.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (M, N, N), complex
+        Its modes.
+    pixel_m : float
+        Its pixel, metres.
+    wavelength_m : float
+        Of the beam, metres.
+    """
+    frequency = torch.fft.fftfreq(probe.shape[-1], pixel_m, dtype=torch.float64, device=probe.device)
+    angle = wavelength_m * torch.hypot(frequency[:, None], frequency[None, :]).flatten()
+    photons = torch.fft.fft2(probe.to(torch.complex128)).abs().square().sum(dim=0).flatten()
+    order = angle.argsort()
+    within = photons[order].cumsum(0)
+    return float(angle[order][int(torch.searchsorted(within, IN_APERTURE * within[-1]))])
 
 
 def propagated(probe: Tensor, pixel_m: float, wavelength_m: float, by_m: float) -> Tensor:

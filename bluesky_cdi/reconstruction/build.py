@@ -13,8 +13,7 @@ from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.protocols import Agent, ComplexArray, FloatArray, RunInfo, ScanArea
-from bluesky_cdi.reconstruction.probe_guess import first_probe, with_modes
-from bluesky_cdi.reconstruction.probe_library import offered
+from bluesky_cdi.reconstruction.probe_guess import first_probe, first_probe_and_offer, with_modes
 
 if TYPE_CHECKING:
     from bluesky_cdi.agent.space import SearchSpace
@@ -74,13 +73,17 @@ def build_reconstructor(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     notes: dict[str, Any] = {"preprocessing": dict(done.notes)} if done is not None and done.notes else {}
-    if probe is None and config.probe.file is None and (offer := offered(geometry, config)) is not None:
-        logger.info("run %s begins with %s", info.scan_id, offer)
-        notes["first_probe"] = str(offer)
+    if probe is not None:
+        probe = with_modes(probe, config.probe.modes, geometry.frame_px)
+    else:
+        probe, offer = first_probe_and_offer(geometry, config)
+        if offer is not None:
+            logger.info("run %s begins with %s", info.scan_id, offer)
+            notes["first_probe"] = str(offer)
     kind = GrowingReconstructor if info.grows else PtychoReconstructor
     return kind(
         grid,
-        first_probe(geometry, config) if probe is None else with_modes(probe, config.probe.modes, geometry.frame_px),
+        probe,
         settings,
         trained=load_weights(settings.weights, device) if settings.name == "pinn" else None,
         mask=mask,

@@ -2,8 +2,9 @@
 
 The frames are their own judge. The network predicts from a random part of the frames of a small window, and the loss
 is the Poisson deviance of all of them under the object that it makes, so it can't fit the noise of frames that it
-doesn't see. Every tenth frame is kept out of all that, and decides which state of network and probe is kept. Fewer than
-ten frames judge themselves, and can't tell the probe from the object: the probe then stays.
+doesn't see. Every tenth frame is kept out of all that, and decides which state of network and probe is kept: by the
+object that a reconstruction gets of it (`predict_object`). Fewer than ten frames judge themselves, and can't tell the
+probe from the object: the probe then stays. Of a network for several passes each step tunes one.
 
 The probe comes first: an engine refines it for a part of the time, because a wrong probe is a fault
 that the network would otherwise learn to undo.
@@ -28,6 +29,7 @@ from bluesky_cdi.engines.steps import probe_spectrum, transmission
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
+from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.windows import HeldOutWindow, ScanWindows
 from bluesky_cdi.training.losses import relative_deviance
 
@@ -44,7 +46,7 @@ LONGEST_GRADIENT = 3.0
 MEMORY = 0.99
 # Held-out frames of a window: of one in ten, so many lie well inside 32 neighbours.
 JUDGED_FRAMES = 4
-# Frames of a run that are learned from, the first ones: more would need all of them on the device.
+# Frames of a run that are learned from, the first ones of the newest epoch: more would need all of them on the device.
 RUN_FRAMES = 2048
 # What is given, the refined probe and the last state are always judged; all three have to fit into the time for it.
 LEAST_JUDGEMENTS = 3
@@ -235,8 +237,10 @@ class FineTuner:
         None: it would not be finite, and isn't made.
         """
         # Callers are free to compute without gradients.
+        given = window[self._given_frames(len(window)).to(probe.device)]
+        start = self._some_passes(probe, given)
         with torch.enable_grad():
-            obj = self._net(probe, window[self._given_frames(len(window)).to(probe.device)])[-1]
+            obj = self._net(probe, given, start)[-1]
             loss = relative_deviance(obj, probe, window).mean()
             self._optimiser.zero_grad(set_to_none=True)
             (LOSS_SCALE * loss).backward()  # type: ignore[no-untyped-call]
@@ -255,6 +259,15 @@ class FineTuner:
         """Draw the numbers of a window's frames that the network is given: at least one, and of several not all."""
         return torch.randperm(count, generator=self._generator)[: max(1, int(self.config.input_share * count))]
 
+    @torch.no_grad()
+    def _some_passes(self, probe: Tensor, given: Diffraction) -> Tensor | None:
+        """Make some passes, less by one at least than the network is for; None: vacuum, where there are none."""
+        obj = None
+        if (passes := self._net.config.passes) > 1:
+            for _ in range(int(torch.randint(passes, (), generator=self._generator))):
+                obj = self._net(probe, given, obj)[-1]
+        return obj
+
     def _set_rate(self, progress: float) -> None:
         warm_up = min(1.0, (self._steps + 1) / self.config.warm_up)
         falling = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
@@ -266,7 +279,7 @@ class FineTuner:
         """Find a probe by an engine that begins with the state's network and probe."""
         middle = call.windows.training[len(call.windows.training) // 2]
         part = call.windows.around(int(middle), self.config.probe_frames)
-        start = Solution.start(state.net(state.probe, part)[-1], state.probe, part)
+        start = Solution.start(predict_object(state.net, state.probe, part), state.probe, part)
 
         def in_time(epochs: int, solution: Solution) -> bool:
             return call.progress < self.config.probe_share
@@ -319,7 +332,7 @@ class RunTuner:
         """
         if self._tuner is None:
             self._tuner = FineTuner(net, seed=self._seed)
-        found = self._tuner.tune(probe, frames.diffraction(frames.lit[:RUN_FRAMES]), self._seconds)
+        found = self._tuner.tune(probe, frames.diffraction(frames.light.newest[:RUN_FRAMES]), self._seconds)
         self.steps += found.steps
         return found
 
@@ -397,7 +410,7 @@ def held_out_deviance(net: UnrolledNet, probe: Tensor, window: HeldOutWindow) ->
     Tensor, shape (n,)
         Poisson deviance of each held-out frame a valid pixel.
     """
-    return deviance_of(net(probe, window.given)[-1], probe, window.judged)
+    return deviance_of(predict_object(net, probe, window.given), probe, window.judged)
 
 
 @torch.no_grad()

@@ -13,26 +13,20 @@ from torch import Tensor
 
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io.beam_centre import find_beam_centre
-from bluesky_cdi.io.frame_summaries import dark_frames
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import ObjectGrid
-from bluesky_cdi.physics.illumination import photons_through_vacuum
-from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 from bluesky_cdi.physics.propagators import FAR_FIELD, FarField, Propagator
 from bluesky_cdi.protocols import Frame
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.count_store import CountStore
+from bluesky_cdi.reconstruction.frame_light import FrameLight
 from bluesky_cdi.reconstruction.frame_table import FrameTable
 from bluesky_cdi.reconstruction.tiles import Box, IndexArray, Region, Tiling
 
 # Counts in memory, unless stated otherwise: 4 GiB.
 MEMORY_BYTES = 2**32
-# Frames read at a time where only a sum of each is wanted.
-CHUNK = 256
 # Frames after which the bad pixels are looked for again; more frames tell no more.
 BAD_PIXEL_FRAMES = 32
-# Frames that show how much they differ from each other.
-PLAIN_FRAMES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +43,7 @@ class RegionFrames:
     own : Tensor, shape (n,), bool
         Which have their middle in the region's core.
     share : float
-        How many of all frames of the run they are.
+        How many of all frames of the newest epoch they are.
     """
 
     region: Region
@@ -91,8 +85,8 @@ class MeasuredFrames:
     off_centre_px : tuple of float or None
         Where the direct beam of the first frames lies from the middle (rows, columns), pixels; None in the near field,
         and where it is not found.
-    dark : ndarray, shape (m,)
-        Rows of frames without light, as `find_dark` found them: nothing is computed from them.
+    light : FrameLight
+        How much of it they hold, and which are dark: nothing is computed from these.
     """
 
     def __init__(
@@ -108,16 +102,13 @@ class MeasuredFrames:
         self.table = FrameTable(grid)
         self.mask: Tensor | None = None
         self.off_centre_px: tuple[float, float] | None = None
-        self.dark: IndexArray = np.zeros(0, np.int64)
-        # By row; NaN where they are not summed yet.
-        self._photons: npt.NDArray[np.float64] = np.zeros(0)
+        self.light = FrameLight(self.table, lambda rows: (self._working(rows), self.mask))
         self._grid, self._device = grid, device
         self._background, self._saturation, self._propagator = background, saturation, propagator
         side = grid.frame_px
         self._known_mask = np.ones((side, side), bool) if known_mask is None else np.asarray(known_mask, dtype=bool)
         self._counts = CountStore(grid.frame_px, memory_bytes)
         self._cached: tuple[IndexArray, Tensor] | None = None
-        self._plain: tuple[int, float | None] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -148,12 +139,12 @@ class MeasuredFrames:
     def use_grid(self, grid: ObjectGrid) -> None:
         """Place the frames on another grid of the same pixels, which holds them all."""
         self._grid = grid
-        self.table.use_grid(grid)
+        self.table.grid = grid
 
     def use_mask(self, valid: npt.NDArray[np.bool_]) -> None:
         """State the valid pixels, (N, N), bool, as the detector has them."""
         self.mask = self._propagator.to_working(torch.from_numpy(valid)).to(self._device)
-        self._photons[:] = np.nan
+        self.light.forget_all()
 
     def find_bad_pixels(self) -> bool:
         """Leave out the pixels that the first frames show to be hot or dead; whether the mask is another one now."""
@@ -166,41 +157,6 @@ class MeasuredFrames:
             self.off_centre_px = _off_centre_px(counts.mean(axis=0), valid)
         return before is None or not torch.equal(before, self.mask)  # type: ignore[arg-type]  # `use_mask` has set it
 
-    @property
-    def lit(self) -> IndexArray:
-        """Rows of the frames with light, in the order of their numbers."""
-        rows = self.table.rows
-        return rows[~np.isin(rows, self.dark)] if len(self.dark) else rows
-
-    def find_dark(self) -> tuple[IndexArray, IndexArray]:
-        """Look for frames without light among all (`dark_frames`); rows that are dark now, and that were before."""
-        before, self.dark = self.dark, np.flatnonzero(dark_frames(self.photons())) if len(self) else self.dark
-        return np.setdiff1d(self.dark, before), np.setdiff1d(before, self.dark)
-
-    def mean_photons(self) -> float:
-        """Give nearly the photons of a frame with light through vacuum; see `photons_through_vacuum`."""
-        return photons_through_vacuum(self.photons()[self.lit])
-
-    def plain_residual(self) -> float | None:
-        """Compute the mean deviance of frames, spread over the run, if each were like their mean but for its photons.
-
-        It knows nothing of object and probe: an image must explain its frames far better. None for fewer than two.
-        """
-        rows = self.lit
-        if self._plain is None or self._plain[0] != len(rows):
-            some = rows[np.unique(np.linspace(0, len(rows) - 1, PLAIN_FRAMES).round().astype(np.int64))]
-            self._plain = len(rows), self._deviance_of_mean(some) if len(some) > 1 else None
-        return self._plain[1]
-
-    def photons(self) -> npt.NDArray[np.float64]:
-        """Sum the valid pixels of each frame, by row, (n,)."""
-        missing = np.flatnonzero(np.isnan(self._photons[: len(self)]))
-        for rows in np.split(missing, range(CHUNK, len(missing), CHUNK)) if len(missing) else []:
-            counts = self._working(rows)
-            valid = counts if self.mask is None else torch.where(self.mask, counts, 0.0)
-            self._photons[rows] = valid.sum(dim=(-2, -1)).cpu().numpy()
-        return self._photons[: len(self)]
-
     def of_region(self, region: Region, tiling: Tiling, rows: IndexArray | None = None) -> RegionFrames:
         """Give the frames of a region of a tiled grid, at the places where they are now.
 
@@ -211,14 +167,15 @@ class MeasuredFrames:
         tiling : Tiling
             How the grid is tiled.
         rows : ndarray, shape (n,), optional
-            Which; those with light that lie wholly in the region's outer box if absent.
+            Which; those with light, of the newest epoch, that lie wholly in the region's outer box if absent.
         """
         if rows is None:
-            rows = self.lit
+            rows = self.light.newest
             rows = rows[region.outer.holds(self.table.corner[rows], self._grid.frame_px)]
         own = np.isin(tiling.home(self.table.corner[rows]), region.tiles)
         own_here = torch.from_numpy(own).to(self._device)
-        return RegionFrames(region, rows, self.diffraction(rows, region.outer), own_here, len(rows) / max(len(self), 1))
+        share = len(rows) / max(len(self.table.newest(self.table.rows)), 1)
+        return RegionFrames(region, rows, self.diffraction(rows, region.outer), own_here, share)
 
     def diffraction(self, rows: IndexArray | None = None, box: Box | None = None) -> Diffraction:
         """Give frames on the part of the grid that is a box.
@@ -230,10 +187,10 @@ class MeasuredFrames:
         box : Box, optional
             The whole grid if absent.
         """
-        rows = self.lit if rows is None else rows
+        rows = self.light.lit if rows is None else rows
         box = Box((0, 0), self._grid.shape) if box is None else box
-        corner, shift = self.table.placed(rows)
-        flux, stated = (torch.from_numpy(each).to(self._device, torch.float32) for each in self.table.flux(rows))
+        corner, shift = (each[rows] for each in self.table.places)
+        flux, stated = (torch.from_numpy(each).to(self._device, torch.float32) for each in self.table.flux.of(rows))
         return Diffraction(
             counts=self._kept_working(rows),
             corner=torch.from_numpy(corner - np.asarray(box.low)).to(self._device),
@@ -278,18 +235,8 @@ class MeasuredFrames:
         if "off_centre_px" in state:
             row, column = state["off_centre_px"].tolist()
             self.off_centre_px = row, column
-        self.find_dark()
+        self.light.find_dark()
         return np.isin(numbers, list(there))
-
-    def _deviance_of_mean(self, rows: IndexArray) -> float:
-        counts = self._working(rows)
-        counts = counts if self.mask is None else torch.where(self.mask, counts, 0.0)
-        total, photons = counts.sum(dim=0), counts.sum(dim=(-2, -1)).clamp_min(1.0)[:, None, None]
-        # Of all others: a frame is no evidence of what it looks like. A little light everywhere, for pixels that
-        # count a photon in one frame only.
-        others = total - counts + 0.5
-        likeness = others / others.sum(dim=(-2, -1), keepdim=True)
-        return float(mean_over_valid(poisson_deviance(photons * likeness, counts), self.mask).mean())
 
     def _check(self, frames: list[Frame]) -> None:
         side = self._grid.frame_px
@@ -306,9 +253,7 @@ class MeasuredFrames:
         """Keep one frame; give its row."""
         known = len(self)
         row = self.table.put(frame)
-        if row >= len(self._photons):
-            self._photons = np.concatenate([self._photons, np.full(max(CHUNK, row), np.nan)])
-        self._photons[row] = np.nan
+        self.light.forget(row)
         # A flag (NaN, -1, the type's maximum) times 0 need not be 0: it goes before anything is computed.
         counts = frame.counts if self._known_mask.all() else np.where(self._known_mask, frame.counts, 0)
         if row < known:

@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import Frame
-from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
-from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
-from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
-from bluesky_cdi.reconstruction.tiles import GRID_PX, Tiling
+from bluesky_cdi.reconstruction.tiled_object import TiledObject
+from bluesky_cdi.reconstruction.tiles import GRID_PX
 
 
 class GrowingReconstructor(PtychoReconstructor):
@@ -36,15 +34,15 @@ class GrowingReconstructor(PtychoReconstructor):
             If the grid would become too large.
         """
         if frames:
-            slack = max(self._grid.frame_px, max(self._grid.shape) // 4)
-            grid = self._grid.grown_to(np.array([frame.position_m for frame in frames]), slack, GRID_PX)
-            if grid is not self._grid:
+            slack = max(self._tiled.grid.frame_px, max(self._tiled.grid.shape) // 4)
+            grid = self._tiled.grid.grown_to(np.array([frame.position_m for frame in frames]), slack, GRID_PX)
+            if grid is not self._tiled.grid:
                 self._move_to(grid)
         super().add(frames)
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give the grid, beside what every reconstructor gives."""
-        grid = {"grid/origin_m": np.array(self._grid.origin_m), "grid/shape": np.array(self._grid.shape)}
+        grid = {"grid/origin_m": np.array(self._tiled.grid.origin_m), "grid/shape": np.array(self._tiled.grid.shape)}
         return {**super().checkpoint(), **grid}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
@@ -59,19 +57,13 @@ class GrowingReconstructor(PtychoReconstructor):
         """
         if not len(self._frames):
             (y, x), (rows, columns) = state["grid/origin_m"].tolist(), state["grid/shape"].tolist()
-            self._move_to(replace(self._grid, origin_m=(y, x), shape=(rows, columns)))
+            self._move_to(replace(self._tiled.grid, origin_m=(y, x), shape=(rows, columns)))
         super().restore(state, frames)
 
     def _move_to(self, grid: ObjectGrid) -> None:
         """Go on on another grid of the same pixels; a larger one if there are frames."""
-        before, self._grid = self._grid, grid
+        before, self._tiled = self._tiled, TiledObject.on(grid, self._config.window_px, self._device)
         self._frames.use_grid(grid)
-        self._tiling = Tiling.covering(grid.shape, grid.frame_px, self._config.window_px)
-        whole = len(self._tiling) == 1
-        self._solver.use_grid(mixes=not whole)
-        outdated, self._scheduler = self._scheduler.has_outdated, TileScheduler(len(self._tiling), LEAST_GAIN)
-        known, self._map = self._map, ObjectMap(grid.shape, grid.frame_px, whole, self._device)
+        self._solver.use_grid(mixes=not self._tiled.is_whole)
         if len(self._frames):
-            moved = np.rint((np.asarray(before.origin_m) - np.asarray(grid.origin_m)) / grid.pixel_m)
-            self._map.take_over(known, (int(moved[0]), int(moved[1])))
-            self._scheduler.take_over(np.unique(self._tiling.home(self._frames.table.corner)).tolist(), outdated)
+            self._tiled.take_over(before, self._frames)

@@ -86,6 +86,8 @@ class ObjectMap:
     illumination : Tensor, shape (1, Y, X)
         Photons per pixel.
     std_amplitude, std_phase_rad : Tensor, shape (Y, X)
+    earlier : Tensor, shape (1, Y, X), or None
+        Photons per pixel of the frames of earlier epochs; None before the beam has become another.
     """
 
     def __init__(self, shape: tuple[int, int], frame_px: int, whole: bool, device: torch.device) -> None:
@@ -94,6 +96,7 @@ class ObjectMap:
         self.illumination = torch.zeros((1, *shape), device=device)
         self.std_amplitude = torch.ones(shape, device=device)
         self.std_phase_rad = torch.full(shape, UNKNOWN_STD_RAD, device=device)
+        self.earlier: Tensor | None = None
 
     def take_over(self, other: ObjectMap, corner: tuple[int, int]) -> None:
         """Take over all that a smaller map knows.
@@ -106,9 +109,21 @@ class ObjectMap:
             Where its first pixel (y, x) lies on this one.
         """
         y, x = corner
-        for name in KEPT:
+        if other.earlier is not None:
+            self.earlier = torch.zeros_like(self.illumination)
+        for name in other._kept:
             known = getattr(other, name)
             getattr(self, name)[..., y : y + known.shape[-2], x : x + known.shape[-1]] = known
+
+    def keep(self, light: Tensor) -> None:
+        """Let what is found stay where frames have thrown more light than those from now on.
+
+        Parameters
+        ----------
+        light : Tensor, shape (1, Y, X)
+            Of some frames of the epoch that is over, photons per pixel.
+        """
+        self.earlier = light if self.earlier is None else self.earlier + light
 
     def view(self, region: Region, probe: Tensor) -> RegionView:
         """Give what is known on a region's outer box.
@@ -125,7 +140,7 @@ class ObjectMap:
         return RegionView(region, self.object[outer], known, self._width_px)
 
     def write(self, view: RegionView, obj: Tensor, illumination: Tensor) -> Tensor:
-        """Take over the core of a region's object.
+        """Take over the core of a region's object, where no earlier epoch has thrown more light.
 
         Parameters
         ----------
@@ -145,8 +160,8 @@ class ObjectMap:
         core = region.core_pixels
         if self._width_px:
             obj = torch.where(illumination > 0, view.embedded(obj), 1)
-        self.object[region.core.pixels] = obj[core]
-        self.illumination[region.core.pixels] = illumination[core]
+        self._put_light(region, illumination[core])
+        self._put(region, "object", obj[core])
         return self.object[region.outer.pixels]
 
     def write_errors(self, region: Region, found: UncertaintyEstimate) -> Tensor:
@@ -165,24 +180,43 @@ class ObjectMap:
             Those of the phase on the outer box as they are now, radians.
         """
         core = region.core_pixels
-        self.std_amplitude[region.core.pixels] = found.std_amplitude[core]
-        self.std_phase_rad[region.core.pixels] = found.std_phase_rad[core]
+        self._put(region, "std_amplitude", found.std_amplitude[core])
+        self._put(region, "std_phase_rad", found.std_phase_rad[core])
         return self.std_phase_rad[region.outer.pixels]
 
     def clear(self, region: Region) -> None:
-        """Forget a region that its last frames have left."""
-        core = region.core.pixels
-        self.object[core], self.illumination[core] = 1, 0
-        self.std_amplitude[core], self.std_phase_rad[core] = 1, UNKNOWN_STD_RAD
+        """Forget a region that its last frames have left; what is of earlier epochs stays."""
+        nothing = torch.zeros_like(self.illumination[region.core.pixels])
+        self._put_light(region, nothing)
+        self._put(region, "object", (nothing + 1).to(self.object.dtype))
+        self._put(region, "std_amplitude", nothing[0] + 1)
+        self._put(region, "std_phase_rad", nothing[0] + UNKNOWN_STD_RAD)
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give copies of all."""
-        return {name: getattr(self, name).cpu().numpy().copy() for name in KEPT}
+        return {name: getattr(self, name).cpu().numpy().copy() for name in self._kept}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` of a map of the same grid gave."""
-        for name in KEPT:
-            setattr(self, name, torch.from_numpy(np.array(state[name])).to(self.object.device))
+        for name, values in state.items():
+            setattr(self, name, torch.from_numpy(np.array(values)).to(self.object.device))
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        return KEPT if self.earlier is None else (*KEPT, "earlier")
+
+    def _put_light(self, region: Region, light: Tensor) -> None:
+        """Note the light of the newest frames on a region's core, (1, y, x)."""
+        core = region.core.pixels
+        self.illumination[core] = light if self.earlier is None else light + self.earlier[core]
+
+    def _put(self, region: Region, name: str, values: Tensor) -> None:
+        """Write a region's core, (..., y, x), where the frames of earlier epochs have not thrown more light."""
+        core, kept = region.core.pixels, getattr(self, name)
+        if self.earlier is not None:
+            is_newest = (self.illumination[core] >= 2 * self.earlier[core])[0]
+            values = torch.where(is_newest, values, kept[core])
+        kept[core] = values
 
 
 def share_of_new(region: Region, width_px: int) -> npt.NDArray[np.float32]:

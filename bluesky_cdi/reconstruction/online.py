@@ -9,7 +9,8 @@ deviance of the frames. Without a network the prediction is vacuum, and what rem
 
 One probe serves all regions. Where no new frames wait, regions whose refinement still pays go on, and those are
 predicted again that rest on a worse probe, the worst explained first. The assumed probe is checked beside all that
-(`probe_checkin.live`), and again where the beam changes during the run: what was reconstructed before stays then.
+(`probe_checkin.live`), and again where the beam changes during the run. The frames since are an epoch of their own
+then: the probe is theirs, and what earlier frames have shown stays.
 """
 
 from __future__ import annotations
@@ -24,32 +25,27 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.io.frame_summaries import DARK_SHARE
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
-from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
-from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
+from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
-from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames, RegionFrames
-from bluesky_cdi.reconstruction.object_map import ObjectMap
-from bluesky_cdi.reconstruction.prediction import LEAST_GAIN
+from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames
 from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
 from bluesky_cdi.reconstruction.probe_watch import ProbeWatch, Taken
-from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
+from bluesky_cdi.reconstruction.region_solver import RegionSolver
+from bluesky_cdi.reconstruction.region_work import RegionWork
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
-from bluesky_cdi.reconstruction.tile_scheduler import TileScheduler
-from bluesky_cdi.reconstruction.tiles import Region, Tiling
+from bluesky_cdi.reconstruction.tiled_object import TiledObject
 from bluesky_cdi.reconstruction.uncertainty import (
     NetworkEstimator,
     PhotonNoiseEstimator,
     UncertaintyEstimator,
-    under_frames,
 )
 
 BoolArray = npt.NDArray[np.bool_]
@@ -111,49 +107,49 @@ class PtychoReconstructor:
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
             raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
         net = trained.unrolled_net if trained else None
-        self._grid, self._config, self._device = grid, config, device
+        self._config, self._device = config, device
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
         )
         self._metrics = FrameMetrics(device)
-        self._tiling = Tiling.covering(grid.shape, side, config.window_px)
-        whole = len(self._tiling) == 1
-        self._scheduler = TileScheduler(len(self._tiling), LEAST_GAIN)
+        self._tiled = TiledObject.on(grid, config.window_px, device)
         self._probe = SharedProbe(probe, device)
         self._watch = ProbeWatch(self._probe, check_in)
-        self._map = ObjectMap(grid.shape, side, whole, device)
-        self._solver = RegionSolver(config, net, mixes=not whole, seed=seed, on_progress=on_progress)
-        self._estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
+        self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
+        estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
+        self._work = RegionWork(
+            self._frames, self._metrics, self._probe, self._solver, estimator, refine_positions=config.refine_positions
+        )
         self._tuner = RunTuner(seed, config.fine_tune_s)
-        self._source = {**source_of(config, trained, self._estimator.name, seed, str(device)), **(notes or {})}
+        self._source = {**source_of(config, trained, estimator.name, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; see `MeasuredFrames.add` for the errors."""
         if not frames:
             return
         table = self._frames.table
-        known, flux = len(table), table.mean_flux
+        known, flux = len(table), table.flux.mean
         replaced = table.rows_of(frame.seq_num for frame in frames)
         left = table.corner[replaced]
         rows = self._frames.add(frames)
         self._metrics.make_room(len(table))
         self._metrics.forget(rows)
-        self._probe.follow_flux(flux, table.mean_flux)
+        self._probe.follow_flux(flux, table.flux.mean)
         self._solver.forget()
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
-        dark, lit = self._frames.find_dark()
+        dark, lit = self._frames.light.find_dark()
         self._metrics.forget(dark)
         if not self._probe.is_scaled:
-            self._probe.scale(self._frames.mean_photons())
-        elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.mean_photons():
+            self._probe.scale(self._frames.light.mean_photons())
+        elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.light.mean_photons():
             # The first frames were dark, which only those that came later tell.
-            self._probe.scale(self._frames.mean_photons())
-            self._scheduler.outdate()
+            self._probe.scale(self._frames.light.mean_photons())
+            self._tiled.scheduler.outdate()
         # Where the new frames' middles are comes first: each step then tells of a frame at least.
-        corner = table.corner
-        self._scheduler.touch(self._tiling.home(corner[rows]))
-        self._scheduler.touch(self._tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
-        self._scheduler.touch(self._tiling.touched(np.concatenate([left, corner[dark], corner[lit]])))
+        corner, tiling, scheduler = table.corner, self._tiled.tiling, self._tiled.scheduler
+        scheduler.touch(tiling.home(corner[rows]))
+        scheduler.touch(tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
+        scheduler.touch(tiling.touched(np.concatenate([left, corner[dark], corner[lit]])))
         self._watch.begin(self._frames)
 
     @torch.no_grad()
@@ -174,35 +170,35 @@ class PtychoReconstructor:
             None before the first frame, and when neither new frames nor refinement change anything. Frames
             whose region was left for the next step are not in the estimate yet.
         """
-        started, learning = time.monotonic(), self._scheduler.has_new_frames
+        started, learning = time.monotonic(), self._tiled.scheduler.has_new_frames
 
         def is_interrupted() -> bool:
             return interrupted is not None and interrupted()
 
         self._take_checked()
-        due, checking = self._scheduler.due(self._misfit()), self._watch.is_running
+        due, checking = self._tiled.due(self._frames, self._metrics), self._watch.is_running
         if checking and not due:
             # The last frame is in, and all is done but for the check of the probe.
             self._watch.wait(is_interrupted)
             self._take_checked()
-            due, started = self._scheduler.due(self._misfit()), time.monotonic()
+            due, started = self._tiled.due(self._frames, self._metrics), time.monotonic()
         if not due:
             return self._estimate(started) if checking else None
 
         def has_time() -> bool:
             return time.monotonic() < started + budget_s and not is_interrupted()
 
-        for region in self._tiling.regions(due):
-            self._work_on(region, has_time)
+        for region in self._tiled.tiling.regions(due):
+            self._work.do(self._tiled, region, has_time)
             if is_interrupted():
-                self._scheduler.reopen(region.tiles)
+                self._tiled.scheduler.reopen(region.tiles)
             if not has_time():
                 break
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         if learning and not is_interrupted():
-            rows = self._frames.lit
-            self._watch.look(self._frames, rows[self._metrics.known[rows]], self._map.object, len(self._tiling) > 1)
+            rows, several = self._frames.light.newest, not self._tiled.is_whole
+            self._watch.look(self._frames, rows[self._metrics.known[rows]], self._tiled.map.object, several)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:
@@ -212,13 +208,13 @@ class PtychoReconstructor:
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""
         parts = {
-            "object": self._map.checkpoint(),
+            "object": self._tiled.map.checkpoint(),
             "probe": self._probe.checkpoint(),
             "check_in": self._watch.checkpoint(),
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
-            "scheduler": self._scheduler.checkpoint(),
-            "solver": {name: np.array(getattr(self._solver, name)) for name in ("iterations", "ended", "falling")},
+            "scheduler": self._tiled.scheduler.checkpoint(),
+            "solver": self._solver.checkpoint(),
         }
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
@@ -241,23 +237,21 @@ class PtychoReconstructor:
             If the checkpoint's grid or probe has another shape, or its grid other tiles.
         """
         parts = parts_of(state)
-        check_restorable(parts, self._grid.shape, tuple(self._probe.modes.shape[1:]), len(self._tiling))
+        check_restorable(parts, self._tiled.grid.shape, tuple(self._probe.modes.shape[1:]), len(self._tiled.tiling))
         if len(self._frames):
             raise WorkerError(
                 f"a checkpoint goes into a reconstructor without frames; {len(self._frames)} are here already"
             )
         is_here = self._frames.restore(parts["frames"], frames)
         self._metrics.restore({name: values[is_here] for name, values in parts["metrics"].items()})
-        self._scheduler.restore(parts["scheduler"])
-        self._map.restore(parts["object"])
+        self._tiled.scheduler.restore(parts["scheduler"])
+        self._tiled.map.restore(parts["object"])
         self._probe.restore(parts["probe"])
-        self._solver.iterations, self._solver.ended = int(parts["solver"]["iterations"]), str(parts["solver"]["ended"])
-        # Checkpoints of before don't know it.
-        self._solver.falling = float(parts["solver"].get("falling", np.array(0.0)))
+        self._solver.restore(parts["solver"])
         self._watch.restore(parts.get("check_in", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
-            self._scheduler.touch(range(len(self._tiling)))
+            self._tiled.scheduler.touch(range(len(self._tiled.tiling)))
         known = set(parts["frames"]["seq_num"].tolist())
         self.add([frame for frame in frames if frame.seq_num not in known])
         self._watch.begin(self._frames)
@@ -265,62 +259,6 @@ class PtychoReconstructor:
     def close(self) -> None:
         """End a check of the probe that is being made."""
         self._watch.close()
-
-    def _misfit(self) -> FloatArray:
-        """Sum the deviance of each tile's own frames, (tiles,)."""
-        residual = self._metrics.residual[: len(self._frames)]
-        home = self._tiling.home(self._frames.table.corner)
-        return np.bincount(home, weights=residual, minlength=len(self._tiling)).astype(np.float64)
-
-    def _work_on(self, region: Region, has_time: Callable[[], bool]) -> None:
-        """Solve a region, and take over what is found."""
-        anew = self._scheduler.must_predict(region.tiles)
-        frames = self._frames.of_region(region, self._tiling)
-        if not len(frames.rows):
-            self._map.clear(region)
-            self._scheduler.forget(region.tiles)
-            return
-        view = self._map.view(region, self._probe.modes)
-        # An object that was made under another probe can be a worse start than none.
-        warm = not self._scheduler.are_outdated(region.tiles)
-        solved = self._solver.solve(frames, view, self._probe, anew=anew, warm=warm, has_time=has_time)
-        self._scheduler.done(region.tiles, settled=solved.refined is None)
-        self._take_refined(solved, frames)
-        if solved.is_new:
-            self._write(solved, frames)
-
-    def _take_refined(self, solved: Solved, frames: RegionFrames) -> None:
-        """Keep the refined probe, positions and fluxes of a region."""
-        if solved.refined is None:
-            return
-        self._probe.modes = solved.refined.probe
-        # Vacuum, which is all that there is to predict without a network, is the same under any probe.
-        if (self._solver.net is not None or len(self._tiling) > 1) and self._probe.has_moved():
-            self._scheduler.outdate()
-        table, data = self._frames.table, solved.refined.data[frames.own]
-        if self._config.refine_positions:
-            table.take_positions(data, frames.own_rows, frames.region.outer)
-        flux = table.mean_flux
-        self._metrics.forget_vacuum(table.take_flux(data, frames.own_rows))
-        self._probe.follow_flux(flux, table.mean_flux)
-
-    def _write(self, solved: Solved, frames: RegionFrames) -> None:
-        """Write a region's core, and judge it: predicted errors, embeddings of its own frames, residual of all."""
-        region = frames.region
-        # Again: positions and fluxes may be refined, and with them which frames are whose.
-        frames = self._frames.of_region(region, self._tiling, frames.rows)
-        rows, data, probe = frames.rows, frames.data, self._probe.modes
-        illumination = summed_illumination(probe, data)
-        obj = self._map.write(self._map.view(region, probe), solved.object, illumination)
-        deviance = deviance_of(obj, probe, data)
-        found = self._estimator(obj, probe, data, illumination, deviance)
-        variance = self._map.write_errors(region, found).square()
-        self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
-        if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
-            some = data[torch.from_numpy(new).to(self._device)]
-            vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
-            self._metrics.put_bounds(rows[new], vacuum, noise)
-        self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
 
     def _fine_tune(self) -> None:
         """Tune the network; what it has predicted is predicted again when no new frames wait."""
@@ -330,15 +268,20 @@ class PtychoReconstructor:
         if found.kept:
             self._solver.net = found.net
             self._probe.publish(found.probe)
-            self._scheduler.outdate()
+            self._tiled.scheduler.outdate()
 
     def _take_checked(self) -> None:
-        """Go on with the probe of a check that has ended, if it is better; after a better guess predict all anew."""
+        """Go on with the probe of a check that has ended, if it is better; predict anew from the frames that had it."""
+        had = self._probe.modes
         taken = self._watch.take()
-        if taken is not Taken.NOTHING:
-            self._solver.forget()
-        if taken is Taken.GUESS:
-            self._scheduler.outdate()
+        if taken is Taken.NOTHING:
+            return
+        self._solver.forget()
+        if taken is Taken.ONWARD:
+            before = self._watch.before
+            before = before[self._metrics.known[before]]
+            self._tiled.begin_epoch(self._frames, before, had, self._probe.dark_border())
+        self._tiled.scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:
         solver, seconds = self._solver, time.monotonic() - started
@@ -347,13 +290,13 @@ class PtychoReconstructor:
             "ended": solver.ended,
             "falling": solver.falling,
             "off_centre_px": self._frames.off_centre_px,
-            "plain_residual": self._frames.plain_residual(),
+            "plain_residual": self._frames.light.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
         }
         table = self._frames.table
-        if (found := table.other_flux) and not self._config.refine_flux:
+        if (found := table.flux.others) and not self._config.refine_flux:
             progress["other_flux"] = found
-        if len(self._frames.dark):
-            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.dark]).tolist()
+        if len(self._frames.light.dark):
+            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.light.dark]).tolist()
         source = {**self._source, **progress, **self._watch.source()}
-        return estimate_of(table, self._metrics, self._map, self._probe, seconds=seconds, source=source)
+        return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)

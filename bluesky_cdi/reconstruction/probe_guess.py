@@ -13,6 +13,7 @@ from bluesky_cdi.protocols import ComplexArray
 
 if TYPE_CHECKING:
     from bluesky_cdi.io import ProbeFile, Scan
+    from bluesky_cdi.reconstruction.probe_library import Offer
 
 # Sample pixels, and energies, that differ by no more than these shares are the same.
 SAME_PIXEL, SAME_ENERGY = 1e-3, 1e-3
@@ -85,6 +86,14 @@ def fitted(content: ProbeFile, geometry: Geometry) -> ComplexArray:
 def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
     """Compute the probe of the configured file, the nearest of the configured library, or that of the configured lens.
 
+    See `first_probe_and_offer`.
+    """
+    return first_probe_and_offer(geometry, config)[0]
+
+
+def first_probe_and_offer(geometry: Geometry, config: Config) -> tuple[ComplexArray, Offer | None]:
+    """Compute `first_probe`, and say what the library has to do with it.
+
     Parameters
     ----------
     geometry : Geometry
@@ -96,6 +105,8 @@ def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
     -------
     ndarray, shape (modes, N, N), complex64
         Of the lens: one photon in all, most of it in the first mode.
+    Offer or None
+        Of the library, where the probe is from there.
 
     Raises
     ------
@@ -107,9 +118,10 @@ def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
     from bluesky_cdi.reconstruction.probe_library import offered
 
     if config.probe.file is not None:
-        return with_modes(fitted(read_probe(config.probe.file), geometry), config.probe.modes, geometry.frame_px)
+        stated = fitted(read_probe(config.probe.file), geometry)
+        return with_modes(stated, config.probe.modes, geometry.frame_px), None
     if (offer := offered(geometry, config)) is not None:
-        return with_modes(offer.probe, config.probe.modes, geometry.frame_px)
+        return with_modes(offer.probe, config.probe.modes, geometry.frame_px), offer
     lens = config.probe
     probe = focused_probe(
         geometry,
@@ -119,7 +131,7 @@ def first_probe(geometry: Geometry, config: Config) -> ComplexArray:
         modes=lens.modes,
         coherent_share=1.0 if lens.modes == 1 else COHERENT_SHARE,
     )
-    return np.asarray(probe.numpy())
+    return np.asarray(probe.numpy()), None
 
 
 def with_modes(probe: ComplexArray, modes: int, frame_px: int) -> ComplexArray:

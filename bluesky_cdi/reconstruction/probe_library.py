@@ -8,6 +8,7 @@ any guess.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,23 +67,24 @@ def offered(geometry: Geometry, config: Config) -> Offer | None:
     Returns
     -------
     Offer or None
-        None where there is no library, or no probe in it of this energy and field. A file that can't be read is
-        told, and left out.
+        None where there is no library, or no probe in it of this energy and field that can be brought to the scan. A
+        file that can't be read is told, and left out.
     """
     if config.probe.library is None:
         return None
     found = []
     for path in sorted(config.probe.library.expanduser().glob("*.npz")):
         try:
-            content = read_probe(path)
-            found.append(
-                (_distance(content, geometry, config), -path.stat().st_mtime, _offer(path, content, geometry, config))
-            )
-        except GeometryError:
-            # Of another energy or field: for other scans.
-            continue
+            content, age = read_probe(path), -path.stat().st_mtime
         except (BlueskyCDIError, OSError) as err:
-            logger.warning("a probe of the library can't be used: %s", err)
+            # An error of the geometry knows no file.
+            named = f"{path}: {err}" if isinstance(err, GeometryError) else str(err)
+            logger.warning("a probe of the library can't be used: %s", named)
+            continue
+        try:
+            found.append((_distance(content, geometry, config), age, _offer(path, content, geometry, config)))
+        except GeometryError as err:
+            logger.debug("%s is for other scans: %s", path, err)
     return min(found, key=lambda each: each[:2])[2] if found else None
 
 
@@ -108,12 +110,13 @@ def keep(directory: Path, content: ProbeFile) -> Path:
     """
     geometry = content.geometry
     place = content.source.get(DEFOCUS) if geometry.propagation == "far" else geometry.focus_to_sample_m
+    # So many digits that settings which the library tells apart have names of their own, and read-back noise has none.
     parts = [
-        f"{geometry.energy_ev:.0f}eV",
-        f"{1e3 * geometry.distance_m:.0f}mm",
+        f"{geometry.energy_ev:.5g}eV",
+        f"{1e3 * geometry.distance_m:.4g}mm",
         f"{geometry.propagation}",
-        *([] if place is None else [f"{1e6 * place:.0f}um"]),
-        f"{geometry.frame_px}px",
+        *([] if place is None else [f"{1e6 * place:.4g}um"]),
+        f"{geometry.frame_px}px-of-{1e6 * geometry.detector_pixel_m:.4g}um",
     ]
     directory = directory.expanduser()
     directory.mkdir(parents=True, exist_ok=True)
@@ -136,28 +139,36 @@ def is_sure(estimate: Estimate) -> bool:
 
 def _distance(content: ProbeFile, geometry: Geometry, config: Config) -> tuple[float, float]:
     moved = _moved_m(content, geometry, config)
-    return abs(moved), abs(np.log(content.geometry.pixel_m / geometry.pixel_m))
+    return math.inf if moved is None else abs(moved), abs(np.log(content.geometry.pixel_m / geometry.pixel_m))
 
 
-def _moved_m(content: ProbeFile, geometry: Geometry, config: Config) -> float:
-    """Compute how much further downstream the sample stands than it did; 0 where that is not known."""
+def _moved_m(content: ProbeFile, geometry: Geometry, config: Config) -> float | None:
+    """Compute how much further downstream the sample stands than it did; None where that is not known."""
+    if geometry.propagation == "near":
+        return 0.0
     before = content.source.get(DEFOCUS)
-    return config.probe.defocus_m - float(before) if geometry.propagation == "far" and before is not None else 0.0
+    return config.probe.defocus_m - float(before) if isinstance(before, int | float) else None
 
 
 def _offer(path: Path, content: ProbeFile, geometry: Geometry, config: Config) -> Offer:
     import torch
 
-    from bluesky_cdi.physics.probes import propagated
+    from bluesky_cdi.physics.optics import check_aperture
+    from bluesky_cdi.physics.probes import aperture_of, propagated
     from bluesky_cdi.reconstruction.probe_guess import fitted
 
-    focus, its_focus = geometry.focus_to_sample_m, content.geometry.focus_to_sample_m
-    if focus is not None and its_focus is not None and abs(its_focus / focus - 1) > SAME_PLACE:
+    # In a parallel beam the focus is at infinity.
+    focus, its_focus = (
+        math.inf if each.focus_to_sample_m is None else each.focus_to_sample_m for each in (geometry, content.geometry)
+    )
+    if focus != its_focus and not abs(its_focus / focus - 1) <= SAME_PLACE:
         raise GeometryError(f"the sample stands {focus:g} m from the focus; in {path} it stood {its_focus:g} m from it")
-    moved = _moved_m(content, geometry, config)
+    moved = _moved_m(content, geometry, config) or 0.0
     if moved:
-        there = content.geometry
-        probe = propagated(torch.from_numpy(np.asarray(content.probe)), there.pixel_m, there.wavelength_m, moved)
+        there, given = content.geometry, torch.from_numpy(np.asarray(content.probe))
+        # The way there is periodic in the window: a beam that leaves it would come in on the other side.
+        check_aperture(there, aperture_of(given, there.pixel_m, there.wavelength_m), config.probe.defocus_m)
+        probe = propagated(given, there.pixel_m, there.wavelength_m, moved)
         content = ProbeFile(np.asarray(probe.numpy()), there, content.name, content.source)
     modes = strongest(fitted(content, geometry), config.probe.modes)
     return Offer(modes, path, moved)

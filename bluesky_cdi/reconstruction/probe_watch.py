@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,11 +42,17 @@ class ProbeWatch:
         As it is first guessed.
     check_in : LiveCheckIn or None
         Makes the check; None: the guess is trusted.
+
+    Attributes
+    ----------
+    before : ndarray, shape (n,)
+        Rows of the frames whose probe was another than that which the newest asked for at the last alarm.
     """
 
     def __init__(self, probe: SharedProbe, check_in: LiveCheckIn | None) -> None:
         self.check_in = check_in
         self._probe, self._assumed, self._alarm = probe, probe.modes[0], DriftAlarm()
+        self.before: IndexArray = np.zeros(0, np.int64)
 
     @property
     def is_running(self) -> bool:
@@ -67,7 +72,7 @@ class ProbeWatch:
         frames : MeasuredFrames
             Those of the run by now.
         rows : ndarray, shape (n,)
-            Rows of those that are reconstructed, in the order of their numbers.
+            Rows of those of the newest epoch that are reconstructed, in the order of their numbers.
         obj : Tensor, shape (1, Y, X), complex64
             What was reconstructed from them.
         takes : bool
@@ -78,7 +83,8 @@ class ProbeWatch:
         drift = drift_between(obj, self._probe.modes, *(frames.diffraction(part) for part in due))
         if drift.is_sure:
             self._alarm.rang()
-            self.check_in.begin_again(frames, drift, lambda: self._probe.modes[0], takes)
+            self.before = rows[: -len(due[1])]
+            self.check_in.begin_again(frames, due[1], drift, lambda: self._probe.modes[0], takes)
 
     def take(self) -> Taken:
         """Take over the probe of a check that has ended, if it is better."""
@@ -104,12 +110,15 @@ class ProbeWatch:
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give what was found, as arrays."""
-        return {} if self.check_in is None else {"notes": np.array(json.dumps(self.check_in.notes))}
+        return {} if self.check_in is None else {**self.check_in.checkpoint(), "alarm": self._alarm.checkpoint()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` gave; nothing of a reconstruction whose guess was trusted."""
         if self.check_in is not None and "notes" in state:
-            self.check_in.restore(json.loads(str(state["notes"])))
+            self.check_in.restore(state)
+            # Checkpoints of before don't know it.
+            if "alarm" in state:
+                self._alarm.restore(state["alarm"])
 
     def close(self) -> None:
         """End a check that is being made."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -138,6 +140,16 @@ class RegionSolver:
             obj = _better(view, predicted, probe.modes, frames.data) if anew else obj
         refined = self._refined(obj, frames, view, probe, has_time)
         return Solved(obj if refined is None else refined.object, refined, anew or refined is not None)
+
+    def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
+        """Give what is told of the iterations; an engine's memory is not kept."""
+        return {name: np.array(getattr(self, name)) for name in ("iterations", "ended", "falling")}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take what `checkpoint` gave."""
+        self.iterations, self.ended = int(state["iterations"]), str(state["ended"])
+        # Checkpoints of before don't know it.
+        self.falling = float(state.get("falling", np.array(0.0)))
 
     def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction, warm: bool) -> Tensor:
         """Predict, in phase with the object where that is known; vacuum without a network."""

@@ -236,5 +236,25 @@ def probe(found: Found) -> str:
     return "\n".join([head, aligned(lines), "", *says])
 
 
+def drift(found: Found) -> str:
+    """Set the result of `suites.drift` out: alarms of scans with one probe, and how soon a focus that moves is told."""
+    settings = found["settings"]
+    lines = [["", "frames", "scans", "rang with one probe", "focus moved: told of", "frames later"]]
+    for row in found["rows"]:
+        late = [each for each in row["late"] if each is not None]
+        lines.append(
+            [
+                row["name"],
+                f"{row['frames']}",
+                f"{row['scans']}",
+                f"{row['false']}",
+                f"{len(late)}",
+                ", ".join(map(str, late)) or "-",
+            ]
+        )
+    head = f"focus moved by {settings['moved_um']:g} um after half of the frames"
+    return "\n".join([head, aligned(lines)])
+
+
 def _or_dash(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

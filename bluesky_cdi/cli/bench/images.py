@@ -1,4 +1,4 @@
-"""``bench quality``, ``scan``, ``live`` and ``fine-tuning``: how good objects are."""
+"""``bench quality``, ``scan``, ``live``, ``fine-tuning``, ``probe`` and ``drift``: how good objects and probes are."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def add_probe_checks(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--weights", default="canvas-small", metavar="NAME", help="shipped, or a .safetensors file")
     add("--samples", nargs="*", choices=CHECKED, default=list(CHECKED), metavar="KIND", help=f"of {', '.join(CHECKED)}")
     add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
-    add("--errors", nargs="+", type=float, default=[0.0, 0.8, 1.6], metavar="RAD", help="of the told probe")
+    add("--errors", nargs="+", type=float, default=[0.0, 0.8, 1.6], metavar="RAD", help="of the assumed probe")
     add("--seeds", type=positive, default=1, help="scans of each case (default: %(default)s)")
     add("--frames", type=positive, default=48, help="that a check-in looks at (default: %(default)s)")
     add("--figure", type=Path, metavar="DIR", help="draw the recorded scans there")
@@ -295,3 +295,38 @@ def _bench_probe(args: argparse.Namespace) -> int:
     draw = ObjectFigures(args.figure) if args.figure else None
     found = probe(Network(trained.name, trained.net), options, tell, draw)
     return finish(args, found, tables.probe(found))
+
+
+def add_drift(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench drift`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser("drift", parents=[common], help="when the alarm of a beam that changes rings")
+    add = command.add_argument
+    add("--engines", nargs="+", choices=("rpie", "lsqml"), default=["rpie", "lsqml"], help="that reconstruct")
+    add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
+    add("--errors", nargs="+", type=float, default=[0.0, 0.8], metavar="RAD", help="of the assumed probe")
+    add("--seeds", type=positive, default=1, help="scans of each case (default: %(default)s)")
+    add("--moved-um", type=above_0, default=50.0, metavar="UM", help="of the focus (default: %(default)s)")
+    add_out(command)
+    command.set_defaults(run=_bench_drift)
+
+
+def _bench_drift(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.suites.drift import Options, drift
+
+    if args.out is not None:
+        make_folder(args.out.parent)
+    torch.set_num_threads(1)
+    options = Options(args.engines, args.doses, args.errors, args.seeds, 1e-6 * args.moved_um)
+    found = drift(options, tell)
+    return finish(args, found, tables.drift(found))

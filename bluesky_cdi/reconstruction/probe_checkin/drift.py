@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.stats import norm, t
 from torch import Tensor
@@ -81,12 +82,12 @@ class Drift:
 class DriftAlarm:
     """Compares the newest frames of a run with those before, now and then.
 
-    A probe that was taken belongs to the frames that it was found by: those before it are not compared any more. Alarms
-    after which none is taken are few: there may be no better one.
+    A probe that was taken begins an epoch with the frames that it was found by, and only frames of one are compared.
+    Alarms after which none is taken are few: there may be no better one.
     """
 
     def __init__(self) -> None:
-        self._looked_at = self._since = self._in_vain = 0
+        self._looked_at = self._in_vain = 0
 
     def rows_due(self, rows: IndexArray) -> tuple[IndexArray, IndexArray] | None:
         """Choose the frames to compare, if it is time to.
@@ -94,7 +95,7 @@ class DriftAlarm:
         Parameters
         ----------
         rows : ndarray, shape (n,)
-            Rows of the frames that are reconstructed, in the order of their numbers.
+            Rows of the frames of the newest epoch that are reconstructed, in the order of their numbers.
 
         Returns
         -------
@@ -103,7 +104,7 @@ class DriftAlarm:
         """
         if len(rows) < self._looked_at + EVERY or self._in_vain == MOST_IN_VAIN:
             return None
-        before, lately = rows[self._since : -LATELY], rows[-LATELY:]
+        before, lately = rows[:-LATELY], rows[-LATELY:]
         if len(before) < LATELY:
             return None
         self._looked_at = len(rows)
@@ -114,8 +115,16 @@ class DriftAlarm:
         self._in_vain += 1
 
     def begin_anew(self) -> None:
-        """Compare only frames from those on that were the newest at the last look: a probe was taken that is theirs."""
-        self._since, self._in_vain = max(0, self._looked_at - LATELY), 0
+        """Begin an epoch with the frames that were the newest at the last look: a probe was taken that is theirs."""
+        self._looked_at, self._in_vain = LATELY, 0
+
+    def checkpoint(self) -> npt.NDArray[np.int64]:
+        """Give how many frames were there at the last look, and how many alarms were in vain."""
+        return np.array([self._looked_at, self._in_vain])
+
+    def restore(self, state: npt.NDArray[np.int64]) -> None:
+        """Take what `checkpoint` gave."""
+        self._looked_at, self._in_vain = state.tolist()
 
 
 @torch.no_grad()

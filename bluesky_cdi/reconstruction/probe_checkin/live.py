@@ -6,11 +6,14 @@ probe.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +30,7 @@ from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
 from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
 from bluesky_cdi.reconstruction.probe_checkin.trial import Trial
 from bluesky_cdi.reconstruction.probe_checkin.words import notes_of
+from bluesky_cdi.reconstruction.tiles import IndexArray
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +55,13 @@ class LiveCheckIn:
     Attributes
     ----------
     notes : Mapping
-        What is kept with the result, as plain JSON values; empty until a check has ended.
+        What is kept with the result, as plain JSON values; of a drift ("again") from the alarm on.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         self.notes: Mapping[str, Any] = {}
         self._geometry = geometry
-        self._left = list(CHECKED_AT)
+        self._left, self._checked = list(CHECKED_AT), 0
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._found: _Found | None = None
@@ -85,21 +89,25 @@ class LiveCheckIn:
         current : callable
             Gives the probe (M, N, N) as the reconstruction has it when the check ends.
         """
-        if self._thread is not None or not self._left or len(frames) < self._left[0]:
+        if self._thread is not None or self._closed.is_set() or not self._left or len(frames) < self._left[0]:
             return
-        self._left = [number for number in self._left if number > len(frames)]
-        rows = frames.lit
+        self._checked = len(frames)
+        rows = frames.light.lit
         self._start(
             frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)]), assumed, current
         )
 
-    def begin_again(self, frames: MeasuredFrames, drift: Drift, current: Callable[[], Tensor], takes: bool) -> None:
-        """Begin a check by the newest frames, which ask for another probe than those before.
+    def begin_again(
+        self, frames: MeasuredFrames, lately: IndexArray, drift: Drift, current: Callable[[], Tensor], takes: bool
+    ) -> None:
+        """Begin a check by the newest frames, which ask for another probe than those before; note that at once.
 
         Parameters
         ----------
         frames : MeasuredFrames
             Those of the run by now.
+        lately : ndarray, shape (n,)
+            Rows of the newest.
         drift : Drift
             What they ask for.
         current : callable
@@ -111,8 +119,10 @@ class LiveCheckIn:
             return
         logger.warning("the beam has changed during the run: %s", drift)
         self._left = []
-        self._again = {"frames": len(frames), "drift": str(drift)}
-        self._start(frames.diffraction(frames.lit[-drift.frames :]), current(), current, takes)
+        # The check may fail, or not end before the run does: then this stays.
+        self._again = {"frames": len(frames), "drift": str(drift), "taken": False}
+        self.notes = {**self.notes, "again": [*self.notes.get("again", []), self._again]}
+        self._start(frames.diffraction(lately), current(), current, takes)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the check that is being made; whether none is any more."""
@@ -128,6 +138,7 @@ class LiveCheckIn:
         if self._thread is None or self._thread.is_alive():
             return None
         self._thread = None
+        self._left = [number for number in self._left if number > self._checked]
         found, self._found = self._found, None
         if found is None:
             return None
@@ -144,10 +155,10 @@ class LiveCheckIn:
 
     def _taken_again(self, found: _Found, again: Mapping[str, Any]) -> Tensor | None:
         its = {**again, **notes_of(found.check, self._geometry), "taken": found.is_better}
-        self.notes = {**self.notes, "again": [*self.notes.get("again", []), its]}
+        self.notes = {**self.notes, "again": [*self.notes["again"][:-1], its]}
         ending = "The reconstruction goes on with the probe that it has"
         if found.is_better:
-            ending = "The reconstruction goes on with the new probe; what is reconstructed stays."
+            ending = "The reconstruction goes on with the new probe; what earlier frames have shown stays."
         elif found.check.changed:
             ending += ": begin a new run for a sharper image."
         else:
@@ -157,22 +168,19 @@ class LiveCheckIn:
 
     def close(self) -> None:
         """Begin no check any more; one that is being made ends with the trials that it is at."""
-        self._left = []
         if self._thread is not None and self._thread.is_alive():
             logger.info("the check of the probe was not over when the run ended: the probe was not replaced")
         self._closed.set()
 
-    def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take the notes of a check that was made before: it is not made again.
+    def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
+        """Give what was found, and from which frames on the first guess is still to be checked, as arrays."""
+        return {"notes": np.array(json.dumps(self.notes)), "left": np.array(self._left, np.int64)}
 
-        Parameters
-        ----------
-        notes : Mapping
-            Empty where none had ended.
-        """
-        self.notes = notes
-        if notes:
-            self._left = []
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take what `checkpoint` gave: a check that had ended is not made again."""
+        self.notes = json.loads(str(state["notes"]))
+        # Checkpoints of before know only whether one had ended.
+        self._left = state["left"].tolist() if "left" in state else [] if self.notes else self._left
 
     def _start(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool = True) -> None:
         self._thread = threading.Thread(

@@ -260,7 +260,14 @@ def test_recorded_scans_have_the_time_to_the_image_of_lsqml(weights, monkeypatch
     monkeypatch.setattr(recorded_suite, "RPIE_ITERATIONS", (2, 30))
     made = simulate(replace(SMALL, field=0.6, probe_error_rad=0.8, refine_probe=True), 1, CPU)
     problem = replace(made, data=made.data[4:], held_out=made.data[:4])
-    said = []
+    said, epochs = [], []
+    real = recorded_suite.iterate
+
+    def iterate(engine, start, schedule, course=None):
+        epochs.append(None if course else schedule.epochs)
+        return real(engine, start, schedule, course)
+
+    monkeypatch.setattr(recorded_suite, "iterate", iterate)
     found, says = recorded_suite.solve_recorded(problem, [Network("tiny", load_weights(weights).net)], 0, said.append)
     names = ["LSQ-ML, converged", "2 rPIE", "30 rPIE", "tiny", "tiny, refined"]
     assert list(found) == [*names, *(CHECKED + name for name in names)] and says.startswith("Changed: ")
@@ -274,6 +281,11 @@ def test_recorded_scans_have_the_time_to_the_image_of_lsqml(weights, monkeypatch
             each.unseen, float(deviance_of(each.found.object, each.found.probe, problem.held_out).mean())
         )
     assert better.image is not None and found["2 rPIE"].image is None
+    # Every engine has made an epoch before the clock runs.
+    assert epochs == [1, None] * (len(epochs) // 2)
+    # Few iterations end as they would alone.
+    alone = methods.engine("rpie", problem, Schedule(2), 0)
+    torch.testing.assert_close(found["2 rPIE"].found.object, alone.object)
     assert found["30 rPIE"].found.epochs == 30 and found["tiny, refined"].found.epochs == 5
     # The check-in's time counts.
     assert found[CHECKED + "tiny"].found.cpu_seconds > found["tiny"].found.cpu_seconds

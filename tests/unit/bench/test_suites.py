@@ -14,7 +14,7 @@ from bluesky_cdi.bench.explained import EXPLAINED, Explained
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.reports import tables
 from bluesky_cdi.bench.reports.figures import draw_phases, draw_single_shot
-from bluesky_cdi.bench.suites import live, lsqml, replay, single_shot, steps
+from bluesky_cdi.bench.suites import drift, live, lsqml, replay, single_shot, steps
 from bluesky_cdi.bench.suites.fine_tuning import Options, fine_tuning
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench.images import TUNED
@@ -234,3 +234,34 @@ def test_a_replayed_scan_shows_images_as_frames_come(monkeypatch, tmp_path, caps
     monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
     assert main(["bench", "live", "--suite", "star"]) == 1
     assert "name their folder with --data" in capsys.readouterr().err
+
+
+def test_alarms_are_false_late_or_in_time(monkeypatch, capsys, tmp_path):
+    """A run that rings in its second half where that was measured elsewhere, and seed 1 all along."""
+    given = {}
+
+    def alarms(case, probe, frames, engine):
+        first = given.setdefault(probe.tobytes(), frames)
+        half = len(frames) // 2
+        assert all(a.counts is b.counts for a, b in zip(first[:half], frames[:half], strict=True))
+        is_moved = frames[half].counts is not first[half].counts
+        return [half + 24, half + 40] if is_moved else [100] if len(given) == 2 else []
+
+    monkeypatch.setattr(drift, "_alarms", alarms)
+    monkeypatch.setattr(drift, "Case", lambda **settings: Case(**{**settings, "field": 0.3}))
+    line = ["bench", "drift", "--engines", "rpie", "--doses", "1e4", "--errors", "0.8", "--seeds", "2"]
+    assert main([*line, "--out", str(tmp_path / "new" / "drift.json")]) == 0
+    found = json.loads((tmp_path / "new" / "drift.json").read_text())
+    assert found["rows"] == [
+        {"name": "rpie, 1e4 photons, 0.8 rad", "frames": 9, "scans": 2, "false": 1, "late": [24, 24]}
+    ]
+    assert "rpie, 1e4 photons, 0.8 rad  9       2      1" in capsys.readouterr().out
+
+
+def test_a_focus_that_moves_changes_the_counts_and_not_their_sum():
+    case = Case(dose=1e4, field=0.3)
+    problem = simulate(case, 0, CPU)
+    counts = problem.data.counts
+    further, again = (drift._further(case, problem, 0, by_m) for by_m in (0.1e-3, 1e-12))
+    assert abs(float(counts.mean() / further.mean()) - 1) < 0.01 < (counts != further).float().mean()
+    assert (counts != again).float().mean() < 1e-3

@@ -14,6 +14,7 @@ from bluesky_cdi.physics.likelihood import poisson_deviance
 from bluesky_cdi.physics.propagators import AngularSpectrum
 from bluesky_cdi.reconstruction import fine_tuning as module
 from bluesky_cdi.reconstruction.fine_tuning import FineTuneConfig, FineTuner, moved_probe
+from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.windows import ScanWindows
 from bluesky_cdi.training import losses
 from bluesky_cdi.training.losses import relative_deviance
@@ -64,6 +65,27 @@ def test_frames_that_no_step_sees_are_explained_better(net, batch):
     assert reported[0][1] == found.before and min(value for _, value in reported) == found.after
     assert [seconds for seconds, _ in reported] == sorted(seconds for seconds, _ in reported)
     assert not found.net.training and not any(p.requires_grad for p in found.net.parameters())
+
+
+def test_several_passes_are_tuned_and_judged_as_they_are_used(batch, monkeypatch):
+    torch.manual_seed(31)
+    net = UnrolledNet(UnrolledConfig(stages=2, channels=8, levels=2, passes=3)).eval().requires_grad_(False)
+    reported, starts = [], []
+    one = tuner(net, replace(NET_ALONE, judge_share=1.0))
+    real = one._net.forward
+    monkeypatch.setattr(
+        one._net, "forward", lambda *args: starts.append(args[2:] != () and args[2] is not None) or real(*args)
+    )
+    one.tune(batch.probe, batch.data, 20.0, lambda *news: reported.append(news[1]))
+    windows = ScanWindows(batch.data).judging(8, NET_ALONE.window_frames, module.JUDGED_FRAMES)
+    wanted, once = (
+        torch.cat([deviance_of(predict(each.given), batch.probe, each.judged) for each in windows]).mean()
+        for predict in (lambda data: predict_object(net, batch.probe, data), lambda data: net(batch.probe, data)[-1])
+    )
+    assert reported[0] == pytest.approx(float(wanted), rel=1e-6)
+    assert float(once) > 1.1 * float(wanted)
+    # Steps begin in vacuum, and where a pass has ended.
+    assert len(set(starts)) == 2
 
 
 def test_the_given_network_stays_as_it_is(net, batch):

@@ -62,14 +62,14 @@ def test_as_good_as_with_the_window_known(make_scene, settings):
     frames.sort(key=lambda frame: frame.position_m[1])
     known = scene.reconstructor(true_probe=True, **settings)
     grows = made(scene, frames[:2], **settings)
-    assert grows._grid.shape[1] < 80
+    assert grows._tiled.grid.shape[1] < 80
     for first in range(0, len(frames), 12):
         for reconstructor in (known, grows):
             reconstructor.add(frames[first : first + 12])
             estimate = reconstructor.step(BUDGET_S)
             if reconstructor is known:
                 wanted = estimate
-    assert len(grows._tiling) > 1 if settings else len(grows._tiling) == 1
+    assert len(grows._tiled.tiling) > 1 if settings else len(grows._tiled.tiling) == 1
     assert estimate.n_frames == wanted.n_frames == len(frames)
     assert np.mean(estimate.residual) < 1.1 * np.mean(wanted.residual)
     np.testing.assert_array_equal(estimate.frame_seq_nums, wanted.frame_seq_nums)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,6 +150,29 @@ def test_a_check_that_had_not_ended_is_made_after_a_restart(made, frames):
     again = reconstructor(made, lens(defocus_m=0.35e-3), refine_iterations=0)
     again.restore(state, frames)
     assert steps_of(again)[-1].source["probe_check_in"]["taken"]
+
+
+@pytest.mark.parametrize("notes", [{"again": [{"taken": False}]}, {"changed": False, "taken": False}])
+def test_what_is_still_to_be_checked_is_in_the_checkpoint(made, frames, notes):
+    """Notes don't say that: a check may have found nothing by few frames."""
+    check, again = LiveCheckIn(FAR), LiveCheckIn(FAR)
+    check.notes, check._left = notes, list(live.CHECKED_AT[1:])
+    again.restore(check.checkpoint())
+    ours = reconstructor(made, lens(), checked=False)
+    ours.add(frames)
+    again.begin(ours._frames, lens(), lens)
+    assert not again.is_running
+    ours.add([replace(frame, seq_num=frame.seq_num + 100) for frame in frames])
+    again.begin(ours._frames, lens(), lens)
+    assert again.is_running
+    again.close()
+    assert again.wait(SOON_S)
+    # Those of before say no more than whether a check had ended.
+    older = {"notes": check.checkpoint()["notes"]}
+    again = LiveCheckIn(FAR)
+    again.restore(older)
+    again.begin(ours._frames, lens(), lens)
+    assert not again.is_running
 
 
 def test_a_checkpoint_keeps_what_was_found(made, frames, monkeypatch):

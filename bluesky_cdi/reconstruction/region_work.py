@@ -1,0 +1,112 @@
+"""What is done with a region: its frames solved, and all that they say taken over into the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from bluesky_cdi.engines.ptychography import deviance_of, noise_of
+from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
+from bluesky_cdi.reconstruction.frames import MeasuredFrames, RegionFrames
+from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
+from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+from bluesky_cdi.reconstruction.tiled_object import TiledObject
+from bluesky_cdi.reconstruction.tiles import Region
+from bluesky_cdi.reconstruction.uncertainty import UncertaintyEstimator, under_frames
+
+
+class RegionWork:
+    """Solve regions of an object, and write what is found: object, errors, probe, and what is known of the frames.
+
+    Parameters
+    ----------
+    frames : MeasuredFrames
+        Of the run.
+    metrics : FrameMetrics
+        What is known of them.
+    probe : SharedProbe
+        Of all regions.
+    solver : RegionSolver
+        Finds the object of a region.
+    estimator : UncertaintyEstimator
+        Predicts its errors.
+    refine_positions : bool
+        Whether refined positions are kept.
+    """
+
+    def __init__(
+        self,
+        frames: MeasuredFrames,
+        metrics: FrameMetrics,
+        probe: SharedProbe,
+        solver: RegionSolver,
+        estimator: UncertaintyEstimator,
+        *,
+        refine_positions: bool,
+    ) -> None:
+        self._frames, self._metrics, self._probe = frames, metrics, probe
+        self._solver, self._estimator, self._refine_positions = solver, estimator, refine_positions
+
+    def do(self, tiled: TiledObject, region: Region, has_time: Callable[[], bool]) -> None:
+        """Solve a region, and take over what is found.
+
+        Parameters
+        ----------
+        tiled : TiledObject
+            The object.
+        region : Region
+            A part of it.
+        has_time : callable
+            Whether another iteration may begin.
+        """
+        scheduler = tiled.scheduler
+        anew = scheduler.must_predict(region.tiles)
+        frames = self._frames.of_region(region, tiled.tiling)
+        if not len(frames.rows):
+            tiled.map.clear(region)
+            scheduler.forget(region.tiles)
+            return
+        view = tiled.map.view(region, self._probe.modes)
+        # An object that was made under another probe can be a worse start than none.
+        warm = not scheduler.are_outdated(region.tiles)
+        solved = self._solver.solve(frames, view, self._probe, anew=anew, warm=warm, has_time=has_time)
+        scheduler.done(region.tiles, settled=solved.refined is None)
+        self._take_refined(tiled, solved, frames)
+        if solved.is_new:
+            self._write(tiled, solved, frames)
+
+    def _take_refined(self, tiled: TiledObject, solved: Solved, frames: RegionFrames) -> None:
+        """Keep the refined probe, positions and fluxes of a region."""
+        if solved.refined is None:
+            return
+        self._probe.modes = solved.refined.probe
+        # Vacuum, which is all that there is to predict without a network, is the same under any probe.
+        if (self._solver.net is not None or not tiled.is_whole) and self._probe.has_moved():
+            tiled.scheduler.outdate()
+        table, data = self._frames.table, solved.refined.data[frames.own]
+        if self._refine_positions:
+            table.take_positions(data, frames.own_rows, frames.region.outer)
+        flux = table.flux.mean
+        self._metrics.forget_vacuum(table.flux.take(data, frames.own_rows))
+        self._probe.follow_flux(flux, table.flux.mean)
+
+    def _write(self, tiled: TiledObject, solved: Solved, frames: RegionFrames) -> None:
+        """Write a region's core, and judge it: predicted errors, embeddings of its own frames, residual of all."""
+        region = frames.region
+        # Again: positions and fluxes may be refined, and with them which frames are whose.
+        frames = self._frames.of_region(region, tiled.tiling, frames.rows)
+        rows, data, probe = frames.rows, frames.data, self._probe.modes
+        illumination = summed_illumination(probe, data)
+        obj = tiled.map.write(tiled.map.view(region, probe), solved.object, illumination)
+        deviance = deviance_of(obj, probe, data)
+        found = self._estimator(obj, probe, data, illumination, deviance)
+        variance = tiled.map.write_errors(region, found).square()
+        self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
+        if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
+            some = data[torch.from_numpy(new).to(obj.device)]
+            vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
+            self._metrics.put_bounds(rows[new], vacuum, noise)
+        self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
