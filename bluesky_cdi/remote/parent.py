@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 RESTARTS_MAX = 3
 NOT_RUNNING = "the reconstruction worker is not running; start a new session. The raw run is intact."
 # What a new process is asked again.
-KEPT = ("begin", "wait")
+KEPT = ("begin", "points_after", "wait")
 _WAKE = "wake"
 
 Item = Path | Question | str
@@ -98,6 +98,16 @@ class WorkerProcess:
             Number of the frame that must be in the reconstruction before they are decided.
         """
         return self._ask("request", n, after)
+
+    def points_after(self, after: int) -> Future[Sequence[Mapping[str, Any]]]:
+        """Ask what the image says of the frames, as `LiveWorker.points_after` does.
+
+        Parameters
+        ----------
+        after : int
+            Number of the last frame that must be in it or left out.
+        """
+        return self._ask("points_after", after)
 
     def check(self) -> None:
         """Raise `WorkerError` if the newest run's reconstruction failed or its process is gone."""
