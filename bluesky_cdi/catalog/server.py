@@ -106,12 +106,13 @@ def served_at(directory: Path | str) -> str | None:
         Its address with the key; None where nobody serves the folder, or its owner keeps the address.
     """
     root = Path(directory).expanduser().resolve()
-    if not (root / LOCK).is_file():
+    if not os.path.isfile(root / LOCK):
         return None
-    with contextlib.closing(sqlite3.connect(root / LOCK, timeout=0)) as lock, contextlib.suppress(sqlite3.Error):
+    # Who may not open the lock can't tell whether somebody has it; the address tells where it can be read.
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(root / LOCK, timeout=0)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         return None  # What a killed session has left is no address.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         return (root / ADDRESS).read_text(encoding="utf-8").strip() or None
     return None
 
