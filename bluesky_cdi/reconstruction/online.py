@@ -218,7 +218,7 @@ class PtychoReconstructor:
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
             "scheduler": self._scheduler.checkpoint(),
-            "solver": {name: np.array(getattr(self._solver, name)) for name in ("iterations", "ended", "falling")},
+            "solver": self._solver.checkpoint(),
         }
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
@@ -251,9 +251,7 @@ class PtychoReconstructor:
         self._scheduler.restore(parts["scheduler"])
         self._map.restore(parts["object"])
         self._probe.restore(parts["probe"])
-        self._solver.iterations, self._solver.ended = int(parts["solver"]["iterations"]), str(parts["solver"]["ended"])
-        # Checkpoints of before don't know it.
-        self._solver.falling = float(parts["solver"].get("falling", np.array(0.0)))
+        self._solver.restore(parts["solver"])
         self._watch.restore(parts.get("check_in", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
@@ -338,6 +336,8 @@ class PtychoReconstructor:
         if taken is not Taken.NOTHING:
             self._solver.forget()
         if taken is Taken.GUESS:
+            # Between what deviances a frame lies depends on the probe as well.
+            self._metrics.forget_vacuum(self._frames.table.rows)
             self._scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:
@@ -345,6 +345,7 @@ class PtychoReconstructor:
         progress: dict[str, Any] = {
             "iterations": solver.iterations,
             "ended": solver.ended,
+            "diverged": solver.diverged,
             "falling": solver.falling,
             "off_centre_px": self._frames.off_centre_px,
             "plain_residual": self._frames.plain_residual(),
