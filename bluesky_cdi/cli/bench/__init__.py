@@ -7,7 +7,7 @@ from typing import Any
 
 from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_shot
 from bluesky_cdi.cli.bench.images import SUITES, add_fine_tuning, add_live, add_probe_checks, add_quality, add_scan
-from bluesky_cdi.cli.bench.speed import add_events, add_steps, add_throughput
+from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
 
 __all__ = ["SUITES", "add_bench"]
 
@@ -32,6 +32,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_live,
         add_steps,
         add_events,
+        add_memory,
         add_fine_tuning,
         add_engines,
         add_lsqml,

@@ -1,9 +1,11 @@
 """The worker's inbox, its answers, and what becomes of its failures, with stand-ins for all that computes."""
 
+import gc
 import logging
 import re
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -329,6 +331,24 @@ def fail_in_recorder(bench):
 
     bench.records[-1].publish = publish
     bench.put(1)
+
+
+def test_runs_that_are_over_are_forgotten(bench):
+    """Nothing of a run stays with the worker but of the newest."""
+    left = []
+    made = (bench.rebuilds, bench.records, bench.kept, bench.heard)
+    for uid in "abc":
+        bench.start(bench.begin(), uid)
+        bench.put(1, 2)
+        bench.worker.request(1, 2).result(SOON_S)
+        points_of(bench.worker.points_after(2))
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+        left.append([weakref.ref(each[-1]) for each in made])
+        for each in (*made, bench.agents):
+            each.clear()
+    gc.collect()
+    assert [[ref() is None for ref in refs] for refs in left[:2]] == [[True] * 4] * 2
 
 
 def points_of(answer):

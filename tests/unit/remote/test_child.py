@@ -57,3 +57,21 @@ def test_points_are_asked_for_after_the_documents_that_came_before(monkeypatch):
     (point,) = unpack_answer(value)
     assert (name, number, point["seq_num"], point["y"]) == ("answer", 7, 1, 0.5)
     np.testing.assert_array_equal(point["embedding"], points[0]["embedding"])
+
+
+def test_memory_is_given_back_when_a_run_is_done(monkeypatch):
+    monkeypatch.setattr(child, "BEAT_S", 0.0)
+    given, busy = [], iter([False, False, True, True, True, False, True, True])
+    monkeypatch.setattr(child, "give_memory_back", lambda: given.append(len(given)))
+
+    class Worker:
+        error, n_dropped, look = None, 0, staticmethod(lambda: None)
+
+        @property
+        def is_idle(self):
+            return not next(busy)
+
+    channel = SimpleNamespace(send=lambda *message: None)
+    with pytest.raises(StopIteration):
+        child.Served(channel, Worker(), SimpleNamespace(drain=lambda _: True), None)._beat()
+    assert len(given) == 1
