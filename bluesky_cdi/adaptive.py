@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +18,16 @@ import numpy as np
 from bluesky_cdi.agent.bayesian import BayesianAgent
 from bluesky_cdi.agent.static import StaticAgent
 from bluesky_cdi.errors import ConfigError, WorkerError
-from bluesky_cdi.protocols import Estimate, FloatArray
+from bluesky_cdi.protocols import FloatArray
 from bluesky_cdi.units import metres_per
 
 ID = "_id"
 AXES = ("y", "x")
-LOOK_S = 0.02
 # What an outcome has beside its id.
 OUTCOMES = ("uncertainty", "structure", "novelty", "residual")
+# Values of an embedding in an outcome, as many as the shipped networks give; after fewer come zeros, which change no
+# distance. The first outcomes say what shape the documents of a run have, and there may be no image yet.
+EMBEDDING = 32
 
 
 class Optimizer:
@@ -164,19 +166,16 @@ class Optimizer:
 class _Live(Protocol):
     """What an evaluation asks."""
 
-    @property
-    def latest(self) -> Estimate | None:
-        """The newest estimate."""
-
-    def check(self) -> None:
-        """Raise the worker's error if it failed."""
+    def points_after(self, after: int) -> Future[Sequence[Mapping[str, Any]]]:
+        """Ask what the image says of a run's frames, once those up to a number are in it or left out."""
 
 
 class LiveEvaluation:
     """Tells what the live reconstruction made of the points that were just measured.
 
     An evaluation function of bluesky-adaptive, for the plans that measure in one run (`optimize_in_run`): an image
-    grows from batch to batch. One for each run. It holds up the plan until the frames are in the image.
+    grows from batch to batch. One for each run. It holds up the plan until the worker has taken the frames in, or left
+    them out.
 
     Parameters
     ----------
@@ -185,21 +184,20 @@ class LiveEvaluation:
     optimizer : Optimizer
         Whose suggestions are measured.
     timeout_s : float
-        How long to wait for frames, seconds.
+        How long to wait for the worker, seconds.
 
     Raises
     ------
     WorkerError
-        When called: if the reconstruction failed, or has none of the frames in time.
+        When called: if the reconstruction failed, or has not dealt with the frames in time.
     """
 
     def __init__(self, live: _Live, optimizer: Optimizer, *, timeout_s: float = 60.0) -> None:
         self._live, self._optimizer, self._timeout_s = live, optimizer, timeout_s
-        self._of_an_earlier_run = live.latest
         self._n_measured = 0
 
     def __call__(self, uid: Any, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Give an outcome for each suggestion; NaN where its frame could not be used.
+        """Give an outcome for each suggestion; NaN where its frame could not be used, which may be all of them.
 
         Parameters
         ----------
@@ -209,56 +207,40 @@ class LiveEvaluation:
             ``_id`` and the actuators' values.
         """
         first, self._n_measured = self._n_measured, self._n_measured + len(suggestions)
-        estimate = self._wait()
-        if estimate is None or (
-            not (new := estimate.frame_seq_nums > first).any() and _known(estimate) < self._n_measured
-        ):
+        answer = self._live.points_after(self._n_measured)
+        try:
+            points = answer.result(self._timeout_s)
+        except TimeoutError as err:
+            answer.cancel()
             raise WorkerError(
-                f"none of the {len(suggestions)} frames came into the image within {self._timeout_s:g} s. Look into "
-                "the log; measure them in one run (optimize_in_run), with a new LiveEvaluation for each."
-            )
-        return self._outcomes(estimate, np.flatnonzero(new), suggestions)
-
-    def _wait(self) -> Estimate | None:
-        """Wait for an estimate that rests on all frames of this run; the newest there is in the end."""
-        deadline, found = time.monotonic() + self._timeout_s, None
-        while time.monotonic() < deadline:
-            self._live.check()
-            latest = self._live.latest
-            if latest is not None and latest is not self._of_an_earlier_run and latest.n_frames:
-                found = latest if latest.frame_seq_nums.max() <= self._n_measured else found
-                if found is latest and _known(latest) == self._n_measured:
-                    return found
-            time.sleep(LOOK_S)
-        return found
+                f"the reconstruction has not dealt with the {len(suggestions)} frames within {self._timeout_s:g} s. "
+                "Look into the log; measure them in one run (optimize_in_run), with a new LiveEvaluation for each."
+            ) from err
+        return self._outcomes([point for point in points if point["seq_num"] > first], suggestions)
 
     def _outcomes(
-        self, estimate: Estimate, rows: np.ndarray[Any, Any], suggestions: Sequence[Mapping[str, Any]]
+        self, points: Sequence[Mapping[str, Any]], suggestions: Sequence[Mapping[str, Any]]
     ) -> list[Mapping[str, Any]]:
+        """Match the points of this batch to its suggestions by their places."""
         from scipy.optimize import linear_sum_assignment
 
-        from bluesky_cdi.reconstruction.points import points_of
-
-        points = points_of(estimate)
         wanted_m = self._optimizer.positions_m(suggestions)
-        distance = np.linalg.norm(wanted_m[:, None] - estimate.positions_m[rows][None], axis=-1)  # (n, frames)
-        row_of = dict(zip(*(each.tolist() for each in linear_sum_assignment(distance)), strict=True))
+        found_m = np.array([[point[axis] for axis in AXES] for point in points]).reshape(-1, 2)
+        distance = np.linalg.norm(wanted_m[:, None] - found_m[None], axis=-1)  # (n, points)
+        of_suggestion = dict(zip(*(each.tolist() for each in linear_sum_assignment(distance)), strict=True))
         return [
-            {ID: each[ID], **_outcome(points[int(rows[row_of[k]])] if k in row_of else None, estimate)}
+            {ID: each[ID], **_outcome(points[of_suggestion[k]] if k in of_suggestion else {})}
             for k, each in enumerate(suggestions)
         ]
 
 
-def _known(estimate: Estimate) -> int:
-    """Count the frames that an estimate knows: those in the image, and those that are dark."""
-    return estimate.n_frames + len(estimate.source.get("dark_frames", ()))
-
-
-def _outcome(point: Mapping[str, Any] | None, estimate: Estimate) -> dict[str, Any]:
+def _outcome(point: Mapping[str, Any]) -> dict[str, Any]:
     """Choose what an outcome tells of a frame; NaN for one that is not there."""
-    if point is None:
-        return {**dict.fromkeys(OUTCOMES, float("nan")), "embedding": np.full(estimate.embedding.shape[1], np.nan)}
-    return {**{name: point[name] for name in OUTCOMES}, "embedding": np.asarray(point["embedding"])}
+    embedding = np.full(EMBEDDING, np.nan)
+    if point:
+        found = np.asarray(point["embedding"])[:EMBEDDING]
+        embedding = np.pad(found, (0, EMBEDDING - len(found)))
+    return {**{name: point.get(name, float("nan")) for name in OUTCOMES}, "embedding": embedding}
 
 
 def _plain(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A profile's ``config.yaml`` holds what differs from the defaults here.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 # A configuration has some hundred keys in two levels. What is far beyond that could take minutes, or all memory.
 FILE_MAX = 256 * 2**10
 DEPTH_MAX = 16
+# Environment variable that names further files, separated as in PATH.
+FILES_VARIABLE = "BLUESKY_CDI_CONFIG"
 
 
 class Section(BaseModel):
@@ -372,6 +375,11 @@ class Config(Section):
                 "lower the first or raise the second"
             )
         return self
+
+
+def files_in_environment() -> list[Path]:
+    """List the further configuration files that ``BLUESKY_CDI_CONFIG`` names, which a session of a profile reads."""
+    return [Path(path) for path in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if path]
 
 
 def load_config(paths: Sequence[Path | str] = (), overrides: Mapping[str, Any] | None = None) -> Config:

@@ -7,6 +7,7 @@ a real beamline.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from bluesky_cdi.catalog.keeper import Keeper
     from bluesky_cdi.document_buffer import DocumentBuffer
     from bluesky_cdi.live.worker import LiveWorker
+
+logger = logging.getLogger(__name__)
 
 LOOK_S = 0.02
 
@@ -185,6 +188,7 @@ class Session:
         from bluesky_cdi.catalog.keeper import Keeper
 
         settings = self.config.catalog
+        _state_destination(self.directory / "journal", settings.uri)
         if settings.in_process:
             uri = settings.uri or stack.enter_context(serve(self.directory, api_key=settings.api_key))
             return lambda: uri
@@ -299,6 +303,21 @@ def _with_catalog(config: Config, client: Any) -> Config:
 
     uri, key = address_of(client)
     return config.model_copy(update={"catalog": config.catalog.model_copy(update={"uri": uri, "api_key": key})})
+
+
+def _state_destination(journal: Path, uri: str | None) -> None:
+    """Note which catalog a session's runs are for, should it be killed; tell of those that wait for another."""
+    from bluesky_cdi.catalog.destination import destination_of, state_destination
+
+    before, waiting = destination_of(journal), len(ended_files(journal))
+    state_destination(journal, uri)
+    if waiting and before != destination_of(journal):
+        logger.warning(
+            "%d run(s) that wait in %s were for %s; they come to this session's catalog now",
+            waiting,
+            journal,
+            before or "the folder's own catalog",
+        )
 
 
 def last_scan_id(catalog: Catalog, directory: Path) -> int:

@@ -121,7 +121,7 @@ class Keeper:
             line = _pipe(process.stdout).readline()
         finally:
             timer.cancel()
-        answer = json.loads(line) if line else {}
+        answer = _said(line)
         if "uri" in answer:
             return str(answer["uri"])
         self._end(process)
@@ -203,6 +203,18 @@ class Keeper:
             process.kill()
             process.wait()
         _release(process)
+
+
+def _said(line: str) -> dict[str, Any]:
+    """Read what the process answers; nothing where it has ended."""
+    try:
+        answer = json.loads(line) if line else {}
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        return answer
+    why = "is something of this Python's start printing (sitecustomize, .pth files)?"
+    return {"error": f"the catalog's process must answer with its address; it said {line[:80]!r}: {why}"}
 
 
 def _pipe(end: IO[str] | None) -> IO[str]:

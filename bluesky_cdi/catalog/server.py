@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+# So long the server keeps what is written in memory, for those who are subscribed to updates: frames in events too,
+# up to a thousand batches of them.
+UPDATES_S = 10
 _SERVING = threading.Lock()
 # In the catalog's folder: who has it, and where that one's server is.
 LOCK, ADDRESS = "session.lock", "server.address"
@@ -106,12 +109,13 @@ def served_at(directory: Path | str) -> str | None:
         Its address with the key; None where nobody serves the folder, or its owner keeps the address.
     """
     root = Path(directory).expanduser().resolve()
-    if not (root / LOCK).is_file():
+    if not os.path.isfile(root / LOCK):
         return None
-    with contextlib.closing(sqlite3.connect(root / LOCK, timeout=0)) as lock, contextlib.suppress(sqlite3.Error):
+    # Who may not open the lock can't tell whether somebody has it; the address tells where it can be read.
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(root / LOCK, timeout=0)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         return None  # What a killed session has left is no address.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         return (root / ADDRESS).read_text(encoding="utf-8").strip() or None
     return None
 
@@ -208,7 +212,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
             str(database),
             writable_storage=[str(root / "data"), f"sqlite:///{root / 'tables.db'}"],
             readable_storage=[str(path) for path in (root, *(Path(p).expanduser().resolve() for p in readable))],
-            cache_config=StreamingCacheConfig(uri="memory").model_dump(),
+            cache_config=StreamingCacheConfig(uri="memory", data_ttl=UPDATES_S).model_dump(),
             # Two writers on one SQLite file would else meet "database is locked".
             storage_pool_size=1,
             storage_max_overflow=0,

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # How long a catalog may take for what a killed session has left.
 RESTORE_S = 600.0
+# In place of an address: the catalog of the session's folder.
+OWN = "own"
 # Where the demonstration writes, unless it is told another place.
 DEMO_OUTPUT = Path("demo_output")
 
@@ -132,7 +134,7 @@ def restored(catalog: Catalog, directory: Path) -> list[str]:
 
 @contextlib.contextmanager
 def reached_catalog(
-    directory: Path | None, settings: CatalogConfig, *, feed: bool = True, beside: bool = False
+    directory: Path | None, settings: CatalogConfig, *, feed: bool = True, beside: bool = False, make: bool = False
 ) -> Iterator[tuple[Catalog, Path]]:
     """Serve the catalog of a folder, or connect to the configured one.
 
@@ -143,9 +145,11 @@ def reached_catalog(
     settings : CatalogConfig
         Which catalog is the configured one.
     feed : bool
-        First bring to it what a session that was killed has left in its journal.
+        First bring to it what a session that was killed has left in its journal, unless that is for another catalog.
     beside : bool
         Use the server of a session that has the folder now, which feeds its catalog itself.
+    make : bool
+        Make a folder's catalog if there is none.
 
     Yields
     ------
@@ -167,10 +171,13 @@ def reached_catalog(
         if local is None:
             uri, key = str(settings.uri), settings.api_key
         else:
-            if not (folder / "catalog.db").is_file():
+            if not (make or (folder / "catalog.db").is_file()):
                 raise BlueskyCDIError(_no_catalog(folder))
             running = served_at(folder) if beside else None
             feed = feed and running is None
+            if feed and (elsewhere := meant_elsewhere(folder)):
+                logger.warning("%s", elsewhere)
+                feed = False
             uri, key = running or stack.enter_context(serve(folder)), None
         catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
         if feed:
@@ -179,10 +186,35 @@ def reached_catalog(
         yield catalog, folder
 
 
-def _no_catalog(folder: Path) -> str:
-    """Say that a folder holds no catalog, and which command makes or shows one."""
+def meant_elsewhere(folder: Path) -> str:
+    """Say that runs wait in a folder's journal for a catalog that is not the folder's; empty: none do.
+
+    Parameters
+    ----------
+    folder : path
+        Of a session.
+    """
+    from bluesky_cdi.catalog.destination import destination_of
+    from bluesky_cdi.catalog.feeder import ended_files
     from bluesky_cdi.cli.output import command_line
 
+    journal = folder / "journal"
+    if (uri := destination_of(journal)) is None or not (waiting := ended_files(journal)):
+        return ""
+    return (
+        f"{len(waiting)} run(s) wait in {journal} for the catalog at {uri}. Bring them there: "
+        f"{command_line('restore', folder)} --to {uri} (its key as catalog.api_key of a file, -c); "
+        f"or into the folder's own catalog: --to {OWN}"
+    )
+
+
+def _no_catalog(folder: Path) -> str:
+    """Say that a folder holds no catalog, and which command makes or shows one."""
+    from bluesky_cdi.catalog.destination import destination_of
+    from bluesky_cdi.cli.output import command_line
+
+    if (uri := destination_of(folder / "journal")) is not None:
+        return f"{folder} holds no catalog of its own: its sessions wrote to {uri}. State that as catalog.uri (-c)."
     message = f"{folder} holds no catalog yet: give the folder of a session"
     if (DEMO_OUTPUT / "catalog.db").is_file():
         return f"{message}, such as the demo's: {command_line('browse', DEMO_OUTPUT)}"

@@ -37,7 +37,7 @@ def add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     import os
 
-    from bluesky_cdi.config import load_config
+    from bluesky_cdi.config import FILES_VARIABLE, files_in_environment, load_config
     from bluesky_cdi.doctor import Finding, examine_installation, examine_profile, examine_sampling
     from bluesky_cdi.errors import BlueskyCDIError, ConfigError
     from bluesky_cdi.profiles import profile_directory
@@ -54,7 +54,7 @@ def _doctor(args: argparse.Namespace) -> int:
     folder = None if args.profile is None else profile_directory(args.profile)
     files = [
         *([folder / "config.yaml"] if folder is not None and (folder / "config.yaml").exists() else []),
-        *args.config,
+        *(args.config or files_in_environment()),
     ]
     try:
         config = load_config(files)
@@ -63,7 +63,7 @@ def _doctor(args: argparse.Namespace) -> int:
         tell(Finding("configuration", "fail", str(err), "Every key is explained in bluesky_cdi/config.py."))
     else:
         if args.config:
-            os.environ["BLUESKY_CDI_CONFIG"] = os.pathsep.join(str(path.resolve()) for path in args.config)
+            os.environ[FILES_VARIABLE] = os.pathsep.join(str(path.resolve()) for path in args.config)
         for examined in (examine_installation(config), examine_sampling(config)):
             for finding in examined:
                 tell(finding)

@@ -30,11 +30,12 @@ def _shell(args: argparse.Namespace) -> int:
     from IPython import start_ipython
     from traitlets.config import Config as IPythonConfig
 
+    from bluesky_cdi.config import FILES_VARIABLE
     from bluesky_cdi.profiles import profile_directory
 
     folder = profile_directory(args.profile)
     if args.config:
-        os.environ["BLUESKY_CDI_CONFIG"] = os.pathsep.join(str(path.resolve()) for path in args.config)
+        os.environ[FILES_VARIABLE] = os.pathsep.join(str(path.resolve()) for path in args.config)
     settings = IPythonConfig()
     settings.InteractiveShellApp.exec_files = [str(path) for path in sorted((folder / "startup").glob("*.py"))]
     if args.script:

@@ -153,6 +153,9 @@ def server(config: Config) -> Finding:
             open_catalog(keeper.uri).close()
     except CatalogError as err:
         return Finding("server", "fail", str(err))
+    except Exception as err:  # noqa: BLE001 - whatever keeps it from starting is what is looked for
+        advice = "Look at the messages above; catalog.in_process: true does without a process of its own."
+        return Finding("server", "fail", f"can't be started or reached: {type(err).__name__}: {err}", advice)
     running = served_at(settings.directory)
     where = "" if running is None else f"; a session has {settings.directory} now, so another needs a folder of its own"
     return Finding("server", "ok", f"starts and answers on a free port{where}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import FILES_VARIABLE, Config
 from bluesky_cdi.doctor.findings import Finding
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError
 from bluesky_cdi.units import metres_per
@@ -17,7 +17,6 @@ from bluesky_cdi.units import metres_per
 if TYPE_CHECKING:
     from bluesky_cdi.session import Session
 
-CONFIGS = "BLUESKY_CDI_CONFIG"
 # How long a device of ophyd-async may take to say what it measures.
 ANSWER_S = 10.0
 
@@ -61,9 +60,11 @@ def _started(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     catalog = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     settings = catalog / "doctor.yaml"
     settings.write_text(f"catalog: {{directory: '{catalog / 'catalog'}', uri: null}}\n", encoding="utf-8")
-    before = os.environ.get(CONFIGS)
-    os.environ[CONFIGS] = os.pathsep.join([*([before] if before else []), str(settings)])
-    stack.callback(lambda: os.environ.pop(CONFIGS) if before is None else os.environ.update({CONFIGS: before}))
+    before = os.environ.get(FILES_VARIABLE)
+    os.environ[FILES_VARIABLE] = os.pathsep.join([*([before] if before else []), str(settings)])
+    stack.callback(
+        lambda: os.environ.pop(FILES_VARIABLE) if before is None else os.environ.update({FILES_VARIABLE: before})
+    )
     names: dict[str, Any] = {"__name__": "__main__"}
     stack.callback(lambda: names["session"].close() if "session" in names else None)
     for path in sorted((folder / "startup").glob("*.py")):

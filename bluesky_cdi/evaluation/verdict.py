@@ -40,6 +40,8 @@ MODULUS = (0.3, 2.0)
 SPACING = 1.0
 # Shares of the frames that are not in the image.
 MISSING_DOUBTFUL, MISSING_FAILED = 0.1, 0.5
+# Share of the frames in whose part of the object the iterations diverged.
+DIVERGED_FAILED = 0.5
 # Photons of a frame below which there is nothing to see.
 LEAST_PHOTONS = 5.0
 
@@ -168,7 +170,7 @@ def judge(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Verdict:
     Parameters
     ----------
     estimate : Estimate
-        Its `source` tells what the reconstruction knows besides: ``iterations``, ``ended``, ``falling``,
+        Its `source` tells what the reconstruction knows besides: ``iterations``, ``ended``, ``diverged``, ``falling``,
         ``noise_residual``, ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``,
         ``other_flux``. What is absent is not judged.
     left_out : int
@@ -187,7 +189,7 @@ def judge(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Verdict:
 
 
 def _failures(source: Mapping[str, Any], found: Measures) -> Iterator[str]:
-    if source.get("ended") == "diverged":
+    if _diverged(source) > DIVERGED_FAILED:
         yield "the iterations diverged; the image is the best one before that"
     if found.photons < LEAST_PHOTONS:
         yield f"a frame has {found.photons:.2g} photons: there was hardly any light"
@@ -202,6 +204,11 @@ def _failures(source: Mapping[str, Any], found: Measures) -> Iterator[str]:
 
 
 def _doubts(source: Mapping[str, Any], found: Measures, frame_px: int) -> Iterator[str]:
+    if 0 < (diverged := _diverged(source)) <= DIVERGED_FAILED:
+        yield (
+            f"the iterations diverged where {100 * diverged:.0f} % of the frames lie; the image there is the best one "
+            "before that"
+        )
     if source.get("ended") == "interrupted":
         yield f"it was interrupted after {source.get('iterations')} iterations"
     if found.unexplained > UNEXPLAINED_DOUBTFUL:
@@ -226,6 +233,11 @@ def _doubts(source: Mapping[str, Any], found: Measures, frame_px: int) -> Iterat
         yield f"neighbouring frames are {found.spacing:.1f} widths of the probe apart: they share too little"
     if MISSING_DOUBTFUL < found.missing <= MISSING_FAILED:
         yield f"{100 * found.missing:.0f} % of the frames are not in it"
+
+
+def _diverged(source: Mapping[str, Any]) -> float:
+    """Give the share of the frames where the iterations diverged; all, where only that they did is known."""
+    return float(source.get("diverged", 1.0)) if source.get("ended") == "diverged" else 0.0
 
 
 def _is_unfinished(source: Mapping[str, Any], found: Measures) -> bool:

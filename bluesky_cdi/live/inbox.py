@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-from bluesky_cdi.live.messages import Begin, LeftOut, Message, Request, Start, Wait, refuse
+from bluesky_cdi.live.messages import Begin, LeftOut, Message, PointsAfter, Request, Start, Wait, refuse
 from bluesky_cdi.protocols import Frame
 
 
@@ -113,5 +113,5 @@ class Inbox:
 
 
 def _refuse(message: Message, error: Exception) -> None:
-    if isinstance(message, (Begin, Request, Wait)):
+    if isinstance(message, (Begin, Request, PointsAfter, Wait)):
         refuse(message.answer, error)

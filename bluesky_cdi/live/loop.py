@@ -15,10 +15,24 @@ from bluesky_cdi.errors import BlueskyCDIError, WorkerError
 from bluesky_cdi.live.activity import Activity
 from bluesky_cdi.live.decisions import Scan
 from bluesky_cdi.live.inbox import Inbox
-from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, Message, Request, Start, Wait, refuse, stopped
+from bluesky_cdi.live.messages import (
+    Begin,
+    Close,
+    End,
+    Fail,
+    LeftOut,
+    Message,
+    PointsAfter,
+    Request,
+    Start,
+    Wait,
+    refuse,
+    stopped,
+)
 from bluesky_cdi.live.newest_run import NewestRun
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.run_job import RunJob
+from bluesky_cdi.live.waiting import Waiting
 from bluesky_cdi.protocols import Estimate, Frame, ScanTicket
 
 logger = logging.getLogger(__name__)
@@ -45,7 +59,7 @@ class WorkerLoop:
         self._scan: Scan | None = None
         # The newest, open or not. Documents lag behind the plan: it may not be the run of the newest scan.
         self._job: RunJob | None = None
-        self._waiters: list[Wait] = []
+        self._waiting = Waiting()
 
     @property
     def latest(self) -> Estimate | None:
@@ -71,8 +85,7 @@ class WorkerLoop:
             self._inbox.close(error)
             if self._scan is not None:
                 self._scan.fail(error)
-            for waiter in self._waiters:
-                refuse(waiter.answer, error)
+            self._waiting.refuse(error)
 
     def _turn(self) -> bool:
         """Handle everything in the inbox, then answer, then refine; False: close."""
@@ -87,10 +100,7 @@ class WorkerLoop:
             self._attempt("a decision", self._scan.uid, self._scan.serve, self._parts.points_of)
         if self._finishing is not None and not self._inbox.newer_run_waits():
             self._refine(self._finishing, self._inbox.newer_run_waits)
-        if self._job is None or not self._job.is_open:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                waiter.answer.set_result(None)
+        self._waiting.answer(self._job, self._newest.error, self._parts.points_of)
         return True
 
     @property
@@ -116,8 +126,8 @@ class WorkerLoop:
                 self._end(item)
             case Fail():
                 self._failed(item.uid, item.error)
-            case Wait():
-                self._waiters.append(item)
+            case Wait() | PointsAfter():
+                self._waiting.take(item)
 
     def _ask(self, request: Request) -> None:
         if self._scan is None:

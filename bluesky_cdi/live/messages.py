@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,14 @@ class Request:
     n: int
     after: int
     answer: Future[Proposal]
+
+
+@dataclass(frozen=True, eq=False)
+class PointsAfter:
+    """Somebody asks what the run's image says of each frame, once frame number `after` is in it or left out."""
+
+    after: int
+    answer: Future[Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +82,7 @@ class Close:
     """The worker is to end."""
 
 
-Message = Begin | Request | Start | Frame | LeftOut | End | Fail | Wait | Close
+Message = Begin | Request | PointsAfter | Start | Frame | LeftOut | End | Fail | Wait | Close
 
 
 def refuse(answer: Future[Any], error: Exception) -> None:

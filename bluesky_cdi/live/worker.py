@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -26,7 +26,7 @@ from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Activity, Silence
 from bluesky_cdi.live.inbox import Inbox
 from bluesky_cdi.live.loop import NOT_RUNNING, WorkerLoop
-from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, Request, Start, Wait, stopped
+from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, PointsAfter, Request, Start, Wait, stopped
 from bluesky_cdi.live.newest_run import NewestRun
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.protocols import Estimate, Frame, Proposal, RunInfo, ScanArea, ScanTicket
@@ -113,6 +113,23 @@ class LiveWorker:
             Number of the frame that must be in the reconstruction before they are decided.
         """
         message = Request(n, after, Future())
+        self._inbox.put(message)
+        return message.answer
+
+    def points_after(self, after: int) -> Future[Sequence[Mapping[str, Any]]]:
+        """Ask what the image of the run that is being measured says of its frames, once they are in it or left out.
+
+        Parameters
+        ----------
+        after : int
+            Number of the last of these frames.
+
+        Returns
+        -------
+        Future
+            Points of the frames that are in the image, as `WorkerParts.points_of` gives them; none without an image.
+        """
+        message = PointsAfter(after, Future())
         self._inbox.put(message)
         return message.answer
 

@@ -69,7 +69,7 @@ class FrameMetrics:
         self.uncertainty[rows] = variance.sqrt().cpu().numpy()
 
     def forget_vacuum(self, rows: IndexArray) -> None:
-        """Drop the deviance of frames without any object: their flux is another one now."""
+        """Drop the deviance of frames without any object: their flux or their probe is another one now."""
         self.vacuum[rows] = np.nan
 
     def put_bounds(self, rows: IndexArray, vacuum: Tensor, noise: Tensor) -> None:

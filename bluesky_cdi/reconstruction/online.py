@@ -281,6 +281,8 @@ class PtychoReconstructor:
             before = self._watch.before
             before = before[self._metrics.known[before]]
             self._tiled.begin_epoch(self._frames, before, had, self._probe.dark_border())
+        # Between what deviances a frame lies depends on the probe as well.
+        self._metrics.forget_vacuum(self._frames.light.newest)
         self._tiled.scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:
@@ -288,6 +290,7 @@ class PtychoReconstructor:
         progress: dict[str, Any] = {
             "iterations": solver.iterations,
             "ended": solver.ended,
+            "diverged": solver.diverged,
             "falling": solver.falling,
             "off_centre_px": self._frames.off_centre_px,
             "plain_residual": self._frames.light.plain_residual(),

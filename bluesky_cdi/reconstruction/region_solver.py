@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.lsqml import Prior
-from bluesky_cdi.engines.ptychography import Engine, Schedule, Solution, iterate
+from bluesky_cdi.engines.ptychography import Engine, Outcome, Schedule, Solution, iterate
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.frames import RegionFrames
@@ -27,6 +27,8 @@ from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 PROBE_FRAMES = 8
 # Iterations over which it is looked whether the deviance still falls.
 LATELY = 5
+# Ends of the iterations in several regions: what is told if they ended in any of them so.
+TOLD_FIRST = ("diverged", "epochs", "converged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,25 @@ class Solved:
     object: Tensor
     refined: Solution | None
     is_new: bool
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the last iterations in a tile went.
+
+    Attributes
+    ----------
+    ended : str
+        Why they ended, as of `Outcome`.
+    falling : float
+        Share by which each of them lowered the deviance; 0 where they were not kept.
+    frames : float
+        Frames that this speaks of.
+    """
+
+    ended: str
+    falling: float
+    frames: float
 
 
 class RegionSolver:
@@ -68,10 +89,6 @@ class RegionSolver:
     net : UnrolledNet or None
     iterations : int
         Iterations of an engine so far.
-    ended : str
-        Why the last ones ended.
-    falling : float
-        Share by which each of the last ones lowered the deviance; 0 where they were not kept.
     """
 
     def __init__(
@@ -84,12 +101,28 @@ class RegionSolver:
         on_progress: Callable[[int, float], None] | None = None,
     ) -> None:
         self.net = net
-        self.iterations, self.ended, self.falling = 0, "", 0.0
+        self.iterations = 0
+        self._courses: dict[int, Course] = {}
         self._config, self._mixes, self._seed, self._on_progress = config, mixes, seed, on_progress
         self._engine: Engine | None = None
         self._prior: Prior | None = None
         self._tiles: tuple[int, ...] = ()
-        self._history: tuple[float, ...] = ()
+
+    @property
+    def ended(self) -> str:
+        """Why the last iterations of the regions ended: as they did in that which needs most to be told of."""
+        found = {course.ended for course in self._courses.values()}
+        return next((ended for ended in TOLD_FIRST if ended in found), "")
+
+    @property
+    def falling(self) -> float:
+        """Share by which each of the last iterations lowered the deviance, mean over the frames of all regions."""
+        return self._mean(lambda course: course.falling)
+
+    @property
+    def diverged(self) -> float:
+        """Share of the frames in whose region the last iterations diverged."""
+        return self._mean(lambda course: float(course.ended == "diverged"))
 
     def forget(self) -> None:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
@@ -104,6 +137,7 @@ class RegionSolver:
             Whether the probe is shared with other regions from now on.
         """
         self._engine, self._prior, self._tiles, self._mixes = None, None, (), mixes
+        self._courses.clear()
 
     def solve(
         self,
@@ -143,13 +177,23 @@ class RegionSolver:
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give what is told of the iterations; an engine's memory is not kept."""
-        return {name: np.array(getattr(self, name)) for name in ("iterations", "ended", "falling")}
+        courses = list(self._courses.values())
+        told = {name: np.array([getattr(each, name) for each in courses]) for name in ("falling", "frames")}
+        ended = np.array([each.ended for each in courses], dtype=np.str_)
+        return {"iterations": np.array(self.iterations), "tile": np.array(list(self._courses)), "ended": ended, **told}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` gave."""
-        self.iterations, self.ended = int(state["iterations"]), str(state["ended"])
-        # Checkpoints of before don't know it.
-        self.falling = float(state.get("falling", np.array(0.0)))
+        self.iterations = int(state["iterations"])
+        # Checkpoints of before know of the last region only, or of it only why it ended.
+        before = {"tile": np.zeros(1), "falling": np.zeros(1), "frames": np.ones(1)}
+        columns = (np.atleast_1d({**before, **state}[name]).tolist() for name in ("tile", "ended", "falling", "frames"))
+        self._courses = {int(tile): Course(*told) for tile, *told in zip(*columns, strict=True)}
+
+    def _mean(self, of: Callable[[Course], float]) -> float:
+        """Average over the frames that the tiles' courses speak of."""
+        frames = sum(course.frames for course in self._courses.values())
+        return sum(of(course) * course.frames for course in self._courses.values()) / frames if frames else 0.0
 
     def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction, warm: bool) -> Tensor:
         """Predict, in phase with the object where that is known; vacuum without a network."""
@@ -167,33 +211,19 @@ class RegionSolver:
         if not self._config.refine_iterations:
             return None
         start = Solution.start(obj, probe.modes, frames.data, self.iterations)
-        found = self._iterated(start, has_time)
-        found = probe.shared(found, frames.share) if self._mixes else found
+        outcome = self._iterated(start, has_time)
+        found = probe.shared(outcome.solution, frames.share) if self._mixes else outcome.solution
         own = frames.own | ~frames.own.any()
         before, after = (
             mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found)
         )
         is_kept = bool(after < (1 - LEAST_GAIN) * before)
-        self.falling = self._falling(after / before) if is_kept else 0.0
+        tiles = frames.region.tiles
+        falling = _falling(outcome.history, after / before) if is_kept else 0.0
+        self._courses.update(dict.fromkeys(tiles, Course(outcome.ended, falling, len(frames.own_rows) / len(tiles))))
         return found if is_kept else None
 
-    def _falling(self, gain: float) -> float:
-        """Tell by which share each of the last iterations lowered the deviance.
-
-        Of few iterations that is known from before and after only: what an engine meets on its way, frame by frame,
-        is not what it ends with.
-
-        Parameters
-        ----------
-        gain : float
-            Deviance after them over that before.
-        """
-        lately = self._history[-LATELY - 1 :]
-        if len(self._history) > LATELY:
-            return max(0.0, float(1 - (lately[-1] / lately[0]) ** (1 / LATELY)))
-        return float(1 - gain ** (1 / max(len(self._history), 1)))
-
-    def _iterated(self, start: Solution, has_time: Callable[[], bool]) -> Solution:
+    def _iterated(self, start: Solution, has_time: Callable[[], bool]) -> Outcome:
         config = self._config
         if self._prior is not None:
             # Anew in each step: it begins in batches, which get further than all frames together.
@@ -207,13 +237,11 @@ class RegionSolver:
             return has_time()
 
         outcome = iterate(self._engine, start, self._schedule(len(start.data)), in_time)
-        self._history = outcome.history
         self.iterations += len(outcome.history)
-        self.ended = outcome.ended
         if outcome.ended == "diverged":
             # Its memory is of the epochs that are not kept.
             self._engine = None
-        return outcome.solution
+        return outcome
 
     def _schedule(self, frames: int) -> Schedule:
         config = self._config
@@ -228,6 +256,25 @@ class RegionSolver:
             outliers_from=-1 if config.refine_flux else image,
             tolerance=config.tolerance,
         )
+
+
+def _falling(history: Sequence[float], gain: float) -> float:
+    """Tell by which share each of the last iterations lowered the deviance.
+
+    Of few iterations that is known from before and after only: what an engine meets on its way, frame by frame,
+    is not what it ends with.
+
+    Parameters
+    ----------
+    history : sequence of float
+        Deviance after each iteration.
+    gain : float
+        Deviance after them over that before.
+    """
+    lately = history[-LATELY - 1 :]
+    if len(history) > LATELY:
+        return max(0.0, float(1 - (lately[-1] / lately[0]) ** (1 / LATELY)))
+    return float(1 - gain ** (1 / max(len(history), 1)))
 
 
 def _better(view: RegionView, predicted: Tensor, probe: Tensor, data: Diffraction) -> Tensor:

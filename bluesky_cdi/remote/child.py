@@ -19,6 +19,7 @@ from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.log import ROOT_NAME
+from bluesky_cdi.memory import give_memory_back
 from bluesky_cdi.packing import pack, unpack
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.remote.messages import BEAT_S, pack_answer, pack_estimate, unpack_area
@@ -148,6 +149,8 @@ class Served:
                 case "request":
                     number, n, after = values
                     self._answer(number, self._worker.request(n, after))
+                case "points_after":
+                    threading.Thread(target=self._points_after, args=values, daemon=True).start()
                 case "wait":
                     threading.Thread(target=self._wait, args=values, daemon=True).start()
                 case "want":
@@ -163,6 +166,11 @@ class Served:
         answer = self._worker.begin(unpack_area(area), uid)
         self._begun += 1
         self._answer(number, answer)
+
+    def _points_after(self, number: int, after: int) -> None:
+        # First the documents that came before the question: the newest run may be one that they begin.
+        self._documents.drain(DRAIN_S)
+        self._answer(number, self._worker.points_after(after))
 
     def _answer(self, number: int, answer: Future[Any]) -> None:
         def send(done: Future[Any]) -> None:
@@ -192,18 +200,23 @@ class Served:
             self._channel.send("answer", number, None)
 
     def _beat(self) -> None:
-        pause = threading.Event()
+        pause, is_idle = threading.Event(), True
         while not pause.wait(BEAT_S):
-            self._state()
+            was_idle, is_idle = is_idle, self._state()
+            if is_idle and not was_idle:
+                # What a run needed, the next one, of another size perhaps, takes anew.
+                give_memory_back()
             silence = self._worker.look()
             self._channel.send("activity", None if silence is None else vars(silence))
 
-    def _state(self) -> None:
+    def _state(self) -> bool:
+        """Tell the session how things are; whether nothing is to be done."""
         # First how much is known here, then what of it: not the other way round.
         worker, begun, received = self._worker, self._begun, self._received
         is_idle = self._documents.drain(0.0) and worker.is_idle
         error = None if worker.error is None else str(worker.error)
         self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1)
+        return is_idle
 
 
 class _Log(logging.Handler):

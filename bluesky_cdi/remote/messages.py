@@ -10,6 +10,7 @@ session    setup, factory, arguments            first of all: what the worker is
 session    document, record                     a packed [name, document] of the raw run
 session    begin, number, area, uid             `ScanSource.begin`; the uid of its derived run
 session    request, number, n, after            `ScanSource.request`
+session    points_after, number, after          `LiveWorker.points_after`
 session    wait, number, seconds                tell when the newest run is reconstructed
 session    want                                 send estimates from now on
 session    taken                                the estimate has arrived: another may be sent
@@ -19,8 +20,8 @@ worker     failed, text                         it can't be made
 worker     beat, begun, error, left out, done   alive; scans begun, and the error of the newest run; documents
                                                 that are done with, or -1
 worker     activity, silence                    what it is at if it gives no sign of life for longer than usual
-worker     answer, number, value                of begin, request, wait
-worker     refused, number, text                of begin, request, wait
+worker     answer, number, value                of begin, request, points_after, wait
+worker     refused, number, text                of begin, request, points_after, wait
 worker     estimate, fields                     the newest
 worker     log, logger, level, text, traceback  a record of the package's log
 ========== ==================================== ==============================================================
@@ -28,12 +29,14 @@ worker     log, logger, level, text, traceback  a record of the package's log
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
+
+Points = Sequence[Mapping[str, Any]]
 
 # Time between two signs of life.
 BEAT_S = 0.5
@@ -50,15 +53,17 @@ def unpack_area(values: list[Any]) -> ScanArea:
     return ScanArea((low[0], low[1]), (high[0], high[1]), step, budget, adaptive)
 
 
-def pack_answer(value: ScanTicket | Proposal | None) -> dict[str, Any] | None:
+def pack_answer(value: ScanTicket | Proposal | Points | None) -> dict[str, Any] | list[Any] | None:
     """Give what `unpack_answer` makes an answer from."""
-    return None if value is None else vars(value)
+    if value is None or isinstance(value, Sequence):
+        return None if value is None else list(value)
+    return vars(value)
 
 
-def unpack_answer(fields: Mapping[str, Any] | None) -> ScanTicket | Proposal | None:
+def unpack_answer(fields: Mapping[str, Any] | Points | None) -> ScanTicket | Proposal | Points | None:
     """Make an answer from what came."""
-    if fields is None:
-        return None
+    if not isinstance(fields, Mapping):
+        return fields
     return ScanTicket(**fields) if "reconstruction_uid" in fields else Proposal(**fields)
 
 

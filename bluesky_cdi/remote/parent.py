@@ -89,6 +89,16 @@ class WorkerProcess:
         """
         return self._ask("request", n, after)
 
+    def points_after(self, after: int) -> Future[Sequence[Mapping[str, Any]]]:
+        """Ask what the image says of the frames, as `LiveWorker.points_after` does.
+
+        Parameters
+        ----------
+        after : int
+            Number of the last frame that must be in it or left out.
+        """
+        return self._ask("points_after", after)
+
     def check(self) -> None:
         """Raise `WorkerError` if the newest run's reconstruction failed or its process is gone."""
         if (error := self.error) is not None:

@@ -18,7 +18,7 @@ from bluesky_cdi.remote.questions import Questions
 logger = logging.getLogger(__name__)
 
 # What a new process is asked again.
-KEPT = ("begin", "wait")
+KEPT = ("begin", "points_after", "wait")
 _WAKE = "wake"
 
 

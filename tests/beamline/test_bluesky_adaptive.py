@@ -1,16 +1,16 @@
 """The agents and the live reconstruction under the plans of bluesky-adaptive."""
 
 import shutil
-from types import SimpleNamespace
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from bluesky_cdi.adaptive import LiveEvaluation, Optimizer
+from bluesky_cdi.adaptive import EMBEDDING, OUTCOMES, LiveEvaluation, Optimizer
 from bluesky_cdi.agent import make_agent
 from bluesky_cdi.agent.space import SearchSpace
 from bluesky_cdi.config import AgentConfig, Config
-from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.errors import ConfigError, WorkerError
 from bluesky_cdi.session import Session
 from bluesky_cdi.sim_devices import simulated_beamline
 
@@ -65,19 +65,60 @@ def test_the_protocols_of_bluesky_adaptive(name):
     assert isinstance(LiveEvaluation(Live(), found), protocols.EvaluationFunction)
 
 
-def test_a_batch_of_dark_frames_is_not_waited_for_and_gives_no_numbers(monkeypatch):
-    """The shutter was closed: such frames are known, and in no image."""
-    estimate = SimpleNamespace(
-        n_frames=1, frame_seq_nums=np.array([1]), positions_m=np.zeros((1, 2)), embedding=np.zeros((1, 3)),
-        source={"dark_frames": [2, 3]},
-    )  # fmt: skip
-    live = SimpleNamespace(latest=None, check=lambda: None)
-    evaluation = LiveEvaluation(live, optimizer(), timeout_s=600.0)
-    monkeypatch.setattr("bluesky_cdi.reconstruction.points.points_of", lambda found: [None])
-    live.latest, evaluation._n_measured = estimate, 1
-    found = evaluation("uid", [{"_id": k, "stage_y": 0.0, "stage_x": 0.0} for k in (7, 8)])
-    assert [each["_id"] for each in found] == [7, 8]
-    assert all(np.isnan(each["embedding"]).all() for each in found)
+class Live:
+    """A worker whose answers are given."""
+
+    def __init__(self):
+        self.asked = []
+
+    def points_after(self, after):
+        raise NotImplementedError
+
+
+def answered(*points):
+    """Answer every question with the same points, as a worker that has dealt with all frames does."""
+    live, answer = Live(), Future()
+    answer.set_result(points)
+    live.points_after = lambda after: live.asked.append(after) or answer
+    return live
+
+
+def point(seq_num, y, x):
+    return {"seq_num": seq_num, "y": y, "x": x, "embedding": np.ones(3), **dict.fromkeys(OUTCOMES, float(seq_num))}
+
+
+def suggestions(*ids):
+    return [{"_id": k, "stage_y": 0.1 * k, "stage_x": 0.0} for k in ids]
+
+
+def test_outcomes_of_a_batch_are_those_of_its_frames_alone():
+    """Frames come in the order of the stage's way, not of the suggestions; one was dark; one is of the batch before."""
+    live = answered(point(1, 0.2e-6, 0.0), point(2, 0.3e-6, 0.01e-6), point(4, 0.1e-6, 0.0))
+    evaluation = LiveEvaluation(live, optimizer())
+    evaluation("uid", suggestions(2))
+    found = evaluation("uid", suggestions(1, 2, 3))
+    assert live.asked == [1, 4]
+    np.testing.assert_array_equal([each["residual"] for each in found], [4.0, np.nan, 2.0])
+    assert [each["_id"] for each in found] == [1, 2, 3]
+    np.testing.assert_array_equal(found[0]["embedding"], [1.0] * 3 + [0.0] * (EMBEDDING - 3))
+    assert np.isnan(found[1]["embedding"]).all() and found[1]["embedding"].shape == (EMBEDDING,)
+
+
+def test_a_batch_of_which_no_frame_can_be_used_gives_no_numbers_and_the_agent_goes_on():
+    found = optimizer()
+    suggested = found.suggest(8)
+    outcomes = LiveEvaluation(answered(), found)("uid", suggested)
+    assert all(np.isnan(each[name]).all() for each in outcomes for name in (*OUTCOMES, "embedding"))
+    found.ingest(outcomes)
+    assert found.agent.propose(0).pending == 0 and len(found.suggest(8)) == 8
+
+
+def test_frames_that_are_not_dealt_with_in_time():
+    live = Live()
+    live.points_after = lambda after: live.asked.append(answer := Future()) or answer
+    with pytest.raises(WorkerError, match=r"has not dealt with the 2 frames within 0\.01 s.*optimize_in_run"):
+        LiveEvaluation(live, optimizer(), timeout_s=0.01)("uid", suggestions(1, 2))
+    assert live.asked[0].cancelled()
 
 
 def test_a_restored_agent_goes_on_as_the_one_that_was_not_interrupted(tmp_path):
@@ -117,31 +158,33 @@ def test_points_that_failed_are_not_waited_for_and_not_chosen_again(name):
     assert not failed & {tuple(row) for row in values(found.suggest(60))[:, 1:]}
 
 
-class Live:
-    """A worker whose estimates are given."""
-
-    latest = None
-
-    def check(self):
-        pass
-
-
-def test_a_scan_is_optimized_in_one_run(fast_session):
+def test_a_scan_is_optimized_in_one_run_whose_first_batch_is_dark(fast_session):
     from bluesky_adaptive.plans import optimize_in_run
 
     session, beamline = fast_session
     found = optimizer()
+    evaluation, told = LiveEvaluation(session.live, found, timeout_s=600.0), []
+
+    def evaluate(uid, suggestions):
+        told.append(evaluation(uid, suggestions))
+        beamline.shutter.put("open")
+        return told[-1]
+
     problem = protocols.OptimizationProblem(
         optimizer=found,
         actuators=[beamline.stage.y, beamline.stage.x],
         sensors=[beamline.detector],
-        evaluation_function=LiveEvaluation(session.live, found),
+        evaluation_function=evaluate,
     )
+    beamline.shutter.put("closed")
     session.RE(optimize_in_run(problem, iterations=3, n_points=8))
     session.wait()
     estimate = session.live.latest
-    assert estimate.n_frames == 24
+    assert estimate.n_frames == 16 and estimate.source["dark_frames"] == list(range(1, 9))
+    known = [[np.isfinite(each["uncertainty"]) for each in batch] for batch in told]
+    assert [sum(each) for each in known] == [8, 8, 8]
     # The agent knows of each frame what the image said of it when it was measured.
     assert found.agent.propose(0).n_ingested == 24 and found.agent.propose(0).pending == 0
     (_, place, best), *_ = found.get_best_points()
     assert set(place) == set(AXES) and best["uncertainty"] > 0 and len(best["embedding"]) > 0
+    assert len(session.catalog.raw.values().last()["optimization"].read()["embedding"]) == 24

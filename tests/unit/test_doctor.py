@@ -148,6 +148,36 @@ def test_the_installation(tmp_path, monkeypatch):
     assert installation.proxies(Config.model_validate({"catalog": {"uri": "http://a"}})).level == "warn"
 
 
+@pytest.mark.parametrize("uri", [None, "http://127.0.0.1:9"])
+def test_whatever_keeps_the_server_from_starting_is_a_finding(tmp_path, monkeypatch, uri):
+    config = Config.model_validate({"catalog": {"uri": uri, "directory": str(tmp_path)}})
+
+    def fails(*_, **__):
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr("bluesky_cdi.catalog.keeper.subprocess.Popen", fails)
+    monkeypatch.setattr("bluesky_cdi.catalog.connect.open_catalog", fails)
+    monkeypatch.setattr("bluesky_cdi.catalog.open_catalog", fails)
+    finding = installation.server(config)
+    assert finding.level == "fail" and "BlockingIOError: no more processes" in finding.found and finding.advice
+
+
+def test_the_configuration_of_the_environment_is_looked_at_as_a_session_would(tmp_path, monkeypatch, capsys):
+    """It comes after the profile's own file, and the option -c in place of it."""
+    for name in ("environment", "option"):
+        (tmp_path / f"{name}.yaml").write_text(f"{name}: {{}}\n")
+    monkeypatch.setenv("BLUESKY_CDI_CONFIG", str(tmp_path / "environment.yaml"))
+
+    def looked_at(*options):
+        assert main(["doctor", *options, "--json"]) == 1
+        (finding,) = json.loads(capsys.readouterr().out)
+        return finding["found"]
+
+    assert "environment is no key" in looked_at() and "environment is no key" in looked_at("sim")
+    said = looked_at("-c", str(tmp_path / "option.yaml"))
+    assert "option is no key" in said and "environment" not in said
+
+
 def test_a_bad_configuration_is_one_finding_and_an_exit_code(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("scan: {stepp_um: 1}\n")
     assert main(["doctor", "-c", str(tmp_path / "bad.yaml"), "--json"]) == 1

@@ -13,6 +13,8 @@ from bluesky_cdi.bench.reports.text import aligned
 Found = Mapping[str, Any]
 # Steps of a growing scan that are shown.
 SHOWN_STEPS = 10
+# Runs of a session that are shown.
+SHOWN_RUNS = 10
 
 
 def live(found: Found) -> str:
@@ -104,6 +106,21 @@ def events(found: Found) -> str:
         f"MiB held by the session's processes (own / reconstruction / catalog) after its rasters: {', '.join(memory)}"
     )
     return f"{head}\n{aligned(lines)}\n{tail}\n{held}"
+
+
+def memory(found: Found) -> str:
+    """Set the result of `suites.memory` out: MiB after some of the runs, and what is in use."""
+    settings, held = found["settings"], found["resident_mib"]
+    shown = np.unique(np.linspace(0, len(held) - 1, SHOWN_RUNS).round().astype(int))
+    lines = [["MiB held after run", "own", "reconstruction", "catalog"]]
+    lines += [[str(k + 1), *(_number(mib, 0) for mib in held[k])] for k in shown]
+    used = [
+        f"own, after run {each['run']}: {each['objects']} objects and {each['blocks']} blocks in use, "
+        f"{_number(each['resident_mib'], 0)} MiB when free memory is given back"
+        for each in found["own"]
+    ]
+    head = f"{settings['runs']} runs of {settings['events']} events each"
+    return "\n".join([head, aligned(lines), *used])
 
 
 def fine_tuning(found: Found) -> str:

@@ -85,7 +85,7 @@ def events(options: Options | None = None, on_progress: Callable[[str], None] | 
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.ceil(math.sqrt(options.events / options.rounds))
-    config = _config(side, options.step_px)
+    config = raster_config(side, options.step_px)
     taken: dict[str, list[_Raster]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder, Session(config, Path(folder) / "catalog") as session:
         for k in range(options.rounds):
@@ -116,8 +116,16 @@ class _Raster:
     resident_mib: tuple[float | None, ...] = ()
 
 
-def _config(side: int, step_px: int) -> Config:
-    """Configure a square raster around 0 without exposure."""
+def raster_config(side: int, step_px: int) -> Config:
+    """Configure a square raster around 0 without exposure.
+
+    Parameters
+    ----------
+    side : int
+        Frames along a side.
+    step_px : int
+        Pixels from frame to frame.
+    """
     step_um = step_px * Geometry(**load_config().geometry.model_dump()).pixel_m * 1e6
     return load_config(
         overrides={
@@ -148,7 +156,7 @@ def _in_session(session: Session, config: Config, disturbance: Disturbance | Non
     raw = session.catalog.raw.values().last()
     result = find_results(session.catalog, raw.start["uid"])[-1]
     rows = len(raw["primary"].base["internal"].read())
-    memory = tuple(map(resident_mib, (os.getpid(), *_others(session))))
+    memory = tuple(map(resident_mib, (os.getpid(), *other_pids(session))))
     return _Raster(found.gaps_s, found.cpu_s, settle_s, rows, int(result.n_frames or 0), memory)
 
 
@@ -164,13 +172,19 @@ def _disturbances(session: Session) -> dict[str, Callable[[], None]]:
 
     return {
         f"{BODY // 1_000_000} MB sent to the server": send,
-        f"reconstruction stopped for {STOPPED_S:g} s": lambda: stop(_others(session)[0]),
-        f"catalog stopped for {STOPPED_S:g} s": lambda: stop(_others(session)[1]),
+        f"reconstruction stopped for {STOPPED_S:g} s": lambda: stop(other_pids(session)[0]),
+        f"catalog stopped for {STOPPED_S:g} s": lambda: stop(other_pids(session)[1]),
     }
 
 
-def _others(session: Session) -> tuple[int, int]:
-    """Give the numbers of the processes of reconstruction and catalog."""
+def other_pids(session: Session) -> tuple[int, int]:
+    """Give the numbers of the processes of a session's reconstruction and catalog.
+
+    Raises
+    ------
+    ConfigError
+        If it does without them.
+    """
     worker, keeper = session.live, session.keeper
     if not isinstance(worker, WorkerProcess) or worker.link is None or keeper is None:
         raise ConfigError("the session must have processes of its own: leave `in_process` of both sections false")

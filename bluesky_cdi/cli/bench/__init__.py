@@ -15,7 +15,7 @@ from bluesky_cdi.cli.bench.images import (
     add_quality,
     add_scan,
 )
-from bluesky_cdi.cli.bench.speed import add_events, add_steps, add_throughput
+from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
 
 __all__ = ["SUITES", "add_bench"]
 
@@ -41,6 +41,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_live,
         add_steps,
         add_events,
+        add_memory,
         add_fine_tuning,
         add_engines,
         add_lsqml,

@@ -1,4 +1,4 @@
-"""``bench throughput``, ``bench steps`` and ``bench events``: what things cost."""
+"""``bench throughput``, ``bench steps``, ``bench events`` and ``bench memory``: what things cost."""
 
 from __future__ import annotations
 
@@ -148,3 +148,33 @@ def _bench_events(args: argparse.Namespace) -> int:
     prepare(args)
     found = events(Options(args.events, args.rounds, args.step), tell)
     return finish(args, found, tables.events(found))
+
+
+def add_memory(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench memory`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "memory", parents=[common], help="what the three processes of a live session hold, run after run"
+    )
+    add = command.add_argument
+    add("--runs", type=positive, default=10, help="one after the other (default: %(default)s)")
+    add("--events", type=positive, default=300, help="of each run (default: %(default)s)")
+    add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
+    add_out(command)
+    command.set_defaults(run=_bench_memory)
+
+
+def _bench_memory(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.suites.memory import Options, memory
+
+    prepare(args)
+    found = memory(Options(args.runs, args.events, args.step), tell)
+    return finish(args, found, tables.memory(found))

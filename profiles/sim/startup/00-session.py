@@ -1,20 +1,18 @@
 """RunEngine, catalog and live reconstruction."""
 
 import atexit
-import os
 from multiprocessing.util import Finalize
 from pathlib import Path
 
 import matplotlib
 
 from bluesky_cdi.callbacks import LiveReconstruction
-from bluesky_cdi.config import load_config
+from bluesky_cdi.config import files_in_environment, load_config
 from bluesky_cdi.log import configure_logging
 from bluesky_cdi.session import Session
 
 configure_logging()
-_more = [path for path in os.environ.get("BLUESKY_CDI_CONFIG", "").split(os.pathsep) if path]
-config = load_config([Path(__file__).parents[1] / "config.yaml", *_more])
+config = load_config([Path(__file__).parents[1] / "config.yaml", *files_in_environment()])
 
 # Without a window, drawing each image would only cost the worker time: `show()` draws the newest.
 live_view = LiveReconstruction()

@@ -1,6 +1,8 @@
 """The suites on settings small enough for a test: what they measure, their tables, their commands."""
 
+import contextlib
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from bluesky_cdi.bench.explained import EXPLAINED, Explained
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.reports import tables
 from bluesky_cdi.bench.reports.figures import draw_phases, draw_single_shot
-from bluesky_cdi.bench.suites import drift, live, lsqml, replay, single_shot, steps
+from bluesky_cdi.bench.suites import drift, live, lsqml, memory, replay, single_shot, steps
 from bluesky_cdi.bench.suites.fine_tuning import Options, fine_tuning
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench.images import TUNED
@@ -265,3 +267,39 @@ def test_a_focus_that_moves_changes_the_counts_and_not_their_sum():
     further, again = (drift._further(case, problem, 0, by_m) for by_m in (0.1e-3, 1e-12))
     assert abs(float(counts.mean() / further.mean()) - 1) < 0.01 < (counts != further).float().mean()
     assert (counts != again).float().mean() < 1e-3
+
+
+class Held(contextlib.nullcontext):
+    """In place of a session: counts its runs."""
+
+    def __init__(self, config, directory):
+        super().__init__(self)
+        self.live, self.frames_directory, self.did = None, directory / "frames", []
+        self.RE = lambda plan: self.did.append(len([msg for msg in plan if msg.command == "create"]))
+
+    def wait(self, timeout_s):
+        self.did.append("waited")
+
+
+def test_memory_is_measured_after_each_run_on_the_same_devices(monkeypatch, capsys):
+    sessions, beamlines = [], []
+    monkeypatch.setattr(memory, "Session", lambda *args: sessions.append(Held(*args)) or sessions[-1])
+    monkeypatch.setattr(memory, "other_pids", lambda session: (os.getpid(), -1))
+    make = memory.simulated_beamline
+    monkeypatch.setattr(memory, "simulated_beamline", lambda *args: beamlines.append(make(*args)) or beamlines[-1])
+    assert main(["bench", "memory", "--runs", "3", "--events", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sessions[0].did == [9, "waited"] * 3 and len(beamlines) == 1
+    assert found["settings"] == {"runs": 3, "events": 9, "step_px": 12}
+    assert [each["run"] for each in found["own"]] == [2, 3] and found["own"][0]["objects"] > 1000
+    assert [len(each) for each in found["resident_mib"]] == [3, 3, 3]
+    assert found["resident_mib"][0][2] is None
+
+
+def test_the_table_of_memory():
+    own = [{"run": 2, "objects": 5, "blocks": 9, "resident_mib": None}]
+    held = [[100.4 + run, 200.0, None] for run in range(30)]
+    said = tables.memory({"settings": {"runs": 30, "events": 9}, "resident_mib": held, "own": own}).splitlines()
+    assert said[0] == "30 runs of 9 events each" and said[2].split() == ["1", "100", "200", "-"]
+    assert said[-2].split()[:2] == ["30", "129"] and len(said) == 13
+    assert said[-1] == "own, after run 2: 5 objects and 9 blocks in use, - MiB when free memory is given back"

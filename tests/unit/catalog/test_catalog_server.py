@@ -6,8 +6,10 @@ from functools import partial
 
 import fastapi.dependencies.utils
 import httpx
+import numpy as np
 import pytest
 import tiled.client
+from tiled.server import streaming
 
 from bluesky_cdi.catalog import connect as connect_module
 from bluesky_cdi.catalog import open_catalog, serve
@@ -50,6 +52,20 @@ def test_requests_inspect_no_signatures(directory, monkeypatch):
         monkeypatch.setattr(fastapi.dependencies.utils, "get_dependant", None)
         assert ask(params={"api_key": key}).status_code == 404
         assert ask(params={"api_key": "another"}).status_code == 401
+
+
+def test_what_is_written_leaves_the_memory_again(directory, monkeypatch):
+    """Tiled keeps it for subscribers, by default an hour: of frames in events that would be gigabytes."""
+    stores, make = [], streaming._DATASTORES["memory"]
+    monkeypatch.setitem(streaming._DATASTORES, "memory", lambda config: stores.append(make(config)) or stores[-1])
+    with serve(directory) as uri:
+        client = tiled.client.from_uri(uri)
+        client.write_array(np.ones(1000))
+        client.context.close()
+    kept = stores[0]._data_cache
+    assert sum(len(each.get("payload", b"")) for each in kept.values()) >= 8000
+    kept.expire(kept.timer() + 60.0)
+    assert not kept
 
 
 def test_taken_port(directory):

@@ -10,7 +10,7 @@ import pytest
 
 from bluesky_cdi.catalog import ResultPublisher, load_result
 from bluesky_cdi.catalog.relocation import _moved, relocate
-from bluesky_cdi.catalog.server import ADDRESS, served_at
+from bluesky_cdi.catalog.server import ADDRESS, LOCK, served_at
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import CatalogError
 
@@ -110,3 +110,17 @@ def test_a_served_folder_is_browsed_through_its_server(original, session, capsys
     # What a killed session leaves is no server.
     (original / ADDRESS).write_text("http://127.0.0.1:1/api/v1?api_key=gone\n")
     assert served_at(original) is None
+
+
+@pytest.mark.parametrize("left", [b"http://127.0.0.1:1/api/v1?api_key=k\n", b"\xff", None])
+def test_a_lock_that_can_not_be_opened_is_no_error(tmp_path, monkeypatch, left):
+    """It is of another user, say; who may read the address, though, may use it."""
+
+    def refuse(*_, **__):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    (tmp_path / LOCK).write_bytes(b"")
+    if left is not None:
+        (tmp_path / ADDRESS).write_bytes(left)
+    monkeypatch.setattr("bluesky_cdi.catalog.server.sqlite3.connect", refuse)
+    assert served_at(tmp_path) == ("http://127.0.0.1:1/api/v1?api_key=k" if left and left.isascii() else None)

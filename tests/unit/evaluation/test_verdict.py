@@ -46,6 +46,8 @@ def test_a_good_image_is_good(estimate):
     ("source", "word", "said"),
     [
         ({"ended": "diverged"}, "failed", "the iterations diverged"),
+        ({"ended": "diverged", "diverged": 0.6}, "failed", "the iterations diverged"),
+        ({"ended": "diverged", "diverged": 0.2}, "doubtful", "the iterations diverged where 20 % of the frames lie"),
         ({"ended": "interrupted", "iterations": 7}, "doubtful", "interrupted after 7 iterations"),
         ({"falling": 0.1}, "doubtful", "still fell by 10.0 % an iteration"),
         ({"plain_residual": 1.3}, "doubtful", "25 % of what the frames differ by unexplained"),

@@ -1,9 +1,11 @@
 """The worker's inbox, its answers, and what becomes of its failures, with stand-ins for all that computes."""
 
+import gc
 import logging
 import re
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -114,12 +116,13 @@ class Bench:
 
     def __init__(self, final_steps=10, checkpoint_s=600.0, **options):
         self.rebuilds, self.agents, self.records, self.kept, self.heard = [], [], [], [], []
-        self.listener_error = self.rebuild_error = self.agent_error = None
+        self.listener_error = self.rebuild_error = self.agent_error = self.points_error = None
         parts = WorkerParts(self._rebuild, self._agent, self._record, self._points, self._keep, [self._listen])
         self.worker = LiveWorker(parts, Pace(5.0, final_steps, 600.0, checkpoint_s), **options)
 
-    @staticmethod
-    def _points(estimate):
+    def _points(self, estimate):
+        if self.points_error is not None:
+            raise self.points_error
         return [{"seq_num": seq_num} for seq_num in estimate.frame_seq_nums.tolist()]
 
     def _keep(self, info, uid):
@@ -330,6 +333,63 @@ def fail_in_recorder(bench):
     bench.put(1)
 
 
+def test_runs_that_are_over_are_forgotten(bench):
+    """Nothing of a run stays with the worker but of the newest."""
+    left = []
+    made = (bench.rebuilds, bench.records, bench.kept, bench.heard)
+    for uid in "abc":
+        bench.start(bench.begin(), uid)
+        bench.put(1, 2)
+        bench.worker.request(1, 2).result(SOON_S)
+        points_of(bench.worker.points_after(2))
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+        left.append([weakref.ref(each[-1]) for each in made])
+        for each in (*made, bench.agents):
+            each.clear()
+    gc.collect()
+    assert [[ref() is None for ref in refs] for refs in left[:2]] == [[True] * 4] * 2
+
+
+def points_of(answer):
+    return [point["seq_num"] for point in answer.result(SOON_S)]
+
+
+def test_points_come_once_the_frames_are_in_or_left_out(bench):
+    """No other run's image answers: not that of a run which has ended."""
+    bench.start(uid="before")
+    bench.put(1, 2, 3)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    answer = bench.worker.points_after(2)
+    bench.start()
+    bench.rebuilds[-1].refused = {1, 2, 4}
+    bench.put(1)
+    # Nothing is refused, nothing is told: the second frame has not come.
+    assert points_of(bench.worker.points_after(1)) == [] and not answer.done()
+    bench.put(2)
+    assert points_of(answer) == []
+    later = bench.worker.points_after(5)
+    bench.put(3, 4)
+    assert points_of(bench.worker.points_after(4)) == [3] and not later.done()
+    bench.worker.leave_out(5, FrameError("no file"))
+    assert points_of(later) == [3]
+
+
+def test_points_that_never_come_are_refused(bench):
+    bench.start()
+    waiting = bench.worker.points_after(2)
+    bench.points_error = ZeroDivisionError("no points")
+    bench.put(1)
+    with pytest.raises(WorkerError, match="ZeroDivisionError"):
+        bench.worker.points_after(1).result(SOON_S)
+    bench.worker.check()
+    fail_in_step(bench)
+    for answer in (waiting, bench.worker.points_after(1)):
+        with pytest.raises(WorkerError, match=r"RuntimeError: broken\. The raw run is intact"):
+            answer.result(SOON_S)
+
+
 @pytest.mark.parametrize("fail", [fail_in_step, fail_in_points, fail_in_recorder])
 def test_any_failure_refuses_questions_and_the_next_scan_works(bench, fail):
     ticket = bench.begin()
@@ -491,7 +551,7 @@ def test_thread_that_ends_leaves_nobody_waiting(make_bench):
     bench = make_bench()
     ticket = bench.begin()
     bench.start(ticket)
-    questions = [bench.worker.request(1, 50), bench.worker.request(1, 60)]
+    questions = [bench.worker.request(1, 50), bench.worker.request(1, 60), bench.worker.points_after(9)]
     bench.rebuilds[0].fail_with = SystemExit()
     bench.put(1)
     for question in questions:

@@ -11,9 +11,10 @@ from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import load_weights
-from bluesky_cdi.reconstruction import count_store
+from bluesky_cdi.reconstruction import count_store, region_solver
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.points import points_of
+from bluesky_cdi.reconstruction.region_solver import RegionSolver
 
 BUDGET_S = 60.0
 WINDOW_PX = 192
@@ -284,3 +285,47 @@ def test_frames_under_a_weak_beam_or_none_are_found_while_frames_come(scene):
     assert errors[1] < 1.1 * errors[0]
     # What vacuum would show is that of frames under as weak a beam.
     assert found.vacuum_residual[7] < 0.7 * clean.vacuum_residual[7]
+
+
+class Scripted:
+    """Gives the iterations of each region an end and a fall of their own, whatever became of them."""
+
+    def __init__(self, monkeypatch):
+        self.told, self._iterate, self._solve = {}, region_solver.iterate, RegionSolver.solve
+        monkeypatch.setattr(region_solver, "iterate", self._scripted)
+        monkeypatch.setattr(RegionSolver, "solve", lambda *args, **kwargs: self._remember(*args, **kwargs))
+
+    def _remember(self, solver, frames, *args, **kwargs):
+        self._of = frames.region.tiles
+        self.told[self._of] = 0.01 * (1 + len(self.told)), len(frames.own_rows)
+        return self._solve(solver, frames, *args, **kwargs)
+
+    def _scripted(self, *args):
+        outcome = self._iterate(*args)
+        fall, _ = self.told[self._of]
+        ended = "diverged" if fall == 0.01 else "converged"
+        return replace(outcome, history=tuple((1 - fall) ** k for k in range(10)), ended=ended)
+
+
+def test_what_is_told_of_the_iterations_speaks_of_all_regions(wide, column_frames, monkeypatch):
+    """They end and fall in each in another way; the last region alone would say that all is well."""
+    script = Scripted(monkeypatch)
+    ours = wide.reconstructor(refine_iterations=2, window_px=WINDOW_PX)
+    ours.add(column_frames)
+    told = ours.step(BUDGET_S).source
+    falls, frames = np.array(list(script.told.values())).T
+    assert len(frames) > 2 and frames.sum() == len(column_frames)
+    assert told["ended"] == "diverged" and told["diverged"] == pytest.approx(frames[0] / frames.sum())
+    assert told["falling"] == pytest.approx((falls * frames).sum() / frames.sum(), rel=1e-6)
+
+    again = wide.reconstructor(refine_iterations=2, window_px=WINDOW_PX)
+    state = dict(ours.checkpoint())
+    again.restore(state, column_frames)
+    keys = ("iterations", "ended", "diverged", "falling")
+    assert {key: again.estimate().source[key] for key in keys} == {key: told[key] for key in keys}
+    # As checkpoints were, which knew of the last region only.
+    older = {name: array for name, array in state.items() if not name.startswith("solver/")}
+    older |= {"solver/iterations": np.array(6), "solver/ended": np.array("epochs")}
+    again = wide.reconstructor(refine_iterations=2, window_px=WINDOW_PX)
+    again.restore(older, column_frames)
+    assert [again.estimate().source[key] for key in keys] == [6, "epochs", 0.0, 0.0]

@@ -13,7 +13,7 @@ from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import Frame
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn, live
-from tests.unit.reconstruction.star_scans import FAR, lens, measure, overlap
+from tests.unit.reconstruction.star_scans import FAR, LENS, lens, measure, overlap
 
 SOON_S = 240.0
 STEP_S = 60.0
@@ -65,6 +65,41 @@ def test_a_better_probe_is_taken_and_all_is_predicted_again(made, frames, caplog
     # The photons, which set the object's scale, are those of the frames still.
     light = np.sum(np.abs(last.probe) ** 2) / np.sum(np.abs(without.probe) ** 2)
     assert light == pytest.approx(1, rel=1e-4)
+
+
+class Found:
+    """A check that has ended with another probe."""
+
+    is_running, is_first, notes = False, True, {"taken": True}
+
+    def __init__(self, probe):
+        self.left = [probe]
+
+    def begin(self, frames, assumed, current):
+        pass
+
+    def take(self):
+        return self.left.pop() if self.left and self.ready else None
+
+    ready = False
+
+
+def test_what_frames_are_compared_with_is_that_of_the_new_probe(made, frames):
+    """A wider aperture lets more pixels be bright without any object."""
+    assumed, found = lens(), lens(numerical_aperture=1.2 * LENS["numerical_aperture"])
+    ours = reconstructor(made, assumed, refine_iterations=0, checked=False)
+    ours._watch.check_in = check = Found(found)
+    ours.add(frames)
+    before = ours.step(STEP_S)
+    check.ready = True
+    after = ours.step(STEP_S)
+    begun_with_it = reconstructor(made, found, refine_iterations=0, checked=False)
+    begun_with_it.add(frames)
+    there = begun_with_it.step(STEP_S)
+    assert np.mean(after.vacuum_residual) > 1.1 * np.mean(before.vacuum_residual)
+    np.testing.assert_allclose(after.vacuum_residual, there.vacuum_residual, rtol=1e-3)
+    assert after.source["noise_residual"] == pytest.approx(there.source["noise_residual"], rel=1e-3)
+    assert after.source["noise_residual"] != pytest.approx(before.source["noise_residual"], rel=1e-3)
 
 
 def test_a_perfect_probe_stays_bit_for_bit(made, frames):

@@ -1,0 +1,81 @@
+"""Runs that wait for another catalog than that of their folder."""
+
+import json
+import logging
+import shutil
+
+import pytest
+from event_model import compose_run
+
+from bluesky_cdi import session as session_module
+from bluesky_cdi.catalog.destination import destination_of, state_destination
+from bluesky_cdi.cli import main
+from bluesky_cdi.journal import Journal
+
+
+def test_the_address_is_noted_without_its_key(tmp_path):
+    journal = tmp_path / "journal"
+    assert destination_of(journal) is None
+    state_destination(journal, "https://me:word@lab:8000/api/v1/metadata/beamline?api_key=secret")
+    assert destination_of(journal) == "https://lab:8000/api/v1/metadata/beamline"
+    assert "secret" not in (journal / "catalog.address").read_text()
+    state_destination(journal, None)
+    assert destination_of(journal) is None
+
+
+@pytest.fixture
+def killed(tmp_path, empty_catalog):
+    """The folder of a session on another server, which was killed after a run."""
+
+    def made(uri):
+        folder = shutil.copytree(empty_catalog, tmp_path / "killed session")
+        run = compose_run(metadata={"scan_id": 1})
+        journal = Journal(folder / "journal" / "raw")
+        journal("start", run.start_doc)
+        journal("stop", run.compose_stop())
+        journal.close()
+        state_destination(folder / "journal", uri)
+        return folder, run.start_doc["uid"]
+
+    return made
+
+
+def test_runs_go_to_the_catalog_they_are_for_and_no_other(killed, catalog, capsys, caplog):
+    """The command that the message says, typed as it stands but for the key."""
+    folder, uid = killed(f"{catalog.uri}?api_key=secret")
+    assert main(["restore", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "1 run(s) wait in" in said and f"restore '{folder}' --to {catalog.uri} " in said and "secret" not in said
+    key = catalog.raw.context.api_key
+    settings = folder / "key.yaml"
+    settings.write_text(f"catalog: {{api_key: {key}}}\n")
+    assert uid not in catalog.raw
+    assert main(["restore", str(folder), "--to", catalog.uri, "-c", str(settings), "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["runs"]
+    assert line == f"restored: raw run {uid}, 0 events"
+    assert uid in catalog.raw
+
+
+@pytest.mark.parametrize("has_catalog", [True, False])
+def test_a_folder_is_looked_at_without_them_and_takes_them_where_that_is_wanted(killed, capsys, caplog, has_catalog):
+    folder, uid = killed("http://127.0.0.1:9")
+    if not has_catalog:
+        (folder / "catalog.db").unlink()
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert main(["browse", str(folder)]) == int(not has_catalog)
+    said = caplog.text if has_catalog else capsys.readouterr().err
+    assert ("for the catalog at http://127.0.0.1:9" if has_catalog else "sessions wrote to http://127.0.0.1:9") in said
+    if not has_catalog:
+        assert main(["restore", str(folder), "--to", "own"]) == 0
+        assert f"run {uid}" in capsys.readouterr().out
+
+
+def test_a_session_tells_of_runs_that_wait_for_another_catalog(killed, caplog):
+    folder, _ = killed("http://lab:8000")
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        session_module._state_destination(folder / "journal", "http://lab:8000?api_key=k")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        session_module._state_destination(folder / "journal", None)
+    assert "1 run(s) that wait in" in caplog.text and "were for http://lab:8000" in caplog.text
+    assert destination_of(folder / "journal") is None
