@@ -118,6 +118,7 @@ def memory(found: Found) -> str:
         f"own, after run {each['run']}: {each['objects']} objects and {each['blocks']} blocks in use, "
         f"{_number(each['resident_mib'], 0)} MiB when free memory is given back"
         for each in found["own"]
+        if each["run"] in (2, settings["runs"])
     ]
     head = f"{settings['runs']} runs of {settings['events']} events each"
     return "\n".join([head, aligned(lines), *used])

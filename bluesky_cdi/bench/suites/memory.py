@@ -42,11 +42,15 @@ class Options:
         Of each, nearly: the raster is square.
     step_px : int
         Pixels from frame to frame.
+    tidy : bool
+        Whether the session's own process collects and gives back what it can after each run: then it grows by what it
+        uses alone.
     """
 
     runs: int = 10
     events: int = 300
     step_px: int = 12
+    tidy: bool = False
 
 
 def memory(options: Options | None = None, on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -63,9 +67,9 @@ def memory(options: Options | None = None, on_progress: Callable[[str], None] | 
     -------
     dict
         ``machine``, ``settings`` and ``resident_mib``: what own process, reconstruction and catalog hold after each
-        run. ``own`` has for the second run and the last, of the session's own process: ``run``, ``objects`` (that
-        Python's garbage collector knows) and ``blocks`` (of Python's allocator) after a collection, and
-        ``resident_mib`` once free memory is given back (None where only the C library could tell).
+        run. ``own`` has for the second run and the last (tidy: for each), of the session's own process: ``run``,
+        ``objects`` (that Python's garbage collector knows) and ``blocks`` (of Python's allocator) after a collection,
+        and ``resident_mib`` once free memory is given back (None where only the C library could tell).
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.isqrt(options.events)
@@ -83,7 +87,7 @@ def memory(options: Options | None = None, on_progress: Callable[[str], None] | 
             )  # fmt: skip
             session.wait(SETTLE_S)
             held.append([resident_mib(pid) for pid in (os.getpid(), *other_pids(session))])
-            if run in (WARM, options.runs):
+            if options.tidy or run in (WARM, options.runs):
                 own.append({"run": run, **_in_use()})
     settings = {**asdict(options), "events": side**2}
     return record([torch.device("cpu")], settings, resident_mib=held, own=own)

@@ -167,6 +167,7 @@ def add_memory(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--runs", type=positive, default=10, help="one after the other (default: %(default)s)")
     add("--events", type=positive, default=300, help="of each run (default: %(default)s)")
     add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
+    add("--tidy", action="store_true", help="collect garbage, and give free memory back, after each run")
     add_out(command)
     command.set_defaults(run=_bench_memory)
 
@@ -176,5 +177,5 @@ def _bench_memory(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.suites.memory import Options, memory
 
     prepare(args)
-    found = memory(Options(args.runs, args.events, args.step), tell)
+    found = memory(Options(args.runs, args.events, args.step, args.tidy), tell)
     return finish(args, found, tables.memory(found))

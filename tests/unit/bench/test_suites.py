@@ -290,7 +290,7 @@ def test_memory_is_measured_after_each_run_on_the_same_devices(monkeypatch, caps
     assert main(["bench", "memory", "--runs", "3", "--events", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sessions[0].did == [9, "waited"] * 3 and len(beamlines) == 1
-    assert found["settings"] == {"runs": 3, "events": 9, "step_px": 12}
+    assert found["settings"] == {"runs": 3, "events": 9, "step_px": 12, "tidy": False}
     assert [each["run"] for each in found["own"]] == [2, 3] and found["own"][0]["objects"] > 1000
     assert [len(each) for each in found["resident_mib"]] == [3, 3, 3]
     assert found["resident_mib"][0][2] is None
