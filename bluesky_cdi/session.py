@@ -136,7 +136,7 @@ class Session:
             self._live(stack, factory, arguments, listeners)
             self.uri = address()
             self.catalog = self._open_catalog(until_last)
-            self.RE = self._run_engine() if RE is None else RE
+            self.RE = _new_run_engine(last_scan_id(self.catalog, self.directory)) if RE is None else RE
             self._attach(stack, claim_scan_numbers or RE is None)
             if RE is None:
                 # On closing the engine stops first: aborting a paused run makes documents.
@@ -234,11 +234,6 @@ class Session:
         self.live, self._documents = setup.start(listeners)
         stack.callback(self.live.close)
         stack.callback(self._documents.close)
-
-    def _run_engine(self) -> RunEngine:
-        from bluesky import RunEngine
-
-        return RunEngine({"scan_id": last_scan_id(self.catalog, self.directory)}, during_task=during_task())
 
     def _attach(self, stack: contextlib.ExitStack, claim_scan_numbers: bool) -> None:
         """Give the RunEngine what makes its runs this session's."""
@@ -343,3 +338,9 @@ def stop_engine(engine: RunEngine) -> None:
     engine.loop.call_soon_threadsafe(engine.loop.stop)
     engine._th.join()
     engine.loop.close()
+
+
+def _new_run_engine(last_number: int) -> RunEngine:
+    from bluesky import RunEngine
+
+    return RunEngine({"scan_id": last_number}, during_task=during_task())

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from bluesky_cdi.errors import WorkerError
-from bluesky_cdi.live.activity import Activity, Silence
+from bluesky_cdi.live.activity import Activity
 from bluesky_cdi.live.inbox import Inbox
 from bluesky_cdi.live.loop import NOT_RUNNING, WorkerLoop
 from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, PointsAfter, Request, Start, Wait, stopped
@@ -48,6 +48,8 @@ class LiveWorker:
 
     Attributes
     ----------
+    activity : Activity
+        Tells whether the thread gives signs of life.
     error : Exception or None
         Why the reconstruction of the newest run failed.
     latest : Estimate or None
@@ -61,8 +63,8 @@ class LiveWorker:
         self._queue_frames = queue_frames
         self._inbox = Inbox(queue_frames)
         self._newest = NewestRun()
-        self._activity = Activity(self._pace.step_s, self._pace.tune_s)
-        self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest, self._activity)
+        self.activity = Activity(self._pace.step_s, self._pace.tune_s)
+        self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest, self.activity)
         self.n_dropped = 0
         self._thread = threading.Thread(target=self._loop.run, name="bluesky_cdi-worker", daemon=True)
         self._thread.start()
@@ -81,10 +83,6 @@ class LiveWorker:
     def is_idle(self) -> bool:
         """Whether nothing is being done, and no run is open."""
         return self._inbox.is_waited_for and not self._loop.has_open_run
-
-    def look(self) -> Silence | None:
-        """Look whether the thread gives signs of life, about twice a second; as `Activity.look`."""
-        return self._activity.look()
 
     # What a plan calls.
 

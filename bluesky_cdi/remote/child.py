@@ -206,7 +206,7 @@ class Served:
             if is_idle and not was_idle:
                 # What a run needed, the next one, of another size perhaps, takes anew.
                 give_memory_back()
-            silence = self._worker.look()
+            silence = self._worker.activity.look()
             self._channel.send("activity", None if silence is None else vars(silence))
 
     def _state(self) -> bool:
