@@ -19,7 +19,7 @@ import h5py
 from bluesky_cdi.errors import ScanFileError
 
 LINK_FOLDERS = "BLUESKY_CDI_LINKS"
-# Variables of the environment in which HDF5 itself looks for folders of external links and of virtual datasets' sources.
+# Variables of the environment that name folders where HDF5 looks for external links and virtual datasets' sources.
 EXTERNAL_PREFIX, VIRTUAL_PREFIX = "HDF5_EXT_PREFIX", "HDF5_VDS_PREFIX"
 # As many links as this, one behind the other, are no file of measured data but a circle.
 _LINKS_MAX = 64
@@ -229,8 +229,8 @@ def places_of(path: Path, name: str, variable: str = VIRTUAL_PREFIX, prefix: str
     # An absolute name is tried as it is; what is looked for elsewhere is its last part.
     itself, last = ([Path(name)], os.path.basename(name)) if os.path.isabs(name) else ([], name)
     first = [folder for folder in (*os.environ.get(variable, "").split(os.pathsep), prefix) if folder]
-    folders = [*first, path.absolute().parent, "", path.resolve().parent]
-    return list(dict.fromkeys([*itself, *(Path(folder) / last for folder in folders)]))
+    folders = [*map(Path, first), path.absolute().parent, Path(), path.resolve().parent]
+    return list(dict.fromkeys([*itself, *(folder / last for folder in folders)]))
 
 
 def prefix_of(dataset: h5py.Dataset) -> str:
