@@ -143,10 +143,17 @@ class RunFrames:
         """Why frames can't be used, of each that can't."""
         return [left_out.error for left_out in self._left_out.values() if left_out.error is not None]
 
-    @property
-    def may_come_later(self) -> bool:
-        """Whether frames are left out that the raw run may give to who goes on with it."""
-        return any(left_out.is_readable for left_out in self._left_out.values())
+    def may_come_later(self, estimate: Estimate | None) -> bool:
+        """Tell whether frames are missing that the raw run may give to who goes on with it.
+
+        Parameters
+        ----------
+        estimate : Estimate or None
+            The final one.
+        """
+        if any(left_out.is_readable for left_out in self._left_out.values()):
+            return True
+        return estimate is not None and bool(unreached(estimate, self._taken - self._left_out.keys()))
 
     def missing_in(self, estimate: Estimate) -> dict[int, str]:
         """Say of the run's frames that are not in an estimate why; those without light, which it names, are none.

@@ -124,7 +124,7 @@ class RunJob:
                 "Check the assumed probe, the geometry and the frames."
             )
         self._close(*self._outcome())
-        if self.frames.may_come_later:
+        if self.frames.may_come_later(self.estimate):
             self._state.save(self._reconstructor)
         else:
             self._state.remove()

@@ -358,7 +358,9 @@ class Diffraction:
         return self.counts.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Diffraction:
-        """Select frames; the objects stay."""
+        """Select frames; the objects stay. Without a copy of the counts where that is a slice, or all of them."""
+        if isinstance(index, Tensor) and index.dtype == torch.bool and len(index) == len(self) and bool(index.all()):
+            return self
         return replace(
             self,
             counts=self.counts[index],

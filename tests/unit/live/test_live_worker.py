@@ -747,6 +747,16 @@ def test_without_last_refinements_nothing_is_read_again(make_bench):
     assert missing_of(bench)["seq_nums"] == [4]
 
 
+def test_frames_that_time_did_not_suffice_for_are_missing_and_may_be_gone_on_with(bench):
+    bench.start(bench.begin())
+    bench.rebuilds[0].spoil = lambda estimate: make_estimate([1, 2])
+    bench.put(1, 2, 3)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert missing_of(bench)["reasons"] == {"3": "it came after the image was made"}
+    assert bench.kept[0].states and not bench.kept[0].removed
+
+
 def test_a_number_counts_once_whatever_came_of_it():
     frames, rebuild = run_frames.RunFrames(RunInfo("raw", 1, {}, (2, 2))), Rebuild(None)
     error = FrameError("it is negative")
