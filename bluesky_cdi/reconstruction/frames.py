@@ -12,20 +12,29 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.errors import FrameError
+from bluesky_cdi.io.beam_centre import find_beam_centre
 from bluesky_cdi.io.frame_summaries import dark_frames
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.illumination import photons_through_vacuum
-from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
+from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.propagators import FAR_FIELD, FarField, Propagator
 from bluesky_cdi.protocols import Frame
+from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
+from bluesky_cdi.reconstruction.count_store import CountStore
 from bluesky_cdi.reconstruction.frame_table import FrameTable
-from bluesky_cdi.reconstruction.measured_counts import MeasuredCounts
 from bluesky_cdi.reconstruction.tiles import Box, IndexArray, Region, Tiling
 
+# Counts read at a time: what is read is a copy beside the one that is computed with.
+READ_BYTES = 2**24
 # Counts in memory, unless stated otherwise: 4 GiB.
 MEMORY_BYTES = 2**32
+# Frames read at a time where only a sum of each is wanted.
+CHUNK = 256
 # Frames after which the bad pixels are looked for again; more frames tell no more.
 BAD_PIXEL_FRAMES = 32
+# Frames that show how much they differ from each other.
+PLAIN_FRAMES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +88,11 @@ class MeasuredFrames:
     ----------
     table : FrameTable
         Numbers, places and fluxes.
-    counts : MeasuredCounts
-        Their counts, and the valid pixels.
+    mask : Tensor, shape (N, N), bool, or None
+        The valid pixels, in the propagator's working order; None: all.
+    off_centre_px : tuple of float or None
+        Where the direct beam of the first frames lies from the middle (rows, columns), pixels; None in the near field,
+        and where it is not found.
     dark : ndarray, shape (m,)
         Rows of frames without light, as `find_dark` found them: nothing is computed from them.
     """
@@ -96,10 +108,18 @@ class MeasuredFrames:
         known_mask: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self.table = FrameTable(grid)
-        self.counts = MeasuredCounts(grid.frame_px, device, propagator, memory_bytes, known_mask)
+        self.mask: Tensor | None = None
+        self.off_centre_px: tuple[float, float] | None = None
         self.dark: IndexArray = np.zeros(0, np.int64)
+        # By row; NaN where they are not summed yet.
+        self._photons: npt.NDArray[np.float64] = np.zeros(0)
         self._grid, self._device = grid, device
         self._background, self._saturation, self._propagator = background, saturation, propagator
+        side = grid.frame_px
+        self._known_mask = np.ones((side, side), bool) if known_mask is None else np.asarray(known_mask, dtype=bool)
+        self._counts = CountStore(grid.frame_px, memory_bytes)
+        self._cached: tuple[IndexArray, Tensor] | None = None
+        self._plain: tuple[int, float | None] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -121,7 +141,10 @@ class MeasuredFrames:
         """
         frames = list(frames)
         self._check(frames)
+        known = len(self)
         rows = np.array([self._put(frame) for frame in frames], dtype=np.int64)
+        if (rows < known).any():
+            self._cached = None
         return np.unique(rows)
 
     def use_grid(self, grid: ObjectGrid) -> None:
@@ -129,9 +152,21 @@ class MeasuredFrames:
         self._grid = grid
         self.table.use_grid(grid)
 
+    def use_mask(self, valid: npt.NDArray[np.bool_]) -> None:
+        """State the valid pixels, (N, N), bool, as the detector has them."""
+        self.mask = self._propagator.to_working(torch.from_numpy(valid)).to(self._device)
+        self._photons[:] = np.nan
+
     def find_bad_pixels(self) -> bool:
         """Leave out the pixels that the first frames show to be hot or dead; whether the mask is another one now."""
-        return self.counts.find_bad_pixels(self.table.rows[:BAD_PIXEL_FRAMES])
+        counts = self._counts.read(self.table.rows[:BAD_PIXEL_FRAMES])
+        before = self.mask
+        # One frame may have a bright speckle that a second one moves.
+        valid = self._known_mask & valid_pixels(counts) if len(counts) > 1 else self._known_mask
+        self.use_mask(valid)
+        if isinstance(self._propagator, FarField) and len(counts):
+            self.off_centre_px = _off_centre_px(counts.mean(axis=0), valid)
+        return before is None or not torch.equal(before, self.mask)  # type: ignore[arg-type]  # `use_mask` has set it
 
     @property
     def lit(self) -> IndexArray:
@@ -141,16 +176,32 @@ class MeasuredFrames:
 
     def find_dark(self) -> tuple[IndexArray, IndexArray]:
         """Look for frames without light among all (`dark_frames`); rows that are dark now, and that were before."""
-        before, self.dark = self.dark, np.flatnonzero(dark_frames(self.counts.photons())) if len(self) else self.dark
+        before, self.dark = self.dark, np.flatnonzero(dark_frames(self.photons())) if len(self) else self.dark
         return np.setdiff1d(self.dark, before), np.setdiff1d(before, self.dark)
 
     def mean_photons(self) -> float:
         """Give nearly the photons of a frame with light through vacuum; see `photons_through_vacuum`."""
-        return photons_through_vacuum(self.counts.photons()[self.lit])
+        return photons_through_vacuum(self.photons()[self.lit])
 
     def plain_residual(self) -> float | None:
-        """Compute what the frames with light differ by; see `MeasuredCounts.plain_residual`."""
-        return self.counts.plain_residual(self.lit)
+        """Compute the mean deviance of frames, spread over the run, if each were like their mean but for its photons.
+
+        It knows nothing of object and probe: an image must explain its frames far better. None for fewer than two.
+        """
+        rows = self.lit
+        if self._plain is None or self._plain[0] != len(rows):
+            some = rows[np.unique(np.linspace(0, len(rows) - 1, PLAIN_FRAMES).round().astype(np.int64))]
+            self._plain = len(rows), self._deviance_of_mean(some) if len(some) > 1 else None
+        return self._plain[1]
+
+    def photons(self) -> npt.NDArray[np.float64]:
+        """Sum the valid pixels of each frame, by row, (n,)."""
+        missing = np.flatnonzero(np.isnan(self._photons[: len(self)]))
+        for rows in np.split(missing, range(CHUNK, len(missing), CHUNK)) if len(missing) else []:
+            counts = self._working(rows)
+            valid = counts if self.mask is None else torch.where(self.mask, counts, 0.0)
+            self._photons[rows] = valid.sum(dim=(-2, -1)).cpu().numpy()
+        return self._photons[: len(self)]
 
     def of_region(self, region: Region, tiling: Tiling, rows: IndexArray | None = None) -> RegionFrames:
         """Give the frames of a region of a tiled grid, at the places where they are now.
@@ -186,13 +237,13 @@ class MeasuredFrames:
         corner, shift = self.table.placed(rows)
         flux, stated = (torch.from_numpy(each).to(self._device, torch.float32) for each in self.table.flux(rows))
         return Diffraction(
-            counts=self.counts.working(rows),
+            counts=self._kept_working(rows),
             corner=torch.from_numpy(corner - np.asarray(box.low)).to(self._device),
             shift_px=torch.from_numpy(shift).to(self._device, torch.float32),
             object_shape=(1, *box.shape),
             flux=flux,
             stated_flux=stated,
-            mask=self.counts.mask,
+            mask=self.mask,
             background=self._background,
             saturation=self._saturation,
             propagator=self._propagator,
@@ -200,7 +251,9 @@ class MeasuredFrames:
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give all but the counts: what was refined of each frame, and the masks."""
-        return {**self.table.checkpoint(), **self.counts.checkpoint()}
+        mask = {} if self.mask is None else {"mask": self.mask.cpu().numpy()}
+        centre = {} if self.off_centre_px is None else {"off_centre_px": np.array(self.off_centre_px)}
+        return {**self.table.checkpoint(), **mask, **centre, "known_mask": self._known_mask}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Iterable[Frame]) -> npt.NDArray[np.bool_]:
         """Take what `checkpoint` gave, and of some frames those that it knows.
@@ -219,12 +272,26 @@ class MeasuredFrames:
         """
         numbers = state["seq_num"]
         there = {frame.seq_num: frame for frame in frames}
-        self.counts.restore_known(state)
+        # First, for nothing is kept of what it masks.
+        self._known_mask = state["known_mask"].copy()
         self.add(there[number] for number in numbers.tolist() if number in there)
         self.table.restore(state)
-        self.counts.restore(state)
+        self.mask = torch.from_numpy(state["mask"].copy()).to(self._device) if "mask" in state else None
+        if "off_centre_px" in state:
+            row, column = state["off_centre_px"].tolist()
+            self.off_centre_px = row, column
         self.find_dark()
         return np.isin(numbers, list(there))
+
+    def _deviance_of_mean(self, rows: IndexArray) -> float:
+        counts = self._working(rows)
+        counts = counts if self.mask is None else torch.where(self.mask, counts, 0.0)
+        total, photons = counts.sum(dim=0), counts.sum(dim=(-2, -1)).clamp_min(1.0)[:, None, None]
+        # Of all others: a frame is no evidence of what it looks like. A little light everywhere, for pixels that
+        # count a photon in one frame only.
+        others = total - counts + 0.5
+        likeness = others / others.sum(dim=(-2, -1), keepdim=True)
+        return float(mean_over_valid(poisson_deviance(photons * likeness, counts), self.mask).mean())
 
     def _check(self, frames: list[Frame]) -> None:
         side = self._grid.frame_px
@@ -239,6 +306,44 @@ class MeasuredFrames:
 
     def _put(self, frame: Frame) -> int:
         """Keep one frame; give its row."""
+        known = len(self)
         row = self.table.put(frame)
-        self.counts.put(row, frame.counts)
+        if row >= len(self._photons):
+            self._photons = np.concatenate([self._photons, np.full(max(CHUNK, row), np.nan)])
+        self._photons[row] = np.nan
+        # A flag (NaN, -1, the type's maximum) times 0 need not be 0: it goes before anything is computed.
+        counts = frame.counts if self._known_mask.all() else np.where(self._known_mask, frame.counts, 0)
+        if row < known:
+            self._counts.replace(row, counts)
+        else:
+            self._counts.append(counts)
         return row
+
+    def _working(self, rows: IndexArray) -> Tensor:
+        """Give counts (n, N, N) in the propagator's working order, read in blocks."""
+        side = self._grid.frame_px
+        counts = torch.empty((len(rows), side, side), dtype=torch.float32, device=self._device)
+        step = max(1, READ_BYTES // counts[:1].nbytes) if len(rows) else 1
+        for first in range(0, len(rows), step):
+            part = torch.from_numpy(self._counts.read(rows[first : first + step])).to(self._device)
+            counts[first : first + step] = self._propagator.to_working(part)
+        return counts
+
+    def _kept_working(self, rows: IndexArray) -> Tensor:
+        """Give `_working`, kept until other frames are asked for, if memory has room for that."""
+        if self._cached is not None and np.array_equal(self._cached[0], rows):
+            return self._cached[1]
+        self._cached = None
+        counts = self._working(rows)
+        if counts.nbytes <= self._counts.room:
+            self._cached = rows.copy(), counts
+        return counts
+
+
+def _off_centre_px(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
+    try:
+        row, column = find_beam_centre(mean, valid)
+    except FrameError:
+        return None
+    side = len(mean)
+    return row - side // 2, column - side // 2

@@ -316,7 +316,7 @@ class PtychoReconstructor:
         found = self._estimator(obj, probe, data, illumination, deviance)
         variance = self._map.write_errors(region, found).square()
         self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
-        if (new := np.isnan(self._metrics.vacuum[rows])).any():
+        if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
             some = data[torch.from_numpy(new).to(self._device)]
             vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
             self._metrics.put_bounds(rows[new], vacuum, noise)
@@ -346,7 +346,7 @@ class PtychoReconstructor:
             "iterations": solver.iterations,
             "ended": solver.ended,
             "falling": solver.falling,
-            "off_centre_px": self._frames.counts.off_centre_px,
+            "off_centre_px": self._frames.off_centre_px,
             "plain_residual": self._frames.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
         }

@@ -137,7 +137,7 @@ def _deviance(scan: Scan, probe: ComplexArray, epochs: int, device: str) -> floa
     measured = MeasuredFrames(grid, torch.device(device), propagator=propagator, known_mask=scan.mask)
     measured.add(Frame(i + 1, scan.positions_m[i], counts) for i, counts in enumerate(np.asarray(scan.counts)))
     if scan.mask is not None:
-        measured.counts.use_mask(scan.mask)
+        measured.use_mask(scan.mask)
     first = scaled_to(torch.from_numpy(np.asarray(probe, np.complex64)), max(measured.mean_photons(), 1.0))[None]
     vacuum = torch.ones((1, *grid.shape), dtype=torch.complex64, device=device)
     start = Solution.start(vacuum, first.to(device), measured.diffraction())
