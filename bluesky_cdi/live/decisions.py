@@ -87,7 +87,7 @@ class Scan:
         self.refuse(error)
 
     def _due(self) -> list[Request]:
-        ingested = 0 if self.job is None else self.job.frames.ingested
+        ingested = 0 if self.job is None else self.job.ingested
         return [request for request in self._requests if request.after <= ingested]
 
     def _decide(

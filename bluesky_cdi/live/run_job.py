@@ -38,13 +38,15 @@ class RunJob:
         The newest.
     frames : RunFrames
         Which frames are in, and which are not.
+    ingested : int
+        The highest number of a frame that was taken or left out: no decision may wait for one that was left out.
     is_open : bool
     """
 
     def __init__(self, info: RunInfo, uid: str, parts: WorkerParts, pace: Pace) -> None:
         self.info, self.uid = info, uid
         self.estimate: Estimate | None = None
-        self.frames = RunFrames(info)
+        self.frames, self.ingested = RunFrames(info), 0
         self.is_open = True
         self._parts, self._pace, self._listeners = parts, pace, _Listeners(parts.listeners, info.scan_id)
         self._reconstructor: Reconstructor | None = None
@@ -76,7 +78,10 @@ class RunJob:
         interrupted : callable
             Whether to come back before the time for a step is over.
         """
-        if self._reconstructor is not None and self.frames.take(self._reconstructor, messages):
+        if self._reconstructor is None:
+            return
+        is_taken, self.ingested = self.frames.take(self._reconstructor, messages), self.frames.ingested
+        if is_taken:
             self._step(interrupted)
 
     def end(self, message: End) -> None:
