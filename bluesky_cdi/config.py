@@ -204,7 +204,8 @@ class ReconstructorConfig(Section):
     fine_tune_s: float = Field(default=0.0, ge=0)
     """Time that each step with new frames takes to tune the network on those measured so far, seconds; 0: none."""
     final_steps: int = Field(default=10, ge=0)
-    """Further steps of such iterations after the last frame."""
+    """Further steps of such iterations after the last frame; each begins with frames that were left out and can be read
+    again from their files."""
     step_budget_s: float = Field(default=5.0, gt=0)
     """Time after which a step begins no further iteration, seconds."""
     final_budget_s: float = Field(default=60.0, gt=0)
@@ -234,7 +235,7 @@ class ReconstructorConfig(Section):
     """Reconstruct in the session's own process: for debuggers and tests. Else there is one for it, which may fail, hang
     or be killed without harm to the scan, and is started again."""
     queue_frames: int = Field(default=2048, ge=1)
-    """Frames that may wait for the worker; more are left out of the live image (never of the raw run)."""
+    """Frames that may wait for the worker; more are left out of the live image until the run is over."""
 
     @model_validator(mode="after")
     def _fits_the_reconstructor(self) -> ReconstructorConfig:

@@ -63,6 +63,28 @@ class Preprocessed:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+class ReadAgain(Protocol):
+    """Reads frames of a run again once it has ended, for who could not take them in as they came."""
+
+    def __call__(self, number: int, region: tuple[slice, slice] | None = None) -> Frame | None:
+        """Read a frame; None for one that is in no file.
+
+        Parameters
+        ----------
+        number : int
+            Its `seq_num`.
+        region : pair of slice, optional
+            Rows and columns that suffice.
+
+        Raises
+        ------
+        ScanFileError
+            If its file does not give it, or not yet.
+        FrameError
+            If it can't be used.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class RunInfo:
     """What is known of a run before its first frame.
@@ -83,6 +105,8 @@ class RunInfo:
         Whether that is the window of the first probe centres alone: others may lie outside of it.
     preprocessed : Preprocessed or None
         What was done to the frames before they were handed on; None: nothing.
+    read_again : ReadAgain, optional
+        Reads frames again from their files, as they were handed on.
     """
 
     uid: str
@@ -92,6 +116,7 @@ class RunInfo:
     window_m: tuple[tuple[float, float], tuple[float, float]] | None = None
     grows: bool = False
     preprocessed: Preprocessed | None = None
+    read_again: ReadAgain | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import CatalogError, ScanFileError, WorkerError
+from bluesky_cdi.evaluation.missing import unreached, with_missing
 from bluesky_cdi.evaluation.verdict import fault_of, with_verdict
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader, Preprocessing, read_checkpoint, remove_checkpoint
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
@@ -269,11 +270,11 @@ def resume_run(
         file = checkpoint_file(info, publisher.uid, config, checkpoints_folder(directory))
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)
-        missing = max(0, len(frames) - estimate.n_frames - len(estimate.source.get("dark_frames", ())))
+        missing = unreached(estimate, [frame.seq_num for frame in frames])
         if finished:
-            estimate = with_verdict(estimate, left_out=missing)
+            estimate = with_verdict(with_missing(estimate, missing))
         else:
-            doubt = f"time was over before nothing was left to improve, with {missing} frame(s) not in the image"
+            doubt = f"time was over before nothing was left to improve, with {len(missing)} frame(s) not in the image"
             estimate = with_verdict(estimate, doubt=doubt)
         publisher.close(estimate, *_ending(ended, None if finished else took))
     # Not before the result is in the catalog.

@@ -52,7 +52,8 @@ class FrameAssembler:
     ``bluesky.callbacks.buffer.BufferingWrapper``, so that a slow file system can't slow the scan.
 
     It never raises into the RunEngine, where an exception would abort the scan. A frame that can't be used (another
-    shape, NaN, negative counts, no position, no file) is left out, and told to the sink by ``leave_out``. Documents
+    shape, NaN, negative counts, no position, no file) is left out, and told to the sink by ``leave_out``; it may be
+    read again after the run, by ``RunInfo.read_again``. Documents
     from which no frame can come are logged, kept in `error`, and told to the sink by one call of ``fail``; the rest of
     that run is then left out. The run itself goes on being recorded. A run that is no scan of frames (without frames,
     without two axes that move) is nobody's fault: one line of the log says why it is left out.
@@ -81,7 +82,7 @@ class FrameAssembler:
         Data key of the incident flux; without it, the start document's `monitor`, if it has one.
     file_timeout_s : float
         How long to wait for a file, or for rows of one, that documents announce and that are not there yet, seconds.
-        A file that has not come in that time is not waited for again.
+        Each wait in vain halves the next one for that file.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels of the detector; others may hold flags (NaN, negative numbers) in place of counts.
     every_run : bool

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.request import url2pathname
 
@@ -20,6 +23,8 @@ from bluesky_cdi.io.unwritten import unwritten_frames
 _H5PY_ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError)
 # How often a file that is late is looked for, seconds.
 LOOK_S = 0.1
+# HDF5 crashes where a dataset is refreshed while another handle of it is open: in one thread at a time there is one.
+_ONE_HANDLE = threading.RLock()
 # More than any detector's frame: what states more is damaged, or would fill the memory.
 ROW_BYTES_MAX = 2**30
 
@@ -47,6 +52,20 @@ def path_of(uri: str) -> str:
     return path if os.path.exists(path) and not os.path.exists(decoded) else decoded
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows and columns, `region`, of frames of one `shape`, (H, W)."""
+
+    region: tuple[slice, slice]
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the region."""
+        rows, columns = self.region
+        return rows.stop - rows.start, columns.stop - columns.start
+
+
 class FrameFiles:
     """The HDF5 files of one run, opened for reading at their first use.
 
@@ -56,16 +75,20 @@ class FrameFiles:
     Parameters
     ----------
     timeout_s : float
-        How long to wait for a file or rows that are not there yet, seconds; once for each file.
+        How long to wait for a file or rows that are not there yet, seconds. Each time in vain halves it for what
+        follows in that file, so that one that never comes is waited for no longer than twice that; what comes
+        restores it.
     """
 
     def __init__(self, timeout_s: float = 0.0) -> None:
         self._files: dict[str, CheckedFile] = {}
         self._datasets: dict[tuple[str, str], h5py.Dataset] = {}
         self._timeout_s = timeout_s
-        self._given_up: set[str] = set()
+        self._patience_s: dict[str, float] = {}
 
-    def images(self, resource: Mapping[str, Any], index: int, n: int = 1) -> np.ndarray[Any, Any]:
+    def images(
+        self, resource: Mapping[str, Any], index: int, n: int = 1, part: Part | None = None
+    ) -> np.ndarray[Any, Any]:
         """Read the images of one event from a dataset of shape (events, n, H, W) or (events * n, H, W).
 
         Parameters
@@ -76,15 +99,17 @@ class FrameFiles:
             Which event of the dataset, from 0.
         n : int
             Images an event.
+        part : Part, optional
+            What of them is read, if they have the shape that it is a part of; all otherwise.
 
         Returns
         -------
         ndarray, shape (n, H, W)
             Counts, of the dataset's type.
         """
-        block = self._read(resource, index, index + 1)
+        block = self._read(resource, index, index + 1, part)
         if block.ndim == 3 and n > 1:
-            block = self._read(resource, index * n, (index + 1) * n)
+            block = self._read(resource, index * n, (index + 1) * n, part)
         if block.ndim == 4 and block.shape[1] == n:
             block = block[0]  # (1, n, H, W) -> (n, H, W)
         if block.ndim != 3:
@@ -123,25 +148,41 @@ class FrameFiles:
         for path in list(self._files):
             self._close(path)
 
-    def _read(self, resource: Mapping[str, Any], start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Read rows, and wait for them where they are late: once for each file."""
+    @contextmanager
+    def apart(self) -> Iterator[FrameFiles]:
+        """Give the files to another thread, for a moment: opened by itself, closed afterwards, and never waited for."""
+        with _ONE_HANDLE:
+            files = FrameFiles()
+            try:
+                yield files
+            finally:
+                files.close()
+
+    def _read(
+        self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Read rows, and wait for them where they are late."""
         path = _local(resource)
-        deadline = time.monotonic() + (0.0 if path in self._given_up else self._timeout_s)
+        patience_s = self._patience_s.get(path, self._timeout_s)
+        deadline = time.monotonic() + patience_s
         while True:
             try:
-                block = self._read_now(path, resource, start, stop)
+                with _ONE_HANDLE:
+                    block = self._read_now(path, resource, start, stop, part)
             except ScanFileError:
                 if time.monotonic() >= deadline:
-                    self._given_up.add(path)
+                    self._patience_s[path] = patience_s / 2 if patience_s > LOOK_S else 0.0
                     raise
             else:
-                self._given_up.discard(path)
+                self._patience_s.pop(path, None)
                 return block
             # Opened anew: what a file held is not looked up again where its writer is no SWMR writer.
             self._close(path)
             time.sleep(LOOK_S)
 
-    def _read_now(self, path: str, resource: Mapping[str, Any], start: int, stop: int) -> np.ndarray[Any, Any]:
+    def _read_now(
+        self, path: str, resource: Mapping[str, Any], start: int, stop: int, part: Part | None
+    ) -> np.ndarray[Any, Any]:
         try:
             dataset = self._dataset(path, resource)
             held = dataset.shape[0]
@@ -152,7 +193,8 @@ class FrameFiles:
                 )
             images = math.prod(dataset.shape[1:-2])
             unwritten = unwritten_frames(dataset, start * images, stop * images)
-            block = np.asarray(dataset[start:stop])
+            cut = part is not None and dataset.ndim > 2 and dataset.shape[-2:] == part.shape
+            block = np.asarray(dataset[(slice(start, stop), ..., *part.region) if part and cut else slice(start, stop)])
         except ScanFileError:
             raise
         except _H5PY_ERRORS as err:

@@ -52,6 +52,10 @@ class SeqNumJoin:
         self._values[seq_num] = {k: v for k, v in known.items() if not isinstance(v, np.ndarray)}
         return known
 
+    def known(self, seq_num: int) -> Mapping[str, Any]:
+        """Give the parts of an event that are no arrays: numbers, and where its frame lies in a file."""
+        return self._values[seq_num]
+
     def renewed(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the events that were complete once and of which only some parts came again."""
         for seq_num in sorted(self._new):

@@ -12,7 +12,7 @@ from bluesky_cdi.callbacks._checks import BoolImage, check_counts
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.errors import BlueskyCDIError, FrameError, GeometryError
 from bluesky_cdi.io import DetectorPlan, Preprocessing
-from bluesky_cdi.protocols import Frame, RunInfo
+from bluesky_cdi.protocols import Frame, ReadAgain, RunInfo
 
 # Frames of a run that are held back where the beam's centre or pixels with flags are looked for in them.
 FIRST_FRAMES = 8
@@ -27,7 +27,8 @@ class PreprocessingSink:
     Parameters
     ----------
     sink : FrameSink
-        Receives the frames, and of the run the geometry of what it receives. Of a frame that holds several images of
+        Receives the frames, and of the run the geometry of what it receives. Of a detector's frame the `region` is
+        enough. Of a frame that holds several images of
         an event, (n, H, W), it gets the sum of what each of them becomes.
     preprocessing : Preprocessing
         What is wanted.
@@ -49,6 +50,10 @@ class PreprocessingSink:
         """Give a run with the geometry and the shape of the frames that come out, as far as they are known now."""
         side = self._preprocessing.side(info.frame_shape)
         return replace(info, metadata=self._metadata(info), frame_shape=(side, side))
+
+    def region(self) -> tuple[slice, slice] | None:
+        """Give rows and columns of a detector's frame that suffice; None while it is not known what is done to them."""
+        return None if self._plan is None else self._plan.region
 
     def start_run(self, info: RunInfo) -> None:
         """Open a run; told on as soon as it is known what is done to its frames.
@@ -133,8 +138,8 @@ class PreprocessingSink:
         dtype = self._held[0].counts.dtype if self._held else np.dtype(np.float32)
         counts = np.concatenate([_images(frame) for frame in self._held]) if self._held else None
         plan = self._preprocessing.plan(info.frame_shape, dtype, frames=counts, mask=self._mask)
-        metadata = self._metadata(info)
-        self._sink.start_run(replace(info, metadata=metadata, frame_shape=plan.shape, preprocessed=plan.outcome()))
+        out = replace(info, metadata=self._metadata(info), frame_shape=plan.shape, preprocessed=plan.outcome())
+        self._sink.start_run(replace(out, read_again=_made_again(plan, info.read_again)))
         self._plan = plan
 
     def _metadata(self, info: RunInfo) -> dict[str, Any]:
@@ -152,14 +157,34 @@ class PreprocessingSink:
         if (plan := self._plan) is None:
             return
         try:
-            counts = plan.apply(_images(frame))
-            for image in counts:
-                check_counts(image[plan.mask], f"frame {frame.seq_num}")
+            made = _made(plan, frame)
         except FrameError as err:
             self._sink.leave_out(frame.seq_num, err)
-            return
-        # Of its own: a part of the detector's frame would keep the whole of it in memory.
-        self._sink.put(replace(frame, counts=summed(counts) if len(counts) > 1 else np.array(counts[0])))
+        else:
+            self._sink.put(made)
+
+
+def _made(plan: DetectorPlan, frame: Frame) -> Frame:
+    """Preprocess a frame, whatever images it has."""
+    images, (rows, columns) = _images(frame), plan.region
+    is_cut = images.shape[1:] == (rows.stop - rows.start, columns.stop - columns.start)
+    counts = plan.of_region(images) if is_cut else plan.apply(images)
+    for image in counts:
+        check_counts(image[plan.mask], f"frame {frame.seq_num}")
+    # Of its own: a part of the detector's frame would keep the whole of it in memory.
+    return replace(frame, counts=summed(counts) if len(counts) > 1 else np.array(counts[0]))
+
+
+def _made_again(plan: DetectorPlan, read: ReadAgain | None) -> ReadAgain | None:
+    """Preprocess what is read again."""
+    if read is None:
+        return None
+
+    def read_again(number: int, region: tuple[slice, slice] | None = None) -> Frame | None:
+        frame = read(number, plan.region)
+        return None if frame is None else _made(plan, frame)
+
+    return read_again
 
 
 def summed(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -79,9 +79,13 @@ class RunFeed:
         self._unread: defaultdict[str, list[Document]] = defaultdict(list)
         self._descriptors: list[Document] = []
         self._seq_num_of_datum: dict[str, int] = {}
+        # Events whose files were late before the run was opened, for which their positions are needed.
+        self._late: list[int] = []
+        self._has_ended = False
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
-        self._maker = FrameMaker(self._files, self._tally, check, several, adds=not isinstance(sink, PreprocessingSink))
+        region = sink.region if isinstance(sink, PreprocessingSink) else None
+        self._maker = FrameMaker(self._files, self._tally, check, several, region)
 
     @property
     def is_fed(self) -> bool:
@@ -133,7 +137,8 @@ class RunFeed:
     def finish(self, stop: Document) -> None:
         """Hand on what the last documents complete."""
         self.receive("stop", stop)
-        for seq_num, parts in self._join.renewed():
+        self._has_ended = True
+        for seq_num, parts in [*((late, self._join.known(late)) for late in self._late), *self._join.renewed()]:
             self._hand_on(seq_num, parts)
         for seq_num in self._join.incomplete():
             missing = " and ".join(self._join.missing(seq_num))
@@ -190,7 +195,9 @@ class RunFeed:
         stated = doc["data_keys"][keys.frame].get("dtype_numpy")
         self._tally.stated = np.dtype(stated) if isinstance(stated, str) and stated else None
         self._join = SeqNumJoin({"frame", "y", "x"} | ({"monitor"} if keys.monitor else set()))
-        info = RunInfo(self.start["uid"], int(self.start.get("scan_id", 0)), self.start, keys.frame_shape)
+        again = self._maker.again(self._join.known, keys, self._exposure_of_event_s)
+        scan_id = int(self.start.get("scan_id", 0))
+        info = RunInfo(self.start["uid"], scan_id, self.start, keys.frame_shape, read_again=again)
         pattern = plan_pattern(self.start, [_owner_of(key, doc) for key in keys.position], keys.metres_per)
         seen = self._sink.seen(info) if isinstance(self._sink, PreprocessingSink) else info
         images = len(self._maker.numbers(1, keys))
@@ -245,7 +252,10 @@ class RunFeed:
         try:
             frames = self._maker.frames(seq_num, parts, self._keys, self._exposure_of_event_s[seq_num])
         except (FrameError, ScanFileError) as err:
-            self._leave_out("could not be used", seq_num, err)
+            if isinstance(err, ScanFileError) and not self.started and not self._has_ended:
+                self._late.append(seq_num)
+            else:
+                self._leave_out("could not be used", seq_num, err)
             return
         self._tally.take(seq_num)
         for frame in frames:

@@ -135,7 +135,8 @@ class Lsqml:
         seen = _Seen(torch.zeros_like(solution.deviance), unmoved, same)
         passed = torch.zeros_like(obj), torch.zeros_like(probe)
         for picked in batches:
-            stepped = self._improved(obj, probe, data[picked], picked, seen, refine, step)
+            part = data if together else data[picked]
+            stepped = self._improved(obj, probe, part, picked, seen, refine, step)
             obj, probe = self._with_momentum(obj, probe, stepped, momentum, refine) if momentum else stepped
             passed = passed[0] + obj, passed[1] + probe
         if momentum:

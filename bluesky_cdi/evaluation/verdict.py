@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bluesky_cdi.evaluation.missing import missing_count, missing_said
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
 
@@ -123,17 +124,17 @@ class Verdict:
         }
 
 
-def with_verdict(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Estimate:
+def with_verdict(estimate: Estimate, *, doubt: str = "") -> Estimate:
     """Judge an estimate, and note the verdict in its `source`, under ``verdict``.
 
     Parameters
     ----------
     estimate : Estimate
-        The final one of a run.
-    left_out, doubt : int, str
+        The final one of a run, which says what is missing in it (`missing.with_missing`).
+    doubt : str
         As of `judge`.
     """
-    verdict = judge(estimate, left_out=left_out, doubt=doubt)
+    verdict = judge(estimate, doubt=doubt)
     return replace(estimate, source={**estimate.source, "verdict": verdict.as_notes()})
 
 
@@ -164,7 +165,7 @@ def fault_of(estimate: Estimate) -> str:
     return ""
 
 
-def judge(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Verdict:
+def judge(estimate: Estimate, *, doubt: str = "") -> Verdict:
     """Judge the final estimate of a scan.
 
     Parameters
@@ -172,16 +173,14 @@ def judge(estimate: Estimate, *, left_out: int = 0, doubt: str = "") -> Verdict:
     estimate : Estimate
         Its `source` tells what the reconstruction knows besides: ``iterations``, ``ended``, ``diverged``, ``falling``,
         ``noise_residual``, ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``,
-        ``other_flux``. What is absent is not judged.
-    left_out : int
-        Frames of the run that are not in the image, but for the dark and unwritten ones.
+        ``missing_frames``, ``other_flux``. What is absent is not judged.
     doubt : str
         What else speaks against it; empty: nothing.
     """
     remarks = tuple(_remarks(estimate.source))
     if fault := fault_of(estimate):
         return Verdict("failed", (fault,), remarks)
-    measures = _measured(estimate, left_out)
+    measures = _measured(estimate)
     failures = list(_failures(estimate.source, measures))
     doubts = [*filter(None, [doubt]), *_doubts(estimate.source, measures, estimate.probe.shape[-1])]
     word: Word = "failed" if failures else "doubtful" if doubts else "good"
@@ -250,18 +249,20 @@ def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
         yield f"{dark} frame(s) without light are left out"
     if unwritten := len(source.get("unwritten_frames", ())):
         yield f"{unwritten} frame(s) are in no file and left out"
+    if missing := missing_said(source):
+        yield missing
     if others := len(source.get("other_flux", ())):
         yield f"{others} frame(s) were under a flux of their own, which no monitor told"
 
 
-def _measured(estimate: Estimate, left_out: int) -> Measures:
+def _measured(estimate: Estimate) -> Measures:
     source, probe = estimate.source, np.square(np.abs(estimate.probe.astype(np.complex128))).sum(axis=0)
     bounds = [_number(source.get("plain_residual")), _mean_vacuum(estimate)]
     deviance = float(np.mean(estimate.residual)) if len(estimate.residual) else math.nan
     noise, plain = _number(source.get("noise_residual")), float(np.nanmin([*bounds, math.inf]))
     plain = plain if math.isfinite(plain) else math.nan
     lit = estimate.coverage >= MEASURED_SHARE * estimate.coverage.max(initial=0.0)
-    missing = left_out + sum(len(source.get(name, ())) for name in ("dark_frames", "unwritten_frames"))
+    missing = missing_count(source) + sum(len(source.get(name, ())) for name in ("dark_frames", "unwritten_frames"))
     off = source.get("off_centre_px")
     return Measures(
         deviance=deviance,

@@ -19,6 +19,8 @@ import h5py
 from bluesky_cdi.errors import ScanFileError
 
 LINK_FOLDERS = "BLUESKY_CDI_LINKS"
+# Variables of the environment that name folders where HDF5 looks for external links and virtual datasets' sources.
+EXTERNAL_PREFIX, VIRTUAL_PREFIX = "HDF5_EXT_PREFIX", "HDF5_VDS_PREFIX"
 # As many links as this, one behind the other, are no file of measured data but a circle.
 _LINKS_MAX = 64
 
@@ -150,7 +152,7 @@ class _Guard:
             if links_left < 0:
                 raise ScanFileError(f"{file.filename}: the links at `{here}` lead in a circle. Write the file again.")
             if kind == h5py.h5l.TYPE_EXTERNAL:
-                for target in self._targets(Path(file.filename), values[0], here):
+                for target in self._targets(Path(file.filename), values[0], here, EXTERNAL_PREFIX):
                     with _opened(target) as other:
                         self._follow(other, "/", "/".join([values[1], *parts]), links_left)
                 return
@@ -159,7 +161,8 @@ class _Guard:
 
     def _check_source(self, dataset: h5py.Dataset, filename: str, name: str) -> None:
         path = Path(dataset.file.filename)
-        targets = [path] if filename == "." else self._targets(path, filename, dataset.name)
+        looked = VIRTUAL_PREFIX, prefix_of(dataset)
+        targets = [path] if filename == "." else self._targets(path, filename, dataset.name, *looked)
         for target in targets:
             key = (target.resolve(), name)
             if key in self._sources:
@@ -171,12 +174,11 @@ class _Guard:
                 if isinstance(source, h5py.Dataset):
                     self.check_dataset(source)
 
-    def _targets(self, path: Path, filename: str, place: str) -> list[Path]:
+    def _targets(self, path: Path, filename: str, place: str, variable: str, prefix: str = "") -> list[Path]:
         """Find the files that HDF5 would open; refuse what lies outside. In a name, ``%b`` stands for numbers."""
         found = []
-        for name in _numbered(path, filename):
-            # Where there is none beside the file, HDF5 tries the working directory.
-            tried = [folder / name for folder in dict.fromkeys((path.parent, path.resolve().parent))] + [Path(name)]
+        for name in _numbered(path, filename, variable, prefix):
+            tried = places_of(path, name, variable, prefix)
             there = [each for each in tried if os.path.lexists(each)][:1]
             for each in there or tried[:1]:
                 self._check_target(each, path, place)
@@ -210,7 +212,33 @@ def _link(file: h5py.File, place: str) -> tuple[int | None, tuple[str, ...]]:
     return kind, tuple(os.fsdecode(each) for each in (found if isinstance(found, tuple) else (found,)))
 
 
-def _numbered(path: Path, filename: str) -> Iterator[str]:
+def places_of(path: Path, name: str, variable: str = VIRTUAL_PREFIX, prefix: str = "") -> list[Path]:
+    """List where HDF5 looks for a file that another one names, in its order.
+
+    Parameters
+    ----------
+    path : Path
+        The file that names it.
+    name : str
+        Its name there.
+    variable : str
+        Variable of the environment that names folders in which it is looked for first.
+    prefix : str
+        Another such folder; see `prefix_of`.
+    """
+    # An absolute name is tried as it is; what is looked for elsewhere is its last part.
+    itself, last = ([Path(name)], os.path.basename(name)) if os.path.isabs(name) else ([], name)
+    first = [folder for folder in (*os.environ.get(variable, "").split(os.pathsep), prefix) if folder]
+    folders = [*map(Path, first), path.absolute().parent, Path(), path.resolve().parent]
+    return list(dict.fromkeys([*itself, *(folder / last for folder in folders)]))
+
+
+def prefix_of(dataset: h5py.Dataset) -> str:
+    """Give the folder that a virtual dataset was opened with for its sources; empty where with none."""
+    return os.fsdecode(dataset.id.get_access_plist().get_virtual_prefix())
+
+
+def _numbered(path: Path, filename: str, variable: str, prefix: str) -> Iterator[str]:
     """Give the names that a name of a virtual dataset's source stands for: one, or with ``%b`` those that are there."""
     if "%b" not in filename:
         yield filename.replace("%%", "%")
@@ -218,9 +246,10 @@ def _numbered(path: Path, filename: str) -> Iterator[str]:
     # Also when there is none yet, its folder is known.
     yield filename.replace("%b", "0").replace("%%", "%")
     folder, _, name = filename.rpartition("/")
-    beside = path.parent / folder.replace("%b", "0")
-    for each in sorted(beside.glob(name.replace("%b", "*"))) if beside.is_dir() else ():
-        yield os.path.join(folder, each.name)
+    places = places_of(path, filename.replace("%b", "0"), variable, prefix)
+    for beside in dict.fromkeys(each.parent for each in places):
+        for each in sorted(beside.glob(name.replace("%b", "*"))) if beside.is_dir() else ():
+            yield os.path.join(folder, each.name)
 
 
 def _is_file(target: Path, path: Path, place: str) -> bool:

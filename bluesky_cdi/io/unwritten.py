@@ -16,6 +16,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from bluesky_cdi.io.hdf5 import places_of, prefix_of
+
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -127,9 +129,8 @@ def _lacking(dataset: h5py.Dataset, source: Any, number: int) -> BoolArray:
     name = source.file_name.replace("%%", "%")
     if name == ".":
         return _lacking_in(dataset.file, source.dset_name, number)
-    folder = Path(dataset.file.filename).parent
-    # As HDF5 looks for it: beside the file, then in the working directory.
-    path = next((each for each in (folder / name, Path(name)) if each.is_file()), None)
+    places = places_of(Path(dataset.file.filename), name, prefix=prefix_of(dataset))
+    path = next((each for each in places if each.is_file()), None)
     if path is None:
         return np.ones(number, bool)
     try:

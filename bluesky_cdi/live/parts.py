@@ -69,7 +69,8 @@ class Pace:
     step_s : float
         Time for a step, seconds.
     final_steps : int
-        Most steps after a run's last frame: the last refinements.
+        Most steps after a run's last frame: frames that were left out are read again, for at most `step_s`, and then
+        one of the last refinements is done. 0: neither.
     final_s : float
         Time for all of them, seconds.
     checkpoint_s : float

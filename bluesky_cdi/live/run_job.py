@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
+from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.evaluation.missing import with_missing
 from bluesky_cdi.evaluation.verdict import fault_of, verdict_said, with_verdict
 from bluesky_cdi.live.messages import End, LeftOut
 from bluesky_cdi.live.parts import Checkpoint, Pace, Recorder, WorkerParts
+from bluesky_cdi.live.run_frames import Interrupted, RunFrames
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor, RunInfo
 
 logger = logging.getLogger(__name__)
-
-Interrupted = Callable[[], bool]
 
 
 class RunJob:
@@ -36,6 +36,8 @@ class RunJob:
     ----------
     estimate : Estimate or None
         The newest.
+    frames : RunFrames
+        Which frames are in, and which are not.
     ingested : int
         The highest number of a frame that was taken or left out: no decision may wait for one that was left out.
     is_open : bool
@@ -44,14 +46,12 @@ class RunJob:
     def __init__(self, info: RunInfo, uid: str, parts: WorkerParts, pace: Pace) -> None:
         self.info, self.uid = info, uid
         self.estimate: Estimate | None = None
-        self.ingested = 0
+        self.frames, self.ingested = RunFrames(info), 0
         self.is_open = True
-        self._parts, self._pace, self._listeners = parts, pace, list(parts.listeners)
+        self._parts, self._pace, self._listeners = parts, pace, _Listeners(parts.listeners, info.scan_id)
         self._reconstructor: Reconstructor | None = None
         self._recorder: Recorder | None = None
         self._state = _SavedState(None, pace.checkpoint_s)
-        self._left_out = LeftOutFrames(info.scan_id)
-        self._taken: set[int] = set()
         self._fault = ""
         self._ended: End | None = None
         self._steps_left, self._deadline = pace.final_steps, 0.0
@@ -78,15 +78,11 @@ class RunJob:
         interrupted : callable
             Whether to come back before the time for a step is over.
         """
-        frames = [message for message in messages if isinstance(message, Frame)]
-        refused = self._add(frames)
-        left_out = refused | {m.seq_num: m.error for m in messages if isinstance(m, LeftOut)}
-        for seq_num in sorted(left_out):
-            self._left_out.add(seq_num, left_out[seq_num])
-        self._taken.update(frame.seq_num for frame in frames if frame.seq_num not in refused)
-        if len(frames) > len(refused):
+        if self._reconstructor is None:
+            return
+        is_taken, self.ingested = self.frames.take(self._reconstructor, messages), self.frames.ingested
+        if is_taken:
             self._step(interrupted)
-        self.ingested = max(self.ingested, *(message.seq_num for message in messages))
 
     def end(self, message: End) -> None:
         """Learn that no more frames come; `refine` is due until it closes the job."""
@@ -94,7 +90,9 @@ class RunJob:
         self._deadline = time.monotonic() + self._pace.final_s
 
     def refine(self, interrupted: Interrupted) -> None:
-        """Do one of the last refinements; finish where none is left, none helps, or time is over.
+        """Read frames again that were left out, and do one of the last refinements; finish where that is all.
+
+        It ends where nothing is missing that may come and no refinement helps, or where time is over.
 
         Parameters
         ----------
@@ -103,7 +101,12 @@ class RunJob:
         """
         if self._steps_left > 0 and time.monotonic() < self._deadline:
             self._steps_left -= 1
+            if self._reconstructor is not None:
+                self.frames.read_again(self._reconstructor, self._pace.step_s, interrupted)
             if self._step(interrupted):
+                return
+            if self.frames.owed:
+                self.frames.wait(interrupted)
                 return
         self.finish()
 
@@ -117,16 +120,16 @@ class RunJob:
         WorkerError
             If no estimate was good enough to be shown.
         """
-        used = 0 if self.estimate is None else self.estimate.n_frames
-        if self._left_out.error is not None and self._left_out.unusable > used:
-            raise self._left_out.error
+        used, errors = 0 if self.estimate is None else self.estimate.n_frames, self.frames.errors
+        if len(errors) > used:
+            raise errors[0]
         if self._fault and self.estimate is None:
             raise WorkerError(
                 f"no image of the run was good enough to be shown: {self._fault}. "
                 "Check the assumed probe, the geometry and the frames."
             )
         self._close(*self._outcome())
-        if self._left_out.behind:
+        if self.frames.may_come_later(self.estimate):
             self._state.save(self._reconstructor)
         else:
             self._state.remove()
@@ -156,18 +159,6 @@ class RunJob:
         except Exception as second:
             logger.exception("the derived run of run %s could not be closed either: %s", self.info.scan_id, second)
 
-    def _add(self, frames: Sequence[Frame]) -> dict[int, Exception | None]:
-        """Add frames; give those that the reconstructor refuses, by number, with the reason."""
-        if not frames or self._reconstructor is None:
-            return {}
-        try:
-            self._reconstructor.add(frames)
-        except (FrameError, GeometryError) as err:
-            if len(frames) == 1:
-                return {frames[0].seq_num: err}
-            return {seq_num: error for frame in frames for seq_num, error in self._add([frame]).items()}
-        return {}
-
     def _step(self, interrupted: Interrupted) -> bool:
         """Reconstruct for a while; whether that gave a new estimate."""
         if self._reconstructor is None or self._recorder is None:
@@ -184,18 +175,9 @@ class RunJob:
             return True
         self.estimate = estimate
         self._recorder.publish(estimate)
-        self._tell(estimate)
+        self._listeners.tell(estimate)
         self._state.save_if_due(self._reconstructor)
         return True
-
-    def _tell(self, estimate: Estimate) -> None:
-        """Call the listeners; one that raises is told in the log and hears no more of this run."""
-        for listener in list(self._listeners):
-            try:
-                listener(estimate)
-            except Exception as err:
-                logger.exception("a listener failed, and hears no more of run %s: %r", self.info.scan_id, err)
-                self._listeners.remove(listener)
 
     def _outcome(self) -> tuple[str, str]:
         """Exit status and reason of the derived run, as far as the raw run tells them."""
@@ -203,7 +185,7 @@ class RunJob:
         older = ""
         if self._fault and self.estimate is not None:
             older = f"the image is that of {self.estimate.n_frames} frames; the last one was not good: {self._fault}"
-        return status, "; ".join(filter(None, [reason, self._left_out.summary, older]))
+        return status, "; ".join(filter(None, [reason, self.frames.summary, older]))
 
     def _close(self, exit_status: str, reason: str) -> None:
         try:
@@ -225,69 +207,37 @@ class RunJob:
         """Note in the final estimate whether it can be believed, and tell everybody."""
         if self.estimate is None:
             return
-        # Frames that were taken and are in no image that may be shown are missing as well.
-        shown = self.estimate.n_frames + len(self.estimate.source.get("dark_frames", ()))
-        left_out = self._left_out.behind + self._left_out.unusable + max(0, len(self._taken) - shown)
         doubt = f"the last image was not good, this is an earlier one: {self._fault}" if self._fault else ""
-        self.estimate = with_verdict(self.estimate, left_out=left_out, doubt=doubt)
+        missing = self.frames.missing_in(self.estimate)
+        self.estimate = with_verdict(with_missing(self.estimate, missing), doubt=doubt)
         said = verdict_said(self.estimate.source)
-        level = logging.INFO if said.startswith("good") else logging.WARNING
+        level = logging.INFO if said.startswith("good") and not missing else logging.WARNING
         logger.log(level, "the image of run %s is %s", self.info.scan_id, said)
-        self._tell(self.estimate)
+        self._listeners.tell(self.estimate)
 
 
-class LeftOutFrames:
-    """Counts the frames of a run that are not in its reconstruction, and tells of the first.
+class _Listeners:
+    """Those who hear of each estimate of a run.
 
     Parameters
     ----------
+    listeners : sequence of callable
+        They take an estimate.
     scan_id : int
         The run's number, for people.
-
-    Attributes
-    ----------
-    behind : int
-        Frames that came while too many waited.
-    unusable : int
-        Frames that can't be used.
-    error : Exception or None
-        Why the first of these can't.
     """
 
-    def __init__(self, scan_id: int) -> None:
-        self._scan_id = scan_id
-        self.behind = self.unusable = 0
-        self.error: Exception | None = None
+    def __init__(self, listeners: Sequence[Callable[[Estimate], None]], scan_id: int) -> None:
+        self._listeners, self._scan_id = list(listeners), scan_id
 
-    def add(self, seq_num: int, error: Exception | None) -> None:
-        """Count a frame.
-
-        Parameters
-        ----------
-        seq_num : int
-            Its number.
-        error : Exception or None
-            Why it can't be used; None: too many waited.
-        """
-        if error is None:
-            self.behind += 1
-            return
-        self.unusable += 1
-        if self.error is None:
-            self.error = error
-            logger.warning(
-                "frame %d of run %s is left out of the image: %s Further ones are counted.",
-                seq_num,
-                self._scan_id,
-                error,
-            )
-
-    @property
-    def summary(self) -> str:
-        """What was left out, as a reason of the derived run; empty where nothing was."""
-        behind = f"{self.behind} frame(s) were left out: the reconstruction was behind" if self.behind else ""
-        unusable = f"{self.unusable} frame(s) could not be used, first: {self.error}" if self.unusable else ""
-        return "; ".join(filter(None, [behind, unusable]))
+    def tell(self, estimate: Estimate) -> None:
+        """Call them; one that raises is told in the log and hears no more of this run."""
+        for listener in list(self._listeners):
+            try:
+                listener(estimate)
+            except Exception as err:
+                logger.exception("a listener failed, and hears no more of run %s: %r", self._scan_id, err)
+                self._listeners.remove(listener)
 
 
 class _SavedState:

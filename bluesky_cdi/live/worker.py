@@ -3,8 +3,9 @@
 The RunEngine's thread and the document callbacks only put messages into this thread's inbox; all
 computing happens here. The policy of the inbox: messages keep their order; frames that came
 while a step was running are taken together by the next step; when more than `queue_frames` frames
-wait, the newest is left out of the live reconstruction, counted, and logged. It stays in the
-raw run: the scan never waits for the reconstruction to catch up.
+wait, the newest is left out, counted, and logged: the scan never waits for the reconstruction to
+catch up. Only its number is kept. After the run's last frame those that were left out are read
+again from their files, within the time for the last refinements.
 
 A newer run comes first: as soon as another scan is announced or another run starts, an old run that
 has ended keeps the estimate that it has, and its last refinements are left undone.
@@ -153,7 +154,7 @@ class LiveWorker:
         if self.n_dropped == 1:
             logger.warning(
                 "the reconstruction is %d frames behind: "
-                "frames are left out of the live image (the raw run has them all)",
+                "frames are left out of the live image, and read again from their files after the run",
                 self._queue_frames,
             )
 

@@ -358,7 +358,9 @@ class Diffraction:
         return self.counts.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Diffraction:
-        """Select frames; the objects stay."""
+        """Select frames; the objects stay. Without a copy of the counts where that is a slice, or all of them."""
+        if isinstance(index, Tensor) and _is_all(index, len(self)):
+            return self
         return replace(
             self,
             counts=self.counts[index],
@@ -449,6 +451,13 @@ class Diffraction:
 def peak_intensity(probe: Tensor) -> Tensor:
     """Find the intensity of the brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1)."""
     return intensity(probe).amax(dim=(-2, -1))[:, None, None]
+
+
+def _is_all(index: Tensor, number: int) -> bool:
+    """Tell whether an index, (number,) bool or (m,) int, selects all in their order."""
+    if len(index) != number:
+        return False
+    return bool(index.all()) if index.dtype == torch.bool else torch.equal(index, torch.arange(number).to(index))
 
 
 def _shifted(spectra: Tensor, shift_px: Tensor, flux: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError, GeometryError
+from bluesky_cdi.evaluation.missing import unreached, with_missing
 from bluesky_cdi.evaluation.verdict import with_verdict
 from bluesky_cdi.io import photons_of_frames
 from bluesky_cdi.io.frame_summaries import DARK_SHARE, dark_frames
@@ -111,8 +112,7 @@ def reconstruct(
         seconds=sum(estimate.seconds for estimate in found),
         source={**found[-1].source, **noted},
     )
-    unreached = len(names) - result.n_frames - len(found[-1].source.get("dark_frames", ()))
-    return with_verdict(result, left_out=max(0, unreached))
+    return with_verdict(with_missing(result, unreached(result, names)))
 
 
 def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan, list[int]]:

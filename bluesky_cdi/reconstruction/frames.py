@@ -23,6 +23,8 @@ from bluesky_cdi.reconstruction.frame_light import FrameLight
 from bluesky_cdi.reconstruction.frame_table import FrameTable
 from bluesky_cdi.reconstruction.tiles import Box, IndexArray, Region, Tiling
 
+# Counts read at a time: what is read is a copy beside the one that is computed with.
+READ_BYTES = 2**24
 # Counts in memory, unless stated otherwise: 4 GiB.
 MEMORY_BYTES = 2**32
 # Frames after which the bad pixels are looked for again; more frames tell no more.
@@ -263,8 +265,14 @@ class MeasuredFrames:
         return row
 
     def _working(self, rows: IndexArray) -> Tensor:
-        """Give counts (n, N, N) in the propagator's working order."""
-        return self._propagator.to_working(torch.from_numpy(self._counts.read(rows)).to(self._device))
+        """Give counts (n, N, N) in the propagator's working order, read in blocks."""
+        side = self._grid.frame_px
+        counts = torch.empty((len(rows), side, side), dtype=torch.float32, device=self._device)
+        step = max(1, READ_BYTES // counts[:1].nbytes) if len(rows) else 1
+        for first in range(0, len(rows), step):
+            part = torch.from_numpy(self._counts.read(rows[first : first + step])).to(self._device)
+            counts[first : first + step] = self._propagator.to_working(part)
+        return counts
 
     def _kept_working(self, rows: IndexArray) -> Tensor:
         """Give `_working`, kept until other frames are asked for, if memory has room for that."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bluesky_cdi.models.unrolled import UnrolledNet, pool_under_frames
 from bluesky_cdi.physics.forward import Diffraction, accumulate, extract, intensity, to_centre
+from bluesky_cdi.physics.illuminated_frames import frames_at_once
 
 # Standard deviation where no light fell: the phase is uniform in (-pi, pi].
 UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
@@ -129,7 +130,7 @@ def radial_profile(counts: Tensor, rings: int = PROFILE_RINGS) -> Tensor:
     return torch.log1p(total / pixels)
 
 
-def under_frames(image: Tensor, probe: Tensor, corner: Tensor, chunk: int = 256) -> Tensor:
+def under_frames(image: Tensor, probe: Tensor, corner: Tensor, chunk: int | None = None) -> Tensor:
     """Average an image under each frame's illumination.
 
     Parameters
@@ -140,14 +141,14 @@ def under_frames(image: Tensor, probe: Tensor, corner: Tensor, chunk: int = 256)
         Its modes.
     corner : Tensor, shape (n, 2), int64
         First row and column of each frame's patch.
-    chunk : int
-        Frames computed at a time.
+    chunk : int, optional
+        Frames computed at a time, which bounds memory; default: `frames_at_once`.
 
     Returns
     -------
     Tensor, shape (n,)
     """
-    weight = intensity(probe)[0]
+    weight, chunk = intensity(probe)[0], chunk or frames_at_once(probe)
     weight = weight / weight.sum()
     parts = [(extract(image, part, weight.shape[-1]) * weight).sum(dim=(-2, -1)) for part in torch.split(corner, chunk)]
     return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
@@ -737,6 +738,27 @@ class TestWithoutAWindow:
         assert "lie at one place, within half a sample pixel" in record.getMessage() and record.exc_info is None
         assert sink.calls == [] and assembler.error is None
 
+    @pytest.mark.parametrize("there", [0, 2])
+    def test_a_file_that_is_written_last_of_all(self, tmp_path, there):
+        frames = np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8)
+        run = Run(frame={"shape": [8, 8], "external": "STREAM:"}, geometry=self.geometry)
+        file = tmp_path / "a.h5"
+        resource = run.resource(file)
+        documents = [run.start, run.descriptor, ("stream_resource", resource.stream_resource_doc)]
+        documents += [run.datum(resource, 0, 1, 4)]
+        documents += [run.event(k, y=k * self.pixel_um, x=0.0) for k in (1, 2)]
+        sink, assembler = feed(documents)
+        assert sink.calls == []
+        write_frames(file, frames[: 4 - there])
+        documents = [run.event(k, y=k * self.pixel_um, x=0.0) for k in (3, 4)]
+        for name, doc in [*documents, run.stop()]:
+            assembler(name, doc)
+        assert {number: frame.counts.max() for number, frame in sink.frames.items()} == {
+            number: 64 * number - 1 for number in range(1, 5 - there)
+        }
+        assert [number for number, _ in sink.left_out] == [3, 4][2 - there :]
+        assert (sink.calls[0], sink.calls[-1]) == ("start_run", "end_run") and sink.infos[0].grows
+
     def test_frames_none_of_which_can_be_used_are_told(self):
         sink, _ = self.feed_at([(0, 0), (0, 3)], bad=(1, 2))
         assert sink.calls == ["start_run", "leave_out", "leave_out", "end_run"]
@@ -1123,7 +1145,8 @@ class TestLateFiles:
                 if len(waits) == number:
                     action()
 
-            monkeypatch.setattr("bluesky_cdi.callbacks._frame_files.time.sleep", sleep)
+            clock = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+            monkeypatch.setattr("bluesky_cdi.callbacks._frame_files.time", clock)
             return waits
 
         return at
@@ -1143,13 +1166,68 @@ class TestLateFiles:
         assert_the_frames(sink)
         assert len(waits) == 2
 
-    def test_file_that_never_comes_is_waited_for_once(self, tmp_path, monkeypatch):
+    def test_a_slow_flush_costs_one_frame(self, path, tmp_path, monkeypatch):
+        """The first frame is waited for in vain; the file comes while the second one is."""
+        late, now = tmp_path / "late.h5", [0.0]
+
+        def sleep(seconds):
+            now[0] += seconds
+            if now[0] > 6.0 and not late.exists():
+                late.write_bytes(path.read_bytes())
+
+        clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+        monkeypatch.setattr("bluesky_cdi.callbacks._frame_files.time", clock)
+        sink, _ = feed(stream_documents(late), file_timeout_s=5.0)
+        assert [seq_num for seq_num, _ in sink.left_out] == [1]
+        assert [frame.seq_num for frame in sink.puts] == [2, 3, 4]
+        np.testing.assert_array_equal(sink.infos[0].read_again(1).counts, FRAMES[0])
+
+    def test_file_that_never_comes_is_waited_for_twice_the_time(self, tmp_path, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr("bluesky_cdi.callbacks._frame_files.time.monotonic", lambda: now[0])
-        monkeypatch.setattr(
-            "bluesky_cdi.callbacks._frame_files.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
-        )
+        clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+        monkeypatch.setattr("bluesky_cdi.callbacks._frame_files.time", clock)
         sink, _ = feed(stream_documents(tmp_path / "never.h5"), file_timeout_s=5.0)
-        assert 5.0 <= now[0] < 5.2
+        assert 5.0 + 2.5 <= now[0] < 10.0
         assert [seq_num for seq_num, _ in sink.left_out] == list(range(1, N + 1))
         assert sink.calls == ["start_run", *["leave_out"] * N, "end_run"]
+
+
+class TestReadAgain:
+    """What `RunInfo.read_again` gives after the run is what came."""
+
+    @staticmethod
+    def assert_same(sink, numbers):
+        for number in numbers:
+            again, came = sink.infos[0].read_again(number), sink.frames[number]
+            np.testing.assert_array_equal(again.counts, came.counts)
+            np.testing.assert_array_equal(again.position_m, came.position_m)
+            assert (again.seq_num, again.exposure_s, again.flux) == (number, came.exposure_s, came.flux)
+
+    @pytest.mark.parametrize("way", ["stream", "fly", "legacy"])
+    def test_frames_in_files(self, way, path):
+        sink, _ = feed(WAYS[way](path))
+        self.assert_same(sink, range(1, N + 1))
+
+    @pytest.mark.parametrize("way", ["inline", "page of lists"])
+    def test_frames_in_documents_are_in_no_file(self, way):
+        sink, _ = feed(WAYS[way]())
+        assert [sink.infos[0].read_again(k + 1) for k in range(N)] == [None] * N
+
+    @pytest.mark.parametrize("several", ["sum", "each"])
+    def test_several_images_an_event(self, tmp_path, several):
+        where = write_frames(tmp_path / "a.h5", np.stack([FRAMES, FRAMES + 1], axis=1))
+        run = Run(frame={"external": "STREAM:", "shape": [2, H, W]})
+        resource = run.resource(where)
+        documents = [("stream_resource", resource.stream_resource_doc), run.datum(resource, 0, 1, N)]
+        documents += [run.position_event(k + 1, p) for k, p in enumerate(POSITIONS_UM)]
+        sink, _ = feed([run.start, run.descriptor, *documents, run.stop()], several=several)
+        assert len(sink.frames) == {"sum": N, "each": 2 * N}[several]
+        self.assert_same(sink, sink.frames)
+
+    def test_what_is_wrong_with_it_is_raised(self, tmp_path):
+        sink, _ = feed(stream_documents(write_frames(tmp_path / "a.h5", FRAMES[:2])))
+        with pytest.raises(ScanFileError, match="which holds 2"):
+            sink.infos[0].read_again(3)
+        write_frames(tmp_path / "a.h5", np.full(FRAMES.shape, -1.0))
+        with pytest.raises(FrameError, match="must hold counts"):
+            sink.infos[0].read_again(3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bluesky_cdi.evaluation.missing import with_missing
 from bluesky_cdi.evaluation.verdict import Verdict, judge, verdict_said, with_verdict
 from bluesky_cdi.physics.likelihood import expected_deviance, poisson_deviance
 from bluesky_cdi.plain import as_plain, to_json
@@ -82,10 +83,26 @@ def test_the_image_itself_is_judged(estimate, change, word, said):
     assert verdict.word == word and said in verdict.says
 
 
-def test_frames_that_are_left_out_count(estimate):
-    assert judge(estimate, left_out=2).word == "good"
-    assert judge(estimate, left_out=10).word == "doubtful"
-    assert judge(estimate, left_out=26).word == "failed"
+@pytest.mark.parametrize(
+    ("n", "word", "said"),
+    [
+        (0, "good", "good"),
+        (1, "good", "good: 1 frame(s) are missing: 100 (the first: lost)"),
+        (2, "good", "good: 2 frame(s) are missing: 100, 101 (the first: lost)"),
+        (10, "doubtful", "29 % of the frames are not in it; 10 frame(s) are missing: 100, 101,"),
+        (26, "failed", "109, ... (the first: lost)"),
+    ],
+)
+def test_frames_that_are_missing_count_and_are_told(estimate, n, word, said):
+    verdict = judge(with_missing(estimate, dict.fromkeys(range(100, 100 + n), "lost")))
+    assert verdict.word == word and said in verdict.says
+
+
+def test_what_is_noted_of_missing_frames_is_bounded(estimate):
+    source = with_missing(estimate, dict.fromkeys(range(10**5), "x" * 10**4)).source
+    assert source["missing_frames"]["count"] == 10**5 and len(json.dumps(source["missing_frames"])) < 2e4
+    # A later result of the run may have them.
+    assert "missing_frames" not in with_missing(replace(estimate, source=source), {}).source
 
 
 def test_what_is_not_known_is_not_judged(estimate):

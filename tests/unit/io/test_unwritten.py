@@ -8,6 +8,7 @@ import pytest
 
 from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.io import LazyFrames, Scan, inspect_frames, read_frames, read_scan, write_cxi
+from bluesky_cdi.io.hdf5 import CheckedFile
 from bluesky_cdi.io.unwritten import unwritten_frames
 from bluesky_cdi.physics.geometry import Geometry
 
@@ -77,6 +78,62 @@ def test_a_virtual_dataset_whose_source_is_missing(tmp_path, file, place, missin
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["data"] = frames(3)
     assert found(data) == []
+
+
+@pytest.fixture
+def scattered(tmp_path):
+    """A virtual dataset of six frames, and in each of some other folders a source with as many as its number."""
+    layout = h5py.VirtualLayout(SHAPE, "u2")
+    layout[:] = h5py.VirtualSource("source.h5", "data", SHAPE)
+    (tmp_path / "scan").mkdir()
+    with h5py.File(tmp_path / "scan" / "virtual.h5", "w") as main:
+        main.create_virtual_dataset("data", layout)
+    for number in (1, 2, 3):
+        (tmp_path / str(number)).mkdir()
+        with h5py.File(tmp_path / str(number) / "source.h5", "w") as source:
+            source.create_dataset("data", SHAPE, "u2", chunks=(1, 8, 8))[:number] = number
+    return tmp_path / "scan" / "virtual.h5"
+
+
+def held(dataset):
+    """How many frames HDF5 itself gives, by the folder whose number they hold, and how many are found."""
+    values = dataset[:].max(axis=(1, 2))
+    return int(values.max(initial=0)), int((~unwritten_frames(dataset).frames).sum()), int((values > 0).sum())
+
+
+@pytest.mark.parametrize(
+    ("variable", "prefix", "expected"),
+    [
+        ("", "", 0),
+        ("{0}/1", "", 1),
+        ("{0}/none:{0}/2:{0}/1", "", 2),
+        ("", "{0}/3", 3),
+        ("{0}/1", "{0}/3", 1),
+        ("", "${{ORIGIN}}/../2", 2),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_sources_are_looked_for_where_hdf5_does(scattered, monkeypatch, variable, prefix, expected, beside):
+    root = scattered.parents[1]
+    monkeypatch.setenv("HDF5_VDS_PREFIX", variable.format(root))
+    if beside:
+        # Comes last.
+        (scattered.parent / "source.h5").write_bytes((root / "3" / "source.h5").read_bytes())
+        expected = expected or 3
+    with h5py.File(scattered) as file:
+        access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+        access.set_virtual_prefix(prefix.format(root).encode())
+        assert held(h5py.Dataset(h5py.h5d.open(file.id, b"data", access))) == (expected,) * 3
+
+
+def test_a_prefix_may_lead_where_links_may(scattered, monkeypatch):
+    root = scattered.parents[1]
+    monkeypatch.setenv("HDF5_VDS_PREFIX", str(root / "2"))
+    with CheckedFile(scattered) as file, pytest.raises(ScanFileError, match=f"leads to {root}/2/source.h5, outside"):
+        file["data"]
+    monkeypatch.setenv("BLUESKY_CDI_LINKS", str(root / "2"))
+    with CheckedFile(scattered) as file:
+        assert held(file["data"]) == (2, 2, 2)
 
 
 def test_a_virtual_dataset_whose_source_was_aborted_or_that_has_none(tmp_path, file):

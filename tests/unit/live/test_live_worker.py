@@ -12,8 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bluesky_cdi.errors import FrameError, GeometryError, WorkerError
+from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError, WorkerError
 from bluesky_cdi.evaluation.verdict import fault_of
+from bluesky_cdi.live import run_frames
+from bluesky_cdi.live.messages import LeftOut
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, Frame, Proposal, RunInfo, ScanArea, ScanSource
@@ -26,6 +28,10 @@ def make_estimate(seq_nums):
     n, image, row = len(seq_nums), np.full((2, 2), 1.5), np.zeros(len(seq_nums))
     return Estimate(n, image, (0.0, 0.0), 1.0, image[None], image, image, image, np.array(seq_nums),
                     np.zeros((n, 2)), np.zeros((n, 1)), row, row, row)  # fmt: skip
+
+
+def frame(seq_num):
+    return Frame(seq_num, np.zeros(2), np.zeros((2, 2)))
 
 
 class Rebuild:
@@ -153,16 +159,16 @@ class Bench:
     def begin(self, area=AREA):
         return self.worker.begin(area).result(SOON_S)
 
-    def start(self, ticket=None, uid="raw"):
+    def start(self, ticket=None, uid="raw", read_again=None):
         metadata = {} if ticket is None else {"reconstruction_uid": ticket.reconstruction_uid}
-        self.worker.start_run(RunInfo(uid, 1, metadata, (2, 2)))
+        self.worker.start_run(RunInfo(uid, 1, metadata, (2, 2), read_again=read_again))
         self.until(lambda: self.records and self.records[-1].info.uid == uid)
         if self.rebuild_error is None:
             self.until(lambda: self.kept and self.kept[-1].uid == self.records[-1].uid)
 
     def put(self, *seq_nums):
         for seq_num in seq_nums:
-            self.worker.put(Frame(seq_num, np.zeros(2), np.zeros((2, 2))))
+            self.worker.put(frame(seq_num))
 
     def until(self, condition):
         deadline = time.monotonic() + SOON_S
@@ -273,7 +279,8 @@ def test_full_queue_leaves_out_the_newest_and_warns_once(make_bench, caplog):
         bench.put(2, 3, 4, 5, 6)
     assert bench.worker.n_dropped == 3
     assert [r.getMessage() for r in caplog.records] == [
-        "the reconstruction is 2 frames behind: frames are left out of the live image (the raw run has them all)"
+        "the reconstruction is 2 frames behind: frames are left out of the live image, "
+        "and read again from their files after the run"
     ]
     # A decision that waits for a frame which was left out is made all the same.
     decision = bench.worker.request(1, 6)
@@ -630,7 +637,8 @@ def test_frames_that_cannot_be_used_are_left_out_and_no_decision_waits_for_them(
         bench.worker.wait(SOON_S)
     assert [r.getMessage() for r in caplog.records] == [
         "frame 2 of run 1 is left out of the image: frame 2 must be finite. Further ones are counted.",
-        "the image of run 1 is doubtful: 50 % of the frames are not in it",
+        "the image of run 1 is doubtful: 50 % of the frames are not in it; "
+        "2 frame(s) are missing: 2, 3 (the first: frame 2 must be finite.)",
     ]
     assert bench.records[0].closed == [
         (bench.worker.latest, "success", "2 frame(s) could not be used, first: frame 2 must be finite.")
@@ -670,6 +678,158 @@ def test_run_of_which_most_frames_cannot_be_used_has_failed(bench, caplog, used)
     assert bench.records[0].closed == [(bench.worker.latest, "fail", "frame 1 lies outside the object")]
 
 
+# Frames that are read again after the run.
+
+
+def overload(bench, read_again, *seq_nums):
+    """Let a queue of two frames drop all of them but the first three."""
+    bench.start(bench.begin(), read_again=read_again)
+    rebuild = bench.rebuilds[-1]
+    rebuild.may_go_on.clear()
+    bench.put(seq_nums[0])
+    assert rebuild.started.wait(SOON_S)
+    bench.put(*seq_nums[1:])
+    assert bench.worker.n_dropped == len(seq_nums) - 3
+    rebuild.may_go_on.set()
+
+
+def missing_of(bench):
+    return bench.records[0].closed[0][0].source.get("missing_frames")
+
+
+def test_frames_too_many_are_read_again_when_the_run_is_over(make_bench, caplog):
+    bench, again = make_bench(queue_frames=2), []
+    overload(bench, lambda seq_num: again.append(seq_num) or frame(seq_num), 1, 2, 3, 4, 5, 6, 7)
+    # One of them is taken once more in the meantime.
+    bench.until(lambda: bench.worker.latest is not None and bench.worker.latest.n_frames == 3)
+    bench.put(5)
+    bench.until(lambda: bench.worker.latest.n_frames == 4)
+    assert not again
+    with caplog.at_level(logging.INFO, "bluesky_cdi"):
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert again == [4, 6, 7]
+    ((estimate, status, reason),) = bench.records[0].closed
+    assert estimate.frame_seq_nums.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert (status, reason, missing_of(bench)) == ("success", "", None) and bench.kept[0].removed
+    assert "3 frame(s) of run 1 were read again from their files" in caplog.text
+
+
+def test_file_that_comes_after_the_run(make_bench, monkeypatch):
+    monkeypatch.setattr(run_frames, "LATE_S", 0.0)
+    bench, tries = make_bench(), []
+
+    def read_again(seq_num):
+        tries.append(seq_num)
+        if len(tries) < 4:
+            raise ScanFileError("it is not written yet")
+        return frame(seq_num)
+
+    bench.start(bench.begin(), read_again=read_again)
+    bench.put(1, 2, 3)
+    for seq_num in (4, 5):
+        bench.worker.leave_out(seq_num, ScanFileError("its file is late"))
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert tries == [4, 5, 4, 5, 4]
+    assert bench.worker.latest.frame_seq_nums.tolist() == [1, 2, 3, 4, 5]
+    assert bench.records[0].closed[0][1:] == ("success", "") and missing_of(bench) is None
+
+
+def test_what_stays_missing_is_named(make_bench, monkeypatch, caplog):
+    monkeypatch.setattr(run_frames, "LATE_S", 0.0)
+    bench, tries = make_bench(queue_frames=2), []
+
+    def read_again(seq_num):
+        tries.append(seq_num)
+        if seq_num == 4:
+            raise ScanFileError("its file is gone")
+        if seq_num == 5:
+            raise FrameError("it holds NaN")
+        return None if seq_num == 6 else frame(seq_num)
+
+    overload(bench, read_again, *range(1, 8))
+    bench.until(lambda: bench.worker.latest is not None and bench.worker.latest.n_frames == 3)
+    bench.put(*range(10, 12))
+    bench.until(lambda: bench.worker.latest.n_frames == 5)
+    bench.worker.leave_out(8, FrameError("it is negative"))
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    # What no reading can mend is not read again, nor what is in no file.
+    assert sorted(tries) == [4] * run_frames.TRIES + [5, 6, 7]
+    assert missing_of(bench) == {
+        "count": 4,
+        "seq_nums": [4, 5, 6, 8],
+        "reasons": {
+            "4": "too many frames waited; read again: its file is gone",
+            "5": "it holds NaN",
+            "6": "too many frames waited; it is in no file to be read again from",
+            "8": "it is negative",
+        },
+    }
+    told = [r.getMessage() for r in caplog.records if "missing" in r.getMessage()]
+    assert len(told) == 1 and told[0].endswith(
+        "4 frame(s) are missing: 4, 5, 6, 8 (the first: too many frames waited; read again: its file is gone)"
+    )
+    assert bench.records[0].closed[0][2] == (
+        "2 frame(s) were left out: the reconstruction was behind; 2 frame(s) could not be used, first: it holds NaN"
+    )
+    assert not bench.kept[0].removed and bench.kept[0].states
+
+
+def test_newer_scan_ends_the_reading(make_bench):
+    bench, again = make_bench(queue_frames=2), []
+
+    def read_again(seq_num):
+        again.append(seq_num)
+        if len(again) == 2:
+            announced.append(bench.worker.begin(AREA))
+        return frame(seq_num)
+
+    announced = []
+    overload(bench, read_again, *range(1, 11))
+    bench.worker.end_run("success", "")
+    bench.until(lambda: announced and bench.records[0].closed)
+    assert announced[0].result(SOON_S) is not None
+    assert again == [4, 5]
+    ((estimate, status, reason),) = bench.records[0].closed
+    assert status == "success" and "a newer run came before the last refinements" in reason
+    assert missing_of(bench)["seq_nums"] == sorted({*range(1, 11)} - set(estimate.frame_seq_nums.tolist()))
+    assert missing_of(bench)["count"] >= 5 and bench.kept[0].states
+
+
+def test_without_last_refinements_nothing_is_read_again(make_bench):
+    bench = make_bench(queue_frames=2, final_steps=0)
+    overload(bench, frame, 1, 2, 3, 4)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert missing_of(bench)["seq_nums"] == [4]
+
+
+def test_frames_that_time_did_not_suffice_for_are_missing_and_may_be_gone_on_with(bench):
+    bench.start(bench.begin())
+    bench.rebuilds[0].spoil = lambda estimate: make_estimate([1, 2])
+    bench.put(1, 2, 3)
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    assert missing_of(bench)["reasons"] == {"3": "it came after the image was made"}
+    assert bench.kept[0].states and not bench.kept[0].removed
+
+
+def test_a_number_counts_once_whatever_came_of_it():
+    frames, rebuild = run_frames.RunFrames(RunInfo("raw", 1, {}, (2, 2))), Rebuild(None)
+    error = FrameError("it is negative")
+    frames.take(rebuild, [frame(1), LeftOut(2), LeftOut(2, error), frame(3)])
+    frames.take(rebuild, [frame(2), LeftOut(4), LeftOut(3), frame(5), LeftOut(5, error), frame(5)])
+    # Of 3 the image has an earlier one.
+    assert frames.missing_in(make_estimate([1, 2, 3])) == {
+        4: "too many frames waited",
+        5: "it came after the image was made",
+    }
+    assert frames.ingested == 5 and not frames.errors
+
+
 # What an image must be to be shown.
 
 
@@ -704,7 +864,7 @@ def test_last_good_image_stays_and_the_run_says_so(bench, caplog, spoil, fault):
     assert [r.getMessage() for r in caplog.records] == [
         f"the image of run 1 is not shown: {fault}. The last good one stays.",
         f"the image of run 1 is doubtful: the last image was not good, this is an earlier one: {fault}; "
-        "50 % of the frames are not in it",
+        "50 % of the frames are not in it; 2 frame(s) are missing: 3, 4 (the first: it came after the image was made)",
     ]
     ((estimate, status, reason),) = bench.records[0].closed
     assert (estimate.n_frames, status) == (2, "success")

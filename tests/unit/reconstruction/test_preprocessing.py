@@ -116,20 +116,43 @@ def valid_pixels():
     return valid
 
 
-def documents(raw, positions_m, geometry):
-    """A run whose frames are in its events."""
+def write_in_tiles(path, frames, *, spoilt):
+    """Write frames in chunks; damage those that hold no pixel of the square."""
+    tile = (10, 12)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("d", data=frames, chunks=(*[1] * (frames.ndim - 2), *tile), compression="gzip")
+        for place in np.ndindex(*frames.shape[:-2], 9, 7) if spoilt else ():
+            *leading, row, column = (*place[:-2], place[-2] * tile[0], place[-1] * tile[1])
+            if row + tile[0] <= TOP or row >= TOP + SIDE * BIN or column >= SIDE * BIN:
+                data.id.write_direct_chunk((*leading, row, column), b"no gzip")
+    return path
+
+
+def documents(raw, positions_m, geometry, path=None):
+    """A run whose frames are in its events, or in a file."""
     bundle = event_model.compose_run(
         metadata={"motors": ["y", "x"], "scan_id": 3, "geometry": geometry, "window_m": window_of(positions_m)}
     )
     number = {"source": "test", "dtype": "number", "shape": [], "units": "m"}
-    keys = {"image": {"source": "test", "dtype": "array", "shape": list(raw.shape[1:])}, "y": number, "x": number}
+    image = {"source": "test", "dtype": "array", "shape": list(raw.shape[1:])}
+    keys = {"image": image if path is None else {**image, "external": "STREAM:"}, "y": number, "x": number}
     stream = bundle.compose_descriptor(
         name="primary", data_keys=keys, object_keys={"d": ["image"], "y": ["y"], "x": ["x"]}, configuration={}
     )
     yield "start", bundle.start_doc
     yield "descriptor", stream.descriptor_doc
+    if path is not None:
+        resource = bundle.compose_stream_resource(
+            mimetype="application/x-hdf5", uri=path.as_uri(), data_key="image", parameters={"dataset": "d"}
+        )
+        at = {"start": 0, "stop": len(raw)}, {"start": 1, "stop": len(raw) + 1}
+        yield "stream_resource", resource.stream_resource_doc
+        yield (
+            "stream_datum",
+            resource.compose_stream_datum(indices=at[0], seq_nums=at[1], descriptor=stream.descriptor_doc),
+        )
     for k, (frame, (y, x)) in enumerate(zip(raw, positions_m, strict=False), 1):
-        data = {"image": frame, "y": y, "x": x}
+        data = {"y": y, "x": x} if path is not None else {"image": frame, "y": y, "x": x}
         yield "event", stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0), seq_num=k)
     yield "stop", bundle.compose_stop()
 
@@ -197,6 +220,28 @@ def test_live_and_recorded_frames_are_the_same(path, raw, simulated, config):
     assert sink.info.frame_shape == (SIDE, SIDE)
     assert Geometry.from_metadata(sink.info.metadata, sink.info.frame_shape) == GEOMETRY == scan.geometry
     assert sink.calls == ["start_run", *["put"] * N, "end_run"] and not sink.errors and not sink.left_out
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("images", [1, 2])
+def test_frames_in_files_are_those_in_documents_and_come_again(raw, simulated, config, tmp_path, looks, images):
+    """Of the file nothing is read but the region: whatever lies in its other chunks, the frames are the same."""
+    mask = np.ones(RAW, bool)
+    mask[GAP] = False
+    settings = config.detector.model_copy(update={"mask_flagged": looks})
+    config = config.model_copy(update={"detector": settings})
+    preprocessing, stated = Preprocessing.live(config), Geometry(**config.geometry.model_dump()).as_metadata()
+    (inline, filed), frames = (Sink(), Sink()), raw if images == 1 else np.stack([raw, raw[::-1]], axis=1)
+    for sink, where in ((inline, None), (filed, write_in_tiles(tmp_path / "raw.h5", frames, spoilt=not looks))):
+        assembler = FrameAssembler(sink, preprocessing=preprocessing, mask=mask)
+        for name, doc in documents(frames, simulated.positions_m, stated, where):
+            assembler(name, doc)
+        assert sink.calls == ["start_run", *["put"] * N, "end_run"] and not sink.left_out
+    again = [filed.info.read_again(k + 1) for k in range(N)]
+    for came in (filed.frames, again):
+        np.testing.assert_array_equal([each.counts for each in came], [each.counts for each in inline.frames])
+        assert {each.counts.dtype for each in came} == {each.counts.dtype for each in inline.frames}
+    assert filed.info.preprocessed.notes == inline.info.preprocessed.notes
 
 
 @pytest.mark.parametrize("n", [1, FIRST_FRAMES - 1, FIRST_FRAMES, FIRST_FRAMES + 1])
