@@ -7,6 +7,7 @@ from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
 from bluesky_cdi.io.detector import DetectorPlan
 from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats, write_scan
+from bluesky_cdi.io.frame_dataset import FrameDataset
 from bluesky_cdi.io.frame_stack import FrameStack, read_frames
 from bluesky_cdi.io.frames import Frames, LazyFrames, photons_of_frames
 from bluesky_cdi.io.images import read_array, read_image
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointFile",
     "CheckpointHeader",
     "DetectorPlan",
+    "FrameDataset",
     "FrameStack",
     "Frames",
     "Inspection",

@@ -39,6 +39,7 @@ from bluesky_cdi.io._files import (
 )
 from bluesky_cdi.io._writing import fixed_text, write_frames
 from bluesky_cdi.io.cxi_nexus import add_nexus, declare_beam
+from bluesky_cdi.io.frame_dataset import FrameDataset
 from bluesky_cdi.io.frames import LazyFrames
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.scan import Scan, recorded
@@ -120,7 +121,7 @@ def read_cxi(
     """
     path = Path(path)
     with open_hdf5(path, "a CXI file") as file, naming(path, **KEYS):
-        counts = LazyFrames(path, present(file, DATA))
+        counts = LazyFrames(FrameDataset(path, present(file, DATA)))
         geometry = read_geometry(file, counts.shape[-1], focus_to_sample_m)
         place = next((place for place in ILLUMINATION if file.get(place) is not None), None)
         return recorded(

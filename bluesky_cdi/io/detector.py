@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io.detector_window import Window, binned
-from bluesky_cdi.io.frames import BLOCK_BYTES
+from bluesky_cdi.io.frame_dataset import BLOCK_BYTES
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Preprocessed
 

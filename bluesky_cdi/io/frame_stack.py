@@ -16,6 +16,7 @@ from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
 from bluesky_cdi.io._files import array, flags, json_object, load_npy, naming, open_hdf5, open_npz, reading, text
 from bluesky_cdi.io.cxi import DATA, DETECTOR, ENERGY, ILLUMINATION, KEYS, WAVELENGTH, read_geometry, read_mask
 from bluesky_cdi.io.formats import read_scan
+from bluesky_cdi.io.frame_dataset import FrameDataset
 from bluesky_cdi.io.frames import Frames, LazyFrames
 from bluesky_cdi.io.images import NPY_SIGNATURE, ZIP_SIGNATURE, datasets, only
 from bluesky_cdi.physics.geometry import Geometry
@@ -155,7 +156,9 @@ def _read_hdf5(path: Path, dataset: str | None, focus_to_sample_m: float | None)
         place = only(datasets(file, "iuf"), (3, 2), path, dataset)
     with naming(path, frames=f"`{place}`"):
         return FrameStack(
-            LazyFrames(path, place), name=path.stem, source={"file": path.name, "format": "hdf5", "dataset": place}
+            LazyFrames(FrameDataset(path, place)),
+            name=path.stem,
+            source={"file": path.name, "format": "hdf5", "dataset": place},
         )
 
 
@@ -164,7 +167,7 @@ def _read_cxi(path: Path, file: h5py.File, dataset: str | None, focus_to_sample_
     place = dataset or next((p for p in places if isinstance(file.get(p), h5py.Dataset)), None)
     if place is None:
         place = only(datasets(file, "iuf"), (3, 2), path, None)
-    counts = LazyFrames(path, place)
+    counts = LazyFrames(FrameDataset(path, place))
     illumination = next((p for p in ILLUMINATION if file.get(p) is not None), None)
     mask = f"{_CXI_IMAGE}/mask" if place.startswith(_CXI_IMAGE) else f"{DETECTOR}/mask"
     with naming(

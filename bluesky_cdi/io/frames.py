@@ -6,18 +6,15 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.errors import FrameError, ScanFileError
-from bluesky_cdi.io._files import naming, open_dataset
+from bluesky_cdi.errors import FrameError
+from bluesky_cdi.io._files import naming
+from bluesky_cdi.io.frame_dataset import BLOCK_BYTES, FrameDataset, FrameView
 from bluesky_cdi.io.unwritten import Unwritten, unwritten_frames
-
-# Frames are read in blocks of this size: enough to run at a disk's speed, little beside a computer's memory.
-BLOCK_BYTES = 2**24
 
 # Frames, spread over the scan, of which each must hold a flag in a pixel before it is left out.
 FLAG_FRAMES = 16
@@ -48,25 +45,6 @@ class Frames(Protocol):
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> npt.NDArray[Any]:
         """Read all frames as an array in memory."""
-
-
-class FrameView(Protocol):
-    """What is read of each frame of a file, and what is made of it: a `DetectorPlan`, or a part of the frame."""
-
-    @property
-    def region(self) -> tuple[slice, slice]:
-        """Rows and columns that are read."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W) of what is made of it."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of a pixel of what is made of it."""
-
-    def of_region(self, parts: npt.NDArray[Any], first: int = 0) -> npt.NDArray[Any]:
-        """Make frames (n, H, W) of what was read, (n, h, w); `first` is the number of the first, for messages."""
 
 
 @dataclass(frozen=True)
@@ -111,46 +89,23 @@ class _Moved:
 class LazyFrames:
     """Frames of an HDF5 file, read each time they are asked for.
 
-    The file is opened for each access (0.3 ms) and never stays open: it is not locked, and the
-    object can be copied to another process. Indexing works as on an array of shape (n, H, W), with
-    integers, slices, integer or bool arrays on the first axis and anything that numpy takes on the
-    others; what it gives is an array in memory. ``numpy.asarray`` reads all.
+    Indexing works as on an array of shape (n, H, W), with integers, slices, integer or bool arrays on the first axis
+    and anything that numpy takes on the others; what it gives is an array in memory. ``numpy.asarray`` reads all.
 
     Parameters
     ----------
-    path : Path
-    place : str
-        The dataset in the file, of shape (..., H, W): leading axes (a raster's rows and columns) are taken as one.
+    dataset : FrameDataset
+        All frames of the file.
     rows : ndarray, shape (n,), int, optional
-        Which of its frames, in which order; absent, all.
+        Which of them, in which order; absent, all.
     view : FrameView, optional
         What is read of each frame, and made of it; absent, the frame as it is.
-
-    Raises
-    ------
-    ScanFileError
-        If the file can't be read or has no such dataset; on access, also if it has changed since.
     """
 
     def __init__(
-        self,
-        path: Path,
-        place: str,
-        rows: npt.NDArray[np.int64] | None = None,
-        view: FrameView | None = None,
+        self, dataset: FrameDataset, rows: npt.NDArray[np.int64] | None = None, view: FrameView | None = None
     ) -> None:
-        self._path = path.absolute()
-        self._place = place
-        self._signature = self._sign()
-        with self._open() as dataset:
-            self._leading: tuple[int, ...] = tuple(dataset.shape[:-2])
-            self._frame_shape: tuple[int, ...] = tuple(dataset.shape[-2:])
-            self._dtype: np.dtype[Any] = np.dtype(dataset.dtype)
-        if len(self._frame_shape) != 2:
-            raise ScanFileError(f"{path} must hold frames (n, H, W) in `{place}`; they have {self._frame_shape}")
-        self._view = view
-        if view is not None:
-            self._frame_shape, self._dtype = view.shape, view.dtype
+        self._dataset, self._view = dataset, view
         # Absent for all of them: a damaged file may state more frames than there is memory to number.
         self._rows = rows
         self._mean_photons: dict[bytes | None, float] = {}
@@ -158,7 +113,7 @@ class LazyFrames:
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, H, W)."""
-        return (len(self), *self._frame_shape)
+        return (len(self), *(self._dataset.frame_shape if self._view is None else self._view.shape))
 
     @property
     def ndim(self) -> int:
@@ -167,27 +122,28 @@ class LazyFrames:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of a pixel, as in the file."""
-        return self._dtype
+        """Type of a pixel, as in the file or as the view makes it."""
+        return self._dataset.dtype if self._view is None else self._view.dtype
 
     @property
     def nbytes(self) -> int:
         """Size that the frames would have in memory, bytes."""
-        return math.prod(self.shape) * self._dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
-        return math.prod(self._leading) if self._rows is None else len(self._rows)
+        return len(self._dataset) if self._rows is None else len(self._rows)
 
     def __repr__(self) -> str:
-        return f"LazyFrames({self._path.name}:{self._place}, shape={self.shape}, dtype={self._dtype})"
+        file = f"{self._dataset.path.name}:{self._dataset.place}"
+        return f"LazyFrames({file}, shape={self.shape}, dtype={self.dtype})"
 
     def __getitem__(self, key: Any, /) -> npt.NDArray[Any]:
         first, *rest = key if isinstance(key, tuple) else (key,)
         if first is Ellipsis:
             return np.asarray(np.asarray(self)[key])
         if isinstance(first, (int, np.integer)) and not isinstance(first, (bool, np.bool_)):
-            return np.asarray(self._read(self._chosen([operator.index(first)]))[(0, *rest)])
-        frames = self._read(self._chosen(first))
+            return np.asarray(self._dataset.read(self._chosen([operator.index(first)]), self._view)[(0, *rest)])
+        frames = self._dataset.read(self._chosen(first), self._view)
         if not rest:
             return frames
         # Index arrays on several axes go together in numpy; here the frames are at hand, so numpy may do it.
@@ -197,27 +153,27 @@ class LazyFrames:
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
             raise ValueError("frames in a file can't become an array without a copy; leave out copy=False")
-        frames = self._read(self._chosen(slice(None)))
+        frames = self._dataset.read(self._chosen(slice(None)), self._view)
         return frames if dtype is None else frames.astype(dtype, copy=False)
 
     def select(self, indices: Any) -> LazyFrames:
         """Select the frames at `indices` (slice, integers, or a bool array), still in the file."""
-        with self._open():  # which finds out whether the file has changed
-            return LazyFrames(self._path, self._place, self._chosen(indices), self._view)
+        with self._dataset.open():  # which finds out whether the file has changed
+            return LazyFrames(self._dataset, self._chosen(indices), self._view)
 
     def seen(self, view: FrameView) -> LazyFrames:
         """Give the frames as a view makes them of the file's own, still in the file."""
-        return LazyFrames(self._path, self._place, self._rows, view)
+        return LazyFrames(self._dataset, self._rows, view)
 
     def moved(self, by_px: tuple[int, int]) -> LazyFrames:
         """Give the frames moved by whole pixels (rows, columns), still in the file."""
-        height, width = self._frame_shape
-        whole = _Part((slice(0, height), slice(0, width)), self._dtype)
+        height, width = self._dataset.frame_shape
+        whole = _Part((slice(0, height), slice(0, width)), self._dataset.dtype)
         return self.seen(_Moved(whole if self._view is None else self._view, by_px))
 
     def unwritten(self) -> Unwritten:
         """Find those of the frames whose values are in no file."""
-        with self._open() as dataset:
+        with self._dataset.open() as dataset:
             found = unwritten_frames(dataset)
         return found if self._rows is None else replace(found, frames=found.frames[self._rows])
 
@@ -225,7 +181,7 @@ class LazyFrames:
         """Compute the mean photons of a frame on valid pixels, checked; every frame is read at the first call."""
         key = None if mask is None else mask.tobytes()
         if key not in self._mean_photons:
-            with naming(self._path, frames=f"`{self._place}`"):
+            with naming(self._dataset.path, frames=f"`{self._dataset.place}`"):
                 self._mean_photons[key] = _sum_checked(self, mask) / len(self)
         return self._mean_photons[key]
 
@@ -247,52 +203,6 @@ class LazyFrames:
                 raise IndexError(f"there are {n} frames; not all of {first!r} are among them")
             picks = np.where(picks < 0, picks + n, picks)
         return picks if self._rows is None else np.asarray(self._rows[picks])
-
-    def _read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        frames = np.empty((len(rows), *self._frame_shape), self._dtype)
-        with self._open() as dataset:
-            # A run of neighbours is one read; HDF5's own selection of scattered rows is far slower.
-            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-                if len(run):
-                    self._read_run(dataset, frames[run[0] : run[-1] + 1], int(rows[run[0]]))
-        return frames
-
-    def _read_run(self, dataset: Any, out: npt.NDArray[Any], start: int) -> None:
-        if self._view is not None:
-            self._read_view(dataset, self._view, out, start)
-            return
-        if len(self._leading) == 1:
-            out[:] = dataset[start : start + len(out)]
-            return
-        for i, frame in enumerate(out, start):
-            place = tuple(int(k) for k in np.unravel_index(i, self._leading)) if self._leading else ()
-            frame[:] = dataset[place]
-
-    def _read_view(self, dataset: Any, view: FrameView, out: npt.NDArray[Any], start: int) -> None:
-        """Read only the region of frames, in blocks, and make of it what the view makes."""
-        rows, columns = view.region
-        size = (rows.stop - rows.start) * (columns.stop - columns.start) * dataset.dtype.itemsize
-        # Frames of a raster's row lie together, those of two rows do not.
-        step = max(1, BLOCK_BYTES // max(1, size)) if len(self._leading) == 1 else 1
-        for i in range(0, len(out), step):
-            stop = min(i + step, len(out))
-            if len(self._leading) == 1:
-                parts = dataset[start + i : start + stop, rows, columns]
-            else:
-                place = tuple(int(k) for k in np.unravel_index(start + i, self._leading)) if self._leading else ()
-                parts = dataset[(*place, rows, columns)][np.newaxis]
-            out[i:stop] = view.of_region(parts, start + i)
-
-    def _sign(self) -> tuple[int, int] | None:
-        if not self._path.is_file():
-            return None
-        status = self._path.stat()
-        return status.st_size, status.st_mtime_ns
-
-    def _open(self) -> Any:
-        if self._sign() != self._signature:
-            raise ScanFileError(f"{self._path} has changed since it was opened. Read the scan again.")
-        return open_dataset(self._path, self._place)
 
 
 def blocks(frames: Frames) -> Iterator[npt.NDArray[Any]]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io._files import array, flags, naming, number, one, open_hdf5, real, written_whole
 from bluesky_cdi.io._writing import write_frames
+from bluesky_cdi.io.frame_dataset import FrameDataset
 from bluesky_cdi.io.frames import LazyFrames
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.product import Product, read_product, write_contents
@@ -122,7 +123,11 @@ def _found(path: Path) -> Path:
 def _read_assembled(path: Path, product_path: Path, preprocessing: Preprocessing | None) -> Scan:
     product = read_product(product_path)
     with open_hdf5(path, FORM) as file:
-        frames, indexes, bad = LazyFrames(path, "patterns"), array(file, "indexes"), array(file, "bad_pixels")
+        frames, indexes, bad = (
+            LazyFrames(FrameDataset(path, "patterns")),
+            array(file, "indexes"),
+            array(file, "bad_pixels"),
+        )
         attributes = file["patterns"].attrs
         height, width = (number(attributes, f"detector_pixel_{side}_m", path) for side in ("height", "width"))
     if indexes.shape != (len(frames),) or indexes.dtype.kind not in "iu":
@@ -167,7 +172,7 @@ def _geometry(product: Product, detector_pixel_m: float, frame_px: int, path: Pa
 
 
 def _read_dp(path: Path, companion: Path, preprocessing: Preprocessing | None) -> Scan:
-    frames = LazyFrames(path, "dp")
+    frames = LazyFrames(FrameDataset(path, "dp"))
     with open_hdf5(companion, "positions for diffraction patterns") as file:
         geometry, probe = _nominal(file, frames.shape[-1])
         positions_m = _positions_m(file)

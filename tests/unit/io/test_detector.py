@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bluesky_cdi.config import Config, DetectorConfig, load_config
 from bluesky_cdi.errors import ConfigError, FrameError, GeometryError, ScanFileError
-from bluesky_cdi.io import LazyFrames, Preprocessing
+from bluesky_cdi.io import FrameDataset, LazyFrames, Preprocessing
 from bluesky_cdi.io.detector import MOST_COUNTS, prepared
 from bluesky_cdi.physics.geometry import Geometry
 
@@ -375,7 +375,7 @@ def test_geometry_follows():
 def write(path, frames, **options):
     with h5py.File(path, "w") as file:
         file.create_dataset("d", data=frames, **options)
-    return LazyFrames(path, "d")
+    return LazyFrames(FrameDataset(path, "d"))
 
 
 @pytest.mark.parametrize("shape", [(12,), (3, 4)])
@@ -410,7 +410,7 @@ def asked(monkeypatch):
     """Shapes of all blocks that are read from HDF5 files."""
     from contextlib import contextmanager
 
-    from bluesky_cdi.io import frames as module
+    from bluesky_cdi.io import frame_dataset as module
 
     found, open_dataset = [], module.open_dataset
 
@@ -428,7 +428,7 @@ def asked(monkeypatch):
 def test_only_the_region_is_read(tmp_path, asked, monkeypatch):
     frames = np.random.default_rng(1).poisson(5.0, (40, 96, 128)).astype(np.uint16)
     lazy = write(tmp_path / "a.h5", frames)
-    monkeypatch.setattr("bluesky_cdi.io.frames.BLOCK_BYTES", 16 * 16 * 2 * 10)
+    monkeypatch.setattr("bluesky_cdi.io.frame_dataset.BLOCK_BYTES", 16 * 16 * 2 * 10)
     wanted = Preprocessing(DetectorConfig(beam_centre_px=(30, 80), crop_px=16))
     plan = wanted.plan((96, 128), frames.dtype, frames=lazy, mask_flagged=True)
     np.testing.assert_array_equal(lazy.seen(plan), frames[:, 22:38, 72:88])

@@ -12,7 +12,7 @@ import pytest
 from h5py import h5d, h5p, h5s, h5t
 
 from bluesky_cdi.errors import FrameError, ScanFileError
-from bluesky_cdi.io import LazyFrames, Scan, read_cxi, read_scan, write_cxi
+from bluesky_cdi.io import FrameDataset, LazyFrames, Scan, read_cxi, read_scan, write_cxi
 from bluesky_cdi.io import frames as frames_module
 from bluesky_cdi.io.frames import blocks, cut, mean_photons, moved
 from bluesky_cdi.physics.geometry import Geometry
@@ -27,7 +27,7 @@ def counts():
 def lazy(tmp_path, counts):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file.create_dataset("d", data=counts, chunks=(4, 8, 8), compression="gzip")
-    return LazyFrames(tmp_path / "f.h5", "d")
+    return LazyFrames(FrameDataset(tmp_path / "f.h5", "d"))
 
 
 KEYS = [
@@ -86,10 +86,10 @@ def test_goes_to_another_process(lazy, counts):
 def test_raster_of_frames(tmp_path, counts):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["d"], file["one"] = counts[:6].reshape(2, 3, 8, 8), counts[0]
-    lazy = LazyFrames(tmp_path / "f.h5", "d")
+    lazy = LazyFrames(FrameDataset(tmp_path / "f.h5", "d"))
     assert lazy.shape == (6, 8, 8)
     np.testing.assert_array_equal(lazy[[5, 0, 1]], counts[[5, 0, 1]])
-    np.testing.assert_array_equal(LazyFrames(tmp_path / "f.h5", "one"), counts[:1])
+    np.testing.assert_array_equal(LazyFrames(FrameDataset(tmp_path / "f.h5", "one")), counts[:1])
 
 
 def test_file_is_not_kept_open(lazy, tmp_path):
@@ -143,8 +143,10 @@ def test_scan_and_subset_read_only_blocks(tmp_path, monkeypatch):
     write_cxi(tmp_path / "a.cxi", scan_of(counts))
     monkeypatch.setattr(frames_module, "BLOCK_BYTES", 5 * 16 * 16 * 2)
     sizes = []
-    read = LazyFrames._read
-    monkeypatch.setattr(LazyFrames, "_read", lambda self, rows: sizes.append(len(rows)) or read(self, rows))
+    read = FrameDataset.read
+    monkeypatch.setattr(
+        FrameDataset, "read", lambda self, rows, view: sizes.append(len(rows)) or read(self, rows, view)
+    )
     scan = read_scan(tmp_path / "a.cxi")
     # One frame shows that no pixel holds a flag; then all, once, although they are checked and averaged.
     assert sizes == [1] + [5] * 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.io import LazyFrames, Scan, inspect_frames, read_frames, read_scan, write_cxi
+from bluesky_cdi.io import FrameDataset, LazyFrames, Scan, inspect_frames, read_frames, read_scan, write_cxi
 from bluesky_cdi.io.hdf5 import CheckedFile
 from bluesky_cdi.io.unwritten import unwritten_frames
 from bluesky_cdi.physics.geometry import Geometry
@@ -156,7 +156,7 @@ def test_lazy_frames_know_theirs_in_their_own_order(file):
     file.create_dataset("data", SHAPE, "u2", chunks=(1, 8, 8))[:4] = frames()[:4]
     path = Path(file.filename)
     file.close()
-    lazy = LazyFrames(path, "data")
+    lazy = LazyFrames(FrameDataset(path, "data"))
     assert lazy.unwritten().frames.tolist() == [False] * 4 + [True] * 2
     assert lazy.select([5, 0, 4]).unwritten().frames.tolist() == [True, False, True]
 
