@@ -70,6 +70,14 @@ def test_a_folder_is_looked_at_without_them_and_takes_them_where_that_is_wanted(
         assert f"run {uid}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("to", ["own", "http://127.0.0.1:9"])
+def test_a_folder_without_a_journal_is_no_session_s(tmp_path, capsys, to):
+    """Its name is misspelt, say: that nothing waits in it does not mean that the catalog has all."""
+    folder = tmp_path / "sesion"
+    assert main(["restore", str(folder), "--to", to]) == 1
+    assert f"{folder} holds no journal" in capsys.readouterr().err and not folder.exists()
+
+
 def test_a_session_tells_of_runs_that_wait_for_another_catalog(killed, caplog):
     folder, _ = killed("http://lab:8000")
     with caplog.at_level(logging.WARNING, "bluesky_cdi"):
