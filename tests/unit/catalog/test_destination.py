@@ -10,7 +10,10 @@ from event_model import compose_run
 from bluesky_cdi import session as session_module
 from bluesky_cdi.catalog.destination import destination_of, state_destination
 from bluesky_cdi.cli import main
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.journal import Journal
+from bluesky_cdi.session import Session
 
 
 def test_the_address_is_noted_without_its_key(tmp_path):
@@ -81,9 +84,21 @@ def test_a_folder_without_a_journal_is_no_session_s(tmp_path, capsys, to):
 def test_a_session_tells_of_runs_that_wait_for_another_catalog(killed, caplog):
     folder, _ = killed("http://lab:8000")
     with caplog.at_level(logging.WARNING, "bluesky_cdi"):
-        session_module._state_destination(folder / "journal", "http://lab:8000?api_key=k")
+        session_module._tell_of_waiting(folder / "journal", "http://lab:8000?api_key=k")
     assert not caplog.records
     with caplog.at_level(logging.WARNING, "bluesky_cdi"):
-        session_module._state_destination(folder / "journal", None)
+        session_module._tell_of_waiting(folder / "journal", None)
     assert "1 run(s) that wait in" in caplog.text and "were for http://lab:8000" in caplog.text
-    assert destination_of(folder / "journal") is None
+
+
+def test_only_a_session_that_begins_notes_its_catalog(killed, patient):
+    """One whose server can't be reached leaves the runs that wait to the catalog that they were for."""
+    folder, _ = killed("http://lab:8000")
+    inside = {"in_process": True}
+    there = {"catalog": {"uri": "http://127.0.0.1:9", **inside}, "reconstructor": {"name": "rpie", **inside}}
+    with pytest.raises(CatalogError, match=r"127\.0\.0\.1:9"), Session(Config.model_validate(there), folder):
+        pass
+    assert destination_of(folder / "journal") == "http://lab:8000"
+    own = {**there, "catalog": inside}
+    with Session(Config.model_validate(own), folder):
+        assert destination_of(folder / "journal") is None
