@@ -1,6 +1,7 @@
 """Frames that ask for another probe than those before, and what a run does then."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.protocols import Frame
+from bluesky_cdi.reconstruction import probe_watch
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn, live
@@ -98,6 +100,21 @@ def test_an_alarm_goes_on_from_a_checkpoint():
         watches[1].restore(watches[0].checkpoint())
         assert again.rows_due(rows) is None
     assert again.rows_due(np.arange(1000)) is None
+
+
+def test_frames_that_wait_at_an_alarm_had_the_probe_of_those_around_them(monkeypatch):
+    """Frame 7, in row 3, is the only one whose region was left for the next step."""
+    monkeypatch.setattr(probe_watch, "drift_between", lambda *_: Drift("defocus", 0.5, 0.01, LATELY))
+    watch = ProbeWatch(
+        SharedProbe(lens().numpy(), torch.device("cpu")),
+        SimpleNamespace(is_running=False, begin_again=lambda *_: None),
+    )
+    newest = np.arange(100)
+    frames = SimpleNamespace(
+        light=SimpleNamespace(newest=newest), table=SimpleNamespace(seq_nums=newest + 4), diffraction=lambda rows: rows
+    )
+    watch.look(frames, np.delete(newest, 3), None, True)
+    assert watch.before.tolist() == list(range(100 - LATELY))
 
 
 def four_frames():
