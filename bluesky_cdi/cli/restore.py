@@ -42,7 +42,7 @@ def _restore(args: argparse.Namespace) -> int:
     to = args.to or (settings.uri if args.directory is None else None)
     if args.to and not (folder / "journal").is_dir():
         raise BlueskyCDIError(f"{folder} holds no journal: give the folder of a session, whose runs wait there")
-    if to is None and (elsewhere := meant_elsewhere(folder)):
+    if args.to is None and (elsewhere := meant_elsewhere(folder, to)):
         raise BlueskyCDIError(elsewhere)
     if to in (None, OWN):
         reached = reached_catalog(folder, settings, feed=False, make=to == OWN)

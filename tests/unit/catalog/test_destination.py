@@ -59,6 +59,21 @@ def test_runs_go_to_the_catalog_they_are_for_and_no_other(killed, catalog, capsy
     assert uid in catalog.raw
 
 
+@pytest.mark.parametrize("command", ["browse", "restore"])
+def test_a_configured_catalog_gets_no_runs_that_are_for_another(killed, catalog, capsys, caplog, command):
+    folder, uid = killed("http://lab:8000")
+    settings = folder / "other.yaml"
+    key = catalog.raw.context.api_key
+    settings.write_text(f"catalog: {{uri: '{catalog.uri}', api_key: {key}, directory: '{folder}'}}\n")
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert main([command, "-c", str(settings)]) == int(command == "restore")
+    assert "for the catalog at http://lab:8000" in caplog.text + capsys.readouterr().err
+    assert uid not in catalog.raw
+    state_destination(folder / "journal", catalog.uri)
+    assert main([command, "-c", str(settings)]) == 0
+    assert uid in catalog.raw
+
+
 @pytest.mark.parametrize("has_catalog", [True, False])
 def test_a_folder_is_looked_at_without_them_and_takes_them_where_that_is_wanted(killed, capsys, caplog, has_catalog):
     folder, uid = killed("http://127.0.0.1:9")
