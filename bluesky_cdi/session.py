@@ -188,7 +188,7 @@ class Session:
         from bluesky_cdi.catalog.keeper import Keeper
 
         settings = self.config.catalog
-        _state_destination(self.directory / "journal", settings.uri)
+        _tell_of_waiting(self.directory / "journal", settings.uri)
         if settings.in_process:
             uri = settings.uri or stack.enter_context(serve(self.directory, api_key=settings.api_key))
             return lambda: uri
@@ -197,11 +197,14 @@ class Session:
 
     def _open_catalog(self, stack: contextlib.ExitStack) -> Catalog:
         from bluesky_cdi.catalog import open_catalog
+        from bluesky_cdi.catalog.destination import state_destination
         from bluesky_cdi.catalog.keeper import feeding
 
         settings = self.config.catalog
         catalog = replace(open_catalog(self.uri, settings.api_key), settle=self._settle)
         stack.callback(catalog.close)
+        # Only now: a session that does not begin leaves the runs that wait to the catalog that they were for.
+        state_destination(self.directory / "journal", settings.uri)
         if settings.in_process:
             stack.enter_context(feeding(self.directory, catalog))
         return catalog
@@ -300,16 +303,15 @@ def _with_catalog(config: Config, client: Any) -> Config:
     return config.model_copy(update={"catalog": config.catalog.model_copy(update={"uri": uri, "api_key": key})})
 
 
-def _state_destination(journal: Path, uri: str | None) -> None:
-    """Note which catalog a session's runs are for, should it be killed; tell of those that wait for another."""
-    from bluesky_cdi.catalog.destination import destination_of, state_destination
+def _tell_of_waiting(journal: Path, uri: str | None) -> None:
+    """Tell of runs that wait for another catalog than a session's, which has that address."""
+    from bluesky_cdi.catalog.destination import destination_of, without_key
 
-    before, waiting = destination_of(journal), len(ended_files(journal))
-    state_destination(journal, uri)
-    if waiting and before != destination_of(journal):
+    before, ours = destination_of(journal), None if uri is None else without_key(uri)
+    if before != ours and (waiting := ended_files(journal)):
         logger.warning(
             "%d run(s) that wait in %s were for %s; they come to this session's catalog now",
-            waiting,
+            len(waiting),
             journal,
             before or "the folder's own catalog",
         )

@@ -26,7 +26,7 @@ def state_destination(journal: Path, uri: str | None) -> None:
         (journal / NAME).unlink(missing_ok=True)
         return
     journal.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (journal / NAME).write_text(f"{_without_key(uri)}\n", encoding="utf-8")
+    (journal / NAME).write_text(f"{without_key(uri)}\n", encoding="utf-8")
 
 
 def destination_of(journal: Path) -> str | None:
@@ -43,6 +43,7 @@ def destination_of(journal: Path) -> str | None:
         return None
 
 
-def _without_key(uri: str) -> str:
+def without_key(uri: str) -> str:
+    """Give a catalog's address as it is noted."""
     address = urlsplit(uri)
     return address._replace(netloc=address.netloc.rpartition("@")[2], query="", fragment="").geturl()

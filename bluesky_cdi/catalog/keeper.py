@@ -104,6 +104,8 @@ class Keeper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # Whatever else is printed there: see `_said`.
+            errors="replace",
             # Ctrl-C is the session's, not its server's.
             start_new_session=True,
         )

@@ -66,13 +66,13 @@ class Refusals:
             self._missing.add(doc["uid"])
         return True
 
-    def keep(self, reader: JournalReader) -> None:
-        """Write the refused documents of a run, with all that they refer to, to a file of their own.
+    def keep(self, reader: JournalReader) -> Path:
+        """Write the refused documents of a run, with all that they refer to, to a file of their own; which.
 
         Parameters
         ----------
         reader : JournalReader
-            Of the run's file.
+            Of the run's file, which is whole.
         """
         target = self._folder / reader.path.name
         target.unlink(missing_ok=True)
@@ -81,9 +81,13 @@ class Refusals:
             for record, (name, doc) in enumerate(reader.documents()):
                 if record in self._why or name not in ("event", "event_page"):
                     journal(name, doc)
+        return target
+
+    def tell(self, uid: str, kept: Path) -> None:
+        """Say which documents of a run are refused, why, and in which file they are kept."""
         for record, err in self._why.items():
             logger.error("the catalog does not take document %d of run %s (%s); it is kept in %s",
-                         record, reader.path.stem, first_line(err), target)  # fmt: skip
+                         record, uid, first_line(err), kept)  # fmt: skip
 
     def keep_copy(self, file: Path) -> Path:
         """Keep a copy of a run's whole file; where."""

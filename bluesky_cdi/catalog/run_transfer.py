@@ -210,11 +210,13 @@ class RunTransfer:
             raise _Anew
 
     def _finish(self, entry: RunEntry) -> Fed:
-        if self._refusals:
-            self._refusals.keep(self._reader)
         if self._note and self._note != DIED:
+            # With what was refused in it.
             kept = self._refusals.keep_copy(self._reader.path)
             logger.error("%s All that can be read is in the catalog; the file is kept as %s.", self._note, kept)
+            self._refusals.tell(self._uid, kept)
+        elif self._refusals:
+            self._refusals.tell(self._uid, self._refusals.keep(self._reader))
         self._reader.close()
         self._reader.path.unlink(missing_ok=True)
         return Fed(self._uid, self._kind, sum(entry.events.values()), len(self._refusals), self._note)

@@ -175,10 +175,10 @@ def reached_catalog(
                 raise BlueskyCDIError(_no_catalog(folder))
             running = served_at(folder) if beside else None
             feed = feed and running is None
-            if feed and (elsewhere := meant_elsewhere(folder)):
-                logger.warning("%s", elsewhere)
-                feed = False
             uri, key = running or stack.enter_context(serve(folder)), None
+        if feed and (elsewhere := meant_elsewhere(folder, None if local else uri)):
+            logger.warning("%s", elsewhere)
+            feed = False
         catalog = stack.enter_context(contextlib.closing(open_catalog(uri, key)))
         if feed:
             for line in restored(catalog, folder):
@@ -186,20 +186,24 @@ def reached_catalog(
         yield catalog, folder
 
 
-def meant_elsewhere(folder: Path) -> str:
-    """Say that runs wait in a folder's journal for a catalog that is not the folder's; empty: none do.
+def meant_elsewhere(folder: Path, to: str | None = None) -> str:
+    """Say that runs wait in a folder's journal for a catalog that is neither the folder's nor another; empty: none do.
 
     Parameters
     ----------
     folder : path
         Of a session.
+    to : str, optional
+        Address of that other one.
     """
-    from bluesky_cdi.catalog.destination import destination_of
+    from bluesky_cdi.catalog.destination import destination_of, without_key
     from bluesky_cdi.catalog.feeder import ended_files
     from bluesky_cdi.cli.output import command_line
 
     journal = folder / "journal"
-    if (uri := destination_of(journal)) is None or not (waiting := ended_files(journal)):
+    if (uri := destination_of(journal)) is None or (to and uri == without_key(to)):
+        return ""
+    if not (waiting := ended_files(journal)):
         return ""
     return (
         f"{len(waiting)} run(s) wait in {journal} for the catalog at {uri}. Bring them there: "

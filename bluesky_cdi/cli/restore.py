@@ -40,7 +40,9 @@ def _restore(args: argparse.Namespace) -> int:
     settings = configured(args).catalog
     folder = (args.directory or settings.directory).expanduser()
     to = args.to or (settings.uri if args.directory is None else None)
-    if to is None and (elsewhere := meant_elsewhere(folder)):
+    if args.to and not (folder / "journal").is_dir():
+        raise BlueskyCDIError(f"{folder} holds no journal: give the folder of a session, whose runs wait there")
+    if args.to is None and (elsewhere := meant_elsewhere(folder, to)):
         raise BlueskyCDIError(elsewhere)
     if to in (None, OWN):
         reached = reached_catalog(folder, settings, feed=False, make=to == OWN)

@@ -83,7 +83,9 @@ class ProbeWatch:
         drift = drift_between(obj, self._probe.modes, *(frames.diffraction(part) for part in due))
         if drift.is_sure:
             self._alarm.rang()
-            self.before = rows[: -len(due[1])]
+            # Those too that are reconstructed later only: their region was left for the next step.
+            newest, number = frames.light.newest, frames.table.seq_nums
+            self.before = newest[number[newest] < number[due[1][0]]]
             self.check_in.begin_again(frames, due[1], drift, lambda: self._probe.modes[0], takes)
 
     def take(self) -> Taken:

@@ -63,6 +63,8 @@ class TiledObject:
     def due(self, frames: MeasuredFrames, metrics: FrameMetrics) -> list[int]:
         """List the tiles to work on, the first ones first; see `TileScheduler.due`.
 
+        What frames of earlier epochs leave unexplained is no reason for work, which can't change it.
+
         Parameters
         ----------
         frames : MeasuredFrames
@@ -70,8 +72,8 @@ class TiledObject:
         metrics : FrameMetrics
             How well they are explained.
         """
-        home = self.tiling.home(frames.table.corner)
-        residual = metrics.residual[: len(frames)]
+        rows = frames.light.newest
+        home, residual = self.tiling.home(frames.table.corner[rows]), metrics.residual[rows]
         return self.scheduler.due(np.bincount(home, weights=residual, minlength=len(self.tiling)).astype(np.float64))
 
     def begin_epoch(self, frames: MeasuredFrames, before: IndexArray, probe: Tensor, border_px: int) -> None:

@@ -10,7 +10,10 @@ from event_model import compose_run
 from bluesky_cdi import session as session_module
 from bluesky_cdi.catalog.destination import destination_of, state_destination
 from bluesky_cdi.cli import main
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.journal import Journal
+from bluesky_cdi.session import Session
 
 
 def test_the_address_is_noted_without_its_key(tmp_path):
@@ -56,6 +59,21 @@ def test_runs_go_to_the_catalog_they_are_for_and_no_other(killed, catalog, capsy
     assert uid in catalog.raw
 
 
+@pytest.mark.parametrize("command", ["browse", "restore"])
+def test_a_configured_catalog_gets_no_runs_that_are_for_another(killed, catalog, capsys, caplog, command):
+    folder, uid = killed("http://lab:8000")
+    settings = folder / "other.yaml"
+    key = catalog.raw.context.api_key
+    settings.write_text(f"catalog: {{uri: '{catalog.uri}', api_key: {key}, directory: '{folder}'}}\n")
+    with caplog.at_level(logging.WARNING, "bluesky_cdi"):
+        assert main([command, "-c", str(settings)]) == int(command == "restore")
+    assert "for the catalog at http://lab:8000" in caplog.text + capsys.readouterr().err
+    assert uid not in catalog.raw
+    state_destination(folder / "journal", catalog.uri)
+    assert main([command, "-c", str(settings)]) == 0
+    assert uid in catalog.raw
+
+
 @pytest.mark.parametrize("has_catalog", [True, False])
 def test_a_folder_is_looked_at_without_them_and_takes_them_where_that_is_wanted(killed, capsys, caplog, has_catalog):
     folder, uid = killed("http://127.0.0.1:9")
@@ -70,12 +88,32 @@ def test_a_folder_is_looked_at_without_them_and_takes_them_where_that_is_wanted(
         assert f"run {uid}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("to", ["own", "http://127.0.0.1:9"])
+def test_a_folder_without_a_journal_is_no_session_s(tmp_path, capsys, to):
+    """Its name is misspelt, say: that nothing waits in it does not mean that the catalog has all."""
+    folder = tmp_path / "sesion"
+    assert main(["restore", str(folder), "--to", to]) == 1
+    assert f"{folder} holds no journal" in capsys.readouterr().err and not folder.exists()
+
+
 def test_a_session_tells_of_runs_that_wait_for_another_catalog(killed, caplog):
     folder, _ = killed("http://lab:8000")
     with caplog.at_level(logging.WARNING, "bluesky_cdi"):
-        session_module._state_destination(folder / "journal", "http://lab:8000?api_key=k")
+        session_module._tell_of_waiting(folder / "journal", "http://lab:8000?api_key=k")
     assert not caplog.records
     with caplog.at_level(logging.WARNING, "bluesky_cdi"):
-        session_module._state_destination(folder / "journal", None)
+        session_module._tell_of_waiting(folder / "journal", None)
     assert "1 run(s) that wait in" in caplog.text and "were for http://lab:8000" in caplog.text
-    assert destination_of(folder / "journal") is None
+
+
+def test_only_a_session_that_begins_notes_its_catalog(killed, patient):
+    """One whose server can't be reached leaves the runs that wait to the catalog that they were for."""
+    folder, _ = killed("http://lab:8000")
+    inside = {"in_process": True}
+    there = {"catalog": {"uri": "http://127.0.0.1:9", **inside}, "reconstructor": {"name": "rpie", **inside}}
+    with pytest.raises(CatalogError, match=r"127\.0\.0\.1:9"), Session(Config.model_validate(there), folder):
+        pass
+    assert destination_of(folder / "journal") == "http://lab:8000"
+    own = {**there, "catalog": inside}
+    with Session(Config.model_validate(own), folder):
+        assert destination_of(folder / "journal") is None

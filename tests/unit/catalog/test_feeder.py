@@ -279,6 +279,23 @@ def test_a_damaged_file_gives_what_is_whole(catalog, tmp_path, feeder, damage, c
     assert kept.is_file() == (damage == "flipped") and not path.exists()
 
 
+def test_a_damaged_file_of_which_something_is_refused_is_kept_whole(catalog, tmp_path, feeder, caplog):
+    docs = documents(stop=False, shapes=lambda k: (5, 3) if k == 6 else (4, 4))
+    with contextlib.closing(Journal(tmp_path / "journal" / "raw")) as journal:
+        write(journal, docs)
+    uid = docs[0][1]["uid"]
+    path = tmp_path / "journal" / "raw" / f"{uid}.journal"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with caplog.at_level(logging.ERROR, "bluesky_cdi"):
+        # Once more for what is refused.
+        (fed,) = [*feeder.feed(), *feeder.feed()]
+    kept = tmp_path / "journal" / "refused" / path.name
+    assert (fed.events, fed.refused) == (18, 1) and "damaged" in fed.note and not path.exists()
+    assert kept.read_bytes() == data and f"does not take document 8 of run {uid}" in caplog.text
+
+
 def test_rows_that_came_twice_are_noticed(catalog, journal, feeder, caplog, monkeypatch):
     docs = documents()
     write(journal, docs)

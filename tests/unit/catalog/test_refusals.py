@@ -33,8 +33,9 @@ def test_what_refers_to_a_refused_document_is_refused_and_kept_with_it(reader, t
         refusals.begin()
         assert [refusals.cover(k, doc) for k, (_, doc) in enumerate(DOCUMENTS)] == [k in (3, 4) for k in range(6)]
     assert len(refusals) == 2
-    refusals.keep(reader)
-    with contextlib.closing(JournalReader(tmp_path / "refused" / "run.journal")) as kept:
+    path = refusals.keep(reader)
+    assert path == tmp_path / "refused" / "run.journal"
+    with contextlib.closing(JournalReader(path)) as kept:
         # All but the event that the catalog took.
         assert list(kept.documents()) == [DOCUMENTS[k] for k in (0, 1, 3, 4, 5)]
 

@@ -33,7 +33,7 @@ def test_each_beat_tells_what_the_worker_is_at(monkeypatch):
     monkeypatch.setattr(child, "BEAT_S", 0.0)
     said, silence = [], Silence("a step", 3.0, 1.0, 29.0)
     looks = iter([None, silence])
-    worker = SimpleNamespace(error=None, n_dropped=0, is_idle=False, look=lambda: next(looks))
+    worker = SimpleNamespace(error=None, n_dropped=0, is_idle=False, activity=SimpleNamespace(look=lambda: next(looks)))
     channel = SimpleNamespace(send=lambda *message: said.append(list(message)))
     served = child.Served(channel, worker, SimpleNamespace(drain=lambda _: True), None)
     with pytest.raises(StopIteration):
@@ -65,7 +65,7 @@ def test_memory_is_given_back_when_a_run_is_done(monkeypatch):
     monkeypatch.setattr(child, "give_memory_back", lambda: given.append(len(given)))
 
     class Worker:
-        error, n_dropped, look = None, 0, staticmethod(lambda: None)
+        error, n_dropped, activity = None, 0, SimpleNamespace(look=lambda: None)
 
         @property
         def is_idle(self):
