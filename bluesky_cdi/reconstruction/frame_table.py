@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,11 +47,13 @@ class FrameTable:
     flux : FrameFlux
         What the table says of it.
     epoch : int
-        How often the beam has become another: frames belong to the epoch in which they came.
+        How often the beam has become another: frames belong to the epoch in which they were measured.
     """
 
     def __init__(self, grid: ObjectGrid) -> None:
         self.grid, self.epoch = grid, 0
+        # Of the epochs but the first: the number of the first frame.
+        self._begins: list[int] = []
         self._table = np.zeros(0, ROW)
         self._row_of: dict[int, int] = {}
         self._order: IndexArray | None = np.zeros(0, np.int64)
@@ -96,13 +99,16 @@ class FrameTable:
 
     def put(self, frame: Frame) -> int:
         """Enter a frame, as stated; give its row."""
+        # One that comes late had the beam of its number; one whose number is known was measured again, now.
+        is_known = frame.seq_num in self._row_of
+        epoch = self.epoch if is_known else bisect.bisect(self._begins, frame.seq_num)
         row = self._row_of.setdefault(frame.seq_num, len(self))
         if row == len(self._table):
             self._table = np.concatenate([self._table, np.zeros(max(GROWTH, row), ROW)])
         # What refinement found of a frame that this one replaces is not this one's.
         still, as_stated = (0.0, 0.0), 1.0
         y, x = frame.position_m
-        self._table[row] = (frame.seq_num, (y, x), frame.flux, still, as_stated, self.epoch)
+        self._table[row] = (frame.seq_num, (y, x), frame.flux, still, as_stated, epoch)
         self._order = self._placed = None
         return row
 
@@ -116,6 +122,7 @@ class FrameTable:
         its[before] = False
         self.epoch += 1
         self.column("epoch")[its] = self.epoch
+        self._begins.append(int(self.seq_nums[its].min() if its.any() else self.seq_nums.max() + 1))
 
     def newest(self, rows: IndexArray) -> IndexArray:
         """Give those rows whose frames are of the newest epoch."""
@@ -139,8 +146,9 @@ class FrameTable:
         self._placed = None
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
-        """Give numbers and refined values, in the order of the numbers."""
-        return {name: self.column(name)[self.rows] for name in ("seq_num", "move_px", "flux_factor", "epoch")}
+        """Give numbers and refined values, in the order of the numbers, and where epochs begin."""
+        columns = {name: self.column(name)[self.rows] for name in ("seq_num", "move_px", "flux_factor", "epoch")}
+        return {**columns, "epochs_begin": np.array(self._begins, np.int64)}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take the refined values of those frames in `checkpoint` that were put here."""
@@ -149,7 +157,8 @@ class FrameTable:
         rows = self.rows_of(numbers.tolist())
         # Checkpoints of before know of no epochs.
         epoch = state.get("epoch", np.zeros(len(numbers), np.int64))
-        self.epoch = int(epoch.max(initial=0))
+        self._begins = state.get("epochs_begin", np.zeros(0, np.int64)).tolist()
+        self.epoch = len(self._begins)
         for name, values in (("move_px", state["move_px"]), ("flux_factor", state["flux_factor"]), ("epoch", epoch)):
             self._table[name][rows] = values[is_here]
         self._placed = None

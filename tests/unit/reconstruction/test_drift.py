@@ -124,7 +124,7 @@ def four_frames():
     return held, [Frame(k, p, c) for k, (p, c) in enumerate(zip(made.scan.positions_m, made.scan.counts, strict=True))]
 
 
-def test_frames_belong_to_the_epoch_in_which_they_came():
+def test_frames_belong_to_the_epoch_in_which_they_were_measured():
     held, frames = four_frames()
     held.add(frames[:3])
     held.table.begin_epoch(np.array([0, 1]))
@@ -136,10 +136,22 @@ def test_frames_belong_to_the_epoch_in_which_they_came():
     assert again.light.newest.tolist() == [0, 2, 3]
     again.table.begin_epoch(np.array([0]))
     assert again.light.newest.tolist() == [2, 3]
-    older = {name: values for name, values in held.checkpoint().items() if name != "epoch"}
+    older = {name: values for name, values in held.checkpoint().items() if "epoch" not in name}
     once, _ = four_frames()
     once.restore(older, frames)
     assert once.light.newest.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_frame_that_comes_late_had_the_beam_of_its_number(is_resumed):
+    held, frames = four_frames()
+    held.add(frames[1:3])
+    held.table.begin_epoch(np.array([0]))
+    if is_resumed:
+        state, (held, _) = held.checkpoint(), four_frames()
+        held.restore(state, frames[1:3])
+    held.add([frames[0], frames[3]])
+    assert held.table.seq_nums[held.light.newest].tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("failure", [GeometryError("no light"), None])
