@@ -149,6 +149,25 @@ def find_run(catalog: Catalog, which: str | int) -> Any:
         return found.values().last()
 
 
+def find_result(catalog: Catalog, which: str | int) -> Any:
+    """Return a derived run (a ``BlueskyRun``).
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where to look.
+    which : str or int
+        As `load_result` takes it.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such result, or several match.
+    """
+    with catalog.reaching():
+        return _find(catalog, which)
+
+
 def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimate:
     """Read an estimate back.
 

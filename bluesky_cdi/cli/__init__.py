@@ -21,6 +21,7 @@ from bluesky_cdi.cli.compare import add_compare
 from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
 from bluesky_cdi.cli.doctor import add_doctor
+from bluesky_cdi.cli.export import add_export
 from bluesky_cdi.cli.inspect import add_inspect
 from bluesky_cdi.cli.new_profile import add_new_profile
 from bluesky_cdi.cli.output import say_error
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         add_convert,
         add_compare,
         add_browse,
+        add_export,
         add_resume,
         add_restore,
         add_shell,

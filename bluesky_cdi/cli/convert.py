@@ -51,9 +51,9 @@ def add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _convert(args: argparse.Namespace) -> int:
     from bluesky_cdi.config import load_config
-    from bluesky_cdi.io import Preprocessing, read_ptychodus, read_scan, write_scan
+    from bluesky_cdi.io import Preprocessing, read_ptychodus, read_scan, scan_files, write_scan
 
-    targets = _scan_files(args.out, args.format)
+    targets = scan_files(args.out, args.format)
     refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
     make_folder(args.out.parent)
     wanted = Preprocessing.recorded(load_config(args.config, {"detector": detector_settings(args)}))
@@ -91,14 +91,6 @@ def _convert(args: argparse.Namespace) -> int:
     ]
     say_result(args, {**numbers, "not_kept": not_kept}, rows)
     return 0
-
-
-def _scan_files(out: Path, form: str | None) -> list[Path]:
-    """List what `write_scan` makes: Ptychodus' form is two files."""
-    from bluesky_cdi.io.ptychodus import companion_path
-
-    pair = form == "ptychodus" or (form is None and out.suffix.lower() in (".h5", ".hdf5"))
-    return [out, companion_path(out)] if pair else [out]
 
 
 def _scan_numbers(scan: Scan) -> dict[str, Any]:
