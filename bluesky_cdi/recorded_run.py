@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 from bluesky_cdi.config import Config
 from bluesky_cdi.io import Preprocessing, Scan
 from bluesky_cdi.physics.geometry import Geometry
-from bluesky_cdi.protocols import RunInfo
+from bluesky_cdi.protocols import ComplexArray, Estimate, RunInfo
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog
+    from bluesky_cdi.catalog.results import ExitStatus
 
 # What `Scan.source` says of the file's form, of a scan that comes from no file.
 FORM = "catalog"
@@ -31,11 +33,14 @@ class RecordedRun:
     scan : Scan
     numbers : tuple of int
         Number of each frame in the run.
+    ended : tuple of str
+        Exit status and reason of what is derived from it.
     """
 
     info: RunInfo
     scan: Scan
     numbers: tuple[int, ...]
+    ended: tuple[ExitStatus, str] = ("success", "")
 
 
 def recorded_run(
@@ -72,7 +77,7 @@ def recorded_run(
     from bluesky_cdi.catalog import ending_of, find_run, run_documents
 
     run = find_run(catalog, which)
-    ending_of(run, unfinished)
+    ended = ending_of(run, unfinished)
     info, frames = collect_frames(
         run_documents(catalog, run, config.documents.stream),
         settings=config.documents,
@@ -86,8 +91,65 @@ def recorded_run(
         mask=mask if info.preprocessed is None else info.preprocessed.mask,
         name=f"scan {info.scan_id}",
         source=_source_of(info),
+        flux=np.array([frame.flux for frame in frames]),
     )
-    return RecordedRun(info, scan, tuple(frame.seq_num for frame in frames))
+    return RecordedRun(info, scan, tuple(frame.seq_num for frame in frames), ended)
+
+
+def known_probe(catalog: Catalog, run: RecordedRun) -> ComplexArray | None:
+    """Give the probe that the newest usable result of a run has found, for the frames of its scan.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the results are.
+    run : RecordedRun
+        The run.
+
+    Returns
+    -------
+    ndarray, shape (modes, N, N), complex64, or None
+        None without a complete result whose verdict is not failed.
+    """
+    from bluesky_cdi.catalog import find_raw, find_results, load_result, probe_file_of
+    from bluesky_cdi.reconstruction.probe_guess import fitted
+
+    usable = [each for each in find_results(catalog, run.info.uid) if each.complete and each.verdict != "failed"]
+    if not usable:
+        return None
+    found = probe_file_of(load_result(catalog, str(usable[-1].uid)), find_raw(catalog, usable[-1]).start)
+    return fitted(found, run.scan.geometry)
+
+
+def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path) -> str:
+    """Write a reconstruction of a run into its catalog, as a new derived run beside those that are there.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the run is.
+    run : RecordedRun
+        The run.
+    estimate : Estimate
+        What was made of it.
+    directory : Path
+        The session's folder, for the result's file.
+
+    Returns
+    -------
+    str
+        Uid of the derived run.
+
+    Raises
+    ------
+    CatalogError
+        If the catalog does not take it.
+    """
+    from bluesky_cdi.catalog import publishing
+
+    with publishing(catalog, run.info, directory) as publisher:
+        publisher.close(estimate, *run.ended)
+    return publisher.uid
 
 
 def _source_of(info: RunInfo) -> dict[str, Any]:

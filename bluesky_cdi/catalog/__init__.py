@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         find_run,
         list_results,
         load_result,
+        probe_file_of,
     )
     from bluesky_cdi.catalog.connect import Catalog, open_catalog
     from bluesky_cdi.catalog.derived_run import ending_of, publishing
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "list_results": "browse",
     "load_result": "browse",
     "open_catalog": "connect",
+    "probe_file_of": "browse",
     "publishing": "derived_run",
     "run_documents": "documents",
     "serve": "server",
@@ -56,6 +58,7 @@ __all__ = [
     "list_results",
     "load_result",
     "open_catalog",
+    "probe_file_of",
     "publishing",
     "run_documents",
     "serve",
