@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
+from bluesky_cdi.evaluation.gauge import shown_images
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.io import (
     notes_of,
@@ -65,7 +63,7 @@ class Result:
     @property
     def phase_rad(self) -> FloatArray:
         """The object's phase as figures show it, (Y, X), radians: its mean over the measured area is 0."""
-        return phase_rad(self.estimate.object, measured_area(self.estimate.coverage))
+        return shown_images(self.estimate)["phase"]
 
 
 def load_to_export(catalog: Catalog, which: str | int) -> Result:
@@ -90,7 +88,9 @@ def load_to_export(catalog: Catalog, which: str | int) -> Result:
     estimate = load_result(catalog, which)
     start = find_result(catalog, which).start
     rows, columns = start["frame_shape"]
-    result = Result(estimate, Geometry.from_metadata(start, (rows, columns)), f"scan {start['scan_id']}")
+    # Results of earlier versions have no title.
+    name = start.get("title", f"scan {start['scan_id']}")
+    result = Result(estimate, Geometry.from_metadata(start, (rows, columns)), name)
     said = verdict_said(estimate.source)
     if not said.startswith("good"):
         logger.warning("the verdict on %s is %s", result.name, said or "not known: it was never judged")
@@ -160,9 +160,10 @@ def export_result(path: Path | str, result: Result, form: str | None = None) -> 
 def _write_tiffs(path: Path, result: Result) -> None:
     estimate = result.estimate
     notes = notes_of(estimate, result.geometry, result.name)
-    parts = ((result.phase_rad, "phase", "rad"), (np.abs(estimate.object), "amplitude", "relative to vacuum"))
-    for target, (image, what, unit) in zip(exported_files(path, "tiff"), parts, strict=True):
-        write_tiff(target, image, estimate.pixel_m, {"image": what, "unit": unit, **notes})
+    images = shown_images(estimate)
+    units = {"phase": "rad", "amplitude": "relative to vacuum"}
+    for target, (what, unit) in zip(exported_files(path, "tiff"), units.items(), strict=True):
+        write_tiff(target, images[what], estimate.pixel_m, {"image": what, "unit": unit, **notes})
 
 
 def _write_png(path: Path, result: Result) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bluesky_cdi.evaluation._checks import BoolArray
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
-from bluesky_cdi.protocols import ComplexArray, FloatArray
+from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
 
 
 def measured_area(coverage: FloatArray) -> BoolArray:
@@ -33,3 +33,28 @@ def gauge(image: ComplexArray, covered: BoolArray) -> complex:
 def phase_rad(image: ComplexArray, covered: BoolArray) -> FloatArray:
     """Return the phase without the mean of the covered area."""
     return np.asarray(np.angle(image * gauge(image, covered)))
+
+
+def shown_images(estimate: Estimate) -> dict[str, FloatArray]:
+    """Give amplitude and phase of object and probe as they are shown.
+
+    The phase that is taken out of the object is put into the probe: exit waves stay what they are.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        What was reconstructed.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``amplitude`` and ``phase``, shape (Y, X), and ``probe_amplitude`` and ``probe_phase``, shape (modes, N, N);
+        phases in radians, the object's amplitude relative to vacuum, the probe's squared in photons.
+    """
+    turn = gauge(estimate.object, measured_area(estimate.coverage))
+    return {
+        "amplitude": np.abs(estimate.object),
+        "phase": np.angle(estimate.object * turn),
+        "probe_amplitude": np.abs(estimate.probe),
+        "probe_phase": np.angle(estimate.probe * np.conj(turn)),
+    }
