@@ -30,6 +30,7 @@ from bluesky_cdi.cli.reconstruct import add_reconstruct
 from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
 from bluesky_cdi.cli.restore import add_restore
 from bluesky_cdi.cli.resume import add_resume
+from bluesky_cdi.cli.serve import add_serve
 from bluesky_cdi.cli.shell import add_shell
 from bluesky_cdi.cli.train import MODELS, add_train
 from bluesky_cdi.errors import BlueskyCDIError
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         add_compare,
         add_browse,
         add_export,
+        add_serve,
         add_resume,
         add_restore,
         add_shell,

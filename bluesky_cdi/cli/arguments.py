@@ -167,8 +167,7 @@ def reached_catalog(
         if local is None:
             uri, key = str(settings.uri), settings.api_key
         else:
-            if not (folder / "catalog.db").is_file():
-                raise BlueskyCDIError(_no_catalog(folder))
+            check_catalog(folder)
             running = served_at(folder) if beside else None
             feed = feed and running is None
             uri, key = running or stack.enter_context(serve(folder)), None
@@ -179,11 +178,19 @@ def reached_catalog(
         yield catalog, folder
 
 
-def _no_catalog(folder: Path) -> str:
-    """Say that a folder holds no catalog, and which command makes or shows one."""
+def check_catalog(folder: Path) -> None:
+    """Refuse a folder that holds no catalog, and say which command makes or shows one.
+
+    Raises
+    ------
+    BlueskyCDIError
+        If it holds none.
+    """
     from bluesky_cdi.cli.output import command_line
 
+    if (folder / "catalog.db").is_file():
+        return
     message = f"{folder} holds no catalog yet: give the folder of a session"
     if (DEMO_OUTPUT / "catalog.db").is_file():
-        return f"{message}, such as the demo's: {command_line('browse', DEMO_OUTPUT)}"
-    return f"{message}, or make one: {command_line('demo')}, then {command_line('browse', DEMO_OUTPUT)}"
+        raise BlueskyCDIError(f"{message}, such as the demo's: {command_line('browse', DEMO_OUTPUT)}")
+    raise BlueskyCDIError(f"{message}, or make one: {command_line('demo')}, then {command_line('browse', DEMO_OUTPUT)}")
