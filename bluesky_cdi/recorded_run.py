@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.io import Preprocessing, Scan
+from bluesky_cdi.io.scan import recorded
 from bluesky_cdi.physics.geometry import Geometry
-from bluesky_cdi.protocols import ComplexArray, Estimate, RunInfo
+from bluesky_cdi.protocols import Estimate, RunInfo
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog
@@ -84,8 +85,9 @@ def recorded_run(
         mask=mask,
         preprocessing=Preprocessing.recorded(config),
     )
-    scan = Scan(
-        counts=np.stack([frame.counts for frame in frames]),
+    # As from a file: pixels that hold flags in place of counts are masked.
+    scan = recorded(
+        np.stack([frame.counts for frame in frames]),
         positions_m=np.stack([frame.position_m for frame in frames]).astype(np.float64),
         geometry=Geometry.from_metadata(info.metadata, info.frame_shape),
         mask=mask if info.preprocessed is None else info.preprocessed.mask,
@@ -96,8 +98,8 @@ def recorded_run(
     return RecordedRun(info, scan, tuple(frame.seq_num for frame in frames), ended)
 
 
-def known_probe(catalog: Catalog, run: RecordedRun) -> ComplexArray | None:
-    """Give the probe that the newest usable result of a run has found, for the frames of its scan.
+def with_known_probe(catalog: Catalog, run: RecordedRun) -> RecordedRun:
+    """Give the scan of a run the probe that the newest usable result of it has found, in the scan's gauge.
 
     Parameters
     ----------
@@ -108,17 +110,20 @@ def known_probe(catalog: Catalog, run: RecordedRun) -> ComplexArray | None:
 
     Returns
     -------
-    ndarray, shape (modes, N, N), complex64, or None
-        None without a complete result whose verdict is not failed.
+    RecordedRun
+        The same one without a complete result whose verdict is not failed.
     """
     from bluesky_cdi.catalog import find_raw, find_results, load_result, probe_file_of
     from bluesky_cdi.reconstruction.probe_guess import fitted
 
     usable = [each for each in find_results(catalog, run.info.uid) if each.complete and each.verdict != "failed"]
     if not usable:
-        return None
+        return run
     found = probe_file_of(load_result(catalog, str(usable[-1].uid)), find_raw(catalog, usable[-1]).start)
-    return fitted(found, run.scan.geometry)
+    probe = fitted(found, run.scan.geometry)
+    photons = float(np.square(np.abs(probe), dtype=np.float64).sum())
+    scaled = probe * np.sqrt(run.scan.mean_photons / photons)
+    return replace(run, scan=replace(run.scan, probe=scaled.astype(np.complex64)))
 
 
 def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import configured, make_folder, reached_catalog, run_or_result
+from bluesky_cdi.cli.convert import not_kept, scan_numbers
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog
+
+logger = logging.getLogger(__name__)
 
 
 def add_export(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -88,13 +92,15 @@ def _export_result(args: argparse.Namespace, catalog: Catalog, written: list[str
 
 
 def _export_scan(args: argparse.Namespace, catalog: Catalog, written: list[str]) -> None:
-    from bluesky_cdi.io import write_scan
-    from bluesky_cdi.recorded_run import recorded_run
+    from bluesky_cdi.io import read_scan, write_scan
+    from bluesky_cdi.recorded_run import recorded_run, with_known_probe
 
     run = recorded_run(catalog, run_or_result(args.which), configured(args), unfinished=args.unfinished)
+    scan = with_known_probe(catalog, run).scan
     for path in args.out:
-        write_scan(path, run.scan, args.format)
-    scan = run.scan
+        write_scan(path, scan, args.format)
+        if lost := not_kept(scan, scan_numbers(scan), read_scan(path)):
+            logger.warning("%s does not keep %s", path.name, "; ".join(lost))
     numbers = {
         "run": run.info.uid,
         "scan_id": run.info.scan_id,
@@ -102,6 +108,7 @@ def _export_scan(args: argparse.Namespace, catalog: Catalog, written: list[str])
         "frame_px": scan.geometry.frame_px,
         "pixel_m": scan.geometry.pixel_m,
         "photons_per_frame": scan.mean_photons,
+        "probe_modes": 0 if scan.probe is None else len(scan.probe),
         "written": written,
     }
     rows = [
@@ -109,6 +116,7 @@ def _export_scan(args: argparse.Namespace, catalog: Catalog, written: list[str])
         ("frames", f"{len(scan)} of {scan.geometry.frame_px} x {scan.geometry.frame_px} pixels, {scan.counts.dtype}"),
         ("sample pixel", f"{scan.geometry.pixel_m * 1e9:.3g} nm"),
         ("photons per frame", f"{scan.mean_photons:.3g}"),
+        ("probe", "none" if scan.probe is None else f"{len(scan.probe)} mode(s), of the newest result"),
         ("written", ", ".join(written)),
     ]
     say_result(args, numbers, rows)

@@ -137,7 +137,7 @@ def _file_given(args: argparse.Namespace, config: Config) -> _Given:
 
 def _run_given(args: argparse.Namespace, config: Config, stack: contextlib.ExitStack) -> _Given:
     """Read a run; its catalog stays open until the result is in it."""
-    from bluesky_cdi.recorded_run import keep_result, known_probe, recorded_run
+    from bluesky_cdi.recorded_run import keep_result, recorded_run, with_known_probe
 
     if args.focus_to_sample is not None:
         raise BlueskyCDIError("--focus-to-sample is for files; a run states its geometry itself. Leave it out.")
@@ -145,12 +145,11 @@ def _run_given(args: argparse.Namespace, config: Config, stack: contextlib.ExitS
     # A folder has one session at a time, and this is it: nobody else measures.
     is_alone = args.directory is not None or config.catalog.uri is None
     run = recorded_run(catalog, run_or_result(args.of_run), config, unfinished=args.unfinished or is_alone)
-    scan = run.scan
     if args.probe is None and config.probe.file is None and config.probe.library is None:
-        scan = replace(scan, probe=known_probe(catalog, run))
+        run = with_known_probe(catalog, run)
     if args.out:
-        return _Given(scan, run.numbers)
-    return _Given(scan, run.numbers, lambda estimate: keep_result(catalog, run, estimate, directory))
+        return _Given(run.scan, run.numbers)
+    return _Given(run.scan, run.numbers, lambda estimate: keep_result(catalog, run, estimate, directory))
 
 
 def _reconstruct_given(

@@ -15,7 +15,7 @@ from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.reconstruction.batch import reconstruct
 from bluesky_cdi.reconstruction.build import build_reconstructor
 from bluesky_cdi.reconstruction.checkpoint import checkpoint_file
-from bluesky_cdi.recorded_run import keep_result, known_probe, recorded_run
+from bluesky_cdi.recorded_run import keep_result, recorded_run, with_known_probe
 from bluesky_cdi.resume import checkpoints_folder, list_resumable, resume_run
 
 WINDOW = {"extent_um": (0.4, 0.6), "step_um": 0.2}
@@ -195,12 +195,16 @@ class TestReconstructedAgain:
         info, frames = collect_frames(run_documents(catalog, finished[0]))
         assert (run.info.uid, run.numbers) == (info.uid, tuple(range(1, 13)))
         np.testing.assert_array_equal(run.scan.counts, [frame.counts for frame in frames])
+        # The hot pixels of the simulated detector read its saturation, 65535, in each frame.
+        np.testing.assert_array_equal(~run.scan.mask, (run.scan.counts == 65535).all(axis=0))
+        assert (~run.scan.mask).sum() == 3
         np.testing.assert_array_equal(run.scan.positions_m, [frame.position_m for frame in frames])
         np.testing.assert_array_equal(run.scan.flux, [frame.flux for frame in frames])
         write_scan(tmp_path / "scan.npz", run.scan)
         back = read_scan(tmp_path / "scan.npz")
         np.testing.assert_array_equal(back.counts, run.scan.counts)
         np.testing.assert_allclose(back.positions_m, run.scan.positions_m, rtol=1e-12)
+        np.testing.assert_array_equal(back.flux, run.scan.flux)
         assert back.geometry == run.scan.geometry and back.source["run"] == uid
 
     def test_the_result_stands_beside_those_that_are_there(self, finished, shared_lab):
@@ -209,7 +213,9 @@ class TestReconstructedAgain:
         found = find_results(catalog, uid)
         before, usable = [each.uid for each in found], [each.uid for each in found if each.complete]
         run = recorded_run(catalog, uid, session.config)
-        np.testing.assert_array_equal(known_probe(catalog, run), load_result(catalog, usable[-1]).probe)
+        probe, found = with_known_probe(catalog, run).scan.probe, load_result(catalog, usable[-1]).probe
+        assert (abs(probe) ** 2).sum() == pytest.approx(run.scan.mean_photons, rel=1e-4)
+        np.testing.assert_allclose(probe / np.linalg.norm(probe), found / np.linalg.norm(found), atol=1e-6)
         config = load_config(overrides={"reconstructor": {"name": "epie", "threads": 1}, "probe": {"modes": 1}})
         estimate = reconstruct(run.scan, config, 2, numbers=run.numbers)
         made = keep_result(catalog, run, estimate, session.directory)
