@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluesky_cdi.config import Config, ReconstructorConfig
-from bluesky_cdi.errors import CatalogError, ScanFileError, WorkerError
+from bluesky_cdi.errors import ScanFileError, WorkerError
 from bluesky_cdi.evaluation.missing import unreached, with_missing
 from bluesky_cdi.evaluation.verdict import fault_of, with_verdict
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader, Preprocessing, read_checkpoint, remove_checkpoint
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Subfolder of a session's folder.
 CHECKPOINTS = "checkpoints"
-# How long the catalog may take for a result.
-FEED_S = 60.0
 # The numbers of the frames that a checkpoint knows.
 KNOWN_FRAMES = "frames/seq_num"
 
@@ -242,12 +240,12 @@ def resume_run(
         If the run can't be reconstructed.
     """
     from bluesky_cdi.callbacks import collect_frames
-    from bluesky_cdi.catalog import find_run, run_documents
+    from bluesky_cdi.catalog import ending_of, find_run, publishing, run_documents
     from bluesky_cdi.reconstruction.build import build_reconstructor
 
     directory = Path(directory or config.catalog.directory).expanduser().resolve()
     run = find_run(catalog, which)
-    ended = _exit_of(run, unfinished)
+    ended = ending_of(run, unfinished)
     stored = _checkpoints_of(catalog, run, directory)
     newest = None if anew or not stored else _header_of(stored[-1], run.start["uid"])
     if newest is not None:
@@ -266,7 +264,7 @@ def resume_run(
     reconstructor = build_reconstructor(info, config, probe=probe, mask=mask, on_progress=on_progress)
     n_restored = _restore(reconstructor, frames, stored[-1].path if newest else None)
     continues = newest.reconstruction_uid if newest else None
-    with contextlib.closing(reconstructor), _publisher(catalog, info, directory, continues) as publisher:
+    with contextlib.closing(reconstructor), publishing(catalog, info, directory, continues) as publisher:
         file = checkpoint_file(info, publisher.uid, config, checkpoints_folder(directory))
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)
@@ -355,21 +353,6 @@ class _Work:
             logger.warning("no checkpoint: %s", err)
 
 
-def _exit_of(run: Any, unfinished: bool) -> tuple[ExitStatus, str]:
-    """Give exit status and reason of a derived run from its raw run's end."""
-    stop = run.metadata.get("stop")
-    if stop:
-        status = stop["exit_status"]
-        # What a failed run measured can have a complete reconstruction, as that of an aborted one.
-        return ("success", "") if status == "success" else ("abort", f"the raw run ended with {status!r}")
-    if not unfinished:
-        raise CatalogError(
-            f"the run {run.start['uid']} has no stop document: it may still be measured by a process that shares "
-            "this catalog. Wait for its end; if that process is gone, say so (--unfinished)."
-        )
-    return "abort", "the raw run has no stop document"
-
-
 def _ending(ended: tuple[ExitStatus, str], cut_after_s: float | None) -> tuple[ExitStatus, str]:
     status, reason = ended
     cut = "" if cut_after_s is None else f"there was more to improve after {cut_after_s:.0f} s"
@@ -420,30 +403,3 @@ def _restore(reconstructor: PtychoReconstructor, frames: Sequence[Frame], path: 
             f"the checkpoint {path} lacks {err}: it is another version's. Reconstruct from the start (--anew)."
         ) from err
     return int(np.isin([frame.seq_num for frame in frames], state[KNOWN_FRAMES]).sum())
-
-
-@contextlib.contextmanager
-def _publisher(catalog: Catalog, info: RunInfo, directory: Path, continues: str | None) -> Iterator[ResultPublisher]:
-    """Give the publisher of a new derived run, which ends whatever happens; all of it is in the catalog then."""
-    from bluesky_cdi.catalog import Feeder, ResultPublisher
-    from bluesky_cdi.catalog.feeder import PROCESSED, refused_files
-    from bluesky_cdi.journal import SUFFIX, Journal
-
-    folder = directory / "journal"
-    with contextlib.closing(Journal(folder / PROCESSED)) as journal:
-        publisher = ResultPublisher(info, directory / "results", journal, continues=continues)
-        try:
-            yield publisher
-        except BaseException as err:
-            was_stopped = isinstance(err, KeyboardInterrupt)
-            publisher.close(None, "abort" if was_stopped else "fail", "interrupted" if was_stopped else str(err))
-            raise
-        finally:
-            Feeder(folder, catalog).finish(FEED_S)
-    if waiting := [path for path in refused_files(folder, info.uid) if path.stem == publisher.uid]:
-        raise CatalogError(f"the catalog did not take all of the result: what it refused is in {waiting[0]}")
-    if (left := folder / PROCESSED / f"{publisher.uid}{SUFFIX}").exists():
-        raise CatalogError(
-            f"the catalog did not take the result within {FEED_S:g} s; it waits in {left}, and `bluesky-cdi restore` "
-            "brings it to the catalog later."
-        )

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from bluesky_cdi.catalog.browse import (
         ResultSummary,
         find_raw,
+        find_result,
         find_results,
         find_run,
         list_results,
         load_result,
+        probe_file_of,
     )
     from bluesky_cdi.catalog.connect import Catalog, open_catalog
+    from bluesky_cdi.catalog.derived_run import ending_of, publishing
     from bluesky_cdi.catalog.documents import run_documents
     from bluesky_cdi.catalog.feeder import Feeder
     from bluesky_cdi.catalog.results import ResultPublisher
@@ -28,12 +31,16 @@ _MODULE_OF = {
     "Feeder": "feeder",
     "ResultPublisher": "results",
     "ResultSummary": "browse",
+    "ending_of": "derived_run",
     "find_raw": "browse",
+    "find_result": "browse",
     "find_results": "browse",
     "find_run": "browse",
     "list_results": "browse",
     "load_result": "browse",
     "open_catalog": "connect",
+    "probe_file_of": "browse",
+    "publishing": "derived_run",
     "run_documents": "documents",
     "serve": "server",
 }
@@ -43,12 +50,16 @@ __all__ = [
     "Feeder",
     "ResultPublisher",
     "ResultSummary",
+    "ending_of",
     "find_raw",
+    "find_result",
     "find_results",
     "find_run",
     "list_results",
     "load_result",
     "open_catalog",
+    "probe_file_of",
+    "publishing",
     "run_documents",
     "serve",
 ]

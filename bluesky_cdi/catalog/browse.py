@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from bluesky_cdi.catalog.result_file import FRAMES, IMAGES
 from bluesky_cdi.catalog.results import PER_FRAME, PLAN_NAME, SOURCE, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.protocols import Estimate
+
+if TYPE_CHECKING:
+    from bluesky_cdi.io import ProbeFile
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,25 @@ def find_run(catalog: Catalog, which: str | int) -> Any:
         return found.values().last()
 
 
+def find_result(catalog: Catalog, which: str | int) -> Any:
+    """Return a derived run (a ``BlueskyRun``).
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where to look.
+    which : str or int
+        As `load_result` takes it.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such result, or several match.
+    """
+    with catalog.reaching():
+        return _find(catalog, which)
+
+
 def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimate:
     """Read an estimate back.
 
@@ -176,6 +198,26 @@ def load_result(catalog: Catalog, which: str | int, update: int = -1) -> Estimat
         catalog.settle(which)
     with catalog.reaching():
         return _read(_find(catalog, which), update)
+
+
+def probe_file_of(estimate: Estimate, start: Mapping[str, Any]) -> ProbeFile:
+    """Give the probe of a result as a first guess for other runs.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The result.
+    start : Mapping
+        Start document of its raw run, which states the detector's own pixel, before any binning.
+    """
+    from bluesky_cdi.io import ProbeFile
+    from bluesky_cdi.physics.geometry import Geometry
+
+    side = estimate.probe.shape[-1]
+    geometry = Geometry.from_metadata(start, (side, side))
+    binned = int(estimate.source.get("preprocessing", {}).get("bin", 1))
+    geometry = replace(geometry, detector_pixel_m=geometry.detector_pixel_m * binned)
+    return ProbeFile(estimate.probe, geometry, f"run {start['uid']}", dict(estimate.source))
 
 
 def _results(catalog: Catalog) -> Any:

@@ -19,6 +19,9 @@ JSON_MAX = 16 * 2**20
 BINARY_MAX = 2**30
 # Pages that describe the server to anybody.
 DESCRIPTIONS = ("/docs", "/redoc", "/openapi.json")
+# What reads only: by its method, or, where what is asked for may be too long for an address, by its path.
+READING = ("GET", "HEAD", "OPTIONS")
+ASKING = tuple(f"/api/v1/{what}/" for what in ("table/partition", "table/full", "container/full", "awkward/buffers"))
 
 
 class Guard:
@@ -33,10 +36,12 @@ class Guard:
         The server proper.
     api_key : str
         The key that a request must carry to count as known.
+    read_only : bool
+        Refuse whatever would change something, whoever asks.
     """
 
-    def __init__(self, app: Any, api_key: str) -> None:
-        self._app, self._api_key = app, api_key
+    def __init__(self, app: Any, api_key: str, *, read_only: bool = False) -> None:
+        self._app, self._api_key, self._read_only = app, api_key, read_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request on, or answer it."""
@@ -47,6 +52,9 @@ class Guard:
         known = self._is_known(scope, headers)
         if scope["path"].startswith(DESCRIPTIONS) and not known:
             await _answer(send, 401, "the server's description needs its key")
+            return
+        if self._read_only and not _reads(scope):
+            await _answer(send, 405, "this server is read-only")
             return
         most = _most(known, headers)
         stated = headers.get(b"content-length", b"0")
@@ -86,6 +94,10 @@ def _closing(send: Send) -> Send:
         await send(message)
 
     return closing
+
+
+def _reads(scope: Scope) -> bool:
+    return scope["method"] in READING or (scope["method"] == "POST" and scope["path"].startswith(ASKING))
 
 
 def _most(known: bool, headers: Mapping[bytes, bytes]) -> int:

@@ -39,15 +39,27 @@ class Column:
 
 
 OBJECT_SHAPE = ("canvas_row", "canvas_col")
+PROBE_SHAPE = ("probe_mode", "probe_row", "probe_col")
 
 # "row" and "col" are prefixed: a dimension named like a motor would hide that motor in xarray.
 IMAGES: Mapping[str, Column] = {
     "object": Column("<c8", OBJECT_SHAPE),
-    "probe": Column("<c8", ("probe_mode", "probe_row", "probe_col")),
+    "probe": Column("<c8", PROBE_SHAPE),
     "std_amplitude": Column("<f4", OBJECT_SHAPE),
     "std_phase_rad": Column("<f4", OBJECT_SHAPE, "rad"),
     "coverage": Column("<f4", OBJECT_SHAPE, "photons"),
 }
+
+# The complex images of an estimate as any client can draw them.
+SHOWN: Mapping[str, Column] = {
+    "amplitude": Column("<f4", OBJECT_SHAPE),
+    "phase": Column("<f4", OBJECT_SHAPE, "rad"),
+    "probe_amplitude": Column("<f4", PROBE_SHAPE),
+    "probe_phase": Column("<f4", PROBE_SHAPE, "rad"),
+}
+
+# What an update holds.
+UPDATED: Mapping[str, Column] = {**IMAGES, **SHOWN}
 
 FRAMES: Mapping[str, Column] = {
     "frame_seq_num": Column("<i8"),

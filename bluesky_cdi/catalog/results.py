@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi import __version__
-from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, Column, ResultFile, chunk_shape
+from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, UPDATED, Column, ResultFile, chunk_shape
 from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.evaluation.gauge import shown_images
 from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import Estimate, FloatArray, RunInfo
 
@@ -141,7 +143,8 @@ class ResultPublisher:
 
     def _update(self, estimate: Estimate) -> None:
         file, updates = self._open(estimate)
-        rows = {name: _row(getattr(estimate, name), column) for name, column in IMAGES.items()}
+        images = {name: getattr(estimate, name) for name in IMAGES} | shown_images(estimate)
+        rows = {name: _row(images[name], column) for name, column in UPDATED.items()}
         # Where the documents stand, not the file: an update that failed half-way is overwritten.
         file.write(UPDATES, updates.rows, rows)
         updates.announce(1)
@@ -155,6 +158,7 @@ class ResultPublisher:
 
         metadata = {
             "plan_name": PLAN_NAME,
+            "title": _title_of(self._info),
             "raw_uid": self._info.uid,
             "scan_id": int(self._info.scan_id),
             "source": as_plain({key: value for key, value in source.items() if key != "verdict"}),
@@ -174,10 +178,10 @@ class ResultPublisher:
         if self._file is None or self._updates is None:
             self._start(estimate.source)
             self._file = ResultFile(
-                self._path, {UPDATES: IMAGES, PER_FRAME: FRAMES}, layout.row_shapes, self._attributes(layout)
+                self._path, {UPDATES: UPDATED, PER_FRAME: FRAMES}, layout.row_shapes, self._attributes(layout)
             )
             self._layout = layout
-            self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, IMAGES, layout, _SCALARS)
+            self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, UPDATED, layout, _SCALARS)
         elif layout != self._layout:
             raise DocumentError(
                 f"all estimates of a run must share one grid and one layout; the first had {self._layout}, "
@@ -234,6 +238,8 @@ class _Layout:
         shapes: dict[str, tuple[int, ...]] = {name: () for name in FRAMES}
         shapes["embedding"] = estimate.embedding.shape[1:]
         shapes |= {name: getattr(estimate, name).shape for name in IMAGES}
+        shapes |= dict.fromkeys(("amplitude", "phase"), estimate.object.shape)
+        shapes |= dict.fromkeys(("probe_amplitude", "probe_phase"), estimate.probe.shape)
         origin = (float(estimate.origin_m[0]), float(estimate.origin_m[1]))
         return cls(float(estimate.pixel_m), origin, shapes)
 
@@ -316,6 +322,14 @@ def _configuration(layout: _Layout) -> dict[str, Any]:
         "timestamps": dict.fromkeys(data, time.time()),
         "data_keys": {name: dict(key) for name in data},
     }
+
+
+def _title_of(info: RunInfo) -> str:
+    """Say for people which run it is: plan, scan number, and when it was measured."""
+    parts = [str(info.metadata.get("plan_name", "")), f"scan {info.scan_id}"]
+    if "time" in info.metadata:
+        parts.append(datetime.fromtimestamp(info.metadata["time"]).strftime("%Y-%m-%d %H:%M"))
+    return ", ".join(filter(None, parts))
 
 
 def _row(values: npt.NDArray[Any], column: Column) -> npt.NDArray[Any]:

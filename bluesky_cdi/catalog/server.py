@@ -27,7 +27,7 @@ from bluesky_cdi.errors import CatalogError
 
 logger = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
+HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 # So long the server keeps what is written in memory, for those who are subscribed to updates: frames in events too,
@@ -46,10 +46,13 @@ def serve(
     port: int = 0,
     api_key: str | None = None,
     claim_s: float = 0.0,
+    host: str = HOST,
+    read_only: bool = False,
+    public: bool = False,
 ) -> Iterator[str]:
     """Serve the catalog kept in a folder for as long as the context lasts.
 
-    The server listens on this machine only, in a daemon thread: it never keeps the interpreter
+    The server listens, if not told otherwise, on this machine only, in a daemon thread: it never keeps the interpreter
     alive. Serving the same folder again later finds everything written before.
 
     Parameters
@@ -65,6 +68,12 @@ def serve(
         The single user's key, letters and digits; a random one by default.
     claim_s : float
         How long to wait for another session that has the folder, seconds.
+    host : str
+        Address of this machine at which it listens; ``0.0.0.0``: all of them.
+    read_only : bool
+        Refuse whatever would change the catalog.
+    public : bool
+        Let those read who have no key.
 
     Yields
     ------
@@ -81,10 +90,11 @@ def serve(
     key = api_key or secrets.token_hex(16)
     if not (key.isascii() and key.isalnum()):
         raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
-    with _claimed(root, claim_s), _alone(), _bound(port) as listener:
+    with _claimed(root, claim_s), _alone(), _bound(host, port) as listener:
         relocate(root)
-        address = f"http://{HOST}:{listener.getsockname()[1]}"
-        server = _Server(Guard(_build_app(root, readable, key), key), listener)
+        address = f"http://{HOST if host == EVERYWHERE else host}:{listener.getsockname()[1]}"
+        app = _build_app(root, readable, key, public=public)
+        server = _Server(Guard(app, key, read_only=read_only), listener)
         server.start(address)
         uri = f"{address}/api/v1?api_key={key}"
         try:
@@ -155,7 +165,8 @@ def _claimed(root: Path, wait_s: float) -> Iterator[None]:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as err:
             hint = (
-                "If another session has it, close that one first, or set catalog.directory to another folder. "
+                "If another session or `bluesky-cdi serve` has it, close that one first, or set catalog.directory to "
+                "another folder. "
                 f"To look at it meanwhile: bluesky-cdi browse {shlex.quote(str(root))}"
                 if "locked" in str(err)
                 else "Check the folder's permissions."
@@ -179,21 +190,21 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bound(port: int) -> Iterator[socket.socket]:
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
     # asyncio turns Nagle's algorithm off only for sockets that state their protocol; with it every
     # answer would wait 40 ms for a delayed acknowledgement.
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, port))
+            listener.bind((host, port))
         except (OSError, OverflowError) as err:
             raise CatalogError(
-                f"the catalog's server can't listen on {HOST}:{port}: {err}. Take another port, or 0 for any free one."
+                f"the catalog's server can't listen on {host}:{port}: {err}. Take another port, or 0 for any free one."
             ) from err
         yield listener
 
 
-def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
+def _build_app(root: Path, readable: Sequence[Path | str], api_key: str, *, public: bool) -> Any:
     import tiled.catalog
     from bluesky_tiled_plugins.exporters import json_seq_exporter
     from bluesky_tiled_plugins.routers.validator import router as validator_router
@@ -227,7 +238,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str) -> Any:
     registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
     app = build_app(
         tree,
-        authentication=Authentication(single_user_api_key=api_key),
+        authentication=Authentication(single_user_api_key=api_key, allow_anonymous_access=public),
         serialization_registry=registry,
         include_routers=[validator_router],
     )

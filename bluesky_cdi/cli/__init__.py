@@ -21,6 +21,7 @@ from bluesky_cdi.cli.compare import add_compare
 from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
 from bluesky_cdi.cli.doctor import add_doctor
+from bluesky_cdi.cli.export import add_export
 from bluesky_cdi.cli.inspect import add_inspect
 from bluesky_cdi.cli.new_profile import add_new_profile
 from bluesky_cdi.cli.output import say_error
@@ -29,6 +30,7 @@ from bluesky_cdi.cli.reconstruct import add_reconstruct
 from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
 from bluesky_cdi.cli.restore import add_restore
 from bluesky_cdi.cli.resume import add_resume
+from bluesky_cdi.cli.serve import add_serve
 from bluesky_cdi.cli.shell import add_shell
 from bluesky_cdi.cli.train import MODELS, add_train
 from bluesky_cdi.errors import BlueskyCDIError
@@ -84,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         add_convert,
         add_compare,
         add_browse,
+        add_export,
+        add_serve,
         add_resume,
         add_restore,
         add_shell,

@@ -171,8 +171,8 @@ def reached_catalog(
         if local is None:
             uri, key = str(settings.uri), settings.api_key
         else:
-            if not (make or (folder / "catalog.db").is_file()):
-                raise BlueskyCDIError(_no_catalog(folder))
+            if not make:
+                check_catalog(folder)
             running = served_at(folder) if beside else None
             feed = feed and running is None
             uri, key = running or stack.enter_context(serve(folder)), None
@@ -212,14 +212,24 @@ def meant_elsewhere(folder: Path, to: str | None = None) -> str:
     )
 
 
-def _no_catalog(folder: Path) -> str:
-    """Say that a folder holds no catalog, and which command makes or shows one."""
+def check_catalog(folder: Path) -> None:
+    """Refuse a folder that holds no catalog, and say which command makes or shows one.
+
+    Raises
+    ------
+    BlueskyCDIError
+        If it holds none.
+    """
     from bluesky_cdi.catalog.destination import destination_of
     from bluesky_cdi.cli.output import command_line
 
+    if (folder / "catalog.db").is_file():
+        return
     if (uri := destination_of(folder / "journal")) is not None:
-        return f"{folder} holds no catalog of its own: its sessions wrote to {uri}. State that as catalog.uri (-c)."
+        raise BlueskyCDIError(
+            f"{folder} holds no catalog of its own: its sessions wrote to {uri}. State that as catalog.uri (-c)."
+        )
     message = f"{folder} holds no catalog yet: give the folder of a session"
     if (DEMO_OUTPUT / "catalog.db").is_file():
-        return f"{message}, such as the demo's: {command_line('browse', DEMO_OUTPUT)}"
-    return f"{message}, or make one: {command_line('demo')}, then {command_line('browse', DEMO_OUTPUT)}"
+        raise BlueskyCDIError(f"{message}, such as the demo's: {command_line('browse', DEMO_OUTPUT)}")
+    raise BlueskyCDIError(f"{message}, or make one: {command_line('demo')}, then {command_line('browse', DEMO_OUTPUT)}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ from bluesky_cdi.plain import to_json
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import ResultSummary
-    from bluesky_cdi.io import ProbeFile
-    from bluesky_cdi.protocols import Estimate
 
 
 def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -39,7 +36,7 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _browse(args: argparse.Namespace) -> int:
-    from bluesky_cdi.catalog import find_raw, list_results, load_result
+    from bluesky_cdi.catalog import find_raw, list_results, load_result, probe_file_of
     from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import write_probe
 
@@ -78,26 +75,6 @@ def _browse(args: argparse.Namespace) -> int:
     ]
     say_result(args, numbers, rows)
     return 0
-
-
-def probe_file_of(estimate: Estimate, start: Mapping[str, Any]) -> ProbeFile:
-    """Give the probe of a result as a first guess for other runs.
-
-    Parameters
-    ----------
-    estimate : Estimate
-        The result.
-    start : Mapping
-        Start document of its raw run, which states the detector's own pixel, before any binning.
-    """
-    from bluesky_cdi.io import ProbeFile
-    from bluesky_cdi.physics.geometry import Geometry
-
-    side = estimate.probe.shape[-1]
-    geometry = Geometry.from_metadata(start, (side, side))
-    binned = int(estimate.source.get("preprocessing", {}).get("bin", 1))
-    geometry = replace(geometry, detector_pixel_m=geometry.detector_pixel_m * binned)
-    return ProbeFile(estimate.probe, geometry, f"run {start['uid']}", dict(estimate.source))
 
 
 def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> None:

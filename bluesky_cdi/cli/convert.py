@@ -51,9 +51,9 @@ def add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _convert(args: argparse.Namespace) -> int:
     from bluesky_cdi.config import load_config
-    from bluesky_cdi.io import Preprocessing, read_ptychodus, read_scan, write_scan
+    from bluesky_cdi.io import Preprocessing, read_ptychodus, read_scan, scan_files, write_scan
 
-    targets = _scan_files(args.out, args.format)
+    targets = scan_files(args.out, args.format)
     refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
     make_folder(args.out.parent)
     wanted = Preprocessing.recorded(load_config(args.config, {"detector": detector_settings(args)}))
@@ -63,12 +63,12 @@ def _convert(args: argparse.Namespace) -> int:
         scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=wanted)
     if companion := scan.source.get("product"):
         refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
-    read = _scan_numbers(scan)
+    read = scan_numbers(scan)
     write_scan(args.out, _with_one_mode(scan) if args.format == "ptychopinn" else scan, args.format)
     back = read_scan(args.out)
-    not_kept = _not_kept(scan, read, back)
-    if not_kept:
-        logger.warning("%s does not keep %s", args.out.name, "; ".join(not_kept))
+    lost = not_kept(scan, read, back)
+    if lost:
+        logger.warning("%s does not keep %s", args.out.name, "; ".join(lost))
     files = [str(path) for path in targets]
     preprocessing = scan.source.get("preprocessing")
     numbers = {
@@ -89,19 +89,12 @@ def _convert(args: argparse.Namespace) -> int:
         *([] if preprocessing is None else [("preprocessing", said_of(preprocessing))]),
         ("written", f"{', '.join(files)} ({back.source['format']})"),
     ]
-    say_result(args, {**numbers, "not_kept": not_kept}, rows)
+    say_result(args, {**numbers, "not_kept": lost}, rows)
     return 0
 
 
-def _scan_files(out: Path, form: str | None) -> list[Path]:
-    """List what `write_scan` makes: Ptychodus' form is two files."""
-    from bluesky_cdi.io.ptychodus import companion_path
-
-    pair = form == "ptychodus" or (form is None and out.suffix.lower() in (".h5", ".hdf5"))
-    return [out, companion_path(out)] if pair else [out]
-
-
-def _scan_numbers(scan: Scan) -> dict[str, Any]:
+def scan_numbers(scan: Scan) -> dict[str, Any]:
+    """Give in numbers what a scan is."""
     return {
         "format": scan.source["format"],
         "frames": len(scan),
@@ -131,9 +124,19 @@ def _with_one_mode(scan: Scan) -> Scan:
     return replace(scan, probe=strongest.astype(np.complex64))
 
 
-def _not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
-    """List what of a scan (and of its `_scan_numbers`) its file lost, by reading it back."""
-    after = _scan_numbers(back)
+def not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
+    """List what of a scan its file lost, by reading it back.
+
+    Parameters
+    ----------
+    scan : Scan
+        What was to be written.
+    before : dict
+        Its `scan_numbers`.
+    back : Scan
+        What the file gives.
+    """
+    after = scan_numbers(back)
     lost = [
         f"{key.replace('_', ' ')} ({before[key]:.7g} reads as {after[key]:.7g})"
         for key in ("energy_ev", "distance_m", "pixel_m", "photons_per_frame")
@@ -150,6 +153,8 @@ def _not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
         lost.append("positions")
     if scan.probe is not None and back.probe is not None and _differ(scan.probe, back.probe):
         lost.append("the probe")
+    if scan.flux is not None and (back.flux is None or _differ(scan.flux, back.flux)):
+        lost.append("the monitored flux")
     if scan.name != back.name:
         lost.append(f"the name {scan.name!r}")
     if notes := sorted(set(scan.source) - set(back.source) - {"product", "nominal_geometry"}):

@@ -1,14 +1,23 @@
-"""``bluesky-cdi reconstruct``: a recorded scan from its file."""
+"""``bluesky-cdi reconstruct``: a recorded scan from its file, or a run of a catalog again."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import count, make_folder, positive, result_writer
+from bluesky_cdi.cli.arguments import (
+    count,
+    make_folder,
+    positive,
+    reached_catalog,
+    result_writer,
+    run_or_result,
+)
 from bluesky_cdi.cli.detector import add_detector_options, detector_settings, said_of
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
 from bluesky_cdi.errors import BlueskyCDIError
@@ -17,6 +26,7 @@ from bluesky_cdi.signals import INTERRUPTED, FirstInterrupt
 if TYPE_CHECKING:
     from bluesky_cdi.config import Config
     from bluesky_cdi.io import Scan
+    from bluesky_cdi.protocols import Estimate
     from bluesky_cdi.reconstruction.probe_checkin import ScanCheckIn
 
 logger = logging.getLogger(__name__)
@@ -34,9 +44,18 @@ def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
     """
     from bluesky_cdi.engines import PTYCHOGRAPHY
 
-    command = commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded scan from its file")
+    command = commands.add_parser(
+        "reconstruct", parents=[common], help="reconstruct a recorded scan from its file, or a run of a catalog again"
+    )
     add = command.add_argument
-    add("scan", type=Path, help="CXI, Ptychodus, canonical NPZ or PtychoPINN NPZ")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("scan", type=Path, nargs="?", help="CXI, Ptychodus, canonical NPZ or PtychoPINN NPZ")
+    what.add_argument(
+        "--run", dest="of_run", metavar="RUN",
+        help="a run of a catalog: scan number, beginning of a uid, or -1 for the newest; the result is a new one there",
+    )  # fmt: skip
+    add("--directory", type=Path, metavar="DIR", help="folder of an embedded catalog (default: the configured one)")
+    add("--unfinished", action="store_true", help="with --run: a run without a stop document, whose process is gone")
     add(
         "--engine",
         choices=("pinn", *PTYCHOGRAPHY),
@@ -70,7 +89,7 @@ def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         metavar="FILE",
-        help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5)",
+        help="Ptychodus product (.h5) or CXI (.cxi); repeatable (default: reconstruction.h5; of a run: the catalog)",
     )
     add("--force", action="store_true", help="replace the files that are written, if they exist")
     add_detector_options(command)
@@ -78,27 +97,81 @@ def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
+    outputs = args.out or ([] if args.of_run else [Path("reconstruction.h5")])
+    writers = [result_writer(path) for path in outputs]
+    figure = [path.with_suffix(".png") for path in outputs[:1]]
+    sources = [path for path in (args.scan, args.probe) if path]
+    refuse_to_replace([*outputs, *figure], sources, force=bool(args.force))
+    for path in outputs:
+        make_folder(path.parent)
+    config = _reconstruct_config(args)
+    with contextlib.ExitStack() as stack:
+        given = _run_given(args, config, stack) if args.of_run else _file_given(args, config)
+        return _reconstruct_given(args, config, given, list(zip(outputs, writers, strict=True)), figure)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What is reconstructed.
+
+    Attributes
+    ----------
+    scan : Scan
+    numbers : tuple of int
+        Of its frames.
+    keep : callable or None
+        Writes the result to the catalog that the scan came from, and gives the uid.
+    """
+
+    scan: Scan
+    numbers: tuple[int, ...]
+    keep: Callable[[Estimate], str] | None = None
+
+
+def _file_given(args: argparse.Namespace, config: Config) -> _Given:
+    from bluesky_cdi.io import Preprocessing, read_scan
+
+    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=Preprocessing.recorded(config))
+    return _Given(scan if scan.name else replace(scan, name=args.scan.stem), tuple(range(1, len(scan) + 1)))
+
+
+def _run_given(args: argparse.Namespace, config: Config, stack: contextlib.ExitStack) -> _Given:
+    """Read a run; its catalog stays open until the result is in it."""
+    from bluesky_cdi.recorded_run import keep_result, recorded_run, with_known_probe
+
+    if args.focus_to_sample is not None:
+        raise BlueskyCDIError("--focus-to-sample is for files; a run states its geometry itself. Leave it out.")
+    catalog, directory = stack.enter_context(reached_catalog(args.directory, config.catalog))
+    # A folder has one session at a time, and this is it: nobody else measures.
+    is_alone = args.directory is not None or config.catalog.uri is None
+    run = recorded_run(catalog, run_or_result(args.of_run), config, unfinished=args.unfinished or is_alone)
+    if args.probe is None and config.probe.file is None and config.probe.library is None:
+        run = with_known_probe(catalog, run)
+    if args.out:
+        return _Given(run.scan, run.numbers)
+    return _Given(run.scan, run.numbers, lambda estimate: keep_result(catalog, run, estimate, directory))
+
+
+def _reconstruct_given(
+    args: argparse.Namespace,
+    config: Config,
+    given: _Given,
+    outputs: Sequence[tuple[Path, Callable[..., None]]],
+    figure: Sequence[Path],
+) -> int:
     import numpy as np
     from tqdm import tqdm
 
     from bluesky_cdi import viz
     from bluesky_cdi.evaluation.verdict import verdict_said
-    from bluesky_cdi.io import Preprocessing, read_probe, read_scan
+    from bluesky_cdi.io import read_probe
     from bluesky_cdi.reconstruction.batch import reconstruct, without_dark
     from bluesky_cdi.reconstruction.probe_guess import fitted
 
-    outputs = args.out or [Path("reconstruction.h5")]
-    writers = [result_writer(path) for path in outputs]
-    figure = outputs[0].with_suffix(".png")
-    refuse_to_replace([*outputs, figure], [args.scan, *([args.probe] if args.probe else [])], force=bool(args.force))
-    for path in outputs:
-        make_folder(path.parent)
-    config = _reconstruct_config(args)
-    scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=Preprocessing.recorded(config))
-    chosen = np.arange(args.half - 1, len(scan), 2) if args.half else np.arange(len(scan))
+    scan, chosen = given.scan, np.asarray(given.numbers)
     if args.half:
-        scan = scan.subset(chosen)
-    scan, names = without_dark(scan, (chosen + 1).tolist())
+        scan, chosen = scan.subset(np.arange(args.half - 1, len(scan), 2)), chosen[args.half - 1 :: 2]
+    scan, names = without_dark(scan, chosen.tolist())
     if args.probe:
         scan = replace(scan, probe=fitted(read_probe(args.probe), scan.geometry))
     if not args.trust_orientation:
@@ -121,9 +194,11 @@ def _reconstruct(args: argparse.Namespace) -> int:
     verdict = estimate.source["verdict"]
     if not np.isfinite(estimate.object).all():
         raise BlueskyCDIError(f"the reconstruction {verdict_said(estimate.source)}: nothing is written")
-    for path, write in zip(outputs, writers, strict=True):
-        write(path, estimate, scan.geometry, scan.name or args.scan.stem)
-    viz.save_figure(viz.show_estimate(estimate), figure)
+    for path, write in outputs:
+        write(path, estimate, scan.geometry, scan.name)
+    for path in figure:
+        viz.save_figure(viz.show_estimate(estimate), path)
+    kept = None if given.keep is None else given.keep(estimate)
     numbers = {
         **({} if checked is None else {"probe": checked.says}),
         "frames": estimate.n_frames,
@@ -135,10 +210,12 @@ def _reconstruct(args: argparse.Namespace) -> int:
         "pixel_m": estimate.pixel_m,
         **({"preprocessing": notes} if (notes := scan.source.get("preprocessing")) is not None else {}),
         "seconds": round(estimate.seconds, 1),
-        "result": [str(path) for path in outputs],
-        "figure": str(figure),
+        "result": [str(path) for path, _ in outputs],
+        **({"figure": str(figure[0])} if figure else {}),
+        **({"reconstruction_uid": kept} if kept else {}),
     }
-    rows = {**numbers, "result": ", ".join(numbers["result"]), "verdict": verdict_said(estimate.source)}
+    result = ", ".join(["catalog"] if kept else numbers["result"])
+    rows = {**numbers, "result": result, "verdict": verdict_said(estimate.source)}
     if notes is not None:
         rows["preprocessing"] = said_of(notes)
     say_result(args, numbers, [(key.replace("_", " "), str(value)) for key, value in rows.items()])

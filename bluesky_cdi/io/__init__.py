@@ -6,12 +6,14 @@ from bluesky_cdi.io.checkpoint import CheckpointFile, CheckpointHeader, read_che
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
 from bluesky_cdi.io.detector import DetectorPlan
-from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_formats, write_scan
+from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_files, scan_formats, write_scan
 from bluesky_cdi.io.frame_dataset import FrameDataset
 from bluesky_cdi.io.frame_stack import FrameStack, read_frames
 from bluesky_cdi.io.frames import Frames, LazyFrames, photons_of_frames
 from bluesky_cdi.io.images import read_array, read_image
 from bluesky_cdi.io.inspection import Inspection, inspect_frames
+from bluesky_cdi.io.nexus_result import write_nexus_result
+from bluesky_cdi.io.plain_results import notes_of, write_npz_result, write_tiff
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.probe_file import ProbeFile, read_probe, write_probe
 from bluesky_cdi.io.product import Product, read_product, write_product
@@ -37,6 +39,7 @@ __all__ = [
     "Scan",
     "SingleShotImage",
     "inspect_frames",
+    "notes_of",
     "open_npz",
     "photons_of_frames",
     "read_array",
@@ -55,14 +58,18 @@ __all__ = [
     "read_scan",
     "read_single_shot",
     "remove_checkpoint",
+    "scan_files",
     "scan_formats",
     "write_canonical",
     "write_cxi",
     "write_cxi_result",
+    "write_nexus_result",
+    "write_npz_result",
     "write_probe",
     "write_product",
     "write_ptychodus",
     "write_ptychopinn",
     "write_scan",
     "write_single_shot",
+    "write_tiff",
 ]

@@ -36,7 +36,7 @@ def read_canonical(
 
     Its keys: `frames` (n, H, W), counts; `positions_px` (n, 2), (row, column); optionally
     `probe_guess` (modes, N, N) and `mask` (H, W), True where valid. Rows and columns stay as they are.
-    `write_canonical` adds `positions_m` and, as JSON, `geometry` and `source`.
+    `write_canonical` adds `positions_m`, `flux` where it was monitored and, as JSON, `geometry` and `source`.
 
     Parameters
     ----------
@@ -79,6 +79,7 @@ def read_canonical(
                 "format": "canonical",
             },
             preprocessing=preprocessing,
+            flux=real(file["flux"], "flux") if "flux" in file else None,
         )
 
 
@@ -110,6 +111,8 @@ def write_canonical(path: Path | str, scan: Scan) -> None:
         arrays["probe_guess"] = scan.probe
     if scan.mask is not None:
         arrays["mask"] = scan.mask
+    if scan.flux is not None:
+        arrays["flux"] = scan.flux
     write_npz(Path(path), arrays)
 
 

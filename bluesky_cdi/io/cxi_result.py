@@ -63,21 +63,37 @@ def write_cxi_result(path: Path | str, estimate: Estimate, geometry: Geometry, n
     """
     path, product = Path(path), product_of(estimate, geometry, name)
     with written_whole(path) as partial, h5py.File(partial, "w") as file:
-        file["cxi_version"], file["number_of_entries"] = 160, 1
-        entry = file.create_group("entry_1")
-        entry["title"], entry["program_name"] = fixed_text(name), fixed_text(f"bluesky_cdi {__version__}")
-        _write_image(file, OBJECT, product.object, geometry.pixel_m)
-        _write_image(file, PROBE, product.probe, geometry.pixel_m)
-        image = file[OBJECT]
-        image["data_type"] = fixed_text("electron density")
-        image["corner_positions"] = np.array([product.origin_m[1], product.origin_m[0], 0.0])  # x, y, z
-        covered = estimate.coverage >= LEAST_COVERAGE * max(float(estimate.coverage.max(initial=0.0)), 1e-30)
-        image["mask"] = np.where(covered, INSIDE_SUPPORT, 0).astype(np.uint32)
-        write_geometry(file, geometry)
-        write_translation(file, product.positions_m)
-        file[INDEXES] = product.indexes
-        _write_process(image.create_group("process_1"), estimate)
-        _link(file)
+        write_result_contents(file, estimate, product)
+
+
+def write_result_contents(file: h5py.File, estimate: Estimate, product: Product) -> None:
+    """Write what a CXI reconstruction holds into an open, empty file.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Open for writing, empty.
+    estimate : Estimate
+        What was reconstructed.
+    product : Product
+        What of it goes into files, with the geometry.
+    """
+    pixel_m = product.geometry.pixel_m
+    file["cxi_version"], file["number_of_entries"] = 160, 1
+    entry = file.create_group("entry_1")
+    entry["title"], entry["program_name"] = fixed_text(product.name), fixed_text(f"bluesky_cdi {__version__}")
+    _write_image(file, OBJECT, product.object, pixel_m)
+    _write_image(file, PROBE, product.probe, pixel_m)
+    image = file[OBJECT]
+    image["data_type"] = fixed_text("electron density")
+    image["corner_positions"] = np.array([product.origin_m[1], product.origin_m[0], 0.0])  # x, y, z
+    covered = estimate.coverage >= LEAST_COVERAGE * max(float(estimate.coverage.max(initial=0.0)), 1e-30)
+    image["mask"] = np.where(covered, INSIDE_SUPPORT, 0).astype(np.uint32)
+    write_geometry(file, product.geometry)
+    write_translation(file, product.positions_m)
+    file[INDEXES] = product.indexes
+    _write_process(image.create_group("process_1"), estimate)
+    _link(file)
 
 
 def read_cxi_result(path: Path | str) -> Product:

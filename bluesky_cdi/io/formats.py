@@ -14,7 +14,7 @@ from bluesky_cdi.io.cxi import DATA, read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.product import Product, read_product
-from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
+from bluesky_cdi.io.ptychodus import companion_path, read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn
 from bluesky_cdi.io.scan import Scan
 from bluesky_cdi.io.single_shot_result import is_single_shot
@@ -102,13 +102,28 @@ def write_scan(path: Path | str, scan: Scan, form: str | None = None) -> None:
         If the form holds far-field scans only and this is another.
     """
     path = Path(path).expanduser()
+    _WRITERS[_form_of(path, form)](path, scan)
+
+
+def scan_files(path: Path, form: str | None = None) -> tuple[Path, ...]:
+    """List what `write_scan` makes: Ptychodus' form is two files.
+
+    Raises
+    ------
+    ScanFileError
+        If neither the form nor the suffix is known.
+    """
+    return (path, companion_path(path)) if _form_of(path, form) == "ptychodus" else (path,)
+
+
+def _form_of(path: Path, form: str | None) -> str:
     name = _SUFFIXES.get(path.suffix.lower()) if form is None else form
     if name not in _WRITERS:
         raise ScanFileError(
             f"a scan is written as one of {', '.join(_WRITERS)}, which the suffixes {', '.join(_SUFFIXES)} stand for; "
             f"{path.name if form is None else form!r} is none of them"
         )
-    _WRITERS[name](path, scan)
+    return name
 
 
 class _Reader(Protocol):

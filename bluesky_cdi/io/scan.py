@@ -51,6 +51,8 @@ class Scan:
         Where it came from and what the reader changed or assumed: ``nominal_geometry`` is True
         where only a nominal sample pixel is known; ``propagation`` says how the frames arose:
         ``far field``, ``near field``, or ``far field (assumed)`` where the file doesn't tell.
+    flux : ndarray, shape (n,), or None
+        Incident flux of each frame, on any fixed scale; None: nothing monitored it.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class Scan:
     mask: npt.NDArray[np.bool_] | None = None
     name: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
+    flux: FloatArray | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -108,7 +111,8 @@ class Scan:
         Frames of a file stay there.
         """
         chosen = np.asarray(indices)
-        return replace(self, counts=taken(self.counts, chosen), positions_m=self.positions_m[chosen])
+        flux = None if self.flux is None else self.flux[chosen]
+        return replace(self, counts=taken(self.counts, chosen), positions_m=self.positions_m[chosen], flux=flux)
 
     def _check_shapes(self) -> None:
         size = self.geometry.frame_px
@@ -126,6 +130,8 @@ class Scan:
                 f"{len(self.counts)} frames need positions of shape ({len(self.counts)}, 2); "
                 f"they have {self.positions_m.shape}"
             )
+        if self.flux is not None and self.flux.shape != (len(self.counts),):
+            raise ScanFileError(f"{len(self.counts)} frames need as many values of flux; they are {self.flux.shape}")
         if self.probe is not None and (self.probe.ndim != 3 or self.probe.shape[1:] != (size, size)):
             raise ScanFileError(f"a probe must have the shape (modes, {size}, {size}); it has {self.probe.shape}")
         if self.mask is not None and (self.mask.shape != (size, size) or self.mask.dtype != np.bool_):

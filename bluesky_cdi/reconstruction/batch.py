@@ -155,7 +155,8 @@ def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan
 
 def _frames(scan: Scan, names: Sequence[int]) -> list[Frame]:
     counts = np.asarray(scan.counts)
-    return [Frame(int(k), scan.positions_m[i], counts[i]) for i, k in enumerate(names)]
+    flux = np.ones(len(scan)) if scan.flux is None else scan.flux
+    return [Frame(int(k), scan.positions_m[i], counts[i], flux=float(flux[i])) for i, k in enumerate(names)]
 
 
 def _steps(settings: ReconstructorConfig, iterations: int) -> int:

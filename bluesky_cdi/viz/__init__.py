@@ -1,4 +1,4 @@
-"""Figures: an estimate at one moment, the demo's comparison with its reference, and reconstructions side by side.
+"""Figures: an estimate at one moment, an object to hand on, the demo's comparison, reconstructions side by side.
 
 Nothing here touches pyplot's global state, so a figure may be drawn in any thread; matplotlib is
 loaded by the first figure, not by the import. Images are (Y, X), positions (y, x) in metres.
@@ -7,6 +7,7 @@ loaded by the first figure, not by the import. Images are (Y, X), positions (y, 
 from bluesky_cdi.viz.comparisons import show_comparison, show_images
 from bluesky_cdi.viz.detector import show_detector
 from bluesky_cdi.viz.estimates import figure_demo, show_estimate
+from bluesky_cdi.viz.objects import show_object
 from bluesky_cdi.viz.panels import save_figure
 from bluesky_cdi.viz.probes import show_probes
 from bluesky_cdi.viz.single_shot import show_single_shot
@@ -18,6 +19,7 @@ __all__ = [
     "show_detector",
     "show_estimate",
     "show_images",
+    "show_object",
     "show_probes",
     "show_single_shot",
 ]

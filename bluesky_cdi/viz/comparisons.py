@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_cdi.evaluation import FRC
+from bluesky_cdi.evaluation.gauge import gauge
 from bluesky_cdi.protocols import ComplexArray
-from bluesky_cdi.viz.panels import BoolArray, Scale, View, gauge, limits_of, phase_scale, prepared
+from bluesky_cdi.viz.panels import BoolArray, Scale, View, limits_of, phase_scale, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

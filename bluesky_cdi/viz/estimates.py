@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.evaluation.verdict import verdict_said
-from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 from bluesky_cdi.viz.comparisons import draw_phases
-from bluesky_cdi.viz.panels import PATH_COLOUR, View, colour_bar, phase_rad, phase_scale, prepared
+from bluesky_cdi.viz.panels import PATH_COLOUR, View, colour_bar, phase_scale, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,9 +126,7 @@ def figure_demo(
 
 
 def _view_of(estimate: Estimate) -> View:
-    coverage = estimate.coverage
-    enough = MEASURED_SHARE * np.max(coverage, initial=0.0)
-    return View(np.asarray((coverage >= enough) & (coverage > 0)), estimate.origin_m, estimate.pixel_m)
+    return View(measured_area(estimate.coverage), estimate.origin_m, estimate.pixel_m)
 
 
 def _reasons(path_m: FloatArray, proposals: Sequence[Proposal] | None, tolerance_m: float) -> list[str]:

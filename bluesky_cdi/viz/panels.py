@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.protocols import ComplexArray, FloatArray
+from bluesky_cdi.protocols import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
     return fig
 
 
-def save_figure(fig: Figure, path: Path | str) -> None:
+def save_figure(fig: Figure, path: Path | str, *, form: str = "", notes: Mapping[str, str] | None = None) -> None:
     """Write a figure so that `path` holds either all of it or what it held before.
 
     Parameters
@@ -46,7 +47,11 @@ def save_figure(fig: Figure, path: Path | str) -> None:
     fig : Figure
         The figure.
     path : path
-        Its suffix is the format.
+        Where to.
+    form : str
+        The format; by default what the path's suffix says, or PNG.
+    notes : Mapping, optional
+        Texts that go along in the file; of a PNG, under keys such as ``Title`` and ``Description``.
 
     Raises
     ------
@@ -58,7 +63,8 @@ def save_figure(fig: Figure, path: Path | str) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        fig.savefig(partial, format=path.suffix.lstrip(".") or "png")
+        options: dict[str, Any] = {} if notes is None else {"metadata": dict(notes)}
+        fig.savefig(partial, format=form or path.suffix.lstrip(".") or "png", **options)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -199,17 +205,6 @@ def limits_of(image: np.ma.MaskedArray[Any, Any]) -> tuple[float, float]:
     # An even image would otherwise show its rounding errors in full colour.
     room = max(0.0, 1e-3 * max(abs(low), abs(high), 1e-9) - (high - low)) / 2
     return float(low - room), float(high + room)
-
-
-def gauge(image: ComplexArray, covered: BoolArray) -> complex:
-    """Return the factor that takes out the mean phase of the covered area, which no measurement fixes."""
-    mean = np.sum(image[covered], dtype=np.complex128)
-    return complex(np.conj(mean)) if mean else 1.0
-
-
-def phase_rad(image: ComplexArray, covered: BoolArray) -> FloatArray:
-    """Return the phase without the mean of the covered area."""
-    return np.asarray(np.angle(image * gauge(image, covered)))
 
 
 def phase_scale(*phases_rad: np.ma.MaskedArray[Any, Any]) -> Scale:

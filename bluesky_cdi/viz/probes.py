@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.evaluation.gauge import phase_rad
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 from bluesky_cdi.viz.beam import Beam, pupil_step
-from bluesky_cdi.viz.panels import PATH_COLOUR, BoolArray, colour_bar, draw_centred, phase_rad, phase_scale, prepared
+from bluesky_cdi.viz.panels import PATH_COLOUR, BoolArray, colour_bar, draw_centred, phase_scale, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluesky_cdi.evaluation import transfer_resolution_px
+from bluesky_cdi.evaluation.gauge import phase_rad
 from bluesky_cdi.protocols import FloatArray
-from bluesky_cdi.viz.panels import BoolArray, draw_centred, limits_of, phase_rad, phase_scale, prepared
+from bluesky_cdi.viz.panels import BoolArray, draw_centred, limits_of, phase_scale, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -75,6 +75,32 @@ def test_browse_lists_and_shows_after_the_server_was_stopped(demo, capsys, tmp_p
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_result_is_handed_on(demo, capsys, tmp_path):
+    """Reconstructed again with another engine, and exported by its uid."""
+    _, out, _ = demo
+    again = ["--engine", "rpie", "--iterations", "2", "--modes", "1", "--trust-probe", "--trust-orientation", "--quiet"]
+    main(["reconstruct", "--run", "-1", "--directory", str(out), *again, "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert (made["engine"], made["frames"], made["result"], "figure" in made) == ("rpie", 24, [], False)
+    line = [
+        "export",
+        made["reconstruction_uid"],
+        *(str(tmp_path / name) for name in ("a.cxi", "a.png")),
+        "--directory",
+        str(out),
+        "--json",
+    ]
+    assert main(line) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verdict"]["word"] == made["verdict"]["word"]
+    assert said["written"] == [str(tmp_path / "a.cxi"), str(tmp_path / "a.png")]
+    product = read_cxi_result(tmp_path / "a.cxi")
+    assert (len(product.positions_m), list(product.object.shape)) == (24, said["pixels"])
+    # Before anything is read: what is there is kept, and a suffix that means nothing is told.
+    assert main(line) == 1 and "a.cxi exists" in capsys.readouterr().err
+    assert main(["export", "-1", str(tmp_path / "a.jpg")]) == 1 and "'a.jpg' is none" in capsys.readouterr().err
+
+
 def test_browse_without_a_catalog_says_so(tmp_path, capsys):
     assert main(["browse", str(tmp_path / "none")]) == 1
     assert "holds no catalog yet" in capsys.readouterr().err

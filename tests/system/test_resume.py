@@ -10,10 +10,12 @@ from bluesky_cdi.callbacks import collect_frames
 from bluesky_cdi.catalog import find_results, load_result, run_documents
 from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError, ConfigError, DocumentError, ScanFileError
-from bluesky_cdi.io import CheckpointFile, CheckpointHeader, read_checkpoint
+from bluesky_cdi.io import CheckpointFile, CheckpointHeader, read_checkpoint, read_scan, write_scan
 from bluesky_cdi.plans import ptycho_raster
+from bluesky_cdi.reconstruction.batch import reconstruct
 from bluesky_cdi.reconstruction.build import build_reconstructor
 from bluesky_cdi.reconstruction.checkpoint import checkpoint_file
+from bluesky_cdi.recorded_run import keep_result, recorded_run, with_known_probe
 from bluesky_cdi.resume import checkpoints_folder, list_resumable, resume_run
 
 WINDOW = {"extent_um": (0.4, 0.6), "step_um": 0.2}
@@ -181,6 +183,47 @@ class TestCheckpointsOfARun:
         ]  # fmt: skip
         assert (rows[0].n_measured, rows[0].exit_status, rows[0].saved_at) == (12, "success", header.saved_at)
         assert "broken.npz" in caplog.text
+
+
+class TestReconstructedAgain:
+    """A run of the catalog as a recorded scan: for another engine, and for a file."""
+
+    def test_the_scan_is_what_the_documents_gave(self, finished, shared_lab, tmp_path):
+        catalog, config = shared_lab.session.catalog, shared_lab.session.config
+        uid = finished[0].start["uid"]
+        run = recorded_run(catalog, uid, config)
+        info, frames = collect_frames(run_documents(catalog, finished[0]))
+        assert (run.info.uid, run.numbers) == (info.uid, tuple(range(1, 13)))
+        np.testing.assert_array_equal(run.scan.counts, [frame.counts for frame in frames])
+        # The hot pixels of the simulated detector read its saturation, 65535, in each frame.
+        np.testing.assert_array_equal(~run.scan.mask, (run.scan.counts == 65535).all(axis=0))
+        assert (~run.scan.mask).sum() == 3
+        np.testing.assert_array_equal(run.scan.positions_m, [frame.position_m for frame in frames])
+        np.testing.assert_array_equal(run.scan.flux, [frame.flux for frame in frames])
+        write_scan(tmp_path / "scan.npz", run.scan)
+        back = read_scan(tmp_path / "scan.npz")
+        np.testing.assert_array_equal(back.counts, run.scan.counts)
+        np.testing.assert_allclose(back.positions_m, run.scan.positions_m, rtol=1e-12)
+        np.testing.assert_array_equal(back.flux, run.scan.flux)
+        assert back.geometry == run.scan.geometry and back.source["run"] == uid
+
+    def test_the_result_stands_beside_those_that_are_there(self, finished, shared_lab):
+        session = shared_lab.session
+        catalog, uid = session.catalog, finished[0].start["uid"]
+        found = find_results(catalog, uid)
+        before, usable = [each.uid for each in found], [each.uid for each in found if each.complete]
+        run = recorded_run(catalog, uid, session.config)
+        probe, found = with_known_probe(catalog, run).scan.probe, load_result(catalog, usable[-1]).probe
+        assert (abs(probe) ** 2).sum() == pytest.approx(run.scan.mean_photons, rel=1e-4)
+        np.testing.assert_allclose(probe / np.linalg.norm(probe), found / np.linalg.norm(found), atol=1e-6)
+        config = load_config(overrides={"reconstructor": {"name": "epie", "threads": 1}, "probe": {"modes": 1}})
+        estimate = reconstruct(run.scan, config, 2, numbers=run.numbers)
+        made = keep_result(catalog, run, estimate, session.directory)
+        *others, last = find_results(catalog, uid)
+        assert [each.uid for each in others] == before
+        assert (last.uid, last.complete, last.exit_status) == (made, True, "success")
+        assert last.verdict == estimate.source["verdict"]["word"]
+        np.testing.assert_array_equal(load_result(catalog, made).object, estimate.object)
 
 
 def test_a_run_without_a_checkpoint_is_told_of(lab, run_of, caplog):

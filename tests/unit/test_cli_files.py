@@ -107,6 +107,13 @@ class TestConvert:
         assert main(["convert", str(tmp_path / "b.npz"), str(tmp_path / "c.h5")]) == 0
         assert "that energy and distance are nominal" in caplog.text and "the notes counts" in caplog.text
 
+    def test_only_the_canonical_form_keeps_the_flux(self, tmp_path, caplog):
+        flux = np.array([0.9, 1.0, 1.1, 1.0, 0.8, 1.0])
+        write_scan(tmp_path / "a.npz", replace(make_scan(), flux=flux))
+        np.testing.assert_array_equal(read_scan(tmp_path / "a.npz").flux, flux)
+        assert main(["convert", str(tmp_path / "a.npz"), str(tmp_path / "b.cxi")]) == 0
+        assert "b.cxi does not keep the monitored flux" in caplog.text
+
     def test_what_is_kept_needs_no_word(self, scan_file, tmp_path, capsys, caplog):
         assert main(["convert", str(scan_file), str(tmp_path / "b.npz")]) == 0
         assert not caplog.text

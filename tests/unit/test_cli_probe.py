@@ -14,8 +14,8 @@ from bluesky_cdi.bench.cases import Case, scan_of
 from bluesky_cdi.bench.methods import Network
 from bluesky_cdi.bench.reports import tables
 from bluesky_cdi.bench.suites.probe import Options, overlap, probe
+from bluesky_cdi.catalog import probe_file_of
 from bluesky_cdi.cli import main
-from bluesky_cdi.cli.browse import probe_file_of
 from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io import ProbeFile, read_probe, write_probe, write_scan
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet

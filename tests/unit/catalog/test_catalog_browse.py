@@ -9,12 +9,19 @@ from event_model import compose_run
 from bluesky_cdi.catalog import ResultPublisher, find_raw, find_results, list_results, load_result
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.verdict import with_verdict
+from bluesky_cdi.export import load_to_export
+from bluesky_cdi.physics.geometry import HC_EV_M, Geometry
 from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import RunInfo
 
+# Its sample pixel is that of the estimates.
+GEOMETRY = {"energy_ev": 8000.0, "distance_m": 2.0, "detector_pixel_m": HC_EV_M / 8000.0 * 2.0 / (8 * 2.8e-8 / 3)}
+
 
 def write_raw(writer, uid, scan_id, n, finished=True):
-    run = compose_run(uid=uid, time=float(scan_id), metadata={"scan_id": scan_id, "plan_name": "adaptive"})
+    run = compose_run(
+        uid=uid, time=float(scan_id), metadata={"scan_id": scan_id, "plan_name": "adaptive", "geometry": GEOMETRY}
+    )
     keys = {"x": {"source": "test", "dtype": "number", "shape": []}}
     described = run.compose_descriptor(name="primary", data_keys=keys)
     writer("start", run.start_doc)
@@ -128,3 +135,12 @@ def test_public_names_resolve():
         assert getattr(package, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = package.nothing
+
+
+def test_what_is_exported_has_its_geometry_and_says_a_bad_verdict(catalog, estimates, assert_equal, caplog):
+    result = load_to_export(catalog, "dddd4444")
+    assert_equal(result.estimate, estimates[0])
+    assert result.geometry == Geometry(**GEOMETRY, frame_px=8)
+    assert result.name.startswith("adaptive, scan 1, 19")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == f"the verdict on {result.name} is doubtful: {'; '.join(estimates[0].source['verdict']['reasons'])}"

@@ -1,5 +1,6 @@
 """What the catalog's server refuses; one server for all of these tests."""
 
+import asyncio
 import contextlib
 import shutil
 import socket
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from bluesky_cdi.catalog import serve
+from bluesky_cdi.catalog.guard import Guard
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,45 @@ def test_description_needs_the_key(address, page):
     assert httpx.get(address + page, headers={"Authorization": "Apikey Key2"}, trust_env=False).status_code == 401
     for known in ({"headers": {"Authorization": "Apikey Key1"}}, {"params": {"api_key": "Key1"}}):
         assert httpx.get(address + page, trust_env=False, **known).status_code == 200
+
+
+@pytest.mark.parametrize("key", [None, "Key2", ""])
+def test_nothing_is_read_without_the_key(address, key):
+    for page in ("/api/v1/search/", "/api/v1/metadata/"):
+        params = {} if key is None else {"api_key": key}
+        assert httpx.get(address + page, params=params, trust_env=False).status_code == 401
+        assert httpx.get(address + page, params={"api_key": "Key1"}, trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "passes"),
+    [
+        ("GET", "/api/v1/metadata/raw", True),
+        ("HEAD", "/", True),
+        ("POST", "/api/v1/table/full/raw/a/primary/internal", True),
+        ("POST", "/api/v1/metadata/raw", False),
+        ("POST", "/api/v1/register/raw", False),
+        ("PUT", "/api/v1/table/full/raw/a/primary/internal", False),
+        ("PATCH", "/api/v1/metadata/raw", False),
+        ("DELETE", "/api/v1/metadata/raw", False),
+        ("PROPFIND", "/api/v1/metadata/raw", False),
+    ],
+)
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_read_only_server_changes_nothing_even_for_those_who_have_the_key(method, path, passes, read_only):
+    """The server proper is not asked."""
+    passed, answers = [], []
+
+    async def server(scope, receive, send):
+        passed.append(scope["path"])
+
+    async def send(message):
+        answers.append(message.get("status"))
+
+    scope = {"type": "http", "method": method, "path": path, "headers": [(b"authorization", b"Apikey Key1")]}
+    asyncio.run(Guard(server, "Key1", read_only=read_only)(scope, None, send))
+    assert passed == ([path] if passes or not read_only else [])
+    assert answers[:1] == ([] if passed else [405])
 
 
 def request_of(size, *, key=None, kind="application/json", stated=True):

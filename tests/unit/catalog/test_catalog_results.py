@@ -1,12 +1,14 @@
 import dataclasses
 import threading
+from datetime import datetime
 
 import h5py
 import numpy as np
 import pytest
 from event_model import DocumentNames, schema_validators
 
-from bluesky_cdi.catalog import ResultPublisher, load_result
+from bluesky_cdi.catalog import ResultPublisher, load_result, results
+from bluesky_cdi.catalog.result_file import IMAGES, SHOWN
 from bluesky_cdi.errors import CatalogError, DocumentError
 
 SOON_S = 120.0
@@ -68,14 +70,38 @@ def test_documents_of_a_whole_run(publisher, documents, make_estimate, tmp_path)
         np.testing.assert_array_equal(file["frames/y_m"], estimates[2].positions_m[:, 0])
 
 
+def test_any_client_can_draw_what_is_written_beside_the_complex_images(publisher, make_estimate, tmp_path):
+    """Exit waves are what they were: the phase that the object loses goes to the probe."""
+    estimate = dataclasses.replace(make_estimate(0), object=make_estimate(0).object + 3j)
+    publisher.close(estimate)
+    with read_file(tmp_path) as file:
+        shown = {name: file[f"reconstruction/{name}"][0] for name in SHOWN}
+    assert {image.dtype for image in shown.values()} == {np.dtype(np.float32)}
+    object_, probe = (
+        shown[f"{part}amplitude"] * np.exp(1j * shown[f"{part}phase"].astype(float)) for part in ("", "probe_")
+    )
+    measured = estimate.coverage >= 0.02 * estimate.coverage.max()
+    assert abs(np.angle(object_[measured].sum())) < 1e-6
+    np.testing.assert_allclose(abs(object_), abs(estimate.object), rtol=1e-6)
+    waves = (np.multiply.outer(p, o) for p, o in ((probe, object_), (estimate.probe, estimate.object)))
+    np.testing.assert_allclose(*waves, atol=1e-4)
+
+
+def test_the_title_is_for_people(info, tmp_path, documents):
+    noon = datetime(2026, 3, 4, 12, 5).timestamp()
+    metadata = {**info.metadata, "plan_name": "ptycho_raster", "time": noon}
+    ResultPublisher(dataclasses.replace(info, metadata=metadata), tmp_path, documents).close(None)
+    assert documents[0][1]["title"] == "ptycho_raster, scan 7, 2026-03-04 12:05"
+
+
 def test_frames_belong_to_rows_in_order(publisher, documents, make_estimate):
     publisher.publish(make_estimate(0))
     publisher.publish(make_estimate(1))
     spans = [(d["indices"], d["seq_nums"]) for d in documents.of("stream_datum")]
     assert (
         spans
-        == [({"start": 0, "stop": 1}, {"start": 1, "stop": 2})] * 5
-        + [({"start": 1, "stop": 2}, {"start": 2, "stop": 3})] * 5
+        == [({"start": 0, "stop": 1}, {"start": 1, "stop": 2})] * 9
+        + [({"start": 1, "stop": 2}, {"start": 2, "stop": 3})] * 9
     )
     publisher.close(None, "abort")
 
@@ -196,6 +222,18 @@ def test_bit_exact_through_two_sessions(session, journals, directory, info, tmp_
         np.testing.assert_array_equal(images["object"][0], estimates[0].object)
     with session(directory, readable=[outside]) as catalog:
         assert_equal(load_result(catalog, publisher.uid), estimates[1])
+
+
+def test_results_of_before_amplitude_and_phase_stay_readable(
+    catalog, journals, directory, info, tmp_path, make_estimate, assert_equal, monkeypatch
+):
+    monkeypatch.setattr(results, "UPDATED", IMAGES)
+    estimate = make_estimate(0)
+    with journals(catalog, tmp_path) as written:
+        publisher = ResultPublisher(info, directory / "results", written.processed)
+        publisher.close(estimate)
+    assert "amplitude" not in catalog.processed[publisher.uid]["reconstruction"].base
+    assert_equal(load_result(catalog, publisher.uid), estimate)
 
 
 def test_reader_beside_the_writer_sees_every_update(

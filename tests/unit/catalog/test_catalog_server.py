@@ -1,4 +1,5 @@
 import contextlib
+import json
 import shutil
 import socket
 import threading
@@ -14,6 +15,8 @@ from tiled.server import streaming
 from bluesky_cdi.catalog import connect as connect_module
 from bluesky_cdi.catalog import open_catalog, serve
 from bluesky_cdi.catalog.connect import REACH_TIMEOUT_S
+from bluesky_cdi.cli import main
+from bluesky_cdi.cli import serve as serve_command
 from bluesky_cdi.errors import CatalogError
 
 
@@ -222,3 +225,52 @@ def test_folder_is_the_owners_alone_and_one_that_exists_keeps_its_mode(empty_cat
         pass
     assert empty_catalog.stat().st_mode & 0o777 == 0o700  # which `serve` has made
     assert directory.stat().st_mode == before
+
+
+class TestServeCommand:
+    """Until Ctrl-C, which the visit ends with."""
+
+    @pytest.fixture
+    def served(self, directory, capsys, monkeypatch):
+        """Serve with some options and ask for statuses: (what was said, status of reading or writing with a key)."""
+
+        def run(*options, asked):
+            seen = []
+
+            def visit():
+                said = json.loads(capsys.readouterr().out)
+                address, _, key = said["tiled"].partition("?api_key=")
+                for writes, offered in asked:
+                    url = f"{address}/metadata/" if writes else f"{address}/search/"
+                    params = {} if offered is None else {"api_key": key if offered == "the key" else offered}
+                    body = {"json": {"structure_family": "container", "metadata": {}, "specs": []}} if writes else {}
+                    method = "POST" if writes else "GET"
+                    seen.append(httpx.request(method, url, params=params, trust_env=False, **body).status_code)
+                seen.append(said)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(serve_command, "_wait", visit)
+            assert main(["serve", str(directory), "--port", "0", "--json", *options]) == 0
+            return seen
+
+        return run
+
+    def test_by_default_who_has_the_key_reads(self, served):
+        *statuses, said = served(asked=[(False, None), (False, "wrong"), (False, "the key"), (True, "the key")])
+        assert statuses == [401, 401, 200, 405]
+        assert said["read_only"] and said["page"].startswith("http://127.0.0.1:")
+
+    def test_public_is_for_reading(self, served):
+        *statuses, said = served("--public", asked=[(False, None), (True, None), (False, "wrong")])
+        assert statuses == [200, 405, 401]
+        assert "api_key" not in said["page"]
+
+    def test_writable_needs_the_key(self, served):
+        *statuses, said = served("--writable", "--key", "Key1", asked=[(True, None), (True, "wrong"), (True, "Key1")])
+        assert statuses == [401, 401, 200]
+        assert not said["read_only"]
+
+    def test_a_folder_that_is_served_already(self, directory, capsys):
+        with serve(directory):
+            assert main(["serve", str(directory), "--port", "0"]) == 1
+        assert "is served already" in capsys.readouterr().err

@@ -134,3 +134,13 @@ def test_an_interrupted_reconstruction_keeps_what_it_has():
     assert found.source["iterations"] == 3 and found.source["ended"] == "interrupted"
     assert "it was interrupted after 3 iterations" in found.source["verdict"]["reasons"]
     np.testing.assert_array_equal(found.object, reconstruct(scan, settings(), 3).object)
+
+
+def test_the_flux_that_was_monitored_is_not_taken_for_the_sample():
+    scan, sample = make_scan()
+    flux = np.random.default_rng(1).uniform(0.6, 1.0, len(scan))
+    counts = np.random.default_rng(2).binomial(scan.counts, flux[:, None, None])
+    found = [reconstruct(replace(scan, counts=counts, flux=each), settings(), 10) for each in (None, flux)]
+    without, with_it = (error(each.object, sample, 64) for each in found)
+    assert with_it < 0.75 * without
+    assert replace(scan, flux=flux).subset([3, 1]).flux.tolist() == flux[[3, 1]].tolist()

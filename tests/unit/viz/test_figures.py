@@ -304,3 +304,36 @@ def test_a_single_shot_figure_of_darkness_is_drawn():
     assert not shown(found["Support"]).get_array().any()
     with pytest.raises(ValueError, match=r"must have the object's shape \(32, 32\)"):
         viz.show_single_shot(image, np.ones((8, 8)), np.ones((8, 8), bool))
+
+
+def test_show_object_is_cut_to_the_measured_area_with_row_0_above(estimate):
+    fig = viz.show_object(estimate, "scan 7")
+    found = panels(fig)
+    assert list(found) == ["Phase", "Amplitude"]
+    covered = estimate.coverage > 0
+    amplitude = shown(found["Amplitude"])
+    assert amplitude.origin == "upper"
+    np.testing.assert_allclose(amplitude.get_array(), abs(estimate.object)[covered].reshape(49, 59))
+    phase = shown(found["Phase"]).get_array()
+    assert abs(np.angle(np.exp(1j * phase).mean())) < 1e-6
+    (bar,) = (each for each in found["Phase"].artists if hasattr(each, "size_bar"))
+    assert bar.size_bar.get_children()[0].get_width() * PIXEL_M == pytest.approx(2e-7)
+    assert bar.txt_label.get_text() == "200 nm"
+    assert fig.get_suptitle() == "scan 7, 9 frames, pixel 20 nm"
+
+
+@pytest.mark.parametrize(
+    ("width_m", "length_m", "said"),
+    [
+        (1e-6, 2e-7, "200 nm"),
+        (4e-6, 1e-6, "1 µm"),
+        (4e-3, 1e-3, "1 mm"),
+        (2e-9, 5e-10, "0.5 nm"),
+        (1.7e-5, 5e-6, "5 µm"),
+    ],
+)
+def test_scale_bars_have_round_lengths(width_m, length_m, said):
+    from bluesky_cdi.viz.objects import bar_length_m, said_length
+
+    assert bar_length_m(width_m) == pytest.approx(length_m)
+    assert said_length(bar_length_m(width_m)) == said

@@ -1,0 +1,163 @@
+"""A raw run of a catalog as a recorded scan: to be reconstructed again, or written to a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.config import Config
+from bluesky_cdi.io import Preprocessing, Scan
+from bluesky_cdi.io.scan import recorded
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.protocols import Estimate, RunInfo
+
+if TYPE_CHECKING:
+    from bluesky_cdi.catalog import Catalog
+    from bluesky_cdi.catalog.results import ExitStatus
+
+# What `Scan.source` says of the file's form, of a scan that comes from no file.
+FORM = "catalog"
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """A raw run, as a scan.
+
+    Attributes
+    ----------
+    info : RunInfo
+        Of the run, with the geometry of the scan's frames.
+    scan : Scan
+    numbers : tuple of int
+        Number of each frame in the run.
+    ended : tuple of str
+        Exit status and reason of what is derived from it.
+    """
+
+    info: RunInfo
+    scan: Scan
+    numbers: tuple[int, ...]
+    ended: tuple[ExitStatus, str] = ("success", "")
+
+
+def recorded_run(
+    catalog: Catalog,
+    which: str | int,
+    config: Config,
+    *,
+    unfinished: bool = False,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> RecordedRun:
+    """Read a raw run from a catalog; its frames are preprocessed as a recorded scan's.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where to look.
+    which : str or int
+        The run, as `bluesky_cdi.catalog.find_run` takes it.
+    config : Config
+        Its sections `documents` and `detector`.
+    unfinished : bool
+        Take a run without a stop document: whoever measured it is gone.
+    mask : ndarray, shape (H, W), bool, optional
+        Valid pixels of the detector.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such run, or it has not ended.
+    DocumentError, FrameError, GeometryError
+        If the run can't be reconstructed.
+    """
+    from bluesky_cdi.callbacks import collect_frames
+    from bluesky_cdi.catalog import ending_of, find_run, run_documents
+
+    run = find_run(catalog, which)
+    ended = ending_of(run, unfinished)
+    info, frames = collect_frames(
+        run_documents(catalog, run, config.documents.stream),
+        settings=config.documents,
+        mask=mask,
+        preprocessing=Preprocessing.recorded(config),
+    )
+    # As from a file: pixels that hold flags in place of counts are masked.
+    scan = recorded(
+        np.stack([frame.counts for frame in frames]),
+        positions_m=np.stack([frame.position_m for frame in frames]).astype(np.float64),
+        geometry=Geometry.from_metadata(info.metadata, info.frame_shape),
+        mask=mask if info.preprocessed is None else info.preprocessed.mask,
+        name=f"scan {info.scan_id}",
+        source=_source_of(info),
+        flux=np.array([frame.flux for frame in frames]),
+    )
+    return RecordedRun(info, scan, tuple(frame.seq_num for frame in frames), ended)
+
+
+def with_known_probe(catalog: Catalog, run: RecordedRun) -> RecordedRun:
+    """Give the scan of a run the probe that the newest usable result of it has found, in the scan's gauge.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the results are.
+    run : RecordedRun
+        The run.
+
+    Returns
+    -------
+    RecordedRun
+        The same one without a complete result whose verdict is not failed.
+    """
+    from bluesky_cdi.catalog import find_raw, find_results, load_result, probe_file_of
+    from bluesky_cdi.reconstruction.probe_guess import fitted
+
+    usable = [each for each in find_results(catalog, run.info.uid) if each.complete and each.verdict != "failed"]
+    if not usable:
+        return run
+    found = probe_file_of(load_result(catalog, str(usable[-1].uid)), find_raw(catalog, usable[-1]).start)
+    probe = fitted(found, run.scan.geometry)
+    photons = float(np.square(np.abs(probe), dtype=np.float64).sum())
+    scaled = probe * np.sqrt(run.scan.mean_photons / photons)
+    return replace(run, scan=replace(run.scan, probe=scaled.astype(np.complex64)))
+
+
+def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path) -> str:
+    """Write a reconstruction of a run into its catalog, as a new derived run beside those that are there.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the run is.
+    run : RecordedRun
+        The run.
+    estimate : Estimate
+        What was made of it.
+    directory : Path
+        The session's folder, for the result's file.
+
+    Returns
+    -------
+    str
+        Uid of the derived run.
+
+    Raises
+    ------
+    CatalogError
+        If the catalog does not take it.
+    """
+    from bluesky_cdi.catalog import publishing
+
+    with publishing(catalog, run.info, directory) as publisher:
+        publisher.close(estimate, *run.ended)
+    return publisher.uid
+
+
+def _source_of(info: RunInfo) -> dict[str, Any]:
+    near = info.metadata["geometry"].get("propagation", "far") == "near"
+    notes = {} if info.preprocessed is None else {"preprocessing": dict(info.preprocessed.notes)}
+    return {"format": FORM, "run": info.uid, "propagation": "near field" if near else "far field", **notes}
