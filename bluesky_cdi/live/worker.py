@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,12 +27,27 @@ from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Activity
 from bluesky_cdi.live.inbox import Inbox
 from bluesky_cdi.live.loop import NOT_RUNNING, WorkerLoop
-from bluesky_cdi.live.messages import Begin, Close, End, Fail, LeftOut, PointsAfter, Request, Start, Wait, stopped
+from bluesky_cdi.live.messages import (
+    Begin,
+    Close,
+    End,
+    Fail,
+    LeftOut,
+    PointsAfter,
+    Request,
+    Start,
+    Wait,
+    refuse,
+    stopped,
+)
 from bluesky_cdi.live.newest_run import NewestRun
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.protocols import Estimate, Frame, Proposal, RunInfo, ScanArea, ScanTicket
 
 logger = logging.getLogger(__name__)
+
+# How long frames that documents have announced are waited for before a question about them, seconds.
+DRAIN_S = 600.0
 
 
 class LiveWorker:
@@ -51,6 +66,9 @@ class LiveWorker:
     ----------
     activity : Activity
         Tells whether the thread gives signs of life.
+    drain : callable, optional
+        Waits, at most for some seconds, until the frames of all documents that have come were put here; whether they
+        were. For who puts them here in another thread than that in which questions are asked.
     error : Exception or None
         Why the reconstruction of the newest run failed.
     latest : Estimate or None
@@ -66,6 +84,7 @@ class LiveWorker:
         self._newest = NewestRun()
         self.activity = Activity(self._pace.step_s, self._pace.tune_s)
         self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest, self.activity)
+        self.drain: Callable[[float], bool] | None = None
         self.n_dropped = 0
         self._thread = threading.Thread(target=self._loop.run, name="bluesky_cdi-worker", daemon=True)
         self._thread.start()
@@ -129,7 +148,10 @@ class LiveWorker:
             Points of the frames that are in the image, as `WorkerParts.points_of` gives them; none without an image.
         """
         message = PointsAfter(after, Future())
-        self._inbox.put(message)
+        if self.drain is None:
+            self._inbox.put(message)
+        else:
+            threading.Thread(target=_put_in_turn, args=(self.drain, self._inbox, message), daemon=True).start()
         return message.answer
 
     def check(self) -> None:
@@ -227,3 +249,11 @@ class LiveWorker:
         if self._thread.is_alive():
             limit_s = self._pace.final_s + timeout_s
             raise WorkerError(f"the reconstruction has not ended within {limit_s:g} s; close again to wait longer")
+
+
+def _put_in_turn(drain: Callable[[float], bool], inbox: Inbox, question: PointsAfter) -> None:
+    """Ask after the documents that came before: the newest run may be one that they begin."""
+    if drain(DRAIN_S):
+        inbox.put(question)
+    else:
+        refuse(question.answer, WorkerError(f"the frames of the run could not all be read within {DRAIN_S:g} s"))

@@ -128,6 +128,11 @@ class RegionSolver:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
         self._engine = None
 
+    def leave(self, tiles: Sequence[int]) -> None:
+        """Forget how the iterations ended where no frames are any more."""
+        for tile in tiles:
+            self._courses.pop(tile, None)
+
     def use_grid(self, *, mixes: bool) -> None:
         """Forget what belongs to the regions of another grid.
 

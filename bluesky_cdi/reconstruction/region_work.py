@@ -68,6 +68,8 @@ class RegionWork:
         if not len(frames.rows):
             tiled.map.clear(region)
             scheduler.forget(region.tiles)
+            if not np.isin(tiled.tiling.home(self._frames.table.corner[self._frames.light.lit]), region.tiles).any():
+                self._solver.leave(region.tiles)
             return
         view = tiled.map.view(region, self._probe.modes)
         # An object that was made under another probe can be a worse start than none.

@@ -150,7 +150,8 @@ class Served:
                     number, n, after = values
                     self._answer(number, self._worker.request(n, after))
                 case "points_after":
-                    threading.Thread(target=self._points_after, args=values, daemon=True).start()
+                    number, after = values
+                    self._answer(number, self._worker.points_after(after))
                 case "wait":
                     threading.Thread(target=self._wait, args=values, daemon=True).start()
                 case "want":
@@ -166,11 +167,6 @@ class Served:
         answer = self._worker.begin(unpack_area(area), uid)
         self._begun += 1
         self._answer(number, answer)
-
-    def _points_after(self, number: int, after: int) -> None:
-        # First the documents that came before the question: the newest run may be one that they begin.
-        self._documents.drain(DRAIN_S)
-        self._answer(number, self._worker.points_after(after))
 
     def _answer(self, number: int, answer: Future[Any]) -> None:
         def send(done: Future[Any]) -> None:

@@ -79,6 +79,7 @@ class Setup:
                 preprocessing=self.preprocessing,
             )
         )
+        worker.drain = documents.drain
         return worker, documents
 
 

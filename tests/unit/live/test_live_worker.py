@@ -383,6 +383,24 @@ def test_points_come_once_the_frames_are_in_or_left_out(bench):
     assert points_of(later) == [3]
 
 
+def test_points_are_asked_for_after_the_documents_that_came_before(bench):
+    """Else the run before, which is still open, would answer."""
+    bench.start(uid="before")
+    bench.put(1, 2)
+
+    def drain(seconds):
+        bench.worker.end_run("success", "")
+        bench.start()
+        bench.put(1)
+        return seconds > 0
+
+    bench.worker.drain = drain
+    assert points_of(bench.worker.points_after(1)) == [1]
+    bench.worker.drain = lambda _: False
+    with pytest.raises(WorkerError, match="could not all be read"):
+        bench.worker.points_after(1).result(SOON_S)
+
+
 def test_points_that_never_come_are_refused(bench):
     bench.start()
     waiting = bench.worker.points_after(2)

@@ -329,3 +329,15 @@ def test_what_is_told_of_the_iterations_speaks_of_all_regions(wide, column_frame
     again = wide.reconstructor(refine_iterations=2, window_px=WINDOW_PX)
     again.restore(older, column_frames)
     assert [again.estimate().source[key] for key in keys] == [6, "epochs", 0.0, 0.0]
+
+
+def test_a_region_without_frames_tells_nothing_of_its_iterations(wide, column_frames, monkeypatch):
+    """Its frames, and those that reach into it, are measured again without light."""
+    script = Scripted(monkeypatch)
+    ours = wide.reconstructor(refine_iterations=2, window_px=WINDOW_PX)
+    ours.add(column_frames)
+    assert ours.step(BUDGET_S).source["ended"] == "diverged"
+    first = len(script.told)
+    ours.add([dark(frame) for frame in column_frames[: int(0.45 * len(column_frames))]])
+    told = ours.step(BUDGET_S).source
+    assert len(script.told) == first and (told["ended"], told["diverged"]) == ("converged", 0.0)

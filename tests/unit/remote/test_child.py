@@ -1,17 +1,13 @@
 """What the reconstruction's process tells of itself."""
 
-from concurrent.futures import Future
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.live import activity
 from bluesky_cdi.live.activity import Silence
-from bluesky_cdi.packing import pack, unpack
 from bluesky_cdi.remote import child
-from bluesky_cdi.remote.messages import unpack_answer
 from bluesky_cdi.remote.setup import live_arguments, live_setup
 
 SOON_S = 240.0
@@ -40,23 +36,6 @@ def test_each_beat_tells_what_the_worker_is_at(monkeypatch):
         served._beat()
     beat = ["beat", 0, None, 0, -1]
     assert said == [beat, ["activity", None], beat, ["activity", vars(silence)], beat]
-
-
-def test_points_are_asked_for_after_the_documents_that_came_before(monkeypatch):
-    """Else the newest run might be the one before."""
-    did, said = [], []
-    points = [{"seq_num": 1, "y": 0.5, "embedding": np.arange(3.0)}]
-    answer = Future()
-    answer.set_result(points)
-    worker = SimpleNamespace(points_after=lambda after: did.append(after) or answer)
-    documents = SimpleNamespace(drain=lambda _: did.append("drained") or True)
-    channel = SimpleNamespace(send=lambda *message: said.append(unpack(pack(list(message)))))
-    child.Served(channel, worker, documents, None)._points_after(7, 1)
-    assert did == ["drained", 1]
-    ((name, number, value),) = said
-    (point,) = unpack_answer(value)
-    assert (name, number, point["seq_num"], point["y"]) == ("answer", 7, 1, 0.5)
-    np.testing.assert_array_equal(point["embedding"], points[0]["embedding"])
 
 
 def test_memory_is_given_back_when_a_run_is_done(monkeypatch):
