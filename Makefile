@@ -8,8 +8,6 @@ READY := $(VENV)/ready
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 # `make test COVERAGE=1` also tells which lines ran. From Python 3.12 on the interpreter itself can, at next to no cost.
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
-# A test waits a third of its time, for other processes and threads: one test process more than there are cores.
-ONE_MORE = --numprocesses $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)")
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .PHONY: demo test test-beamline test-busy test-faults lint types contracts wheel clean
@@ -18,7 +16,7 @@ demo: $(READY)
 	$(BIN)/bluesky-cdi demo
 
 test: $(READY)
-	$(MEASURED) $(BIN)/$(PYTEST) $(ONE_MORE) --ignore tests/faults --ignore tests/beamline $(if $(COVERAGE),--cov --cov-report=)
+	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline $(if $(COVERAGE),--cov --cov-report=)
 	$(if $(COVERAGE),$(BIN)/python tests/coverage_by_room.py)
 
 # With the software of real detectors, queues and agents; about two minutes.

@@ -20,7 +20,7 @@ NRMSE_BOUND = 0.4
 
 @pytest.fixture(scope="module")
 def scan(open_lab, make_config):
-    config = make_config()
+    config, before = make_config(), set(threading.enumerate())
     with open_lab(config) as lab:
         reason = lab.run(lab.adaptive(budget=BUDGET))
         lab.session.wait()
@@ -28,7 +28,7 @@ def scan(open_lab, make_config):
         in_catalog = SimpleNamespace(
             frames=raw["primary"]["diff_image"].read(), agent=raw["agent"].read(), valid=raw.validate()
         )
-    threads = [thread.name for thread in threading.enumerate()]
+    threads = [thread.name for thread in set(threading.enumerate()) - before]
     return SimpleNamespace(
         config=config, lab=lab, docs=lab.docs, derived=lab.derived, history=lab.history, reason=reason,
         raw=in_catalog, latest=lab.session.live.latest, directory=lab.session.directory, threads=threads,
