@@ -20,7 +20,7 @@ from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.objects import SAMPLES, make_sample
-from bluesky_cdi.physics.probes import scaled_to, width_px, zone_plate_probe
+from bluesky_cdi.physics.probes import mirror_pair_probe, scaled_to, width_px, zone_plate_probe
 from bluesky_cdi.physics.zone_plate import OrderSortingAperture, ZonePlate
 from bluesky_cdi.protocols import FloatArray
 
@@ -30,6 +30,8 @@ ZONE_PLATE = ZonePlate(80e-9, 150e-6, 40e-6, OrderSortingAperture(30e-6, 10e-3))
 DEFOCUS_M = 0.22e-3
 # Positions are off their grid by up to this share of the step, which keeps the grid out of the object.
 JITTER = 0.2
+# Of the pair of mirrors: half opening angles and distances from the foci (y, x), which make an astigmatic beam.
+MIRRORS_NA, MIRRORS_DEFOCUS_M = (0.9e-3, 0.7e-3), (0.25e-3, -0.15e-3)
 # Share of the photons in the first of several modes.
 MAIN_SHARE = 0.85
 
@@ -88,6 +90,10 @@ class Case:
         Incoherent modes of the beam.
     wrong : Wrong
         What is assumed wrongly besides.
+    optics : {'zone plate', 'mirrors'}
+        What focuses the beam. Of the pair of mirrors no other probe can be assumed.
+    position_error_px : float
+        Standard deviation, along each axis, of the assumed positions around the true ones, pixels.
 
     Raises
     ------
@@ -106,6 +112,8 @@ class Case:
     thickness: float = 1.0
     modes: int = 1
     wrong: Wrong = Wrong()
+    optics: Literal["zone plate", "mirrors"] = "zone plate"
+    position_error_px: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -114,6 +122,10 @@ class Case:
                 raise ConfigError(f"{name} must be a finite positive number; it is {getattr(self, name)!r}")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap must be at least 0 and below 1; it is {self.overlap!r}")
+        if not self.position_error_px >= 0:
+            raise ConfigError(f"position_error_px must be 0 or more; it is {self.position_error_px!r}")
+        if self.optics == "mirrors" and (self.probe_error_rad or self.wrong != Wrong()):
+            raise ConfigError("no other probe can be assumed of a pair of mirrors: choose optics='zone plate'")
         if self.sample not in SAMPLES:
             raise ConfigError(f"a sample is one of {', '.join(SAMPLES)}; got {self.sample!r}")
 
@@ -160,7 +172,9 @@ def simulate(case: Case, seed: int, device: torch.device) -> Problem:
     counts = case.count_scale * _measured(torch.from_numpy(truth)[None], probe[None], data, seed)
     counts = torch.roll(counts, case.wrong.centre_px, dims=(-2, -1))
     aberrations = _aberrations(case.probe_error_rad, rng) if case.probe_error_rad else None
-    corner_px, shift_px = _assumed_places(grid, positions_m, case.wrong.pixel)
+    # A generator of its own: what is wrong changes nothing else.
+    off = np.random.default_rng([seed, 1]).standard_normal(positions_m.shape) * case.position_error_px * pixel_m
+    corner_px, shift_px = _assumed_places(grid, positions_m + off, case.wrong.pixel)
     return Problem(
         Diffraction(counts.to(device), corner_px.to(device), shift_px.to(device), data.object_shape),
         scaled_to(_assumed_probe(case, aberrations), case.dose * case.count_scale)[None].to(device),
@@ -234,13 +248,23 @@ def true_probe(case: Case) -> Tensor:
 def _probe(
     case: Case, geometry: Geometry, lens: ZonePlate = ZONE_PLATE, aberrations: Mapping[int, float] | None = None
 ) -> Tensor:
+    share = MAIN_SHARE if case.modes > 1 else 1.0
+    if case.optics == "mirrors":
+        return mirror_pair_probe(
+            geometry,
+            numerical_aperture=MIRRORS_NA,
+            defocus_m=MIRRORS_DEFOCUS_M,
+            modes=case.modes,
+            coherent_share=share,
+            photons=case.dose,
+        )
     return zone_plate_probe(
         geometry,
         lens,
         defocus_m=DEFOCUS_M,
         aberrations=aberrations,
         modes=case.modes,
-        coherent_share=MAIN_SHARE if case.modes > 1 else 1.0,
+        coherent_share=share,
         photons=case.dose,
     )
 

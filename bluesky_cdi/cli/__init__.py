@@ -17,6 +17,7 @@ from typing import Any
 from bluesky_cdi import __version__
 from bluesky_cdi.cli.bench import add_bench
 from bluesky_cdi.cli.browse import add_browse
+from bluesky_cdi.cli.calibrate import add_calibrate
 from bluesky_cdi.cli.compare import add_compare
 from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         add_new_profile,
         add_doctor,
         add_train,
+        add_calibrate,
         add_bench,
     ):
         add_command(commands, common)

@@ -15,7 +15,9 @@ from bluesky_cdi.evaluation.calibration import (
     ause,
     expected_calibration_error,
     interval_coverage,
+    interval_widths,
     rank_correlation,
+    share_inside,
 )
 from bluesky_cdi.evaluation.comparison import Comparison, compare, compare_estimate
 from bluesky_cdi.evaluation.frc import (
@@ -63,10 +65,12 @@ __all__ = [
     "frc_threshold",
     "illuminated_mask",
     "interval_coverage",
+    "interval_widths",
     "phase_mae_rad",
     "phase_retrieval_transfer",
     "psnr",
     "rank_correlation",
+    "share_inside",
     "resolve_ambiguities",
     "ssim",
     "transfer_resolution_px",

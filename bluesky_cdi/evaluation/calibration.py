@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,52 @@ def interval_coverage(
     if not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must lie between 0 and 1; they are {tuple(levels)}")
     return {float(level): float(np.mean(size <= special.ndtri((1 + level) / 2) * spread)) for level in levels}
+
+
+def share_inside(error: FloatArray, std: FloatArray, widths: Mapping[float, float]) -> dict[float, float]:
+    """Count how often intervals of stated widths hold the error.
+
+    Parameters
+    ----------
+    error, std : ndarray
+        As `interval_coverage`.
+    widths : Mapping of float to float
+        Half width of the interval of each level, in deviations; see `interval_widths`.
+
+    Returns
+    -------
+    dict
+        Share of errors within each level's interval; equal to the level when calibrated.
+
+    Raises
+    ------
+    ValueError
+        As `interval_coverage`.
+    """
+    size, spread = _checked_errors(error, std)
+    return {level: float(np.mean(size <= width * spread)) for level, width in widths.items()}
+
+
+def interval_widths(source: Mapping[str, Any], part: str = "phase") -> dict[float, float]:
+    """Read how wide an estimate says that its central intervals are.
+
+    Parameters
+    ----------
+    source : Mapping
+        Of the estimate; its ``uncertainty`` has ``intervals``.
+    part : {'amplitude', 'phase'}
+        Whose.
+
+    Returns
+    -------
+    dict
+        By level the half width in predicted deviations; those of a normal distribution where it doesn't say.
+    """
+    said = source.get("uncertainty")
+    widths = said.get("intervals", {}).get(part) if isinstance(said, Mapping) else None
+    if widths is None:
+        return {level: float(special.ndtri((1 + level) / 2)) for level in (0.5, 0.9, 0.95)}
+    return {float(level): float(width) for level, width in widths.items()}
 
 
 def expected_calibration_error(error: FloatArray, std: FloatArray) -> float:

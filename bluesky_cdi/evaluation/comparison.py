@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bluesky_cdi.evaluation._checks import BoolArray, window_sums
 from bluesky_cdi.evaluation.alignment import Aligned, align, crop_to, illuminated_mask, wrap_rad
-from bluesky_cdi.evaluation.calibration import interval_coverage, rank_correlation
+from bluesky_cdi.evaluation.calibration import interval_widths, rank_correlation, share_inside
 from bluesky_cdi.evaluation.image import SSIM_WINDOW_PX, complex_nrmse, phase_mae_rad, psnr, ssim
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
 
@@ -60,6 +60,7 @@ def compare(
     illumination: FloatArray | BoolArray,
     *,
     std_phase_rad: FloatArray | None = None,
+    widths: Mapping[float, float] | None = None,
     max_shift_px: float = MOST_SHIFT_PX,
 ) -> Comparison:
     """Align an estimate with a truth and measure what is left, on the illuminated pixels.
@@ -72,6 +73,8 @@ def compare(
         Summed illumination, of which `illuminated_mask` is taken, or a mask.
     std_phase_rad : ndarray, shape (Y, X), optional
         Predicted standard deviation of the estimate's phase, radians.
+    widths : Mapping of float to float, optional
+        Half widths of its central intervals by level, in deviations; those of a normal distribution if absent.
     max_shift_px : float
         Largest shift between them that is looked for.
 
@@ -85,7 +88,7 @@ def compare(
         As `align`, `illuminated_mask` and `interval_coverage`.
     """
     mask = illuminated_mask(illumination)
-    return measured(align(estimate, truth, mask, max_shift_px=max_shift_px), mask, std_phase_rad)
+    return measured(align(estimate, truth, mask, max_shift_px=max_shift_px), mask, std_phase_rad, widths)
 
 
 def compare_estimate(estimate: Estimate, truth: ComplexArray, truth_origin_m: Sequence[float]) -> Comparison:
@@ -112,10 +115,16 @@ def compare_estimate(estimate: Estimate, truth: ComplexArray, truth_origin_m: Se
         If the estimate has no frame.
     """
     under = crop_to(truth, truth_origin_m, estimate.origin_m, estimate.object.shape, estimate.pixel_m)
-    return compare(estimate.object, under, estimate.coverage, std_phase_rad=estimate.std_phase_rad)
+    widths = interval_widths(estimate.source)
+    return compare(estimate.object, under, estimate.coverage, std_phase_rad=estimate.std_phase_rad, widths=widths)
 
 
-def measured(aligned: Aligned, mask: BoolArray, std_phase_rad: FloatArray | None = None) -> Comparison:
+def measured(
+    aligned: Aligned,
+    mask: BoolArray,
+    std_phase_rad: FloatArray | None = None,
+    widths: Mapping[float, float] | None = None,
+) -> Comparison:
     """Measure how far off an aligned estimate is; see `compare`.
 
     Parameters
@@ -126,6 +135,8 @@ def measured(aligned: Aligned, mask: BoolArray, std_phase_rad: FloatArray | None
         Pixels that count.
     std_phase_rad : ndarray, shape (Y, X), optional
         Predicted standard deviation of the estimate's phase, radians.
+    widths : Mapping of float to float, optional
+        As of `compare`.
 
     Returns
     -------
@@ -144,9 +155,15 @@ def measured(aligned: Aligned, mask: BoolArray, std_phase_rad: FloatArray | None
     }
     if std_phase_rad is not None:
         error, std = wrap_rad(np.angle(found) - np.angle(truth))[mask], std_phase_rad[mask]
-        numbers["inside_90_percent_interval"] = interval_coverage(error, std)[0.9]
+        shares = share_inside(error, std, interval_widths({}) if widths is None else widths)
+        numbers |= {f"inside_{100 * level:g}_percent_interval": share for level, share in shares.items()}
+        numbers["predicted_over_actual_rms"] = _rms(std) / max(_rms(error), 1e-12)
         numbers["uncertainty_rank_correlation"] = rank_correlation(error, std)
     return Comparison(aligned, mask, numbers)
+
+
+def _rms(values: FloatArray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 def _relative_phases(

@@ -16,9 +16,7 @@ from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 
 
-def source_of(
-    config: ReconstructorConfig, trained: Trained | None, uncertainty: str, seed: int, device: str
-) -> dict[str, Any]:
+def source_of(config: ReconstructorConfig, trained: Trained | None, seed: int, device: str) -> dict[str, Any]:
     """Describe what makes a run's estimates.
 
     Parameters
@@ -27,8 +25,6 @@ def source_of(
         Its settings.
     trained : Trained or None
         The network, if there is one.
-    uncertainty : str
-        Name of what predicts errors.
     seed : int
         Of the order of frames.
     device : str
@@ -38,7 +34,6 @@ def source_of(
         "reconstructor": config.name,
         "network": trained.name if trained else None,
         "weights_sha256": trained.sha256 if trained else None,
-        "uncertainty": uncertainty,
         "settings": config.model_dump(mode="json"),
         "seed": seed,
         "device": device,

@@ -31,6 +31,7 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
+from bluesky_cdi.reconstruction.calibration import Calibrating, calibration_of
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -100,6 +101,7 @@ class PtychoReconstructor:
         on_progress: Callable[[int, float], None] | None = None,
         saturation: float | None = None,
         notes: Mapping[str, Any] | None = None,
+        calibration: Calibrating | None = None,
     ) -> None:
         side, device = grid.frame_px, torch.device(device)
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
@@ -115,11 +117,18 @@ class PtychoReconstructor:
         self._watch = ProbeWatch(self._probe, check_in)
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
         estimator = uncertainty_estimator(config.uncertainty, net)
+        self._calibration = calibration or calibration_of(trained, estimator.name)
         self._work = RegionWork(
-            self._frames, self._metrics, self._probe, self._solver, estimator, refine_positions=config.refine_positions
+            self._frames,
+            self._metrics,
+            self._probe,
+            self._solver,
+            estimator,
+            self._calibration,
+            refine_positions=config.refine_positions,
         )
         self._tuner = RunTuner(seed, config.fine_tune_s)
-        self._source = {**source_of(config, trained, estimator.name, seed, str(device)), **(notes or {})}
+        self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; see `MeasuredFrames.add` for the errors."""
@@ -294,6 +303,8 @@ class PtychoReconstructor:
             "plain_residual": self._frames.light.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
         }
+        widths = self._calibration.intervals(self._tiled.map.illumination, solver.kept)
+        progress["uncertainty"] = {**self._calibration.source, "intervals": widths}
         table = self._frames.table
         if (found := table.flux.others) and not self._config.refine_flux:
             progress["other_flux"] = found

@@ -43,11 +43,14 @@ class Solved:
         None unless refinement explains the region's own frames clearly better.
     is_new : bool
         Whether the object is another than before.
+    iterations : int
+        Iterations since the prediction that are in it.
     """
 
     object: Tensor
     refined: Solution | None
     is_new: bool
+    iterations: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,14 @@ class Course:
         Share by which each of them lowered the deviance; 0 where they were not kept.
     frames : float
         Frames that this speaks of.
+    kept : int
+        Iterations since the prediction that are in the image.
     """
 
     ended: str
     falling: float
     frames: float
+    kept: int = 0
 
 
 class RegionSolver:
@@ -124,6 +130,11 @@ class RegionSolver:
         """Share of the frames in whose region the last iterations diverged."""
         return self._mean(lambda course: float(course.ended == "diverged"))
 
+    @property
+    def kept(self) -> int:
+        """Iterations since the prediction that are in the image, mean over the frames of all regions."""
+        return round(self._mean(lambda course: course.kept))
+
     def forget(self) -> None:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
         self._engine = None
@@ -171,19 +182,22 @@ class RegionSolver:
         warm : bool
             Whether a prediction may begin at what is known.
         """
-        obj = view.object
+        obj, before = view.object, max((self._kept(tile) for tile in frames.region.tiles), default=0)
         if anew or self._tiles != frames.region.tiles:
             self._engine, self._prior, self._tiles = None, None, frames.region.tiles
         if anew or (self.net is not None and self._prior is None):
             predicted = self._predicted(view, probe.modes, frames.data, warm)
-            obj = _better(view, predicted, probe.modes, frames.data) if anew else obj
-        refined = self._refined(obj, frames, view, probe, has_time)
-        return Solved(obj if refined is None else refined.object, refined, anew or refined is not None)
+            if anew:
+                obj, goes_on = _better(view, predicted, probe.modes, frames.data)
+                before = before if goes_on else 0
+        refined = self._refined(obj, frames, view, probe, has_time, before)
+        found = obj if refined is None else refined.object
+        return Solved(found, refined, anew or refined is not None, max(map(self._kept, frames.region.tiles)))
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give what is told of the iterations; an engine's memory is not kept."""
         courses = list(self._courses.values())
-        told = {name: np.array([getattr(each, name) for each in courses]) for name in ("falling", "frames")}
+        told = {name: np.array([getattr(each, name) for each in courses]) for name in ("falling", "frames", "kept")}
         ended = np.array([each.ended for each in courses], dtype=np.str_)
         return {"iterations": np.array(self.iterations), "tile": np.array(list(self._courses)), "ended": ended, **told}
 
@@ -192,13 +206,19 @@ class RegionSolver:
         self.iterations = int(state["iterations"])
         # Checkpoints of before know of the last region only, or of it only why it ended.
         before = {"tile": np.zeros(1), "falling": np.zeros(1), "frames": np.ones(1)}
-        columns = (np.atleast_1d({**before, **state}[name]).tolist() for name in ("tile", "ended", "falling", "frames"))
+        before["kept"] = np.zeros(len(np.atleast_1d(state["ended"])), np.int64)
+        names = ("tile", "ended", "falling", "frames", "kept")
+        columns = (np.atleast_1d({**before, **state}[name]).tolist() for name in names)
         self._courses = {int(tile): Course(*told) for tile, *told in zip(*columns, strict=True)}
 
     def _mean(self, of: Callable[[Course], float]) -> float:
         """Average over the frames that the tiles' courses speak of."""
         frames = sum(course.frames for course in self._courses.values())
         return sum(of(course) * course.frames for course in self._courses.values()) / frames if frames else 0.0
+
+    def _kept(self, tile: int) -> int:
+        """Return the iterations since the prediction that are in a tile's image."""
+        return self._courses[tile].kept if tile in self._courses else 0
 
     def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction, warm: bool) -> Tensor:
         """Predict, in phase with the object where that is known; vacuum without a network."""
@@ -210,22 +230,28 @@ class RegionSolver:
         return found
 
     def _refined(
-        self, obj: Tensor, frames: RegionFrames, view: RegionView, probe: SharedProbe, has_time: Callable[[], bool]
+        self,
+        obj: Tensor,
+        frames: RegionFrames,
+        view: RegionView,
+        probe: SharedProbe,
+        has_time: Callable[[], bool],
+        before: int,
     ) -> Solution | None:
-        """Refine object and probe; None unless that explains the region's own frames clearly better."""
+        """Refine what `before` iterations have made; None unless that explains the region's own frames clearly better."""
         if not self._config.refine_iterations:
             return None
         start = Solution.start(obj, probe.modes, frames.data, self.iterations)
         outcome = self._iterated(start, has_time)
         found = probe.shared(outcome.solution, frames.share) if self._mixes else outcome.solution
         own = frames.own | ~frames.own.any()
-        before, after = (
-            mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found)
-        )
-        is_kept = bool(after < (1 - LEAST_GAIN) * before)
+        had, has = (mean_deviance(view.embedded(each.object), each.probe, each.data, own) for each in (start, found))
+        is_kept = bool(has < (1 - LEAST_GAIN) * had)
         tiles = frames.region.tiles
-        falling = _falling(outcome.history, after / before) if is_kept else 0.0
-        self._courses.update(dict.fromkeys(tiles, Course(outcome.ended, falling, len(frames.own_rows) / len(tiles))))
+        falling = _falling(outcome.history, has / had) if is_kept else 0.0
+        kept = before + is_kept * len(outcome.history)
+        course = Course(outcome.ended, falling, len(frames.own_rows) / len(tiles), kept)
+        self._courses.update(dict.fromkeys(tiles, course))
         return found if is_kept else None
 
     def _iterated(self, start: Solution, has_time: Callable[[], bool]) -> Outcome:
@@ -282,9 +308,13 @@ def _falling(history: Sequence[float], gain: float) -> float:
     return float(1 - gain ** (1 / max(len(history), 1)))
 
 
-def _better(view: RegionView, predicted: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
-    """Choose the object that explains the frames better: as it was, continued by the prediction, or the prediction."""
+def _better(view: RegionView, predicted: Tensor, probe: Tensor, data: Diffraction) -> tuple[Tensor, bool]:
+    """Choose the object that explains the frames better: as it was, continued by the prediction, or the prediction.
+
+    Also whether it goes on from what was.
+    """
     candidates = [torch.where(view.known, view.object, predicted), predicted]
     deviances = [mean_deviance(obj, probe, data) for obj in candidates]
     # What is not finite explains nothing.
-    return candidates[int(np.argmin(np.nan_to_num(deviances, nan=np.inf)))]
+    best = int(np.argmin(np.nan_to_num(deviances, nan=np.inf)))
+    return candidates[best], best == 0

@@ -9,6 +9,7 @@ import torch
 
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.reconstruction.calibration import Calibrating, conditions_of
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import MeasuredFrames, RegionFrames
 from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
@@ -33,6 +34,8 @@ class RegionWork:
         Finds the object of a region.
     estimator : UncertaintyEstimator
         Predicts its errors.
+    calibration : Calibrating
+        Makes them true to size.
     refine_positions : bool
         Whether refined positions are kept.
     """
@@ -44,11 +47,13 @@ class RegionWork:
         probe: SharedProbe,
         solver: RegionSolver,
         estimator: UncertaintyEstimator,
+        calibration: Calibrating,
         *,
         refine_positions: bool,
     ) -> None:
         self._frames, self._metrics, self._probe = frames, metrics, probe
-        self._solver, self._estimator, self._refine_positions = solver, estimator, refine_positions
+        self._solver, self._refine_positions = solver, refine_positions
+        self._estimator, self._calibration = estimator, calibration
 
     def do(self, tiled: TiledObject, region: Region, has_time: Callable[[], bool]) -> None:
         """Solve a region, and take over what is found.
@@ -104,11 +109,13 @@ class RegionWork:
         illumination = summed_illumination(probe, data)
         obj = tiled.map.write(tiled.map.view(region, probe), solved.object, illumination)
         deviance = deviance_of(obj, probe, data)
-        found = self._estimator(obj, probe, data, illumination, deviance)
-        variance = tiled.map.write_errors(region, found).square()
-        self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
         if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
             some = data[torch.from_numpy(new).to(obj.device)]
             vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
             self._metrics.put_bounds(rows[new], vacuum, noise)
+        noise = torch.from_numpy(self._metrics.noise[rows]).to(obj.device)
+        conditions = conditions_of(probe, data, illumination, deviance, noise, solved.iterations)
+        found = self._calibration(self._estimator(obj, probe, data, illumination, deviance), conditions)
+        variance = tiled.map.write_errors(region, found).square()
+        self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
         self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])

@@ -1,0 +1,311 @@
+"""What predicted errors are worth: on simulated scans of kinds that neither training nor calibration draws, and recorded.
+
+Each scan is reconstructed as a run's last frames are: once predicted, then refined, object and probe. What is counted is
+the share of wrapped phase errors, and of amplitude errors, inside the central intervals, with shift, ramp and scale
+removed. Ranks are correlated by pixel, beside the value that is reached if each error has exactly the predicted
+deviation, and by frame: rms errors under the frames' illumination.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bluesky_cdi.bench.cases import Case, photons, positions_of, simulate
+from bluesky_cdi.bench.machine import record
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.evaluation import (
+    compare,
+    illuminated_mask,
+    interval_widths,
+    rank_correlation,
+    share_inside,
+    wrap_rad,
+)
+from bluesky_cdi.models.weights import Trained, load_weights
+from bluesky_cdi.physics.forward import to_centre
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
+from bluesky_cdi.reconstruction.online import PtychoReconstructor
+from bluesky_cdi.reconstruction.uncertainty import under_frames
+
+SCENES = {
+    "zone plate, star": Case(sample="star"),
+    "zone plate, photograph": Case(sample="natural"),
+    "mirrors, circuit": Case(sample="circuit", optics="mirrors"),
+    "mirrors, cells": Case(sample="cells", optics="mirrors"),
+}
+"""Objects and probes by the names of tables."""
+DOSES, OVERLAPS = (1e4, 1e5, 1e6), (0.5, 0.67, 0.8)
+# What is assumed wrongly, at the middle dose and overlap.
+FAULTS = {
+    "probe 0.4 rad wrong": {"probe_error_rad": 0.4},
+    "positions 1 pixel wrong": {"position_error_px": 1.0},
+}
+FAULTY_SCENES = ("zone plate, star", "zone plate, photograph")
+REFINED = (5, 30)
+# Iterations of a step.
+STEP = 5
+FIELD = 0.8
+# Edges of the bins of predicted deviations in a figure, over the median.
+QUANTILES = np.linspace(0.05, 0.95, 19)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is tested.
+
+    Parameters
+    ----------
+    weights : sequence of str
+        Networks by name or file; ``none``: LSQ-ML alone.
+    estimators : sequence of str
+        What predicts errors; empty: each network's default.
+    scenes : sequence of str
+        Keys of `SCENES`.
+    doses, overlaps : sequence of float
+        Photons a frame, and linear overlaps; each dose with each overlap.
+    seeds : int
+        Scans of each case.
+    faults : bool
+        Whether the scans of `FAULTS` are among them.
+    data : Path, optional
+        Folder of recorded scans, which are left out without it.
+    device : torch.device
+        Where to compute.
+    first_seed : int
+        Of the scans.
+    """
+
+    weights: Sequence[str] = ("canvas-small",)
+    estimators: Sequence[str] = ()
+    scenes: Sequence[str] = tuple(SCENES)
+    doses: Sequence[float] = DOSES
+    overlaps: Sequence[float] = OVERLAPS
+    seeds: int = 1
+    faults: bool = True
+    data: Path | None = None
+    device: torch.device = torch.device("cpu")
+    first_seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Errors of an estimate beside those that it predicts, on the pixels that count.
+
+    Attributes
+    ----------
+    errors, std : Mapping of str to ndarray, shape (pixels,)
+        Of ``phase`` (radians) and ``amplitude``.
+    numbers : Mapping
+        For the table.
+    """
+
+    errors: Mapping[str, FloatArray]
+    std: Mapping[str, FloatArray]
+    numbers: Mapping[str, Any]
+
+
+def trust(
+    options: Options,
+    on_progress: Callable[[str], None] | None = None,
+    keep: Callable[[str, Judged], None] | None = None,
+) -> dict[str, Any]:
+    """Test predicted errors.
+
+    Parameters
+    ----------
+    options : Options
+        Which, and on what.
+    on_progress : callable, optional
+        Called with the name of each scan before it is reconstructed.
+    keep : callable, optional
+        Called with the name of a row and what was judged, of each estimate without faults.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``settings``, and ``rows``: of each network, estimator, case and number of iterations.
+    """
+    tell = on_progress or (lambda _: None)
+    rows: list[dict[str, Any]] = []
+    for name in options.weights:
+        trained = None if name == "none" else load_weights(name, options.device)
+        for estimator in options.estimators or (None,):
+            for number, (labels, case) in enumerate(_cases(options)):
+                tell(f"{name}, {estimator or 'default'}, {', '.join(map(str, labels.values()))}")
+                for found in _estimates(case, options.first_seed + number, trained, estimator, options.device):
+                    judged, row = found
+                    rows.append({"weights": name, **labels, **row, **judged.numbers})
+                    if keep is not None and not labels["fault"]:
+                        keep(f"{row['estimator']}, {_way(row)}", judged)
+    settings = {
+        "weights": list(options.weights),
+        "estimators": list(options.estimators),
+        "scenes": list(options.scenes),
+        "seeds": options.seeds,
+        "first_seed": options.first_seed,
+        "field": FIELD,
+        "refine_iterations": STEP,
+    }
+    return record([options.device], settings, rows=rows)
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, float]]:
+    """Average over the scans of each cell: weights, estimator, iterations, dose, overlap, fault.
+
+    Parameters
+    ----------
+    rows : sequence of Mapping
+        Those of `trust`.
+
+    Returns
+    -------
+    dict
+        Means of all numbers by the cell; of ratios geometric ones.
+    """
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (row["weights"], row["estimator"], _way(row), photons(row["dose"]), f"{row['overlap']:g}", row["fault"])
+        found.setdefault(key, []).append(row)
+    return {key: _mean(each) for key, each in found.items()}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    means = {"scans": float(len(rows))}
+    for name in (key for key, value in rows[0].items() if isinstance(value, float)):
+        values = np.array([row[name] for row in rows if row[name] is not None], np.float64)
+        geometric = name.endswith("_ratio")
+        means[name] = (
+            float(np.exp(np.log(values).mean()) if geometric else np.nanmean(values)) if len(values) else math.nan
+        )
+    return means
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    return "one pass" if row["iterations"] == 0 else f"{row['iterations']} iterations"
+
+
+def _cases(options: Options) -> Iterator[tuple[dict[str, Any], Case]]:
+    """List the scans with their labels."""
+    for _ in range(options.seeds):
+        for scene in options.scenes:
+            for dose in options.doses:
+                for overlap in options.overlaps:
+                    labels = {"scene": scene, "dose": dose, "overlap": overlap, "fault": ""}
+                    yield labels, replace(SCENES[scene], dose=dose, overlap=overlap, field=FIELD)
+    if not options.faults:
+        return
+    for _ in range(options.seeds):
+        for fault, values in FAULTS.items():
+            for scene in FAULTY_SCENES:
+                for dose in options.doses:
+                    labels = {"scene": scene, "dose": dose, "overlap": 0.67, "fault": fault}
+                    yield labels, replace(SCENES[scene], dose=dose, field=FIELD, **values)
+
+
+def _estimates(
+    case: Case, seed: int, trained: Trained | None, estimator: str | None, device: torch.device
+) -> Iterator[tuple[Judged, dict[str, Any]]]:
+    """Reconstruct a scan, and judge what there is after some iterations."""
+    problem = simulate(case, seed, torch.device("cpu"))
+    counts = to_centre(problem.data.counts).numpy()
+    frames = [Frame(k + 1, at, counts[k]) for k, at in enumerate(positions_of(problem))]
+    grid = ObjectGrid(problem.origin_m, problem.truth.shape, problem.pixel_m, case.frame_px)
+    for refined in ((), REFINED) if trained is not None else (REFINED,):
+        config = ReconstructorConfig.model_validate(
+            {
+                "name": "lsqml" if trained is None else "pinn",
+                "background": 0.0,
+                "refine_iterations": STEP if refined else 0,
+                "uncertainty": estimator,
+            }
+        )
+        reconstructor = PtychoReconstructor(grid, problem.probe[0].numpy(), config, trained=trained, device=device)
+        reconstructor.add(frames)
+        began, estimate = time.perf_counter(), None
+        for step in range(1, max((1, *(each // STEP for each in refined))) + 1):
+            estimate = reconstructor.step(math.inf) or estimate
+            iterations = step * STEP if refined else 0
+            if estimate is not None and (iterations in refined or not refined):
+                judged = judge(estimate, problem.truth)
+                seconds = time.perf_counter() - began
+                said = estimate.source["uncertainty"]
+                yield judged, {"estimator": said["estimator"], "iterations": iterations, "seconds": seconds}
+
+
+def judge(estimate: Estimate, truth: ComplexArray) -> Judged:
+    """Hold errors of an estimate against those that it predicts.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        Of one object.
+    truth : ndarray, shape (Y, X), complex
+        On its grid.
+
+    Returns
+    -------
+    Judged
+    """
+    mask = illuminated_mask(estimate.coverage)
+    compared = compare(estimate.object, truth, estimate.coverage)
+    both = compared.aligned
+    images = {
+        "phase": wrap_rad(np.angle(both.object) - np.angle(both.truth)),
+        "amplitude": np.abs(both.object) - np.abs(both.truth),
+    }
+    predicted = {"phase": estimate.std_phase_rad, "amplitude": estimate.std_amplitude}
+    numbers: dict[str, Any] = {"complex_nrmse": compared.numbers["complex_nrmse"]}
+    for part, image in images.items():
+        error, std = image[mask], predicted[part][mask]
+        shares = share_inside(error, std, interval_widths(estimate.source, part))
+        numbers |= {f"{part}_inside_{100 * level:g}": share for level, share in shares.items()}
+        numbers[f"{part}_ratio"] = _rms(std) / max(_rms(error), 1e-12)
+        numbers[f"{part}_rms"] = _rms(error)
+        numbers[f"{part}_rank"] = rank_correlation(error, std)
+        exact = np.random.default_rng(0).standard_normal(std.shape) * std
+        numbers[f"{part}_rank_if_exact"] = rank_correlation(exact, std)
+    actual = frame_rms(images["phase"], estimate)
+    numbers["frames_rank"] = rank_correlation(actual, estimate.frame_uncertainty)
+    numbers["frames_ratio"] = float(np.median(estimate.frame_uncertainty) / max(np.median(actual), 1e-12))
+    numbers["flagged"] = flagged(estimate)
+    return Judged(
+        {part: image[mask] for part, image in images.items()},
+        {part: std[mask] for part, std in predicted.items()},
+        numbers,
+    )
+
+
+def frame_rms(error_rad: FloatArray, estimate: Estimate) -> FloatArray:
+    """Compute the root mean square of an image under each frame's illumination, (n,).
+
+    Parameters
+    ----------
+    error_rad : ndarray, shape (Y, X)
+        On the estimate's grid.
+    estimate : Estimate
+        Where its frames lie, and its probe.
+    """
+    probe = torch.from_numpy(estimate.probe)[None]
+    grid = ObjectGrid(estimate.origin_m, estimate.object.shape, estimate.pixel_m, probe.shape[-1])
+    corner, _ = grid.place(estimate.positions_m)
+    squares = torch.from_numpy(np.square(error_rad)).float()[None]
+    return np.asarray(under_frames(squares, probe, torch.from_numpy(corner)).sqrt().numpy())
+
+
+def flagged(estimate: Estimate) -> str:
+    """Say why an estimate warns of its own errors; nothing where it does not."""
+    said = estimate.source["uncertainty"]
+    return str(said.get("warning", ""))
+
+
+def _rms(values: FloatArray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

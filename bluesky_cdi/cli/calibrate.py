@@ -1,0 +1,70 @@
+"""``bluesky-cdi calibrate``: predicted errors made true to size, on simulated scans."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any
+
+from bluesky_cdi.cli.arguments import positive
+from bluesky_cdi.cli.output import say_result
+
+logger = logging.getLogger(__name__)
+
+# Processes beyond which a GPU is shared by too many.
+MOST_JOBS = 8
+# Scans after which it is told how far the work is.
+TOLD_EVERY = 16
+
+
+def add_calibrate(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = commands.add_parser(
+        "calibrate", parents=[common], help="make predicted errors true to size: once for each network"
+    )
+    add = command.add_argument
+    add("weights", help="shipped weights, or a .safetensors file, beside which the record goes; none: engines alone")
+    add("--estimators", nargs="+", default=[], metavar="NAME", help="uncertainty estimators (default: the usual one)")
+    add("--scenes", type=positive, default=96, metavar="N", help="simulated scans (default: %(default)s)")
+    add("--jobs", type=positive, metavar="N", help="processes (default: one a core, at most 8)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
+    command.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.reconstruction.calibration.make import calibrate
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    if not args.jobs or args.jobs == 1:
+        torch.set_num_threads(1)
+    path, found = calibrate(
+        None if args.weights == "none" else args.weights,
+        args.estimators,
+        scenes=args.scenes,
+        device=device,
+        jobs=args.jobs or min(MOST_JOBS, os.cpu_count() or 1),
+        on_progress=lambda done: logger.info("%d scans", done) if done % TOLD_EVERY == 0 else None,
+    )
+    rows = [("record", str(path))]
+    for each in found:
+        for name, group in each.groups.items():
+            like = f" (as of {group.like}: too few)" if group.like else ""
+            said = f"{group.scenes} scans{like}; phase x {group.phase.scale:.2f}, intervals " + ", ".join(
+                f"{width:.2f}" for width in group.phase.intervals
+            )
+            rows.append(
+                (f"{each.estimator}, {name} photons a pixel" if "1e" in name else f"{each.estimator}, {name}", said)
+            )
+    say_result(args, {"record": str(path), "estimators": [each.as_json() for each in found]}, rows)
+    return 0

@@ -1,0 +1,110 @@
+"""Calibrating the uncertainty estimators of a network, or of engines alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bluesky_cdi.models.weights import Trained, load_weights
+from bluesky_cdi.reconstruction.calibration.files import ENGINES, record_of, write_record
+from bluesky_cdi.reconstruction.calibration.fit import fitted
+from bluesky_cdi.reconstruction.calibration.record import Calibration
+from bluesky_cdi.reconstruction.calibration.samples import Sample, samples_of
+from bluesky_cdi.reconstruction.calibration.scenes import OBJECTS, PROBES, draw_scene
+from bluesky_cdi.reconstruction.uncertainty import uncertainty_estimator
+
+# With fewer, groups rest on a handful of scans.
+SCENES = 96
+
+
+def calibrate(
+    weights: str | Path | None,
+    estimators: Sequence[str] = (),
+    *,
+    scenes: int = SCENES,
+    device: str = "cpu",
+    jobs: int = 1,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[Path, list[Calibration]]:
+    """Calibrate estimators on simulated scans, and write the record beside the weights.
+
+    Parameters
+    ----------
+    weights : str, Path or None
+        Name of shipped weights or a file; None: engines alone.
+    estimators : sequence of str
+        What predicts errors; empty: the default one.
+    scenes : int
+        Scans, numbered from 0: the numbers are the seeds.
+    device : str
+        Where to compute.
+    jobs : int
+        Processes that share the scans.
+    on_progress : callable, optional
+        Called with the number of scans that are done.
+
+    Returns
+    -------
+    Path, list of Calibration
+        The record, and what is in it.
+    """
+    trained = None if weights is None else load_weights(weights, device)
+    net = None if trained is None else trained.unrolled_net
+    names = [uncertainty_estimator(name, net).name for name in estimators or (None,)]
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for done, (name, found) in enumerate(_collected(weights, names, scenes, device, jobs), start=1):
+        samples[name] += found
+        if on_progress is not None:
+            on_progress(done)
+    sha256 = None if trained is None else trained.sha256
+    made: dict[str, Any] = {"scenes": scenes, "objects": list(OBJECTS), "probes": list(PROBES), "device": device}
+    calibrations = [
+        fitted(sorted(each, key=lambda s: (s.scene, s.iterations)), name, sha256, made)
+        for name, each in samples.items()
+    ]
+    path = ENGINES if trained is None else record_of(trained.path)
+    write_record(path, sha256, calibrations)
+    return path, calibrations
+
+
+def _collected(
+    weights: str | Path | None, names: Sequence[str], scenes: int, device: str, jobs: int
+) -> Iterator[tuple[str, list[Sample]]]:
+    """Go through all scans with all estimators, in any order."""
+    if jobs == 1:
+        trained = _loaded(weights, device)
+        for number in range(scenes):
+            for name in names:
+                yield name, _looked_at(number, trained, name, device)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(weights, device)) as pool:
+        asked = {pool.submit(_at_work, number, name): name for number in range(scenes) for name in names}
+        for future in as_completed(asked):
+            yield asked[future], future.result()
+
+
+def _looked_at(number: int, trained: Trained | None, name: str, device: str) -> list[Sample]:
+    return list(samples_of(draw_scene(number), number, trained, name, torch.device(device)))
+
+
+def _loaded(weights: str | Path | None, device: str) -> Trained | None:
+    return None if weights is None else load_weights(weights, device)
+
+
+# What a process of the pool has.
+_had: dict[str, Any] = {}
+
+
+def _begin(weights: str | Path | None, device: str) -> None:
+    torch.set_num_threads(1)
+    _had.update(trained=_loaded(weights, device), device=device)
+
+
+def _at_work(number: int, name: str) -> list[Sample]:
+    return _looked_at(number, _had["trained"], name, _had["device"])

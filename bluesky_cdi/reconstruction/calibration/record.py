@@ -1,0 +1,276 @@
+"""The record of a calibration, and what it makes of predicted errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bluesky_cdi.errors import WeightsError
+from bluesky_cdi.reconstruction.calibration.conditions import LEAST_PHOTONS, Conditions
+from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, UncertaintyEstimate
+
+# Probabilities of the central intervals, and their half widths in deviations of a normal distribution.
+LEVELS = (0.5, 0.9, 0.95)
+NORMAL = (0.6745, 1.6449, 1.96)
+PARTS = ("amplitude", "phase")
+# Largest deviations: of an amplitude between nothing and twice vacuum, and of a phase that is not known.
+MOST = {"amplitude": 1.0, "phase": UNKNOWN_STD_RAD}
+VERSION = 1
+
+Intervals = Mapping[str, Mapping[str, float]]
+"""By part (``amplitude``, ``phase``) and level (``0.5``, ``0.9``, ``0.95``): half width in predicted deviations."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the errors of a group of pixels are.
+
+    Parameters
+    ----------
+    scale : float
+        Root mean square of the errors of a typical scan, over that of the model's deviations.
+    intervals : tuple of float
+        Half widths of the central intervals of `LEVELS`, over the scaled deviations.
+    """
+
+    scale: float = 1.0
+    intervals: tuple[float, ...] = NORMAL
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pixels that are calibrated together.
+
+    Parameters
+    ----------
+    scenes, pixels : int
+        That it rests on.
+    like : str
+        The group whose sizes these are, where its own scenes are too few; empty: its own.
+    amplitude, phase : Size
+    """
+
+    scenes: int
+    pixels: int
+    like: str
+    amplitude: Size
+    phase: Size
+
+    def of(self, part: str) -> Size:
+        """Give the size of ``amplitude`` or ``phase``."""
+        return self.amplitude if part == "amplitude" else self.phase
+
+
+class Calibrating(Protocol):
+    """Makes predicted errors true to size."""
+
+    def __call__(self, found: UncertaintyEstimate, conditions: Conditions) -> UncertaintyEstimate:
+        """Give the errors that are to be expected where an estimator predicts some.
+
+        Parameters
+        ----------
+        found : UncertaintyEstimate
+            As predicted.
+        conditions : Conditions
+            Under which the object was found.
+        """
+
+    def intervals(self, photons: Tensor, iterations: int) -> Intervals:
+        """Give the half widths of the central intervals, in deviations: the average over pixels.
+
+        Parameters
+        ----------
+        photons : Tensor, shape (...)
+            On each pixel; those without don't count.
+        iterations : int
+            Since the prediction.
+        """
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """What an estimate says of it."""
+
+
+@dataclass(frozen=True)
+class Uncalibrated:
+    """Leaves predicted errors as they are.
+
+    Parameters
+    ----------
+    estimator : str
+        What predicts them.
+    why : str
+        Why they are not calibrated.
+    """
+
+    estimator: str = ""
+    why: str = "not asked for"
+
+    def __call__(self, found: UncertaintyEstimate, conditions: Conditions) -> UncertaintyEstimate:
+        """Give the same."""
+        return found
+
+    def intervals(self, photons: Tensor, iterations: int) -> Intervals:
+        """Give those of normal distributions."""
+        return {part: _by_level(NORMAL) for part in PARTS}
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """What an estimate says of it."""
+        return {"estimator": self.estimator, "calibrated": False, "why": f"not calibrated: {self.why}"}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the errors of simulated scans depended on what was predicted of them, and on their conditions.
+
+    The logarithm of a pixel's deviation is a linear function of the logarithm of the predicted one and of the
+    covariates of `Conditions`; factors of groups of pixels make up for what that leaves.
+
+    Parameters
+    ----------
+    estimator : str
+        What predicts the errors.
+    weights_sha256 : str or None
+        Of the network; None: an engine alone.
+    models : Mapping of str to Mapping of str to sequence of float
+        By kind (``predicted``, ``refined``) and part: constant, and slopes along the logarithm of the prediction and
+        along the four covariates.
+    groups : Mapping of str to Group
+        By kind, and by kind and decade of photons on a pixel.
+    most_iterations : int
+        Beyond these, errors are taken as after so many.
+    made : Mapping
+        What it was made with.
+    """
+
+    estimator: str
+    weights_sha256: str | None
+    models: Mapping[str, Mapping[str, Sequence[float]]]
+    groups: Mapping[str, Group]
+    most_iterations: int = 30
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, found: UncertaintyEstimate, conditions: Conditions) -> UncertaintyEstimate:
+        """Make predicted errors true to size; see `Calibrating`."""
+        kind, decades = self.kind_of(conditions.iterations), decades_of(conditions.photons)
+        std = {}
+        for part, raw in (("amplitude", found.std_amplitude), ("phase", found.std_phase_rad)):
+            scale = self._by_decade(kind, decades, lambda group, part=part: group.of(part).scale)
+            std[part] = (self.modelled(part, raw, conditions) * scale).clamp_max(MOST[part])
+            std[part] = torch.where(conditions.photons > 0, std[part], raw)
+        grown = std["amplitude"] / found.std_amplitude, std["phase"] / found.std_phase_rad
+        epistemic = found.epistemic_amplitude, found.epistemic_phase_rad
+        parts = [None if each is None else each * by for each, by in zip(epistemic, grown, strict=True)]
+        return replace(
+            found,
+            std_amplitude=std["amplitude"],
+            std_phase_rad=std["phase"],
+            epistemic_amplitude=parts[0],
+            epistemic_phase_rad=parts[1],
+        )
+
+    def modelled(self, part: str, raw: Tensor, conditions: Conditions) -> Tensor:
+        """Compute the model's deviations, without the groups' factors.
+
+        Parameters
+        ----------
+        part : {'amplitude', 'phase'}
+            Of the object.
+        raw : Tensor, shape (Y, X)
+            As predicted.
+        conditions : Conditions
+            Of the pixels.
+        """
+        few = replace(conditions, iterations=min(conditions.iterations, self.most_iterations))
+        constant, slope, *slopes = self.models[self.kind_of(conditions.iterations)][part]
+        log_std = constant + slope * raw.clamp_min(1e-6).log()
+        for covariate, its_slope in zip(few.covariates(), slopes, strict=True):
+            log_std = log_std + its_slope * covariate
+        return log_std.clamp_max(2.0).exp()
+
+    def intervals(self, photons: Tensor, iterations: int) -> Intervals:
+        """Give the half widths of the central intervals; see `Calibrating`."""
+        kind, decades = self.kind_of(iterations), decades_of(photons[photons > 0])
+        found = {}
+        for part in PARTS:
+            widths = [
+                self._by_decade(kind, decades, lambda group, part=part, k=k: group.of(part).intervals[k]).mean().item()
+                for k in range(len(LEVELS))
+            ]
+            found[part] = _by_level(widths if decades.numel() else NORMAL)
+        return found
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """What an estimate says of it."""
+        return {"estimator": self.estimator, "calibrated": True, "why": ""}
+
+    def kind_of(self, iterations: int) -> str:
+        """Tell of which kind an object is after some iterations since the prediction."""
+        kind = "refined" if iterations else "predicted"
+        return kind if kind in self.models else next(iter(self.models))
+
+    def group_of(self, kind: str, decade: int) -> Group:
+        """Give the group of a kind and a decade of photons; that of the nearest decade, where there is none."""
+        known = [int(name.rpartition("1e")[2]) for name in self.groups if name.startswith(f"{kind}, 1e")]
+        nearest = min(known, key=lambda each: abs(each - decade), default=None)
+        return self.groups[kind if nearest is None else group_name(kind, nearest)]
+
+    def _by_decade(self, kind: str, decades: Tensor, of: Any) -> Tensor:
+        """Look a number of the groups up for each pixel."""
+        values = torch.ones(decades.shape, device=decades.device)
+        for decade in decades.unique().tolist():
+            values[decades == decade] = of(self.group_of(kind, int(decade)))
+        return values
+
+    def as_json(self) -> dict[str, Any]:
+        """Give plain values for a file."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Calibration:
+        """Read what `as_json` gave.
+
+        Raises
+        ------
+        WeightsError
+            If it is no such record, or of another version of this package.
+        """
+        try:
+            if record["version"] != VERSION:
+                raise ValueError(f"version {VERSION} is expected, {record['version']!r} came")
+            groups = {name: _group(each) for name, each in record["groups"].items()}
+            values = {key: value for key, value in record.items() if key not in ("version", "groups")}
+            return cls(**values, groups=groups)
+        except (KeyError, TypeError, ValueError) as err:
+            raise WeightsError(
+                f"this is no record of a calibration that can be used: {err}. Make it again: bluesky-cdi calibrate"
+            ) from err
+
+
+def group_name(kind: str, decade: int) -> str:
+    """Name the group of a kind of object and a decade of photons on a pixel."""
+    return f"{kind}, 1e{decade}"
+
+
+def decades_of(photons: Tensor) -> Tensor:
+    """Compute the decade of photons on each pixel, as int64."""
+    return photons.clamp_min(LEAST_PHOTONS).log10().floor().long()
+
+
+def _by_level(widths: Sequence[float]) -> dict[str, float]:
+    return {f"{level:g}": float(width) for level, width in zip(LEVELS, widths, strict=True)}
+
+
+def _group(values: Mapping[str, Any]) -> Group:
+    sizes = {part: Size(values[part]["scale"], tuple(values[part]["intervals"])) for part in PARTS}
+    if not all(math.isfinite(size.scale) and np.isfinite(size.intervals).all() for size in sizes.values()):
+        raise ValueError("a group's sizes are not finite")
+    return Group(values["scenes"], values["pixels"], values["like"], **sizes)
