@@ -114,7 +114,7 @@ class PtychoReconstructor:
         self._probe = SharedProbe(probe, device)
         self._watch = ProbeWatch(self._probe, check_in)
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        estimator = uncertainty_estimator(config.uncertainty, net)
+        estimator = uncertainty_estimator(config.uncertainty, net, iterations=config.refine_iterations)
         self._work = RegionWork(
             self._frames, self._metrics, self._probe, self._solver, estimator, refine_positions=config.refine_positions
         )
