@@ -195,9 +195,9 @@ class ReconstructorConfig(Section):
     """Name of shipped weights (``canvas-small``, or ``canvas-large``: better, in 2.2 to 2.4 times the time on an H100;
     ``sweep-small`` or ``sweep-large``: improve on what is known already, in up to three passes, also of thick
     objects), or path of a ``.safetensors`` file with its record beside it."""
-    uncertainty: Literal["critic", "photon noise"] | None = None
-    """What predicts errors: the network's ``critic``, or the ``photon noise`` alone. None: the
-    critic of pinn, the photon noise of others."""
+    uncertainty: Literal["critic", "photon noise", "halves"] | None = None
+    """What predicts errors: the network's ``critic``, the ``photon noise`` alone, or what two ``halves`` of the frames
+    have not in common. None: the critic of pinn, the photon noise of others."""
     refine_iterations: int = Field(default=3, ge=0)
     """Iterations of the engine in each step, after the network if there is one."""
     tolerance: float = Field(default=0.0, ge=0, lt=1)

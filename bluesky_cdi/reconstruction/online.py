@@ -116,7 +116,7 @@ class PtychoReconstructor:
         self._probe = SharedProbe(probe, device)
         self._watch = ProbeWatch(self._probe, check_in)
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        estimator = uncertainty_estimator(config.uncertainty, net)
+        estimator = uncertainty_estimator(config.uncertainty, net, iterations=config.refine_iterations)
         self._calibration = calibration or calibration_of(trained, estimator.name)
         self._work = RegionWork(
             self._frames,
