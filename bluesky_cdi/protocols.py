@@ -230,6 +230,20 @@ class Reconstructor(Protocol):
             Asked now and then whether to come back at once, with the estimate as it is.
         """
 
+    def checked(self, estimate: Estimate) -> Estimate:
+        """Hold the predicted errors of a run's last estimate against its frames; no step was made since.
+
+        Parameters
+        ----------
+        estimate : Estimate
+            The last one.
+
+        Returns
+        -------
+        Estimate
+            With predicted errors as they are after that; the same where there is nothing to check them by.
+        """
+
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give all that is needed to go on later, but for the frames themselves, as arrays that NPZ files hold."""
 

@@ -270,7 +270,7 @@ def resume_run(
         estimate, finished, took = work.run(config.reconstructor, seconds)
         missing = unreached(estimate, [frame.seq_num for frame in frames])
         if finished:
-            estimate = with_verdict(with_missing(estimate, missing))
+            estimate = with_verdict(with_missing(reconstructor.checked(estimate), missing))
         else:
             doubt = f"time was over before nothing was left to improve, with {len(missing)} frame(s) not in the image"
             estimate = with_verdict(estimate, doubt=doubt)

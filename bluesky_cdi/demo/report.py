@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from bluesky_cdi.protocols import Estimate, FloatArray, Proposal
 # The complex NRMSE of any constant, by its definition.
 VACUUM_NRMSE = 1.0
 # Numbers of the comparison that are reported.
-COMPARED = ("complex_nrmse", "phase_mae_rad", "inside_90_percent_interval", "uncertainty_rank_correlation")
+LEVELS = (50, 90, 95)
+COMPARED = (
+    "complex_nrmse",
+    "phase_mae_rad",
+    *(f"inside_{level}_percent_interval" for level in LEVELS),
+    "predicted_over_actual_rms",
+    "uncertainty_rank_correlation",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +147,10 @@ def _table(numbers: Mapping[str, Any], target: Target | None) -> dict[str, str]:
         table |= {
             f"complex NRMSE to {target.name}": f"{nrmse:.3f} (vacuum: {vacuum:.2f})",
             f"phase MAE to {target.name}": f"{n['phase_mae_rad']:.4f} rad",
-            "errors inside the 90 % interval": f"{100 * n['inside_90_percent_interval']:.0f} %",
+            f"errors inside the intervals of {_list(LEVELS)} %": _list(
+                f"{100 * n[f'inside_{level}_percent_interval']:.0f}" for level in LEVELS
+            )
+            + " %",
         }
     return table | {
         "first image after": f"{n['first_image_frames']} frames",
@@ -149,6 +159,10 @@ def _table(numbers: Mapping[str, Any], target: Target | None) -> dict[str, str]:
         "scan ended by": str(n["stopped_by"]),
         "time": f"scan {n['scan_s']:.0f} s, final refinement and catalog {n['finish_s']:.0f} s",
     }
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _draw(done: Finished, setting: Setting, compared: Comparison | None, numbers: Mapping[str, Any], out: Path) -> Path:

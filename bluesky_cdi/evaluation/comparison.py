@@ -35,7 +35,8 @@ class Comparison:
         truth's own: the phase is that relative to the truth's mean (where it wraps, the range is the whole circle),
         and SSIM counts the windows that lie in the mask as a whole.
         Where predicted errors are given, ``inside_90_percent_interval``, the share of phase errors within the
-        central interval of 90 %, and ``uncertainty_rank_correlation``.
+        central interval of 90 %, those of 50 and 95 %, ``predicted_over_actual_rms`` and
+        ``uncertainty_rank_correlation``.
         NaN where a measure has no meaning: all but the phase error in a truth without contrast.
     """
 

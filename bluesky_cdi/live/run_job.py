@@ -128,6 +128,8 @@ class RunJob:
                 f"no image of the run was good enough to be shown: {self._fault}. "
                 "Check the assumed probe, the geometry and the frames."
             )
+        if self._reconstructor is not None and self.estimate is not None and not self._fault:
+            self.estimate = self._reconstructor.checked(self.estimate)
         self._close(*self._outcome())
         if self.frames.may_come_later(self.estimate):
             self._state.save(self._reconstructor)

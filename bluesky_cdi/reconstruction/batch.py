@@ -112,6 +112,8 @@ def reconstruct(
         seconds=sum(estimate.seconds for estimate in found),
         source={**found[-1].source, **noted},
     )
+    if not is_over():
+        result = reconstructor.checked(result)
     return with_verdict(with_missing(result, unreached(result, names)))
 
 

@@ -31,7 +31,13 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
-from bluesky_cdi.reconstruction.calibration import Calibrating, calibration_of
+from bluesky_cdi.reconstruction.calibration import (
+    Calibrating,
+    HalfPixels,
+    calibration_of,
+    checked_estimate,
+    half_pixels,
+)
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -116,14 +122,14 @@ class PtychoReconstructor:
         self._probe = SharedProbe(probe, device)
         self._watch = ProbeWatch(self._probe, check_in)
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        estimator = uncertainty_estimator(config.uncertainty, net, iterations=config.refine_iterations)
-        self._calibration = calibration or calibration_of(trained, estimator.name)
+        self._estimator = uncertainty_estimator(config.uncertainty, net, iterations=config.refine_iterations)
+        self._calibration = calibration or calibration_of(trained, self._estimator.name)
         self._work = RegionWork(
             self._frames,
             self._metrics,
             self._probe,
             self._solver,
-            estimator,
+            self._estimator,
             self._calibration,
             refine_positions=config.refine_positions,
         )
@@ -211,6 +217,34 @@ class PtychoReconstructor:
     def estimate(self) -> Estimate | None:
         """Give what is known by now, without any work; None before the first frame is reconstructed."""
         return self._estimate(time.monotonic()) if self._metrics.known.any() else None
+
+    def half_pixels(self) -> HalfPixels | None:
+        """Reconstruct once more from each half of the frames, where most of them are; None where they are too few."""
+        tiling = self._tiled.tiling
+        homes = np.bincount(tiling.home(self._frames.table.corner[self._frames.light.newest]), minlength=len(tiling))
+        [region] = tiling.regions([int(homes.argmax())])
+        frames = self._frames.of_region(region, tiling)
+        obj = self._tiled.map.object[region.outer.pixels]
+        return half_pixels(
+            obj, self._probe.modes, frames.data, self._solver.net, self._estimator, self._solver.kept, len(self._frames)
+        )
+
+    def checked(self, estimate: Estimate) -> Estimate:
+        """Hold the predicted errors of the last estimate against what the halves of the frames show.
+
+        Parameters
+        ----------
+        estimate : Estimate
+            Without any of what `step` did since.
+
+        Returns
+        -------
+        Estimate
+            With predicted errors as they are after that, and what was found in its `source`.
+        """
+        if not self._calibration.source["calibrated"]:
+            return estimate
+        return checked_estimate(estimate, self._calibration, self.half_pixels())
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""

@@ -238,7 +238,7 @@ class RegionSolver:
         has_time: Callable[[], bool],
         before: int,
     ) -> Solution | None:
-        """Refine what `before` iterations have made; None unless that explains the region's own frames clearly better."""
+        """Refine what `before` iterations have made; None unless that explains the region's frames clearly better."""
         if not self._config.refine_iterations:
             return None
         start = Solution.start(obj, probe.modes, frames.data, self.iterations)

@@ -38,13 +38,15 @@ def replay(found: Found) -> str:
 
 
 def _replayed(name: str, row: Found, good: float) -> str:
-    lines = [[name, "frames in", "in the image", "NRMSE", "deviance"]]
+    levels = (50, 90, 95)
+    lines = [[name, "frames in", "in the image", "NRMSE", "deviance", f"% inside {'/'.join(map(str, levels))} %"]]
     lines += [
         [
             f"{image['seconds']:.1f} s",
             str(image["arrived"]),
             str(image["frames"]),
             *(_number(image[key], 3) for key in ("complex_nrmse", "deviance")),
+            "/".join(f"{100 * image[f'inside_{level}_percent_interval']:.0f}" for level in levels),
         ]
         for image in _growing(row["images"])
     ]

@@ -1,9 +1,10 @@
-"""What predicted errors are worth: on simulated scans of kinds that neither training nor calibration draws, and recorded.
+"""What predicted errors are worth: on simulated scans of kinds that nothing else has drawn, and on recorded ones.
 
-Each scan is reconstructed as a run's last frames are: once predicted, then refined, object and probe. What is counted is
-the share of wrapped phase errors, and of amplitude errors, inside the central intervals, with shift, ramp and scale
-removed. Ranks are correlated by pixel, beside the value that is reached if each error has exactly the predicted
-deviation, and by frame: rms errors under the frames' illumination.
+Neither training nor calibration draws such objects and probes. Each scan is reconstructed as a run's last frames are:
+predicted once, then refined, object and probe; in the end its errors are checked by halves, as a run's are. What is
+counted is the share of wrapped phase errors, and of amplitude errors, inside the central intervals, with shift, ramp
+and scale removed. Ranks are correlated by pixel, beside the value that is reached if each error has exactly the
+predicted deviation, and by frame: rms errors under the frames' illumination.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from bluesky_cdi.bench.cases import Case, photons, positions_of, simulate
 from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.recorded import RECORDED
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.evaluation import (
     compare,
@@ -32,7 +34,9 @@ from bluesky_cdi.evaluation import (
 from bluesky_cdi.models.weights import Trained, load_weights
 from bluesky_cdi.physics.forward import to_centre
 from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
+from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.uncertainty import under_frames
 
@@ -45,17 +49,15 @@ SCENES = {
 """Objects and probes by the names of tables."""
 DOSES, OVERLAPS = (1e4, 1e5, 1e6), (0.5, 0.67, 0.8)
 # What is assumed wrongly, at the middle dose and overlap.
-FAULTS = {
-    "probe 0.4 rad wrong": {"probe_error_rad": 0.4},
-    "positions 1 pixel wrong": {"position_error_px": 1.0},
+FAULTS: Mapping[str, Callable[[Case], Case]] = {
+    "probe 0.4 rad wrong": lambda case: replace(case, probe_error_rad=0.4),
+    "positions 1 pixel wrong": lambda case: replace(case, position_error_px=1.0),
 }
 FAULTY_SCENES = ("zone plate, star", "zone plate, photograph")
 REFINED = (5, 30)
 # Iterations of a step.
 STEP = 5
 FIELD = 0.8
-# Edges of the bins of predicted deviations in a figure, over the median.
-QUANTILES = np.linspace(0.05, 0.95, 19)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Options:
     seeds: int = 1
     faults: bool = True
     data: Path | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     first_seed: int = 0
 
 
@@ -132,20 +134,26 @@ def trust(
     Returns
     -------
     dict
-        ``machine``, ``settings``, and ``rows``: of each network, estimator, case and number of iterations.
+        ``machine``, ``settings``, ``rows``: of each network, estimator, case and number of iterations; and
+        ``recorded``: of each recorded scan the shares of the differences of halves inside their intervals.
     """
     tell = on_progress or (lambda _: None)
     rows: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
     for name in options.weights:
         trained = None if name == "none" else load_weights(name, options.device)
         for estimator in options.estimators or (None,):
             for number, (labels, case) in enumerate(_cases(options)):
                 tell(f"{name}, {estimator or 'default'}, {', '.join(map(str, labels.values()))}")
-                for found in _estimates(case, options.first_seed + number, trained, estimator, options.device):
-                    judged, row = found
+                seed = options.first_seed + number
+                for judged, row in _estimates(case, seed, trained, estimator, options.device):
                     rows.append({"weights": name, **labels, **row, **judged.numbers})
                     if keep is not None and not labels["fault"]:
-                        keep(f"{row['estimator']}, {_way(row)}", judged)
+                        keep(f"{name}, {row['estimator']}, {way(row)}", judged)
+            if options.data is not None:
+                recorded += [
+                    {"weights": name, **row} for row in _recorded(options.data, trained, estimator, options.device)
+                ]
     settings = {
         "weights": list(options.weights),
         "estimators": list(options.estimators),
@@ -155,7 +163,7 @@ def trust(
         "field": FIELD,
         "refine_iterations": STEP,
     }
-    return record([options.device], settings, rows=rows)
+    return record([options.device], settings, rows=rows, recorded=recorded)
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, float]]:
@@ -173,7 +181,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, 
     """
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        key = (row["weights"], row["estimator"], _way(row), photons(row["dose"]), f"{row['overlap']:g}", row["fault"])
+        key = (row["weights"], row["estimator"], way(row), photons(row["dose"]), f"{row['overlap']:g}", row["fault"])
         found.setdefault(key, []).append(row)
     return {key: _mean(each) for key, each in found.items()}
 
@@ -189,8 +197,10 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return means
 
 
-def _way(row: Mapping[str, Any]) -> str:
-    return "one pass" if row["iterations"] == 0 else f"{row['iterations']} iterations"
+def way(row: Mapping[str, Any]) -> str:
+    """Name how far a row's object is."""
+    name = "one pass" if row["iterations"] == 0 else f"{row['iterations']} iterations"
+    return f"{name}, checked" if row["checked"] else name
 
 
 def _cases(options: Options) -> Iterator[tuple[dict[str, Any], Case]]:
@@ -204,11 +214,11 @@ def _cases(options: Options) -> Iterator[tuple[dict[str, Any], Case]]:
     if not options.faults:
         return
     for _ in range(options.seeds):
-        for fault, values in FAULTS.items():
+        for fault, with_fault in FAULTS.items():
             for scene in FAULTY_SCENES:
                 for dose in options.doses:
                     labels = {"scene": scene, "dose": dose, "overlap": 0.67, "fault": fault}
-                    yield labels, replace(SCENES[scene], dose=dose, field=FIELD, **values)
+                    yield labels, with_fault(replace(SCENES[scene], dose=dose, field=FIELD))
 
 
 def _estimates(
@@ -234,11 +244,52 @@ def _estimates(
         for step in range(1, max((1, *(each // STEP for each in refined))) + 1):
             estimate = reconstructor.step(math.inf) or estimate
             iterations = step * STEP if refined else 0
-            if estimate is not None and (iterations in refined or not refined):
-                judged = judge(estimate, problem.truth)
+            if estimate is None or (refined and iterations not in refined):
+                continue
+            row = {"estimator": estimate.source["uncertainty"]["estimator"], "iterations": iterations, "checked": False}
+            yield judge(estimate, problem.truth), {**row, "seconds": time.perf_counter() - began}
+            if iterations == max(REFINED):
+                began = time.perf_counter()
+                checked = reconstructor.checked(estimate)
                 seconds = time.perf_counter() - began
-                said = estimate.source["uncertainty"]
-                yield judged, {"estimator": said["estimator"], "iterations": iterations, "seconds": seconds}
+                yield judge(checked, problem.truth), {**row, "checked": True, "seconds": seconds}
+
+
+def _recorded(
+    folder: Path, trained: Trained | None, estimator: str | None, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Reconstruct recorded scans, and count how many differences of halves lie inside their predicted intervals."""
+    for label, (name, read) in RECORDED.items():
+        if not (folder / name).is_dir():
+            continue
+        scan = read(folder / name)
+        valid = valid_pixels(np.asarray(scan.scan.counts, np.float32))
+        valid = valid if scan.scan.mask is None else valid & scan.scan.mask
+        config = ReconstructorConfig.model_validate(
+            {
+                "name": "lsqml" if trained is None else "pinn",
+                "background": 0.0,
+                "refine_iterations": STEP,
+                "uncertainty": estimator,
+            }
+        )
+        reconstructor = PtychoReconstructor(
+            scan.grid,
+            scan.first_probe(valid).numpy(),
+            config,
+            trained=trained,
+            mask=valid,
+            propagator=propagator_of(scan.scan.geometry, device),
+            device=device,
+        )
+        places, counts = scan.scan.positions_m, scan.scan.counts
+        reconstructor.add([Frame(k + 1, at, np.asarray(counts[k])) for k, at in enumerate(places)])
+        estimate = None
+        for _ in range(max(REFINED) // STEP):
+            estimate = reconstructor.step(math.inf) or estimate
+        if estimate is not None:
+            checked = reconstructor.checked(estimate)
+            yield {"scan": label, "frames": estimate.n_frames, **dict(checked.source["uncertainty"])}
 
 
 def judge(estimate: Estimate, truth: ComplexArray) -> Judged:
@@ -275,7 +326,7 @@ def judge(estimate: Estimate, truth: ComplexArray) -> Judged:
         numbers[f"{part}_rank_if_exact"] = rank_correlation(exact, std)
     actual = frame_rms(images["phase"], estimate)
     numbers["frames_rank"] = rank_correlation(actual, estimate.frame_uncertainty)
-    numbers["frames_ratio"] = float(np.median(estimate.frame_uncertainty) / max(np.median(actual), 1e-12))
+    numbers["frames_ratio"] = float(np.median(estimate.frame_uncertainty)) / max(float(np.median(actual)), 1e-12)
     numbers["flagged"] = flagged(estimate)
     return Judged(
         {part: image[mask] for part, image in images.items()},
@@ -303,8 +354,7 @@ def frame_rms(error_rad: FloatArray, estimate: Estimate) -> FloatArray:
 
 def flagged(estimate: Estimate) -> str:
     """Say why an estimate warns of its own errors; nothing where it does not."""
-    said = estimate.source["uncertainty"]
-    return str(said.get("warning", ""))
+    return str(estimate.source["uncertainty"].get("warning", ""))
 
 
 def _rms(values: FloatArray) -> float:

@@ -16,6 +16,7 @@ from bluesky_cdi.cli.bench.images import (
     add_scan,
 )
 from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
+from bluesky_cdi.cli.bench.trust import add_trust
 
 __all__ = ["SUITES", "add_bench"]
 
@@ -35,6 +36,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     for add_part in (
         add_throughput,
         add_quality,
+        add_trust,
         add_scan,
         add_probe_checks,
         add_drift,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.reconstruction.calibration.conditions import LEAST_PHOTONS, Conditions
+from bluesky_cdi.reconstruction.calibration.halves import HalfPixels
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, UncertaintyEstimate
 
 # Probabilities of the central intervals, and their half widths in deviations of a normal distribution.
@@ -22,6 +23,8 @@ PARTS = ("amplitude", "phase")
 # Largest deviations: of an amplitude between nothing and twice vacuum, and of a phase that is not known.
 MOST = {"amplitude": 1.0, "phase": UNKNOWN_STD_RAD}
 VERSION = 1
+# Largest logarithm of a factor that the halves of a scan are trusted to tell.
+MOST_TOLD = 1.0
 
 Intervals = Mapping[str, Mapping[str, float]]
 """By part (``amplitude``, ``phase``) and level (``0.5``, ``0.9``, ``0.95``): half width in predicted deviations."""
@@ -67,6 +70,55 @@ class Group:
         return self.amplitude if part == "amplitude" else self.phase
 
 
+@dataclass(frozen=True)
+class Check:
+    """Predicted errors of a run beside the differences of its halves.
+
+    Attributes
+    ----------
+    inside : Mapping of str to Mapping of str to float
+        By part and level: the share of the differences inside the intervals that are predicted of them.
+    factors : Mapping of str to float
+        By part: what predicted errors are multiplied by.
+    """
+
+    inside: Intervals
+    factors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What the halves of a scan, and its misfit, tell of the size of its errors; linear in their logarithms.
+
+    Parameters
+    ----------
+    mean : tuple of float
+        Of the two on the calibration's scans: how wide the differences of halves are, over what is predicted of them,
+        and by how much misfit raises photon noise.
+    slopes : tuple of float
+        Of the size of the errors along both.
+    left : float
+        Standard deviation of what that leaves of the sizes.
+    """
+
+    mean: tuple[float, float] = (0.0, 0.0)
+    slopes: tuple[float, float] = (0.0, 0.0)
+    left: float = 0.0
+
+    def factor(self, halves: float, misfit: float) -> float:
+        """Compute by what predicted errors have to be multiplied.
+
+        Parameters
+        ----------
+        halves, misfit : float
+            The two of a scan.
+        """
+        told = sum(
+            slope * (value - mean) for slope, value, mean in zip(self.slopes, (halves, misfit), self.mean, strict=True)
+        )
+        return math.exp(min(max(told, -MOST_TOLD), MOST_TOLD))
+
+
 class Calibrating(Protocol):
     """Makes predicted errors true to size."""
 
@@ -90,6 +142,15 @@ class Calibrating(Protocol):
             On each pixel; those without don't count.
         iterations : int
             Since the prediction.
+        """
+
+    def checked(self, pixels: HalfPixels) -> Check | None:
+        """Hold predicted errors against the halves of a run; None where nothing can be told.
+
+        Parameters
+        ----------
+        pixels : HalfPixels
+            Of the run.
         """
 
     @property
@@ -120,6 +181,10 @@ class Uncalibrated:
         """Give those of normal distributions."""
         return {part: _by_level(NORMAL) for part in PARTS}
 
+    def checked(self, pixels: HalfPixels) -> Check | None:
+        """Tell nothing: it is not known how the halves' differences go with the errors."""
+        return None
+
     @property
     def source(self) -> Mapping[str, Any]:
         """What an estimate says of it."""
@@ -144,6 +209,8 @@ class Calibration:
         along the four covariates.
     groups : Mapping of str to Group
         By kind, and by kind and decade of photons on a pixel.
+    telling : Mapping of str to Mapping of str to Telling
+        By kind and part: what the halves of a scan tell.
     most_iterations : int
         Beyond these, errors are taken as after so many.
     made : Mapping
@@ -154,6 +221,7 @@ class Calibration:
     weights_sha256: str | None
     models: Mapping[str, Mapping[str, Sequence[float]]]
     groups: Mapping[str, Group]
+    telling: Mapping[str, Mapping[str, Telling]] = field(default_factory=dict)
     most_iterations: int = 30
     made: Mapping[str, Any] = field(default_factory=dict)
 
@@ -207,6 +275,19 @@ class Calibration:
             found[part] = _by_level(widths if decades.numel() else NORMAL)
         return found
 
+    def checked(self, pixels: HalfPixels) -> Check | None:
+        """Hold predicted errors against the halves of a run; see `Calibrating`."""
+        kind = self.kind_of(round(math.expm1(float(pixels.covariates[0][3, 0]))))
+        group, telling = self.groups[kind], self.telling.get(kind, {})
+        inside, factors = {}, {}
+        for part in PARTS:
+            size = group.of(part)
+            scores = pixels.scores(part, self.models[kind][part]) / size.scale
+            inside[part] = _by_level([float(np.mean(scores <= width)) for width in size.intervals])
+            if part in telling:
+                factors[part] = telling[part].factor(pixels.width(scores, size.intervals[1]), pixels.misfit)
+        return Check(inside, factors) if factors else None
+
     @property
     def source(self) -> Mapping[str, Any]:
         """What an estimate says of it."""
@@ -226,7 +307,7 @@ class Calibration:
     def _by_decade(self, kind: str, decades: Tensor, of: Any) -> Tensor:
         """Look a number of the groups up for each pixel."""
         values = torch.ones(decades.shape, device=decades.device)
-        for decade in decades.unique().tolist():
+        for decade in torch.unique(decades).tolist():
             values[decades == decade] = of(self.group_of(kind, int(decade)))
         return values
 
@@ -247,8 +328,12 @@ class Calibration:
             if record["version"] != VERSION:
                 raise ValueError(f"version {VERSION} is expected, {record['version']!r} came")
             groups = {name: _group(each) for name, each in record["groups"].items()}
-            values = {key: value for key, value in record.items() if key not in ("version", "groups")}
-            return cls(**values, groups=groups)
+            telling = {
+                kind: {part: Telling(tuple(v["mean"]), tuple(v["slopes"]), v["left"]) for part, v in each.items()}
+                for kind, each in record["telling"].items()
+            }
+            values = {key: value for key, value in record.items() if key not in ("version", "groups", "telling")}
+            return cls(**values, groups=groups, telling=telling)
         except (KeyError, TypeError, ValueError) as err:
             raise WeightsError(
                 f"this is no record of a calibration that can be used: {err}. Make it again: bluesky-cdi calibrate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from bluesky_cdi.evaluation import align, illuminated_mask, wrap_rad
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate, FloatArray
 from bluesky_cdi.reconstruction.calibration.conditions import Conditions
-from bluesky_cdi.reconstruction.calibration.record import Intervals, Uncalibrated
+from bluesky_cdi.reconstruction.calibration.halves import HalfPixels
+from bluesky_cdi.reconstruction.calibration.record import Check, Intervals, Uncalibrated
 from bluesky_cdi.reconstruction.calibration.scenes import Scene
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.uncertainty import UncertaintyEstimate
@@ -38,12 +39,15 @@ class Sample:
         Of `Conditions`.
     errors, predicted : Mapping of str to ndarray, shape (n,)
         Of ``amplitude`` and of ``phase`` (radians, wrapped); the predicted deviations are the estimator's own.
+    halves : HalfPixels or None
+        What the halves of the frames show; None where the frames are too few.
     """
 
     scene: int
     covariates: FloatArray
     errors: Mapping[str, FloatArray]
     predicted: Mapping[str, FloatArray]
+    halves: HalfPixels | None = None
 
     @property
     def iterations(self) -> int:
@@ -64,6 +68,9 @@ class _Watching:
 
     def intervals(self, photons: torch.Tensor, iterations: int) -> Intervals:
         return self._plain.intervals(photons, iterations)
+
+    def checked(self, pixels: HalfPixels) -> Check | None:
+        return self._plain.checked(pixels)
 
     @property
     def source(self) -> Mapping[str, Any]:
@@ -93,7 +100,7 @@ def samples_of(
     Sample
     """
     settings = {"name": "lsqml" if trained is None else "pinn", "background": 0.0, "uncertainty": estimator}
-    told = {} if trained is None else {0: (1,)}
+    told: dict[int, tuple[int, ...]] = {} if trained is None else {0: (1,)}
     told[STEP] = ENGINE_STEPS if trained is None else STEPS
     for refined, after in told.items():
         config = ReconstructorConfig.model_validate({**settings, "refine_iterations": refined})
@@ -111,7 +118,9 @@ def samples_of(
             # Where no iteration was kept, the object is one that was looked at before.
             if conditions.iterations > known and (conditions.iterations > 0) == (refined > 0):
                 known = conditions.iterations
-                yield _sample(scene, number, estimate, found, conditions, rng)
+                # They cost as much as the object itself, and say much the same after each of the steps.
+                halves = reconstructor.half_pixels() if step == min(after) else None
+                yield replace(_sample(scene, number, estimate, found, conditions, rng), halves=halves)
 
 
 def _sample(

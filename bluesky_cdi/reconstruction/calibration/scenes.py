@@ -1,8 +1,8 @@
 """Simulated scans that predicted errors are calibrated on: of objects and probes that training does not draw.
 
-``bench trust`` tests on others again. Objects here are winding bands, crystals and particles, probes are Gaussian beams
-and those behind a diffuser; training draws textures, leaves and gratings under aberrated lenses, and the test has stars,
-photographs, circuits and cells under zone plates and pairs of mirrors.
+``bench trust`` tests on others again. Objects here are winding bands, crystals, particles, pavements and hills, probes
+are Gaussian beams and those behind a diffuser; training draws textures, leaves and gratings under aberrated lenses, and
+the test has stars, photographs, circuits and cells under zone plates and pairs of mirrors.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from bluesky_cdi.physics.probes import scaled_to, width_px
 from bluesky_cdi.protocols import ComplexArray, FloatArray, Frame
 
 # Of a scene: photons a frame, linear overlap, and the phase that an object turns by at most.
-PHOTONS, OVERLAP, PHASE_RAD = (2e3, 5e6), (0.45, 0.85), (0.15, 3.0)
+PHOTONS, OVERLAP, PHASE_RAD = (2e3, 5e6), (0.45, 0.85), (0.1, 2.5)
 # Absorption of the amplitude's logarithm over the phase.
 ABSORPTION = (0.0, 0.3)
 # Width of the square of probe centres, over a frame's.
 FIELD = (0.6, 0.9)
 # Most frames along a side: more cost time and tell little more.
-MOST_FRAMES = 12
+MOST_FRAMES = 10
 # Shares of the scenes with a wrong probe and wrong positions; how wrong: root mean square over the pupil, and pixels.
-WRONG_PROBES, WRONG_POSITIONS = 0.25, 0.15
+WRONG_PROBES, WRONG_POSITIONS = 0.15, 0.1
 PROBE_ERROR_RAD, POSITION_ERROR_PX = (0.1, 0.8), (0.2, 1.2)
 JITTER = 0.2
 PIXEL_M = 2.8e-8
@@ -109,6 +109,24 @@ def diffused_beam(rng: np.random.Generator, frame_px: int) -> ComplexArray:
     return np.asarray(ifft2c(torch.from_numpy(soft * np.exp(1j * phase))).numpy(), np.complex64)
 
 
+def pavement(shape: tuple[int, int], rng: np.random.Generator, stone_px: float) -> npt.NDArray[np.float64]:
+    """Lay stones, each of one thickness: the pixels that are nearest to each of some random points."""
+    from scipy.spatial import KDTree
+
+    number = max(2, round(shape[0] * shape[1] / stone_px**2))
+    pixels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 2)
+    _, stone = KDTree(rng.uniform(0, 1, (number, 2)) * shape).query(pixels)
+    return np.asarray(rng.uniform(0, 1, number)[stone].reshape(shape))
+
+
+def hills(shape: tuple[int, int], rng: np.random.Generator, width_px: float) -> npt.NDArray[np.float64]:
+    """Draw a smooth landscape whose hills are some pixels wide, from 0 to 1."""
+    from scipy.ndimage import gaussian_filter
+
+    ground = gaussian_filter(rng.standard_normal(shape), width_px)
+    return np.asarray((ground - ground.min()) / np.ptp(ground))
+
+
 PROBES: Mapping[str, Callable[[np.random.Generator, int], ComplexArray]]
 PROBES = {"gaussian": gaussian_beam, "diffuser": diffused_beam}
 OBJECTS: Mapping[str, Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.float64]]]
@@ -116,6 +134,8 @@ OBJECTS = {
     "bands": lambda shape, rng: labyrinth(shape, rng, period_px=rng.uniform(8, 24)),
     "crystals": lambda shape, rng: facets(shape, rng, 40, (4.0, rng.uniform(10, 24))),
     "particles": lambda shape, rng: particles(shape, rng, 40, (2.0, rng.uniform(5, 12))),
+    "pavement": lambda shape, rng: pavement(shape, rng, rng.uniform(6, 25)),
+    "hills": lambda shape, rng: hills(shape, rng, rng.uniform(3, 12)),
 }
 
 

@@ -108,7 +108,7 @@ def test_plain_rpie_finds_the_object(scene, estimates):
     vacuum = replace(estimates[-1], object=np.ones_like(estimates[-1].object))
     assert nrmse(estimates[-1], scene) < 0.4 < 0.7 < nrmse(vacuum, scene)
     assert estimates[-1].source["network"] is None
-    assert estimates[-1].source["uncertainty"] == "photon noise"
+    assert estimates[-1].source["uncertainty"]["estimator"] == "photon noise"
 
 
 def test_refining_never_raises_the_deviance(estimates):
@@ -268,7 +268,7 @@ def test_network_reads_all_frames_in_one_step(scene, frames, trained):
     torch.set_num_threads(1)
     estimate = run(scene.reconstructor(name="pinn", trained=trained, refine_iterations=1), frames[::2], 1)[0]
     assert estimate.source["weights_sha256"] == trained.sha256
-    assert estimate.source["uncertainty"] == "critic"
+    assert estimate.source["uncertainty"]["estimator"] == "critic"
     assert nrmse(estimate, scene) < 0.5
     assert np.isfinite(estimate.std_phase_rad).all()
     assert estimate.embedding.shape == (len(frames[::2]), trained.net.config.channels)
