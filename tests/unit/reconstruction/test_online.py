@@ -394,5 +394,7 @@ def test_only_a_network_is_tuned():
 
 
 def test_only_a_network_has_a_critic():
-    with pytest.raises(ValueError, match="only a network has a critic; the reconstructor is rpie"):
+    with pytest.raises(
+        ValueError, match="the uncertainty 'critic' is of networks; the reconstructor is rpie: set it to 'photon"
+    ):
         ReconstructorConfig(name="rpie", uncertainty="critic")
