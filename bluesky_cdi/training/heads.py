@@ -208,10 +208,11 @@ def head_losses(heads: ErrorHeads, net: UnrolledNet, batch: Batch, draws: Draws,
         return gaussian_nll(obj[scenes], batch.truth[scenes], log_std, weight[scenes], mean)
 
     members, found = len(heads.ensemble), []
+    each = max(1, len(obj) // members)
     for number, member in enumerate(heads.ensemble):
-        own = slice((number + step) % members, None, members)
-        if own.start < len(obj):
-            found.append(loss(member, own))
+        first = each * ((number + step) % members)
+        if first < len(obj):
+            found.append(loss(member, slice(first, first + each)))
     divergence = cast(VariationalConv, heads.variational.exit).divergence() / INDEPENDENT
     everything = slice(None)
     return {
