@@ -182,6 +182,11 @@ class AgentConfig(Section):
     """Stop when the median predicted phase error of the frames is below this, radians; 0: never."""
 
 
+UncertaintyName = Literal["photon noise", "critic", "variational", "ensemble", "dropout", "halves", "deep ensemble"]
+# Of these, those that need no network, and those that need no weights.
+OF_ENGINES, WITHOUT_WEIGHTS = ("photon noise", "halves"), ("photon noise", "halves", "critic")
+
+
 class ReconstructorConfig(Section):
     """How frames become an image."""
 
@@ -195,9 +200,13 @@ class ReconstructorConfig(Section):
     """Name of shipped weights (``canvas-small``, or ``canvas-large``: better, in 2.2 to 2.4 times the time on an H100;
     ``sweep-small`` or ``sweep-large``: improve on what is known already, in up to three passes, also of thick
     objects), or path of a ``.safetensors`` file with its record beside it."""
-    uncertainty: Literal["critic", "photon noise", "halves"] | None = None
-    """What predicts errors: the network's ``critic``, the ``photon noise`` alone, or what two ``halves`` of the frames
-    have not in common. None: the critic of pinn, the photon noise of others."""
+    uncertainty: UncertaintyName | None = None
+    """What predicts errors (docs/uncertainty.md): the ``photon noise`` alone; the network's ``critic``; heads beside it
+    that can disagree (``variational``, ``ensemble``, ``dropout``); what two ``halves`` of the frames don't share; or a
+    ``deep ensemble`` of networks. None: the critic of pinn, the photon noise of others."""
+    uncertainty_weights: tuple[str, ...] = ()
+    """Weights files that it needs: the heads, if they don't lie beside `weights`, or the other networks of a deep
+    ensemble, names or paths."""
     refine_iterations: int = Field(default=3, ge=0)
     """Iterations of the engine in each step, after the network if there is one."""
     tolerance: float = Field(default=0.0, ge=0, lt=1)
@@ -247,10 +256,15 @@ class ReconstructorConfig(Section):
                 f"only lsqml and pinn refine positions and fluxes; the reconstructor is {self.name}: "
                 "set refine_positions and refine_flux to false"
             )
-        if self.name != "pinn" and self.uncertainty == "critic":
+        if self.name != "pinn" and self.uncertainty not in (None, *OF_ENGINES):
             raise ValueError(
-                f"only a network has a critic; the reconstructor is {self.name}: set uncertainty to 'photon noise', or "
-                "leave it out"
+                f"the uncertainty {self.uncertainty!r} is of networks; the reconstructor is {self.name}: set it to "
+                f"{' or '.join(map(repr, OF_ENGINES))}, or leave it out"
+            )
+        if self.uncertainty_weights and self.uncertainty in (None, *WITHOUT_WEIGHTS):
+            raise ValueError(
+                f"uncertainty_weights are of heads and ensembles; the uncertainty is {self.uncertainty!r}: leave them "
+                "out"
             )
         if self.name != "pinn" and self.fine_tune_s:
             raise ValueError(f"only a network is tuned; the reconstructor is {self.name}: set fine_tune_s to 0")

@@ -34,6 +34,7 @@ from bluesky_cdi.cli.resume import add_resume
 from bluesky_cdi.cli.serve import add_serve
 from bluesky_cdi.cli.shell import add_shell
 from bluesky_cdi.cli.train import MODELS, add_train
+from bluesky_cdi.cli.train_heads import add_train_heads
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.signals import INTERRUPTED
 
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         add_new_profile,
         add_doctor,
         add_train,
+        add_train_heads,
         add_calibrate,
         add_bench,
     ):

@@ -12,7 +12,7 @@ is; its features, pooled under a frame's illumination, are the frame's embedding
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import cast
@@ -170,16 +170,51 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute (B, outputs, Y, X) and features (B, C, Y / stem, X / stem) from (B, inputs, Y, X)."""
-        x = self.entry(F.pixel_unshuffle(x, self.stem))  # (B, C, Y / stem, X / stem)
-        skips = []
-        for encode, down in zip(self.encoder[:-1], self.down, strict=True):
-            x = encode(x)
-            skips.append(x)
-            x = down(x)  # (B, 2 C, Y / 2, X / 2)
-        x = self.attention(self.encoder[-1](x))
-        for decode, up, skip in zip(reversed(self.decoder), reversed(self.up), reversed(skips), strict=True):
-            x = decode(F.pixel_shuffle(up(x), 2) + skip)
+        *skips, coarsest = encoded(self.entry, self.encoder, self.down, F.pixel_unshuffle(x, self.stem))
+        x = decoded(self.up, self.decoder, skips, self.attention(coarsest))
         return F.pixel_shuffle(self.exit(x), self.stem), x
+
+
+def encoded(entry: nn.Module, encoder: nn.ModuleList, down: nn.ModuleList, x: Tensor) -> list[Tensor]:
+    """Compute the features of a U-Net's levels on the way down.
+
+    Parameters
+    ----------
+    entry : Module
+        Convolution to the finest level.
+    encoder, down : ModuleList
+        Blocks of each level, and what leads from each to the next.
+    x : Tensor, shape (B, inputs stem^2, Y / stem, X / stem)
+        What it sees.
+
+    Returns
+    -------
+    list of Tensor, shape (B, C, Y / stem / 2^level, X / stem / 2^level)
+        Finest first.
+    """
+    x = entry(x)
+    levels = []
+    for encode, step in zip(encoder[:-1], down, strict=True):
+        levels.append(encode(x))
+        x = step(levels[-1])  # (B, 2 C, Y / 2, X / 2)
+    return [*levels, encoder[-1](x)]
+
+
+def decoded(up: nn.ModuleList, decoder: nn.ModuleList, skips: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Compute the finest features of a U-Net on the way up.
+
+    Parameters
+    ----------
+    up, decoder : ModuleList
+        What leads to each level but the coarsest, and its blocks; finest first.
+    skips : sequence of Tensor
+        Features of these levels on the way down.
+    x : Tensor
+        Features of the coarsest level.
+    """
+    for decode, step, skip in zip(reversed(decoder), reversed(up), reversed(skips), strict=True):
+        x = decode(F.pixel_shuffle(step(x), 2) + skip)
+    return x
 
 
 class UnrolledNet(nn.Module):
@@ -223,7 +258,7 @@ class UnrolledNet(nn.Module):
             raise ValueError(f"{theirs} doesn't fit into {ours}: only {', '.join(more)} may be more")
         for stage, trained in zip(self.stages, earlier.stages, strict=False):
             untrained = {name: value for name, value in stage.state_dict().items() if name.startswith("attention.")}
-            stage.load_state_dict({**untrained, **_widened(trained.state_dict(), stage.state_dict())})
+            stage.load_state_dict({**untrained, **widened(trained.state_dict(), stage.state_dict())})
         self.critic.load_state_dict(earlier.critic.state_dict())
         with torch.no_grad():
             self.step_size.fill_(1.0)
@@ -270,9 +305,8 @@ class UnrolledNet(nn.Module):
             seen = [channels, memory]
             if self.config.scaled:
                 # Without their gradients, which grow by 1 / size with each stage, to 1e25 where hardly any light fell.
-                size = local_size(step.detach(), support)
-                unit = step.detach() / size
-                seen.append(torch.stack([unit.real, unit.imag, 1 + torch.log10(size) / 2], dim=1))
+                size, units = scaled(step.detach(), support)
+                seen.append(units)
             out, _ = run_unet(cast(UNet, net), torch.cat(seen, dim=1))
             change, memory = torch.complex(out[:, 0], out[:, 1]), out[:, 2 : 2 + self.config.memory]
             if self.config.scaled:
@@ -305,8 +339,7 @@ class UnrolledNet(nn.Module):
         """
         channels, _, _ = look(obj, probe, IlluminatedFrames(probe, data, room=0))
         log_std, features = run_unet(self.critic, channels)
-        bounded = LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(log_std / LOG_STD_HALF_RANGE)
-        return bounded + self.log_std_offset[:, None, None], features
+        return bounded_log_std(log_std) + self.log_std_offset[:, None, None], features
 
     def _parts(self, frames: int) -> int:
         """Return how many parts of the frames of a scene a sweep goes through."""
@@ -327,6 +360,11 @@ class UnrolledNet(nn.Module):
     def _step_sizes(self) -> Tensor:
         """Give the lengths of the physics steps, (stages, steps)."""
         return self.step_size.view(self.config.stages, self.config.steps)
+
+
+def bounded_log_std(raw: Tensor) -> Tensor:
+    """Bring what a critic says into the range of possible logarithms of deviations."""
+    return LOG_STD_MIDDLE + LOG_STD_HALF_RANGE * torch.tanh(raw / LOG_STD_HALF_RANGE)
 
 
 def damped_step(obj: Tensor, probe: Tensor, frames: IlluminatedFrames) -> tuple[Tensor, Tensor, Tensor]:
@@ -374,6 +412,28 @@ def look(obj: Tensor, probe: Tensor, frames: IlluminatedFrames) -> tuple[Tensor,
     return torch.stack(channels, dim=1), step, support
 
 
+def scaled(step: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the local size of a physics step, and the channels that show the step in units of it.
+
+    Parameters
+    ----------
+    step : Tensor, shape (B, Y, X), complex64
+        The step.
+    support : Tensor, shape (B, Y, X)
+        Its support.
+
+    Returns
+    -------
+    Tensor, shape (B, Y, X)
+        Size.
+    Tensor, shape (B, 3, Y, X)
+        Step over size (real, imaginary), and the logarithm of the size.
+    """
+    size = local_size(step, support)
+    unit = step / size
+    return size, torch.stack([unit.real, unit.imag, 1 + torch.log10(size) / 2], dim=1)
+
+
 def local_size(step: Tensor, support: Tensor) -> Tensor:
     """Compute the root mean square of a physics step around each pixel, where light fell.
 
@@ -415,10 +475,7 @@ def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
         Features; up to a block more where the object is no whole number of blocks.
     """
     height, width = channels.shape[-2:]
-    below, right = padding(net, height, width)
-    # What the convolutions would do to it anyway, done before the input is copied about.
-    image = channels.to(torch.bfloat16 if channels.is_cuda else channels.dtype)
-    padded = F.pad(image, (0, right, 0, below)).contiguous(memory_format=torch.channels_last)
+    padded = prepared(channels, *padding(net, height, width))
     graph = net.graphs.get((len(padded), *padded.shape[2:])) if torch.is_grad_enabled() else None
     if graph is not None:
         out, features = graph(padded)
@@ -440,6 +497,25 @@ def padding(net: UNet, height: int, width: int) -> tuple[int, int]:
     """
     block = net.stem * 2 ** len(net.down)
     return -height % block, -width % block
+
+
+def prepared(channels: Tensor, below: int, right: int) -> Tensor:
+    """Bring an image into the form that convolutions take.
+
+    Parameters
+    ----------
+    channels : Tensor, shape (B, C, Y, X), float32
+        The image.
+    below, right : int
+        Rows and columns to add.
+
+    Returns
+    -------
+    Tensor, shape (B, C, Y + below, X + right)
+        bf16 on a GPU: what the convolutions would do to it anyway, done before it is copied about.
+    """
+    image = channels.to(torch.bfloat16 if channels.is_cuda else channels.dtype)
+    return F.pad(image, (0, right, 0, below)).contiguous(memory_format=torch.channels_last)
 
 
 def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: int, chunk: int = 64) -> Tensor:
@@ -475,8 +551,16 @@ def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: 
     return torch.cat(pooled) if pooled else features.new_zeros(0, features.shape[1])
 
 
-def _widened(trained: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fill a U-Net's weights up with zeros for inputs and outputs that it lacks, which are the last ones."""
+def widened(trained: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fill a U-Net's weights up with zeros for inputs and outputs that it lacks, which are the last ones.
+
+    Parameters
+    ----------
+    trained : Mapping
+        State of the U-Net.
+    own : Mapping
+        State of one with more inputs or outputs.
+    """
     state = dict(trained)
     for name in ("entry.weight", "exit.weight", "exit.bias"):
         state[name] = torch.zeros_like(own[name])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
@@ -28,6 +29,8 @@ CONFIGS: Mapping[str, type[UnrolledConfig] | type[PtychoNNConfig]]
 CONFIGS = {"canvas": UnrolledConfig, "ptychonn": PtychoNNConfig}
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT = "canvas-small"
+# What the names of files with heads (`models.heads`) end in: ``canvas-small.heads`` belongs to ``canvas-small``.
+HEADS = ".heads"
 # SHA-256 of what comes with the package.
 SHIPPED_SHA256: Mapping[str, str] = {
     "canvas-large": "e237bdf774abb574a275a4e85da61a9f1ae0874172abd625cce500b54e3b2ef0",
@@ -96,13 +99,34 @@ def save_weights(net: Network, path: Path, record: Mapping[str, Any]) -> str:
     str
         SHA-256 of the weights file.
     """
+    architecture = next(name for name, config in CONFIGS.items() if isinstance(net.config, config))
+    return save_tensors(net.state_dict(), {"architecture": architecture, **net.config.as_dict()}, path, record)
+
+
+def save_tensors(state: Mapping[str, Tensor], about: Mapping[str, Any], path: Path, record: Mapping[str, Any]) -> str:
+    """Write tensors in half precision with their configuration, and the record beside them.
+
+    Parameters
+    ----------
+    state : Mapping
+        The tensors, by name.
+    about : Mapping
+        The configuration, as plain JSON values.
+    path : Path
+        Ends in ``.safetensors``; the record goes beside it with ``.json``.
+    record : Mapping
+        What made them, as plain JSON values.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
     from safetensors.torch import save
 
-    tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in net.state_dict().items()}
-    architecture = next(name for name, config in CONFIGS.items() if isinstance(net.config, config))
+    tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in state.items()}
     # One entry: several would be written in any order, and the same weights must be the same file.
-    about = json.dumps({"architecture": architecture, **net.config.as_dict()})
-    blob = save(tensors, metadata={"config": about})
+    blob = save(tensors, metadata={"config": json.dumps(about)})
     digest = hashlib.sha256(blob).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, blob)
@@ -129,7 +153,7 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     from safetensors import SafetensorError, safe_open
 
     path = _path_of(name_or_path)
-    digest, record = _verified(path)
+    digest, record = verified(path)
     try:
         with safe_open(str(path), "pt") as file:
             about = json.loads((file.metadata() or {})["config"])
@@ -152,12 +176,12 @@ def weights_checksum(name_or_path: str | Path = DEFAULT) -> str:
     WeightsError
         As for `load_weights`.
     """
-    return _verified(_path_of(name_or_path))[0]
+    return verified(_path_of(name_or_path))[0]
 
 
 def shipped_weights() -> list[str]:
-    """List the names of the weights that come with the package."""
-    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+    """List the names of the networks whose weights come with the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.safetensors") if not p.stem.endswith(HEADS))
 
 
 def is_shipped(path: Path) -> bool:
@@ -175,7 +199,14 @@ def _path_of(name_or_path: str | Path) -> Path:
     return path
 
 
-def _verified(path: Path) -> tuple[str, Mapping[str, Any]]:
+def verified(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """Check a weights file by its record: its SHA-256, and the record.
+
+    Raises
+    ------
+    WeightsError
+        If one of both is damaged, or not what came with the package.
+    """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     beside = path.with_suffix(".json")
     try:

@@ -49,7 +49,7 @@ from bluesky_cdi.reconstruction.region_solver import RegionSolver
 from bluesky_cdi.reconstruction.region_work import RegionWork
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
-from bluesky_cdi.reconstruction.uncertainty import uncertainty_estimator
+from bluesky_cdi.reconstruction.uncertainty import configured_estimator
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -88,7 +88,7 @@ class PtychoReconstructor:
     ------
     GeometryError
         If the probe does not have the frames' shape.
-    ConfigError
+    ConfigError, WeightsError
         If the uncertainty estimator that is configured needs what is not there.
     """
 
@@ -122,7 +122,7 @@ class PtychoReconstructor:
         self._probe = SharedProbe(probe, device)
         self._watch = ProbeWatch(self._probe, check_in)
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        self._estimator = uncertainty_estimator(config.uncertainty, net, iterations=config.refine_iterations)
+        self._estimator = configured_estimator(config, trained, device)
         self._calibration = calibration or calibration_of(trained, self._estimator.name)
         self._work = RegionWork(
             self._frames,

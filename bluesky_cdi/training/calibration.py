@@ -15,7 +15,7 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
-from bluesky_cdi.training.losses import gauge_fixed
+from bluesky_cdi.training.losses import errors
 from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream
 
 SHAPE = SceneShape(64, 146, (60, 121), 4, 1.0)
@@ -70,9 +70,7 @@ def _surprise(net: UnrolledNet, batch: Batch, most: int = 100_000) -> list[Tenso
     illuminated = illumination > MEASURED_SHARE * peak_intensity(batch.probe)
     obj = net(batch.probe, data)[-1]
     log_std, _ = net.judge(obj, batch.probe, data)
-    fixed = gauge_fixed(obj, batch.truth, illuminated.to(illumination.dtype))
-    errors = torch.stack([fixed.abs() - batch.truth.abs(), torch.angle(fixed * batch.truth.conj())], dim=1)
-    ratios = errors.abs() * torch.exp(-log_std)  # (B, 2, Y, X)
+    ratios = errors(obj, batch.truth, illuminated.to(illumination.dtype)).abs() * torch.exp(-log_std)  # (B, 2, Y, X)
     scans = (ratio[:, here] for ratio, here in zip(ratios, illuminated, strict=True))
     # A quantile needs no more, and PyTorch's takes no more than some millions.
     return [scan[:, :: -(-scan.shape[1] // most)] for scan in scans]

@@ -80,7 +80,7 @@ def relative_deviance(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     return deviance / ((data.counts * valid).sum(dim=(-2, -1)) + 1)
 
 
-def gaussian_nll(obj: Tensor, truth: Tensor, log_std: Tensor, weight: Tensor) -> Tensor:
+def gaussian_nll(obj: Tensor, truth: Tensor, log_std: Tensor, weight: Tensor, mean: Tensor | None = None) -> Tensor:
     """Compute the mean negative log likelihood of amplitude and phase errors under the predicted deviations.
 
     Parameters
@@ -91,9 +91,26 @@ def gaussian_nll(obj: Tensor, truth: Tensor, log_std: Tensor, weight: Tensor) ->
         Natural logarithm of the predicted deviations of amplitude and phase (radians).
     weight : Tensor, shape (B, Y, X)
         How much each pixel counts.
+    mean : Tensor, shape (B, 2, Y, X), optional
+        The predicted errors; 0 if absent.
+    """
+    error = errors(obj, truth, weight)
+    if mean is not None:
+        phase = error[:, 1] - mean[:, 1]
+        error = torch.stack([error[:, 0] - mean[:, 0], torch.atan2(phase.sin(), phase.cos())], dim=1)
+    nll = log_std + 0.5 * error.square() * torch.exp(-2 * log_std)
+    return (weight[:, None] * nll).sum() / (2 * weight.sum() + 1e-9)
+
+
+def errors(obj: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Compute the errors of amplitude and phase (radians, wrapped) in the truth's gauge, (B, 2, Y, X).
+
+    Parameters
+    ----------
+    obj, truth : Tensor, shape (B, Y, X), complex
+        The objects.
+    weight : Tensor, shape (B, Y, X)
+        How much each pixel counts for the gauge.
     """
     fixed = gauge_fixed(obj, truth, weight)
-    amplitude = fixed.abs() - truth.abs()
-    phase = torch.angle(fixed * truth.conj())
-    nll = log_std + 0.5 * torch.stack([amplitude, phase], dim=1).square() * torch.exp(-2 * log_std)
-    return (weight[:, None] * nll).sum() / (2 * weight.sum() + 1e-9)
+    return torch.stack([fixed.abs() - truth.abs(), torch.angle(fixed * truth.conj())], dim=1)

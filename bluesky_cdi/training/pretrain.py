@@ -153,7 +153,7 @@ def pretrain(
         if processes.device.type == "cuda"
         else platform.machine(),
         "processes": processes.size,
-        "commit": _commit(),
+        "commit": commit_of_source(),
         "torch": torch.__version__,
         "critic_factors": factors,
         "validation": validate(net, processes.device, probe=probe),
@@ -233,7 +233,7 @@ class _Run:
         fused = processes.device.type == "cuda"
         self._optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused)
         self._stream = SceneStream(processes.device, self._seed(), config.photons, probe=probe, decisions=config.seed)
-        self._held_out = _held_out(processes.device, 1e5, 16, probe)
+        self._held_out = held_out(processes.device, 1e5, 16, probe)
         self._step, self._frames, self._seconds = 0, 0, 0.0
         self._curve: list[dict[str, float]] = []
 
@@ -351,7 +351,7 @@ class _Run:
         partial.replace(self.state_file)
 
 
-def _commit() -> str | None:
+def commit_of_source() -> str | None:
     """Find the commit of the source that trains, where it is a git checkout."""
     line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -378,11 +378,8 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draw
         Draws where passes begin, and the objects whose errors are predicted.
     """
     start, stages = _passed(net, batch, draws, labels=config.supervised > 0)
-    with torch.no_grad():
-        illumination = summed_illumination(batch.probe, batch.data)
-        peak = peak_intensity(batch.probe)
-    illuminated = (illumination > MEASURED_SHARE * peak) * illumination / (illumination + STEP_DAMPING * peak)
-    zero = torch.zeros((), device=illumination.device)
+    illuminated = weight_of(batch)
+    zero = torch.zeros((), device=illuminated.device)
     truth_loss, physics_loss = zero, zero
     before = _error(start, batch.truth, illuminated)
     for k, obj in enumerate(stages, start=1):
@@ -401,6 +398,13 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draw
         log_std, _ = net.judge(judged, batch.probe, batch.data)
         losses["critic"] = 0.1 * gaussian_nll(judged, batch.truth, log_std, illuminated)
     return losses
+
+
+@torch.no_grad()
+def weight_of(batch: Batch) -> Tensor:
+    """Weigh the pixels of scenes by how well light tells them, (B, Y, X)."""
+    illumination, peak = summed_illumination(batch.probe, batch.data), peak_intensity(batch.probe)
+    return (illumination > MEASURED_SHARE * peak) * illumination / (illumination + STEP_DAMPING * peak)
 
 
 def _passed(net: Network, batch: Batch, draws: Draws, labels: bool) -> tuple[Tensor, list[Tensor]]:
@@ -454,7 +458,7 @@ def validate(
     """
     table = {}
     for dose in photons:
-        batch = _held_out(device, dose, 64, probe)
+        batch = held_out(device, dose, 64, probe)
         illumination = summed_illumination(batch.probe, batch.data)
         illuminated = (illumination > MEASURED_SHARE * illumination.amax(dim=(-2, -1), keepdim=True)).to(
             illumination.dtype
@@ -469,8 +473,20 @@ def validate(
     return table
 
 
-def _held_out(device: torch.device, photons: float, pool: int, probe: Tensor | None) -> Batch:
-    """Draw scenes of objects and probes that training doesn't draw."""
+def held_out(device: torch.device, photons: float, pool: int, probe: Tensor | None) -> Batch:
+    """Draw scenes of objects and probes that training doesn't draw.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where to compute.
+    photons : float
+        Mean photons of a frame.
+    pool : int
+        Objects that are cut from.
+    probe : Tensor, shape (M, N, N), complex, optional
+        The true probe of all scans; each has its own if absent.
+    """
     shape = VALIDATION_SHAPE if probe is None else VALIDATION_SHAPE.of_frames(probe.shape[-1])
     object_px = max(OBJECT_PX, shape.grid_px)
     stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, object_px, probe)

@@ -236,6 +236,7 @@ def _estimates(
                 "background": 0.0,
                 "refine_iterations": STEP if refined else 0,
                 "uncertainty": estimator,
+                **({} if trained is None else {"weights": str(trained.path)}),
             }
         )
         reconstructor = PtychoReconstructor(grid, problem.probe[0].numpy(), config, trained=trained, device=device)
@@ -271,6 +272,7 @@ def _recorded(
                 "background": 0.0,
                 "refine_iterations": STEP,
                 "uncertainty": estimator,
+                **({} if trained is None else {"weights": str(trained.path)}),
             }
         )
         reconstructor = PtychoReconstructor(

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.weights import Trained, load_weights
 from bluesky_cdi.reconstruction.calibration.files import ENGINES, record_of, write_record
 from bluesky_cdi.reconstruction.calibration.fit import fitted
 from bluesky_cdi.reconstruction.calibration.record import Calibration
 from bluesky_cdi.reconstruction.calibration.samples import Sample, samples_of
 from bluesky_cdi.reconstruction.calibration.scenes import OBJECTS, PROBES, draw_scene
-from bluesky_cdi.reconstruction.uncertainty import uncertainty_estimator
+from bluesky_cdi.reconstruction.uncertainty import ESTIMATORS, NetworkEstimator, PhotonNoiseEstimator
 
 # With fewer, groups rest on a handful of scans.
 SCENES = 96
@@ -52,10 +53,16 @@ def calibrate(
     -------
     Path, list of Calibration
         The record, and what is in it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such estimator.
     """
     trained = None if weights is None else load_weights(weights, device)
-    net = None if trained is None else trained.unrolled_net
-    names = [uncertainty_estimator(name, net).name for name in estimators or (None,)]
+    names = list(estimators) or [PhotonNoiseEstimator.name if trained is None else NetworkEstimator.name]
+    if unknown := [name for name in names if name not in ESTIMATORS]:
+        raise ConfigError(f"no uncertainty estimator is called {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for done, (name, found) in enumerate(_collected(weights, names, scenes, device, jobs), start=1):
         samples[name] += found

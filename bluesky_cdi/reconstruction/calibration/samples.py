@@ -100,6 +100,8 @@ def samples_of(
     Sample
     """
     settings = {"name": "lsqml" if trained is None else "pinn", "background": 0.0, "uncertainty": estimator}
+    if trained is not None:
+        settings["weights"] = str(trained.path)
     told: dict[int, tuple[int, ...]] = {} if trained is None else {0: (1,)}
     told[STEP] = ENGINE_STEPS if trained is None else STEPS
     for refined, after in told.items():

@@ -393,6 +393,21 @@ def test_only_a_network_is_tuned():
         ReconstructorConfig(name="rpie", fine_tune_s=1.0)
 
 
+def test_errors_from_halves_while_frames_come(scene, frames):
+    """Of a single frame nothing is known; then errors are those of noise, which falls with the light."""
+    reconstructor = scene.reconstructor(uncertainty="halves", refine_iterations=3)
+    [first] = run(reconstructor, frames[:1], 1)
+    assert (first.std_phase_rad == np.float32(UNKNOWN_STD_RAD)).all()
+    last = run(reconstructor, frames[1:], 1)[-1]
+    assert last.source["uncertainty"] == "halves"
+    bright = last.coverage > 0.3 * last.coverage.max()
+    photon_noise = 0.5 / np.sqrt(last.coverage[bright])
+    assert 0.3 < np.median(last.std_phase_rad[bright] / photon_noise) < 10
+    assert np.isfinite(last.frame_uncertainty).all()
+
+
 def test_only_a_network_has_a_critic():
-    with pytest.raises(ValueError, match="only a network has a critic; the reconstructor is rpie"):
+    with pytest.raises(
+        ValueError, match="the uncertainty 'critic' is of networks; the reconstructor is rpie: set it to 'photon"
+    ):
         ReconstructorConfig(name="rpie", uncertainty="critic")

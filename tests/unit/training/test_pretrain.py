@@ -315,7 +315,7 @@ def test_held_out_scenes_fit_every_size_of_frames(size):
 
 def test_held_out_scenes_are_as_large_as_the_probe():
     probe = torch.ones(1, 512, 512)
-    held_out = module._held_out(CPU, 1e5, 8, probe).data
+    held_out = module.held_out(CPU, 1e5, 8, probe).data
     assert held_out.object_shape == (1, 594, 594) and held_out.counts.shape[1:] == (512, 512)
 
 
