@@ -31,6 +31,7 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
+from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -114,7 +115,7 @@ class PtychoReconstructor:
         self._metrics = FrameMetrics(device)
         self._tiled = TiledObject.on(grid, config.window_px, device)
         self._probe = SharedProbe(probe, device)
-        self._watch = ProbeWatch(self._probe, check_in)
+        self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
         estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
         self._work = RegionWork(
@@ -139,6 +140,7 @@ class PtychoReconstructor:
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
         dark, lit = self._frames.light.find_dark()
         self._metrics.forget(dark)
+        self._causes.look_for_light(self._frames)
         if not self._probe.is_scaled:
             self._probe.scale(self._frames.light.mean_photons())
         elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.light.mean_photons():
@@ -197,8 +199,10 @@ class PtychoReconstructor:
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         if learning and not is_interrupted():
-            rows, several = self._frames.light.newest, not self._tiled.is_whole
-            self._watch.look(self._frames, rows[self._metrics.known[rows]], self._tiled.map.object, several)
+            rows, several, obj = self._frames.light.newest, not self._tiled.is_whole, self._tiled.map.object
+            rows = rows[self._metrics.known[rows]]
+            self._causes.look(self._frames, rows, self._metrics.embedding[rows], obj, self._probe.modes)
+            self._watch.look(self._frames, rows, obj, several)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:
@@ -211,6 +215,7 @@ class PtychoReconstructor:
             "object": self._tiled.map.checkpoint(),
             "probe": self._probe.checkpoint(),
             "check_in": self._watch.checkpoint(),
+            "causes": self._causes.checkpoint(),
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
             "scheduler": self._tiled.scheduler.checkpoint(),
@@ -249,6 +254,7 @@ class PtychoReconstructor:
         self._probe.restore(parts["probe"])
         self._solver.restore(parts["solver"])
         self._watch.restore(parts.get("check_in", {}))
+        self._causes.restore(parts.get("causes", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
             self._tiled.scheduler.touch(range(len(self._tiled.tiling)))
@@ -295,6 +301,7 @@ class PtychoReconstructor:
             "off_centre_px": self._frames.off_centre_px,
             "plain_residual": self._frames.light.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
+            "causes": self._causes.notes(len(self._frames)),
         }
         table = self._frames.table
         if (found := table.flux.others) and not self._config.refine_flux:
