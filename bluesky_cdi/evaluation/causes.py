@@ -7,7 +7,7 @@ for all), ``share`` of the frames that were looked at, and ``goes_on``: whether 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 KEY = "causes"
@@ -15,7 +15,7 @@ KEY = "causes"
 FEW = 0.1
 
 
-def causes_of(source: Mapping[str, Any], *, few: bool | None = None) -> Iterator[str]:
+def causes_of(source: Mapping[str, Any], *, few: bool | None = None, besides: Collection[str] = ()) -> Iterator[str]:
     """Say which causes were named, and of which frames.
 
     Parameters
@@ -24,9 +24,11 @@ def causes_of(source: Mapping[str, Any], *, few: bool | None = None) -> Iterator
         Of an estimate.
     few : bool, optional
         Only those that few frames show (`FEW`), or only the others; all if absent.
+    besides : collection of str
+        Words of those that are left out.
     """
     for each in source.get(KEY, ()):
-        if few is not None and few != (each["share"] <= FEW):
+        if each["cause"] in besides or (few is not None and few != (each["share"] <= FEW)):
             continue
         frames = each["frames"]
         where = "" if frames is None else f"frames {frames[0]} to {frames[1]}: "

@@ -255,7 +255,8 @@ def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
         yield missing
     if others := len(source.get("other_flux", ())):
         yield f"{others} frame(s) were under a flux of their own, which no monitor told"
-    yield from causes_of(source, few=True)
+    # Frames without light and those under another flux have their remarks.
+    yield from causes_of(source, few=True, besides=("beam", "flux"))
 
 
 def _measured(estimate: Estimate) -> Measures:

@@ -59,6 +59,4 @@ def unsteady_flux(frames: MeasuredFrames, rows: IndexArray) -> Iterator[Finding]
             f"{factor.min():.2g} to {factor.max():.2g} times. Is the beam topped up, or a shutter late? Have a monitor "
             "tell (monitor_key)",
             gain,
-            int(others.sum()),
-            is_granted=True,
         )

@@ -18,6 +18,8 @@ SIGMAS = 5.0
 # Counts below and above this share of what is expected, over that of the parts around it, are no object's that is badly
 # known.
 DEAD, HOT, NEIGHBOURS = 0.2, 5.0, 5
+# Times the parts around it that one counts, if it counts far too much.
+STANDS_OUT = 2.0
 # Parts of the detector along a side that have a gain of their own, and by how much and how surely it must change: the
 # median of sixteen parts knows their scatter badly.
 MODULES, GAIN, GAIN_SIGMAS = 4, 0.05, 7.0
@@ -30,7 +32,12 @@ TOP = 4096
 
 
 def detector_findings(
-    counted: FloatArray, expected: FloatArray, counted_before: FloatArray, expected_before: FloatArray
+    counted: FloatArray,
+    expected: FloatArray,
+    counted_before: FloatArray,
+    expected_before: FloatArray,
+    *,
+    is_steady: bool = True,
 ) -> Iterator[Finding]:
     """Find pixels, rows, columns and modules that count unlike the rest does since.
 
@@ -43,6 +50,8 @@ def detector_findings(
         Photons of the newest frames on valid pixels, and what the model expects, as the detector has them.
     counted_before, expected_before : ndarray, shape (N, N)
         The same of frames before.
+    is_steady : bool
+        Whether the beam is: otherwise what is expected is not sure enough to tell of a gain.
     """
     sums = (counted, expected, counted_before, expected_before)
     said, told = [], np.zeros(len(counted), bool)
@@ -58,7 +67,7 @@ def detector_findings(
         ]
         if (more := int(pixels.sum()) - 4) > 0:
             said.append(f"{more} more pixels like that")
-    if not said:
+    if not said and is_steady:
         said += list(_modules(sums))
     if said:
         yield Finding("detector", f"{'; '.join(said)}. Mask what is broken, and have the detector looked at")
@@ -104,9 +113,11 @@ def _unlike(counted: FloatArray, expected: FloatArray, before: FloatArray, model
     enough = (before + counted > LEAST_COUNTS) & (wanted + counted > LEAST_COUNTS)
     # Half a photon more on both sides: where nothing was counted before, a few photons are no multiple.
     ratio = (counted + 0.5) / (_usual(expected, before, model) + 0.5)
-    # What neighbours do as well is the pattern's.
+    # What neighbours do as well is the pattern's, and so is light that fills a dark place up to them.
     ratio = ratio / median_filter(ratio, size=NEIGHBOURS, mode="nearest")
-    return np.asarray(enough & (np.abs(size) > SIGMAS * _scatter(size[enough])) & ((ratio < DEAD) | (ratio > HOT)))
+    stands_out = counted + 0.5 > STANDS_OUT * (median_filter(counted, size=NEIGHBOURS, mode="nearest") + 0.5)
+    beyond = enough & (np.abs(size) > SIGMAS * _scatter(size[enough]))
+    return np.asarray(beyond & ((ratio < DEAD) | ((ratio > HOT) & stands_out)))
 
 
 def _modules(sums: tuple[FloatArray, ...]) -> Iterator[str]:

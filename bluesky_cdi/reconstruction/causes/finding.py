@@ -38,24 +38,18 @@ class Finding:
     gain : float
         By how much the deviance of the compared frames is less with it, in all; infinite where no model is needed to
         see it.
-    parameters : int
-        How many numbers that takes.
     from_start : bool
         Whether all frames show it, not only the newest.
     is_sure : bool
         Whether it is beyond doubt by itself. If not, it is told where the frames fit worse beyond doubt and it explains
         that.
-    is_granted : bool
-        Whether the model has it already, so that the misfit which is left is none of its.
     """
 
     cause: str
     says: str
     gain: float = float("inf")
-    parameters: int = 1
     from_start: bool = False
     is_sure: bool = True
-    is_granted: bool = False
 
 
 def is_beyond_doubt(in_errors: float, frames: int, sigmas: float = SIGMAS) -> bool:

@@ -119,7 +119,7 @@ def looked_at(
     found = [
         *found,
         *saturated(lately),
-        *detector_findings(*sums, *sums_before),
+        *detector_findings(*sums, *sums_before, is_steady=not found),
         *model_findings(early, late, photons, sums[0].size),
     ]
     features = tuple(np.concatenate([block.embedding for block in blocks]) for blocks in (before, lately))

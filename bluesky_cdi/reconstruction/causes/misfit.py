@@ -16,6 +16,8 @@ TIMES, LEAST_MISFIT = 3.0, 0.3
 # A change of the model that isn't beyond doubt by itself explains at least this share of what the newest frames fit
 # worse, if it is told of.
 MOST = 0.5
+# Frames that ask for other places gain at least this share of the misfit by them: an unknown object asks for them too.
+LEAST_OF_PLACES = 0.1
 # How many times farther from frames before their features lie than those of one another, and which share of them is
 # farther than nearly all of those are.
 TIMES_AS_FAR, FAR = 4.0, 0.6
@@ -36,7 +38,8 @@ def explained(
 
     What needs no model to be seen (the detector, the beam) is told always, and so are changes of the model that are
     beyond doubt: an object can hide their misfit. Where frames fit worse beyond doubt and neither is there, the change
-    that gains most is told if that is most of the misfit; otherwise it is something else.
+    that gains most is told if that is most of the misfit; otherwise it is something else. Of another flux the model
+    knows already: it must have gained more than is left.
 
     Parameters
     ----------
@@ -55,7 +58,8 @@ def explained(
     misfit = max(late - early, 0.0) * float(before.noise.mean()) * len(lately) * pixels
     seen = [each for each in found if math.isinf(each.gain)]
     models = [each for each in found if not math.isinf(each.gain)]
-    told = [each for each in models if each.is_sure and not (each.is_granted and each.gain < misfit)]
+    least = {"flux": misfit, "positions": LEAST_OF_PLACES * misfit}
+    told = [each for each in models if each.is_sure and each.gain >= least.get(each.cause, 0.0)]
     if seen:
         # A broken detector asks for many things: what goes wrong besides must explain most of the misfit.
         told = [each for each in told if is_worse and each.gain > MOST * misfit]

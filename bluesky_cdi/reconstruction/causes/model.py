@@ -101,22 +101,23 @@ def _probe(change: Change, number: int) -> Finding:
 
 
 def _places(before: Scores, lately: Scores) -> Finding:
-    (early, _), (late, noise) = before.asked_each(*PLACE), lately.asked_each(*PLACE)
+    (early, early_noise), (late, noise) = before.asked_each(*PLACE), lately.asked_each(*PLACE)
     squares, earlier = (np.square(each).sum(axis=1) for each in (late, early))
-    by_noise = float(np.trace(noise, axis1=1, axis2=2).mean())
+    by_noise, earlier_by_noise = (np.trace(each, axis1=1, axis2=2) + 1e-12 for each in (noise, early_noise))
     # Medians and logarithms: a few frames under another beam must not be taken for all.
-    off_px = math.sqrt(max(float(np.median(squares)) / MEDIAN_OF_MEAN - by_noise, 0.0))
-    logs, logs_before = np.log(squares + 1e-12), np.log(earlier + 1e-12)
-    error = math.sqrt(logs.var(ddof=1) / len(logs) + logs_before.var(ddof=1) / len(logs_before))
-    in_errors = float(logs.mean() - logs_before.mean()) / max(error, 1e-30)
+    off_px = math.sqrt(max(float(np.median(squares)) / MEDIAN_OF_MEAN - float(by_noise.mean()), 0.0))
     was_px = math.sqrt(float(np.median(earlier)) / MEDIAN_OF_MEAN)
+    # By more than frames with more photons are, too: where little scatters, noise alone asks for much.
+    in_errors = min(
+        _in_errors(np.log(squares + 1e-12), np.log(earlier + 1e-12)),
+        _in_errors(np.log(squares / by_noise + 1e-12), np.log(earlier / earlier_by_noise + 1e-12)),
+    )
     score, _ = lately.of(*PLACE)
     return Finding(
         "positions",
         f"frames ask for places {off_px:.2g} pixels rms from where they are said to be (those before: {was_px:.2g}). "
         "Look at encoders and trigger; reconstructor.refine_positions lets the frames move",
         float((score * late).sum()),
-        score.size,
         is_sure=off_px > LEAST_PLACE_PX and is_beyond_doubt(in_errors, len(late), PLACE_SIGMAS),
     )
 
@@ -149,6 +150,12 @@ def _coherence(change: Change, number: int, before: int) -> Finding:
         from_start=is_old and not is_new,
         is_sure=is_new or is_old,
     )
+
+
+def _in_errors(late: FloatArray, early: FloatArray) -> float:
+    """Compute the difference of two means in its standard errors."""
+    error = math.sqrt(late.var(ddof=1) / len(late) + early.var(ddof=1) / len(early))
+    return float(late.mean() - early.mean()) / max(error, 1e-30)
 
 
 def _is(size: float, error: float, number: int, least: float) -> bool:

@@ -215,7 +215,7 @@ def test_a_run_names_a_row_that_dies_and_the_end_of_it(scene, caplog):
     assert again._causes.notes(80) == ours._causes.notes(80)
     estimate = live(ours, frames[80:])
     (cause,) = estimate.source["causes"]
-    assert not cause["goes_on"] and list(causes_of(estimate.source))[0].startswith("frames ")
+    assert not cause["goes_on"] and next(iter(causes_of(estimate.source))).startswith("frames ")
     began, ended = (text for text in caplog.messages if text.startswith("detector: "))
     assert "row 23" in began and ended == "detector: over, the newest frames are as those before"
 
