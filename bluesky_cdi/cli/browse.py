@@ -37,6 +37,7 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _browse(args: argparse.Namespace) -> int:
     from bluesky_cdi.catalog import find_raw, list_results, load_result, probe_file_of
+    from bluesky_cdi.evaluation.causes import causes_of
     from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import write_probe
 
@@ -70,6 +71,7 @@ def _browse(args: argparse.Namespace) -> int:
         ("object", "{} x {} pixels of {:.2f} nm".format(*estimate.object.shape, estimate.pixel_m * 1e9)),
         ("made by", f"{estimate.source.get('reconstructor')} with {estimate.source.get('network') or 'no network'}"),
         *([("verdict", said)] if (said := verdict_said(estimate.source)) else []),
+        *(("cause", said) for said in causes_of(estimate.source)),
         *([("probe", str(args.probe))] if args.probe else []),
         ("figure", str(path)),
     ]

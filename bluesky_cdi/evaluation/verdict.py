@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.missing import missing_count, missing_said
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
@@ -173,7 +174,7 @@ def judge(estimate: Estimate, *, doubt: str = "") -> Verdict:
     estimate : Estimate
         Its `source` tells what the reconstruction knows besides: ``iterations``, ``ended``, ``diverged``, ``falling``,
         ``noise_residual``, ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``,
-        ``missing_frames``, ``other_flux``. What is absent is not judged.
+        ``missing_frames``, ``other_flux``, ``causes``. What is absent is not judged.
     doubt : str
         What else speaks against it; empty: nothing.
     """
@@ -232,6 +233,7 @@ def _doubts(source: Mapping[str, Any], found: Measures, frame_px: int) -> Iterat
         yield f"neighbouring frames are {found.spacing:.1f} widths of the probe apart: they share too little"
     if MISSING_DOUBTFUL < found.missing <= MISSING_FAILED:
         yield f"{100 * found.missing:.0f} % of the frames are not in it"
+    yield from causes_of(source, few=False)
 
 
 def _diverged(source: Mapping[str, Any]) -> float:
@@ -253,6 +255,8 @@ def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
         yield missing
     if others := len(source.get("other_flux", ())):
         yield f"{others} frame(s) were under a flux of their own, which no monitor told"
+    # Frames without light and those under another flux have their remarks.
+    yield from causes_of(source, few=True, besides=("beam", "flux"))
 
 
 def _measured(estimate: Estimate) -> Measures:

@@ -104,7 +104,7 @@ class MeasuredFrames:
         self.table = FrameTable(grid)
         self.mask: Tensor | None = None
         self.off_centre_px: tuple[float, float] | None = None
-        self.light = FrameLight(self.table, lambda rows: (self._working(rows), self.mask))
+        self.light = FrameLight(self.table, self._working_and_mask)
         self._grid, self._device = grid, device
         self._background, self._saturation, self._propagator = background, saturation, propagator
         side = grid.frame_px
@@ -273,6 +273,9 @@ class MeasuredFrames:
             part = torch.from_numpy(self._counts.read(rows[first : first + step])).to(self._device)
             counts[first : first + step] = self._propagator.to_working(part)
         return counts
+
+    def _working_and_mask(self, rows: IndexArray) -> tuple[Tensor, Tensor | None]:
+        return self._working(rows), self.mask
 
     def _kept_working(self, rows: IndexArray) -> Tensor:
         """Give `_working`, kept until other frames are asked for, if memory has room for that."""

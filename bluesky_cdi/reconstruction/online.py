@@ -38,6 +38,7 @@ from bluesky_cdi.reconstruction.calibration import (
     checked_estimate,
     half_pixels,
 )
+from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -120,7 +121,7 @@ class PtychoReconstructor:
         self._metrics = FrameMetrics(device)
         self._tiled = TiledObject.on(grid, config.window_px, device)
         self._probe = SharedProbe(probe, device)
-        self._watch = ProbeWatch(self._probe, check_in)
+        self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
         self._estimator = configured_estimator(config, trained, device)
         self._calibration = calibration or calibration_of(trained, self._estimator.name)
@@ -152,6 +153,7 @@ class PtychoReconstructor:
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
         dark, lit = self._frames.light.find_dark()
         self._metrics.forget(dark)
+        self._causes.look_for_light(self._frames)
         if not self._probe.is_scaled:
             self._probe.scale(self._frames.light.mean_photons())
         elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.light.mean_photons():
@@ -210,8 +212,10 @@ class PtychoReconstructor:
         if learning and self._tuner.is_wanted and not is_interrupted():
             self._fine_tune()
         if learning and not is_interrupted():
-            rows, several = self._frames.light.newest, not self._tiled.is_whole
-            self._watch.look(self._frames, rows[self._metrics.known[rows]], self._tiled.map.object, several)
+            rows, several, obj = self._frames.light.newest, not self._tiled.is_whole, self._tiled.map.object
+            rows = rows[self._metrics.known[rows]]
+            self._causes.look(self._frames, rows, self._metrics.embedding[rows], obj, self._probe.modes)
+            self._watch.look(self._frames, rows, obj, several)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:
@@ -252,6 +256,7 @@ class PtychoReconstructor:
             "object": self._tiled.map.checkpoint(),
             "probe": self._probe.checkpoint(),
             "check_in": self._watch.checkpoint(),
+            "causes": self._causes.checkpoint(),
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
             "scheduler": self._tiled.scheduler.checkpoint(),
@@ -290,6 +295,7 @@ class PtychoReconstructor:
         self._probe.restore(parts["probe"])
         self._solver.restore(parts["solver"])
         self._watch.restore(parts.get("check_in", {}))
+        self._causes.restore(parts.get("causes", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
             self._tiled.scheduler.touch(range(len(self._tiled.tiling)))
@@ -336,6 +342,7 @@ class PtychoReconstructor:
             "off_centre_px": self._frames.off_centre_px,
             "plain_residual": self._frames.light.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
+            "causes": self._causes.notes(len(self._frames)),
         }
         widths = self._calibration.intervals(self._tiled.map.illumination, solver.kept)
         progress["uncertainty"] = {**self._calibration.source, "intervals": widths}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
@@ -26,7 +27,9 @@ MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
 def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
-    """Draw amplitude, phase, predicted phase error, and coverage with the scan's path; in words the verdict, if any.
+    """Draw amplitude, phase, predicted phase error, and coverage with the scan's path; in words what is said of it.
+
+    That is the verdict and its reasons, or before there is one the causes of misfit that were named.
 
     Parameters
     ----------
@@ -52,6 +55,7 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     word, _, why = said.partition(": ")
     title = f"{_title_of(estimate.n_frames)}, {word}" if word else _title_of(estimate.n_frames)
     fig.suptitle(title, fontsize="x-large")
+    why = why or "; ".join(causes_of(estimate.source))
     if why:
         fig.supxlabel(textwrap.fill(why, FOOTER_CHARACTERS), fontsize="small")
     return fig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -274,6 +275,28 @@ def drift(found: Found) -> str:
         )
     head = f"focus moved by {settings['moved_um']:g} um after half of the frames"
     return "\n".join([head, aligned(lines)])
+
+
+def faults(found: Found) -> str:
+    """Set the result of `suites.faults` out: what was told of scans without a fault, and of each fault."""
+    lines = [["without a fault", "checks", "alarms", "told"]]
+    for row in found["clean"]:
+        lines.append([row["name"], f"{row['checks']}", f"{row['alarms']}", _told(row)])
+    parts = [aligned(lines)]
+    names = list(dict.fromkeys(row["fault"] for row in found["rows"]))
+    cases = list(dict.fromkeys(row["name"] for row in found["rows"]))
+    by = {(row["fault"], row["name"]): row for row in found["rows"]}
+    lines = [["named / told of / scans", *cases, "told, in all"]]
+    for name in names:
+        rows = [by[name, case] for case in cases]
+        cells = [f"{row['named']} / {row['detected']} / {row['scans']}" for row in rows]
+        told: Counter[str] = sum((Counter(row["told"]) for row in rows), Counter())
+        lines.append([name, *cells, _told({"told": told})])
+    return "\n\n".join([*parts, *([aligned(lines)] if names else [])])
+
+
+def _told(row: Found) -> str:
+    return ", ".join(f"{cause} {n}" for cause, n in sorted(row["told"].items(), key=lambda each: -each[1])) or "-"
 
 
 def _or_dash(value: float | None) -> str:

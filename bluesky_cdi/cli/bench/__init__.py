@@ -9,6 +9,7 @@ from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_sho
 from bluesky_cdi.cli.bench.images import (
     SUITES,
     add_drift,
+    add_faults,
     add_fine_tuning,
     add_live,
     add_probe_checks,
@@ -40,6 +41,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_scan,
         add_probe_checks,
         add_drift,
+        add_faults,
         add_live,
         add_steps,
         add_events,

@@ -1,4 +1,4 @@
-"""``bench quality``, ``scan``, ``live``, ``fine-tuning``, ``probe`` and ``drift``: how good objects and probes are."""
+"""``bench quality``, ``scan``, ``live``, ``fine-tuning``, ``probe``, ``drift``, ``faults``: how good images are."""
 
 from __future__ import annotations
 
@@ -330,3 +330,42 @@ def _bench_drift(args: argparse.Namespace) -> int:
     options = Options(args.engines, args.doses, args.errors, args.seeds, 1e-6 * args.moved_um)
     found = drift(options, tell)
     return finish(args, found, tables.drift(found))
+
+
+def add_faults(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench faults`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser("faults", parents=[common], help="whether a run names what goes wrong in it")
+    add = command.add_argument
+    add("--engines", nargs="+", choices=("rpie", "lsqml", "pinn"), default=["lsqml"], help="that reconstruct")
+    add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
+    add("--samples", nargs="+", default=["star", "circuit", "particles"], metavar="KIND", help="that are measured")
+    add("--seeds", type=positive, default=2, help="scans of each case (default: %(default)s)")
+    add("--errors", nargs="+", type=float, default=[0.0], metavar="RAD", help="of the assumed probe, without a fault")
+    add("--faults", nargs="*", metavar="FAULT", help="which (default: all; none are given: scans without a fault only)")
+    add("--weights", default="canvas-small", help="of pinn (default: %(default)s)")
+    add_out(command)
+    command.set_defaults(run=_bench_faults)
+
+
+def _bench_faults(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.bench.faults import FAULTS
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.suites.faults import Options, faults
+
+    chosen = tuple(FAULTS) if args.faults is None else tuple(args.faults)
+    if unknown := sorted(set(chosen) - set(FAULTS)):
+        raise BlueskyCDIError(f"a fault is one of {', '.join(FAULTS)}; got {', '.join(unknown)}")
+    prepare(args)
+    torch.set_num_threads(1)
+    found = faults(Options(args.engines, args.doses, args.samples, args.seeds, args.errors, chosen, args.weights), tell)
+    return finish(args, found, tables.faults(found))

@@ -13,12 +13,11 @@ from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames, frames_at_
 from bluesky_cdi.physics.likelihood import mean_over_valid, poisson_deviance
 from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
 from bluesky_cdi.reconstruction.probe_checkin.trial import Trial
+from bluesky_cdi.reconstruction.scores import UNEXPLAINED
 
 # Mini-batches of a sweep, and rPIE's regularisation: few sweeps from vacuum must come far.
 BATCHES = 4
 ALPHA = 0.1
-# Share of a frame's light that is taken to be like the mean frame.
-UNEXPLAINED = 0.1
 # Bytes of exit waves of the trials computed at a time.
 CPU_BYTES, GPU_BYTES = 2**27, 2**32
 

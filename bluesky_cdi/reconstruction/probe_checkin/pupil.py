@@ -85,6 +85,18 @@ class Pupil:
         """Make the probe (M, N, N) with a trial's aberrations and the assumed amplitude, as bright as the assumed."""
         return self._propagator.adjoint(self._phased(self._waves, trial)[None])[0].to(torch.complex64)
 
+    def derivatives(self, count: int) -> dict[str, Tensor]:
+        """Differentiate the assumed probe by the first aberrations: (M, N, N) for a radian rms, by name.
+
+        Parameters
+        ----------
+        count : int
+            How many, in the order of `ABERRATIONS`.
+        """
+        turned = 1j * self._waves * self.basis[:count, None]  # (count, M, N, N)
+        made = self._propagator.adjoint(turned).to(torch.complex64)
+        return dict(zip(ABERRATIONS[:count], made, strict=True))
+
     def as_bright_as_frames(self, probe: Tensor) -> Tensor:
         """Scale a probe (M, N, N): through vacuum the valid pixels count what they count in the brighter frames."""
         expected = intensity(self._propagator.forward(probe[None]))[0]

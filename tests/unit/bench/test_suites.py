@@ -13,10 +13,11 @@ import torch
 from bluesky_cdi.bench.beamline import error_of, measured_frames
 from bluesky_cdi.bench.cases import Case, scan_of, simulate
 from bluesky_cdi.bench.explained import EXPLAINED, Explained
+from bluesky_cdi.bench.faults import FAULTS, FaultyScan
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.reports import tables
 from bluesky_cdi.bench.reports.figures import draw_phases, draw_single_shot
-from bluesky_cdi.bench.suites import drift, live, lsqml, memory, replay, single_shot, steps
+from bluesky_cdi.bench.suites import drift, faults, live, lsqml, memory, replay, single_shot, steps
 from bluesky_cdi.bench.suites.fine_tuning import Options, fine_tuning
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli.bench.images import TUNED
@@ -25,6 +26,7 @@ from bluesky_cdi.engines.ptychography import deviance_of
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.reconstruction.causes import CAUSES
 from bluesky_cdi.sim_devices import SimulatedSource
 from bluesky_cdi.training.stream import SceneShape, SceneStream
 
@@ -267,6 +269,37 @@ def test_a_focus_that_moves_changes_the_counts_and_not_their_sum():
     further, again = (drift._further(case, problem, 0, by_m) for by_m in (0.1e-3, 1e-12))
     assert abs(float(counts.mean() / further.mean()) - 1) < 0.01 < (counts != further).float().mean()
     assert (counts != again).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_changes_later_frames_only(fault):
+    case = Case(dose=1e4, field=0.4)
+    problem = simulate(case, 0, CPU)
+    scan = FaultyScan(case, problem, 0, 10)
+    made, well = FAULTS[fault][0](scan), scan.well
+    assert torch.equal(made.counts[:10], well.counts[:10])
+    assert np.array_equal(made.positions_m[:10], well.positions_m[:10])
+    moved = np.abs(made.positions_m - well.positions_m)[10:] / problem.pixel_m
+    if fault.startswith("places"):
+        assert torch.equal(made.counts, well.counts) and 0.5 < moved.mean() < 9
+    else:
+        assert not moved.any() and not torch.equal(made.counts[10:], well.counts[10:])
+    assert set(FAULTS[fault][1]) <= set(CAUSES)
+
+
+def test_faults_are_named_and_clean_scans_name_none(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(faults, "Case", lambda **settings: Case(**{**settings, "frame_px": 32}))
+    line = ["bench", "faults", "--engines", "rpie", "--doses", "1e5", "--samples", "star", "--seeds", "1"]
+    line += ["--faults", "beam lost", "dead row", "--out", str(tmp_path / "new" / "faults.json")]
+    assert main(line) == 0
+    found = json.loads((tmp_path / "new" / "faults.json").read_text())
+    assert found["clean"] == [{"name": "rpie, 1e5 photons", "checks": 10, "alarms": 0, "told": {}}]
+    assert [(row["fault"], row["scans"], row["detected"], row["named"]) for row in found["rows"]] == [
+        ("beam lost", 1, 1, 1), ("dead row", 1, 1, 1)
+    ]  # fmt: skip
+    assert "dead row                   1 / 1 / 1" in capsys.readouterr().out
+    assert main([*line[:2], "--faults", "rain"]) == 1
+    assert "a fault is one of focus moved, places jitter" in capsys.readouterr().err
 
 
 class Held(contextlib.nullcontext):

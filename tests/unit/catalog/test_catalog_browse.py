@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def write_raw(writer, uid, scan_id, n, finished=True):
 @pytest.fixture(scope="module")
 def estimates(make_estimate):
     first, second = (make_estimate(seed) for seed in range(2))
-    return [with_verdict(first), second]
+    causes = [{"cause": "detector", "says": "row 3", "frames": [1, 2], "share": 0.5, "goes_on": True}]
+    return [with_verdict(replace(first, source={**first.source, "causes": causes})), second]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,7 @@ def test_links_both_ways(catalog):
 def test_load(catalog, estimates, assert_equal):
     assert_equal(load_result(catalog, "dddd"), estimates[0])
     assert load_result(catalog, "dddd").source["verdict"] == as_plain(estimates[0].source["verdict"])
+    assert load_result(catalog, "dddd").source["causes"] == estimates[0].source["causes"]
     of_failed = load_result(catalog, "ffff6666", update=1)
     assert "verdict" not in of_failed.source
     np.testing.assert_array_equal(of_failed.object, estimates[1].object)

@@ -147,3 +147,21 @@ def test_noise_is_that_of_drawn_counts(rate):
     drawn = poisson_deviance(rates, torch.poisson(rates, generator=torch.Generator().manual_seed(1)))
     error = float(drawn.std()) / len(drawn) ** 0.5
     assert float(expected_deviance(rates[:1])) == pytest.approx(float(drawn.mean()), abs=4 * error, rel=0.01)
+
+
+def test_causes_of_misfit_are_reasons_where_many_frames_show_them_and_remarks_otherwise(estimate):
+    dead = {"cause": "detector", "says": "row 3 is dead", "frames": [5, 9], "share": 0.5, "goes_on": True}
+    stray = {"cause": "background", "says": "4 % of the light", "frames": None, "share": 1.0, "goes_on": True}
+    dark = {"cause": "beam", "says": "no light", "frames": [5, 5], "share": 0.04, "goes_on": False}
+
+    def judged(*causes):
+        return judge(replace(estimate, source={**estimate.source, "causes": list(causes)}))
+
+    found = judged(dead, stray)
+    assert found.word == "doubtful"
+    assert found.reasons == ("frames 5 to 9: detector: row 3 is dead", "background: 4 % of the light")
+    found = judged(dead | {"share": 0.1})
+    assert found.word == "good" and found.remarks == ("frames 5 to 9: detector: row 3 is dead",)
+    # A few dark frames have a remark of their own.
+    assert judged(dark).says == "good"
+    assert judged(dark | {"share": 0.2}).reasons == ("frame 5: beam: no light",)
