@@ -70,7 +70,14 @@ FRAMES: Mapping[str, Column] = {
     "residual": Column("<f4"),
     "vacuum_residual": Column("<f4"),
     "novelty": Column("<f4"),
+    "latents": Column("<f4", ("latent",)),
+    "colour": Column("<f4", ("red_green_blue",)),
+    "cluster": Column("<i8"),
+    "novelty_p": Column("<f4"),
 }
+
+# What the final estimate's frames make of the object together.
+MAPS: Mapping[str, Column] = {"latent_map": Column("<f4", (*OBJECT_SHAPE, "red_green_blue"))}
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

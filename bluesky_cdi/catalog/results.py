@@ -1,8 +1,8 @@
 """A reconstruction as a run of its own: documents that refer to the raw run, arrays in an HDF5 file.
 
 A callback can't add a stream to a run that the RunEngine has open, so every reconstruction is a
-*derived run* with the streams ``reconstruction`` (an event for each update) and ``frames`` (a row
-for each frame, at the end).
+*derived run* with the streams ``reconstruction`` (an event for each update), and at the end ``frames`` (a row
+for each frame) and ``maps`` (one row).
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi import __version__
-from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, UPDATED, Column, ResultFile, chunk_shape
+from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, MAPS, UPDATED, Column, ResultFile, chunk_shape
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.gauge import shown_images
+from bluesky_cdi.latents.columns import LatentColumns, latent_columns
+from bluesky_cdi.latents.projection import COLOURS, COMPONENTS
 from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import Estimate, FloatArray, RunInfo
 
@@ -30,6 +32,7 @@ PLAN_NAME = "cdi_reconstruction"
 SPEC = "CDIReconstruction"
 UPDATES = "reconstruction"
 PER_FRAME = "frames"
+MAPPED = "maps"
 SOURCE = "bluesky_cdi"
 # Parts of an estimate's source that are known when the run is over, and stand in the stop document.
 NOTED_AT_END = ("verdict", "causes")
@@ -86,6 +89,7 @@ class ResultPublisher:
         self._layout: _Layout | None = None
         self._updates: _Stream | None = None
         self._last: Estimate | None = None
+        self._latents: LatentColumns | None = None
         self._closed = False
 
     def publish(self, estimate: Estimate) -> None:
@@ -179,9 +183,8 @@ class ResultPublisher:
         layout = _Layout.of(estimate)
         if self._file is None or self._updates is None:
             self._start(estimate.source)
-            self._file = ResultFile(
-                self._path, {UPDATES: UPDATED, PER_FRAME: FRAMES}, layout.row_shapes, self._attributes(layout)
-            )
+            groups = {UPDATES: UPDATED, PER_FRAME: FRAMES, MAPPED: MAPS}
+            self._file = ResultFile(self._path, groups, layout.row_shapes, self._attributes(layout))
             self._layout = layout
             self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, UPDATED, layout, _SCALARS)
         elif layout != self._layout:
@@ -205,12 +208,22 @@ class ResultPublisher:
         if self._last is None or estimate.object is not self._last.object:
             self._update(estimate)
         file, _ = self._open(estimate)
-        rows = _frame_rows(estimate)
-        file.write(PER_FRAME, 0, rows)
-        stream = _Stream(self._bundle, self._emit, file, PER_FRAME, FRAMES, _Layout.of(estimate))
-        n = len(rows["frame_seq_num"])
-        stream.announce(n)
-        self._counters[PER_FRAME] += n  # only events count themselves
+        latents = self._latents = latent_columns(estimate)
+        self._write_at_once(file, PER_FRAME, FRAMES, _frame_rows(estimate, latents), estimate)
+        self._write_at_once(file, MAPPED, MAPS, {"latent_map": latents.map[np.newaxis]}, estimate)
+
+    def _write_at_once(
+        self,
+        file: ResultFile,
+        stream: str,
+        columns: Mapping[str, Column],
+        rows: Mapping[str, npt.NDArray[Any]],
+        estimate: Estimate,
+    ) -> None:
+        file.write(stream, 0, rows)
+        n = len(next(iter(rows.values())))
+        _Stream(self._bundle, self._emit, file, stream, columns, _Layout.of(estimate)).announce(n)
+        self._counters[stream] += n  # only events count themselves
 
     def _stop(self, exit_status: ExitStatus, reason: str, final: Estimate | None) -> None:
         try:
@@ -224,6 +237,8 @@ class ResultPublisher:
             doc["n_frames"] = None if final is None else int(final.n_frames)
             if final is not None:
                 doc.update({key: as_plain(final.source[key]) for key in NOTED_AT_END if key in final.source})
+            if final is not None and self._latents is not None:
+                doc["latents"] = {"projection_sha256": self._latents.projection_sha256}
             self._emit("stop", doc)
 
 
@@ -241,6 +256,8 @@ class _Layout:
         shapes["embedding"] = estimate.embedding.shape[1:]
         shapes |= {name: getattr(estimate, name).shape for name in IMAGES}
         shapes |= dict.fromkeys(("amplitude", "phase"), estimate.object.shape)
+        shapes["latents"], shapes["colour"] = (min(COMPONENTS, estimate.embedding.shape[1]),), (COLOURS,)
+        shapes["latent_map"] = (*estimate.object.shape, COLOURS)
         shapes |= dict.fromkeys(("probe_amplitude", "probe_phase"), estimate.probe.shape)
         origin = (float(estimate.origin_m[0]), float(estimate.origin_m[1]))
         return cls(float(estimate.pixel_m), origin, shapes)
@@ -351,7 +368,7 @@ def _median(values: FloatArray) -> float:
     return float(np.median(values)) if values.size else float("nan")
 
 
-def _frame_rows(estimate: Estimate) -> dict[str, npt.NDArray[Any]]:
+def _frame_rows(estimate: Estimate, latents: LatentColumns) -> dict[str, npt.NDArray[Any]]:
     vacuum = estimate.vacuum_residual
     columns = {
         "frame_seq_num": estimate.frame_seq_nums,
@@ -362,5 +379,6 @@ def _frame_rows(estimate: Estimate) -> dict[str, npt.NDArray[Any]]:
         "residual": estimate.residual,
         "vacuum_residual": np.full(len(estimate.residual), np.nan) if vacuum is None else vacuum,
         "novelty": estimate.novelty,
+        **latents.of_frames,
     }
     return {name: np.asarray(values, FRAMES[name].dtype) for name, values in columns.items()}

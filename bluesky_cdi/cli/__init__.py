@@ -23,7 +23,9 @@ from bluesky_cdi.cli.convert import add_convert
 from bluesky_cdi.cli.demo import add_demo
 from bluesky_cdi.cli.doctor import add_doctor
 from bluesky_cdi.cli.export import add_export
+from bluesky_cdi.cli.fit_latents import add_fit_latents
 from bluesky_cdi.cli.inspect import add_inspect
+from bluesky_cdi.cli.latents import add_latents
 from bluesky_cdi.cli.new_profile import add_new_profile
 from bluesky_cdi.cli.output import say_error
 from bluesky_cdi.cli.probe import add_probe
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         add_compare,
         add_browse,
         add_export,
+        add_latents,
         add_serve,
         add_resume,
         add_restore,
@@ -98,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         add_train,
         add_train_heads,
         add_calibrate,
+        add_fit_latents,
         add_bench,
     ):
         add_command(commands, common)

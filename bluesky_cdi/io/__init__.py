@@ -13,7 +13,7 @@ from bluesky_cdi.io.frames import Frames, LazyFrames, photons_of_frames
 from bluesky_cdi.io.images import read_array, read_image
 from bluesky_cdi.io.inspection import Inspection, inspect_frames
 from bluesky_cdi.io.nexus_result import write_nexus_result
-from bluesky_cdi.io.plain_results import notes_of, write_npz_result, write_tiff
+from bluesky_cdi.io.plain_results import notes_of, read_npz_result, write_npz_result, write_tiff
 from bluesky_cdi.io.preprocessing import Preprocessing
 from bluesky_cdi.io.probe_file import ProbeFile, read_probe, write_probe
 from bluesky_cdi.io.product import Product, read_product, write_product
@@ -49,6 +49,7 @@ __all__ = [
     "read_cxi_result",
     "read_frames",
     "read_image",
+    "read_npz_result",
     "read_probe",
     "read_product",
     "read_ptychodus",

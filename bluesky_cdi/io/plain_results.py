@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi import __version__
-from bluesky_cdi.io._files import written_whole
+from bluesky_cdi.io._files import open_npz, written_whole
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.product import product_of
 from bluesky_cdi.physics.geometry import Geometry
@@ -77,6 +78,28 @@ def write_npz_result(
             "notes": np.asarray(to_json(notes_of(estimate, geometry, name))),
         },
     )
+
+
+def read_npz_result(path: Path | str) -> Estimate:
+    """Read an estimate that `write_npz_result` wrote.
+
+    Raises
+    ------
+    ScanFileError
+        If the file is none of these.
+    """
+    with open_npz(Path(path), "a result that `bluesky-cdi export RUN FILE.npz` wrote") as file:
+        notes = json.loads(str(file["notes"]))
+        y, x = map(float, file["origin_m"])
+        verdict = {} if notes["verdict"] is None else {"verdict": notes["verdict"]}
+        arrays: dict[str, Any] = {key: file[key] for key in _OF_THE_ESTIMATE}
+        return Estimate(
+            n_frames=int(notes["frames"]),
+            origin_m=(y, x),
+            pixel_m=float(file["pixel_m"]),
+            source={**notes["source"], **verdict},
+            **arrays,
+        )
 
 
 def write_tiff(path: Path | str, image: npt.NDArray[Any], pixel_m: float, notes: Mapping[str, Any]) -> None:

@@ -319,7 +319,9 @@ class UnrolledNet(nn.Module):
             outputs.append(obj)
         return outputs
 
-    def judge(self, obj: Tensor, probe: Tensor, data: Diffraction) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, obj: Tensor, probe: Tensor, data: Diffraction, *, without_phase: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Predict how far off an object is, wherever it came from.
 
         Parameters
@@ -330,6 +332,9 @@ class UnrolledNet(nn.Module):
             Its modes.
         data : Diffraction
             The frames.
+        without_phase : bool
+            Take the features of the object without its mean phase, which no frame tells (see `without_mean_phase`).
+            The deviations are those of the object as it is.
 
         Returns
         -------
@@ -337,8 +342,12 @@ class UnrolledNet(nn.Module):
             Natural logarithm of the standard deviation of amplitude and of phase (radians).
         features : Tensor, shape (B, C, Y / stem, X / stem)
         """
-        channels, _, _ = look(obj, probe, IlluminatedFrames(probe, data, room=0))
+        channels, _, support = look(obj, probe, IlluminatedFrames(probe, data, room=0))
+        if without_phase:
+            channels = torch.cat([channels, without_mean_phase(channels, support)])  # (2 B, 6, Y, X)
         log_std, features = run_unet(self.critic, channels)
+        if without_phase:
+            log_std, features = log_std[: len(obj)], features[len(obj) :]
         return bounded_log_std(log_std) + self.log_std_offset[:, None, None], features
 
     def _parts(self, frames: int) -> int:
@@ -432,6 +441,31 @@ def scaled(step: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
     size = local_size(step, support)
     unit = step / size
     return size, torch.stack([unit.real, unit.imag, 1 + torch.log10(size) / 2], dim=1)
+
+
+def without_mean_phase(channels: Tensor, support: Tensor) -> Tensor:
+    """Turn object and physics step, as a U-Net sees them, so that the object's mean phase is 0.
+
+    The step of a turned object is the step turned, so nothing is computed again.
+
+    Parameters
+    ----------
+    channels : Tensor, shape (B, 6, Y, X)
+        What `look` gives.
+    support : Tensor, shape (B, Y, X)
+        Weight of each pixel in the mean.
+
+    Returns
+    -------
+    Tensor, shape (B, 6, Y, X)
+    """
+    obj = torch.complex(channels[:, 0] + 1, channels[:, 1])
+    mean = (support * obj).sum(dim=(-2, -1), keepdim=True)
+    # `sgn` of nothing is 0: an object whose mean vanishes has no mean phase, and stays as it is.
+    turn = torch.where(mean == 0, 1, torch.sgn(mean.conj()))
+    obj, step = turn * obj, turn * torch.complex(channels[:, 2], channels[:, 3])
+    turned = torch.stack([obj.real - 1, obj.imag, step.real, step.imag], dim=1)
+    return torch.cat([turned, channels[:, 4:]], dim=1)
 
 
 def local_size(step: Tensor, support: Tensor) -> Tensor:

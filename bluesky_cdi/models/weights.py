@@ -152,7 +152,7 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     """
     from safetensors import SafetensorError, safe_open
 
-    path = _path_of(name_or_path)
+    path = path_of(name_or_path)
     digest, record = verified(path)
     try:
         with safe_open(str(path), "pt") as file:
@@ -176,7 +176,7 @@ def weights_checksum(name_or_path: str | Path = DEFAULT) -> str:
     WeightsError
         As for `load_weights`.
     """
-    return verified(_path_of(name_or_path))[0]
+    return verified(path_of(name_or_path))[0]
 
 
 def shipped_weights() -> list[str]:
@@ -189,7 +189,14 @@ def is_shipped(path: Path) -> bool:
     return path.resolve().parent == SHIPPED.resolve()
 
 
-def _path_of(name_or_path: str | Path) -> Path:
+def path_of(name_or_path: str | Path) -> Path:
+    """Find the file of weights, named as for `load_weights`.
+
+    Raises
+    ------
+    WeightsError
+        If it is absent.
+    """
     path = Path(name_or_path) if str(name_or_path).endswith(".safetensors") else SHIPPED / f"{name_or_path}.safetensors"
     if not path.is_file():
         raise WeightsError(

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.latents.store import CRITIC, RADIAL_PROFILE
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frame_table import FrameTable
 from bluesky_cdi.reconstruction.object_map import ObjectMap
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+from bluesky_cdi.reconstruction.uncertainty import PhotonNoiseEstimator
 
 
 def source_of(config: ReconstructorConfig, trained: Trained | None, seed: int, device: str) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def source_of(config: ReconstructorConfig, trained: Trained | None, seed: int, d
         "reconstructor": config.name,
         "network": trained.name if trained else None,
         "weights_sha256": trained.sha256 if trained else None,
+        "embedding": CRITIC if trained and config.uncertainty != PhotonNoiseEstimator.name else RADIAL_PROFILE,
         "settings": config.model_dump(mode="json"),
         "seed": seed,
         "device": device,

@@ -7,6 +7,7 @@ loaded by the first figure, not by the import. Images are (Y, X), positions (y, 
 from bluesky_cdi.viz.comparisons import show_comparison, show_images
 from bluesky_cdi.viz.detector import show_detector
 from bluesky_cdi.viz.estimates import figure_demo, show_estimate
+from bluesky_cdi.viz.latents import show_latents
 from bluesky_cdi.viz.objects import show_object
 from bluesky_cdi.viz.panels import save_figure
 from bluesky_cdi.viz.probes import show_probes
@@ -19,6 +20,7 @@ __all__ = [
     "show_detector",
     "show_estimate",
     "show_images",
+    "show_latents",
     "show_object",
     "show_probes",
     "show_single_shot",

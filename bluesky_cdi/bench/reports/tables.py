@@ -299,5 +299,19 @@ def _told(row: Found) -> str:
     return ", ".join(f"{cause} {n}" for cause, n in sorted(row["told"].items(), key=lambda each: -each[1])) or "-"
 
 
+def latents(found: Found) -> str:
+    """Set the result of `suites.latents` out: how stable latents are, and which frames are told as unusual."""
+    lines = [["", "scans", "frames", "moved, embedding", "moved, latents", "frames unusual", "scans unusual"]]
+    for row in found["rows"]:
+        ratios = (f"{row[key]:.2f}" for key in ("embedding", "latents"))
+        shares = (f"{row[key]:.3f}" for key in ("unusual", "scans_unusual"))
+        lines.append([row["name"], str(row["scans"]), str(row["frames"]), *ratios, *shares])
+    head = (
+        f"{found['settings']['weights']}: how far frames move when half of their scan is reconstructed, over how far "
+        "they differ;\nshare of frames with p < 0.01, and of scans in which more than a tenth of the frames have"
+    )
+    return f"{head}\n{aligned(lines)}"
+
+
 def _or_dash(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

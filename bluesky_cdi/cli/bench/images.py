@@ -36,6 +36,8 @@ SUITES = ("dose", "overlap", "probe", "rate", "objects", "thick", "recorded")
 CHECKED = ("star", "natural", "cells", "gold")
 # The names of `bench.explained.EXPLAINED`, likewise.
 TUNED = ("p25", "star", "star64")
+# The names of `physics.objects.SAMPLES`, likewise.
+PAINTED = ("star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold")
 
 
 def add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
@@ -369,3 +371,39 @@ def _bench_faults(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     found = faults(Options(args.engines, args.doses, args.samples, args.seeds, args.errors, chosen, args.weights), tell)
     return finish(args, found, tables.faults(found))
+
+
+def add_latents(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench latents`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "latents", parents=[common], help="how stable latents of frames are, and how surely unusual frames are told"
+    )
+    add = command.add_argument
+    add("--weights", default="canvas-small", metavar="NAME", help="with a projection (default: %(default)s)")
+    add("--samples", nargs="+", default=list(PAINTED), metavar="KIND", help=f"of {', '.join(PAINTED)}")
+    add("--seeds", type=positive, default=2, help="scans of each sample and dose (default: %(default)s)")
+    add("--scenes", type=positive, default=100, help="of the kinds that training draws (default: %(default)s)")
+    add_device(command)
+    add_out(command)
+    command.set_defaults(run=_bench_latents)
+
+
+def _bench_latents(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.machine import devices_of
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.suites.latents import Options, latents
+    from bluesky_cdi.models.weights import load_weights
+
+    prepare(args)
+    [device] = devices_of(args.device, 1)
+    options = Options(args.samples, seeds=args.seeds, scenes=args.scenes)
+    found = latents(load_weights(args.weights, device), options, device, tell)
+    return finish(args, found, tables.latents(found))

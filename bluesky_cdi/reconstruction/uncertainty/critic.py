@@ -23,7 +23,7 @@ class NetworkEstimator:
         self, obj: Tensor, probe: Tensor, data: Diffraction, illumination: Tensor, deviance: Tensor
     ) -> UncertaintyEstimate:
         """Predict the errors of an object; see `UncertaintyEstimator`."""
-        log_std, features = self._net.judge(obj, probe, data)
+        log_std, features = self._net.judge(obj, probe, data, without_phase=True)
         std = log_std.exp()[0]
         illuminated = illumination[0] > 0
         return UncertaintyEstimate(

@@ -52,8 +52,8 @@ def test_documents_of_a_whole_run(publisher, documents, make_estimate, tmp_path)
     assert start["source"] == estimates[0].source
     assert start["geometry"]["energy_ev"] == 8000
     assert start["tiled_specs"] == ["CDIReconstruction"]
-    assert [doc["name"] for doc in documents.of("descriptor")] == ["reconstruction", "frames"]
-    assert stop["num_events"] == {"reconstruction": 3, "frames": 6}
+    assert [doc["name"] for doc in documents.of("descriptor")] == ["reconstruction", "frames", "maps"]
+    assert stop["num_events"] == {"reconstruction": 3, "frames": 6, "maps": 1}
     assert (stop["exit_status"], stop["complete"], stop["n_frames"]) == ("success", True, 6)
     events = documents.of("event")
     assert [event["seq_num"] for event in events] == [1, 2, 3]
