@@ -28,6 +28,7 @@ def tiny_scenes(monkeypatch):
         return SceneStream(device, seed, photons, 2, 48)
 
     monkeypatch.setattr(stream_module, "SHAPES", (SHAPE,))
+    monkeypatch.setattr(module, "DOSES", (1e5,))
     monkeypatch.setattr(pretrain, "VALIDATION_SHAPE", SceneShape(16, 32, (9, 9), 2, 1.0))
     for user in (module, pretrain):
         monkeypatch.setattr(user, "SceneStream", stream)
