@@ -53,12 +53,15 @@ class Trained:
         Checksum of the weights file.
     record : Mapping
         The training record.
+    path : Path
+        The weights file.
     """
 
     net: Network
     name: str
     sha256: str
     record: Mapping[str, Any]
+    path: Path
 
     @property
     def unrolled_net(self) -> UnrolledNet:
@@ -162,7 +165,7 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as err:
         raise WeightsError(f"{path} holds no weights of this package's network: {err}") from err
     net = net.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # missing in torch's stubs
-    return Trained(net.requires_grad_(False), path.stem, digest, record)
+    return Trained(net.requires_grad_(False), path.stem, digest, record, path)
 
 
 def weights_checksum(name_or_path: str | Path = DEFAULT) -> str:
