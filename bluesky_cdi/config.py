@@ -266,6 +266,11 @@ class ReconstructorConfig(Section):
                 f"uncertainty_weights are of heads and ensembles; the uncertainty is {self.uncertainty!r}: leave them "
                 "out"
             )
+        if len(self.uncertainty_weights) > 1 and self.uncertainty != "deep ensemble":
+            raise ValueError(
+                f"the uncertainty {self.uncertainty!r} has its heads in one file; uncertainty_weights names "
+                f"{len(self.uncertainty_weights)}"
+            )
         if self.name != "pinn" and self.fine_tune_s:
             raise ValueError(f"only a network is tuned; the reconstructor is {self.name}: set fine_tune_s to 0")
         return self

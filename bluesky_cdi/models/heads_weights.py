@@ -11,9 +11,9 @@ import torch
 
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.heads import ErrorHeads, HeadsConfig
-from bluesky_cdi.models.weights import HEADS, SHIPPED, Trained, save_tensors, verified
+from bluesky_cdi.models.weights import HEADS, Trained, save_tensors, verified
 
-ARCHITECTURE, ENDING = "heads", ".safetensors"
+ARCHITECTURE = "heads"
 
 
 def save_heads(heads: ErrorHeads, network_sha256: str, path: Path, record: Mapping[str, Any]) -> str:
@@ -39,15 +39,15 @@ def save_heads(heads: ErrorHeads, network_sha256: str, path: Path, record: Mappi
     return save_tensors(heads.state_dict(), about, path, record)
 
 
-def load_heads(name_or_path: str | Path, trained: Trained, device: torch.device | str = "cpu") -> ErrorHeads:
+def load_heads(trained: Trained, path: Path | None = None, device: torch.device | str = "cpu") -> ErrorHeads:
     """Load the heads of a network.
 
     Parameters
     ----------
-    name_or_path : str or Path
-        A path ending in ``.safetensors``, or the name of heads that come with the package.
     trained : Trained
         The network.
+    path : Path, optional
+        Their file; by default that beside the network's weights, ``NAME.heads.safetensors``.
     device : torch.device or str
         Where to compute.
 
@@ -58,7 +58,13 @@ def load_heads(name_or_path: str | Path, trained: Trained, device: torch.device 
     """
     from safetensors import SafetensorError, safe_open
 
-    path = _path_of(name_or_path, trained)
+    path = path or trained.path.with_name(f"{trained.path.stem}{HEADS}.safetensors")
+    if not path.is_file():
+        raise WeightsError(
+            f"no heads at {path}, which predict the errors of {trained.name}. Train them: bluesky-cdi train-heads "
+            f"{trained.name}{HEADS}.safetensors --weights {trained.name}, and name the file in "
+            "reconstructor.uncertainty_weights"
+        )
     verified(path)
     try:
         with safe_open(str(path), "pt") as file:
@@ -78,20 +84,3 @@ def load_heads(name_or_path: str | Path, trained: Trained, device: torch.device 
         )
     heads.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return heads.eval().requires_grad_(False)
-
-
-def heads_of(weights: str | Path) -> str:
-    """Name the file of the heads that belong to a network's weights, a name or a path: it lies beside them."""
-    stem = str(weights).removesuffix(ENDING)
-    return f"{stem}{HEADS}{ENDING}" if str(weights).endswith(ENDING) else f"{stem}{HEADS}"
-
-
-def _path_of(name_or_path: str | Path, trained: Trained) -> Path:
-    path = Path(name_or_path) if str(name_or_path).endswith(ENDING) else SHIPPED / f"{name_or_path}{ENDING}"
-    if not path.is_file():
-        raise WeightsError(
-            f"no heads at {path}, which predict the errors of {trained.name}. Train them: bluesky-cdi train-heads "
-            f"{trained.name}{HEADS}{ENDING} --weights {trained.name}, and name the file in "
-            "reconstructor.uncertainty_weights"
-        )
-    return path

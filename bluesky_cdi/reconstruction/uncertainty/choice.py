@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.heads import KINDS, ErrorHeads, Kind
-from bluesky_cdi.models.heads_weights import heads_of, load_heads
+from bluesky_cdi.models.heads_weights import load_heads
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Trained, load_weights
 from bluesky_cdi.reconstruction.uncertainty.critic import NetworkEstimator
@@ -120,7 +121,7 @@ def configured_estimator(
     net = trained.unrolled_net if trained else None
     heads, members = None, list[UnrolledNet]()
     if name in KINDS and trained is not None:
-        heads = load_heads(files[0] if files else heads_of(config.weights), trained, device)
+        heads = load_heads(trained, Path(files[0]) if files else None, device)
     elif name == DeepEnsembleEstimator.name:
         members = [load_weights(file, device).unrolled_net for file in files]
     return uncertainty_estimator(name, net, iterations=config.refine_iterations, heads=heads, members=members)

@@ -154,3 +154,5 @@ def test_what_is_missing_is_named(files):
             uncertainty_estimator(name, None)
     with pytest.raises(ValueError, match="uncertainty_weights are of heads and ensembles; the uncertainty is 'critic'"):
         ReconstructorConfig(uncertainty="critic", uncertainty_weights=("some",))
+    with pytest.raises(ValueError, match=r"the uncertainty 'dropout' has its heads in one file; .* names 2"):
+        ReconstructorConfig(uncertainty="dropout", uncertainty_weights=("some", "others"))

@@ -8,7 +8,7 @@ import torch
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.heads import KINDS, ErrorHeads, HeadsConfig
-from bluesky_cdi.models.heads_weights import heads_of, load_heads
+from bluesky_cdi.models.heads_weights import load_heads
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.training import heads as module
@@ -28,6 +28,7 @@ def tiny_scenes(monkeypatch):
         return SceneStream(device, seed, photons, 2, 48)
 
     monkeypatch.setattr(stream_module, "SHAPES", (SHAPE,))
+    monkeypatch.setattr(module, "DOSES", (1e5,))
     monkeypatch.setattr(pretrain, "VALIDATION_SHAPE", SceneShape(16, 32, (9, 9), 2, 1.0))
     for user in (module, pretrain):
         monkeypatch.setattr(user, "SceneStream", stream)
@@ -55,7 +56,7 @@ def test_a_training_writes_heads_that_load_again(tiny_scenes, trained, tmp_path)
     assert again.read_bytes() == out.read_bytes()
     assert train_heads(HeadsTraining(steps=3, members=2, seed=2), trained, again, CPU)["sha256"] != record["sha256"]
     # What was validated before it was written, in half precision.
-    heads = load_heads(heads_of(tmp_path / "net.safetensors"), trained)
+    heads = load_heads(trained)
     assert heads.config == HeadsConfig(2, 0.1, SIZE)
     heads.reseed(1)
     found = module.validate_heads(heads, trained.net, CPU)
@@ -122,11 +123,11 @@ def test_heads_belong_to_their_network(tiny_scenes, trained, tmp_path):
     save_weights(UnrolledNet(SIZE), tmp_path / "other.safetensors", {})
     other = load_weights(tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match=r"heads of the network with SHA-256.*not of other.*train-heads"):
-        load_heads(out, other)
+        load_heads(other, out)
     with pytest.raises(WeightsError, match=r"no heads at .*other.heads.safetensors.*train-heads other.heads"):
-        load_heads(tmp_path / "other.heads.safetensors", other)
+        load_heads(other)
     with pytest.raises(WeightsError, match=r"holds no heads.*they are weights of a network"):
-        load_heads(tmp_path / "other.safetensors", other)
+        load_heads(other, other.path)
 
 
 def test_the_command_trains_on_this_machine(tiny_scenes, trained, tmp_path, capsys):
@@ -137,6 +138,6 @@ def test_the_command_trains_on_this_machine(tiny_scenes, trained, tmp_path, caps
     )
     printed = json.loads(capsys.readouterr().out)
     assert printed["steps"] >= 1 and printed["config"]["members"] == 4
-    assert load_heads(out, trained).config.members == 4
+    assert load_heads(trained, out).config.members == 4
     assert main(["train-heads", str(tmp_path / "net.safetensors"), "-q"]) == 1
     assert "must end in .heads.safetensors" in capsys.readouterr().err
