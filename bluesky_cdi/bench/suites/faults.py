@@ -61,7 +61,7 @@ class Options:
     engines: Sequence[str] = ("lsqml",)
     doses: Sequence[float] = (1e3, 1e4, 1e5, 1e6)
     samples: Sequence[str] = ("star", "circuit", "particles")
-    seeds: int = 2
+    seeds: int = 1
     errors_rad: Sequence[float] = (0.0,)
     faults: Sequence[str] = tuple(FAULTS)
     network: str = "canvas-small"

@@ -349,7 +349,7 @@ def add_faults(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--engines", nargs="+", choices=("rpie", "lsqml", "pinn"), default=["lsqml"], help="that reconstruct")
     add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
     add("--samples", nargs="+", default=["star", "circuit", "particles"], metavar="KIND", help="that are measured")
-    add("--seeds", type=positive, default=2, help="scans of each case (default: %(default)s)")
+    add("--seeds", type=positive, default=1, help="scans of each case (default: %(default)s)")
     add("--errors", nargs="+", type=float, default=[0.0], metavar="RAD", help="of the assumed probe, without a fault")
     add("--faults", nargs="*", metavar="FAULT", help="which (default: all; none are given: scans without a fault only)")
     add("--weights", default="canvas-small", help="of pinn (default: %(default)s)")

@@ -18,8 +18,9 @@ SIGMAS = 5.0
 # Counts below and above this share of what is expected, over that of the parts around it, are no object's that is badly
 # known.
 DEAD, HOT, NEIGHBOURS = 0.2, 5.0, 5
-# Times the parts around it that one counts, if it counts far too much.
-STANDS_OUT = 2.0
+# Times the parts around it that one counts, if it counts far too much, and photons that are too many: a strong object
+# has speckles of a few where the model has none.
+STANDS_OUT, LEAST_EXCESS = 2.0, 32.0
 # Parts of the detector along a side that have a gain of their own, and by how much and how surely it must change: the
 # median of sixteen parts knows their scatter badly.
 MODULES, GAIN, GAIN_SIGMAS = 4, 0.05, 7.0
@@ -115,7 +116,8 @@ def _unlike(counted: FloatArray, expected: FloatArray, before: FloatArray, model
     ratio = (counted + 0.5) / (_usual(expected, before, model) + 0.5)
     # What neighbours do as well is the pattern's, and so is light that fills a dark place up to them.
     ratio = ratio / median_filter(ratio, size=NEIGHBOURS, mode="nearest")
-    stands_out = counted + 0.5 > STANDS_OUT * (median_filter(counted, size=NEIGHBOURS, mode="nearest") + 0.5)
+    stands_out = counted - wanted > LEAST_EXCESS
+    stands_out &= counted + 0.5 > STANDS_OUT * (median_filter(counted, size=NEIGHBOURS, mode="nearest") + 0.5)
     beyond = enough & (np.abs(size) > SIGMAS * _scatter(size[enough]))
     return np.asarray(beyond & ((ratio < DEAD) | ((ratio > HOT) & stands_out)))
 
