@@ -36,6 +36,7 @@ from bluesky_cdi.models.unrolled import (
     look,
     prepared,
     scaled,
+    without_mean_phase,
 )
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames
@@ -271,7 +272,7 @@ class ErrorHeads(nn.Module):
                 module.generator.manual_seed(seed + number)
 
     def encode(self, obj: Tensor, probe: Tensor, data: Diffraction) -> tuple[list[Tensor], Tensor]:
-        """Compute what the decoders see of objects.
+        """Compute what the decoders see of objects, without their mean phase, which no frame tells.
 
         Parameters
         ----------
@@ -287,9 +288,11 @@ class ErrorHeads(nn.Module):
         list of Tensor
             Features of each level, finest first.
         Tensor, shape (B, 6, Y, X)
-            What the critic sees of them.
+            What the critic sees of them so.
         """
-        channels, step, support = look(obj, probe, IlluminatedFrames(probe, data, room=0))
+        channels, _, support = look(obj, probe, IlluminatedFrames(probe, data, room=0))
+        channels = without_mean_phase(channels, support)
+        step = torch.complex(channels[:, 2], channels[:, 3])
         seen = torch.cat([channels, scaled(step, support)[1]], dim=1)
         image = prepared(seen, *(-side % self.block for side in obj.shape[1:]))
         with _bf16(obj):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.models.heads import ErrorHeads, Kind, Predicted
-from bluesky_cdi.models.unrolled import UnrolledNet, pool_under_frames, run_unet, without_mean_phase
+from bluesky_cdi.models.unrolled import UnrolledNet, pool_under_frames, run_unet
 from bluesky_cdi.physics.forward import Diffraction, peak_intensity
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.reconstruction.uncertainty.estimate import UNKNOWN_STD_RAD, UncertaintyEstimate
@@ -51,8 +51,7 @@ class HeadsEstimator:
         levels, channels = self._heads.encode(obj, probe, data)
         self._heads.reseed(SEED)
         predicted = self._heads.predict(self._kind, levels, (obj.shape[1], obj.shape[2]))
-        # Described as the critic describes frames; `channels[:, 4]` is the support.
-        _, features = run_unet(self._net.critic, without_mean_phase(channels, channels[:, 4]))
+        _, features = run_unet(self._net.critic, channels)
         return estimated(predicted, illumination, pool_under_frames(features, probe, data, self._net.config.stem))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from bluesky_cdi.models.heads import ErrorHeads, HeadsConfig, Predicted, VariationalConv
-from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet, encoded, look
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet, encoded, look, without_mean_phase
 from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames
 from bluesky_cdi.training.stream import SceneShape, SceneStream
 
@@ -69,7 +69,8 @@ def test_heads_begin_with_what_the_critic_sees(batch):
     net, heads = UnrolledNet(SIZE).requires_grad_(False), heads_of()
     heads.begin_from(net.critic)
     levels, channels = heads.encode(batch.truth, batch.probe, batch.data)
-    seen, _, _ = look(batch.truth, batch.probe, IlluminatedFrames(batch.probe, batch.data, room=0))
+    seen, _, support = look(batch.truth, batch.probe, IlluminatedFrames(batch.probe, batch.data, room=0))
+    seen = without_mean_phase(seen, support)
     torch.testing.assert_close(channels, seen)
     padded = torch.nn.functional.pad(seen, (0, 2, 0, 2))
     critic = net.critic
@@ -79,6 +80,13 @@ def test_heads_begin_with_what_the_critic_sees(batch):
         torch.testing.assert_close(found, level)
     found = heads.predict("ensemble", levels, (30, 30))
     assert found.mean.shape == found.log_std.shape == (3, 2, 2, 30, 30)
+
+
+def test_the_mean_phase_of_an_object_changes_nothing(batch):
+    heads = heads_of()
+    (levels, _), (turned, _) = (heads.encode(obj, batch.probe, batch.data) for obj in (batch.truth, batch.truth * 1j))
+    for level, other in zip(levels, turned, strict=True):
+        torch.testing.assert_close(level, other, rtol=1e-4, atol=1e-4)
 
 
 def test_untrained_heads_foresee_no_error_of_any_size(batch):
