@@ -113,7 +113,10 @@ def _train(args: argparse.Namespace) -> int:
         for method, value in row.items()
     ]
     shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
-    say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out)), *shipped])
+    # Minutes on a CPU: not at the end of a job whose time is counted.
+    next_step = [] if args.model == "ptychonn" else [("calibrate errors by", f"bluesky-cdi calibrate {args.out}")]
+    last = [("weights", str(args.out)), *shipped, *next_step]
+    say_result(args, record, [("steps", str(record["steps"])), *rows, *last])
     return 0
 
 

@@ -45,6 +45,35 @@ def tables(found: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def stopped(found: Mapping[str, Any]) -> str:
+    """Set the result of `suites.trust_target` out: each scan, and what they come to.
+
+    Parameters
+    ----------
+    found : Mapping
+        What `stopped_at_target` gave.
+    """
+    rows, target = found["rows"], found["settings"]["target_rad"]
+    lines = [
+        [
+            row["scene"],
+            str(row["frames"]),
+            "yes" if row["reached"] else "no",
+            *("-" if row[key] is None else f"{row[key]:.4f}" for key in ("predicted_rad", "actual_rad")),
+        ]
+        for row in rows
+    ]
+    table = _markdown(["scan", "frames", "reached", "predicted, rad", "actual, rad"], lines)
+    actual = np.array([row["actual_rad"] for row in rows if row["reached"]], np.float64)
+    if not actual.size:
+        return f"{table}\n\nno scan reached {target:g} rad"
+    over = actual / target
+    return (
+        f"{table}\n\nstopped at {target:g} rad: actual {actual.mean():.4f} rad on average, {over.mean():.2f} of the "
+        f"target ({over.min():.2f} to {over.max():.2f}); {np.sum(np.abs(over - 1) <= 0.2)} of {over.size} within 20 %"
+    )
+
+
 HEAD = [
     "weights, estimator, object", "photons", "overlap", "scans", "phase inside", "amplitude inside",
     "predicted / actual, phase", "amplitude", "phase rms, rad", "by pixel", "by frame", "s",

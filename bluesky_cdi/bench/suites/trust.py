@@ -21,6 +21,7 @@ import torch
 
 from bluesky_cdi.bench.cases import Case, photons, positions_of, simulate
 from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.bench.recorded import RECORDED
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.evaluation import (
@@ -226,9 +227,7 @@ def _estimates(
 ) -> Iterator[tuple[Judged, dict[str, Any]]]:
     """Reconstruct a scan, and judge what there is after some iterations."""
     problem = simulate(case, seed, torch.device("cpu"))
-    counts = to_centre(problem.data.counts).numpy()
-    frames = [Frame(k + 1, at, counts[k]) for k, at in enumerate(positions_of(problem))]
-    grid = ObjectGrid(problem.origin_m, problem.truth.shape, problem.pixel_m, case.frame_px)
+    grid, frames = frames_of(problem)
     for refined in ((), REFINED) if trained is not None else (REFINED,):
         config = ReconstructorConfig.model_validate(
             {
@@ -254,6 +253,20 @@ def _estimates(
                 checked = reconstructor.checked(estimate)
                 seconds = time.perf_counter() - began
                 yield judge(checked, problem.truth), {**row, "checked": True, "seconds": seconds}
+
+
+def frames_of(problem: Problem) -> tuple[ObjectGrid, list[Frame]]:
+    """Give the frames of a simulated scan as a detector does, and the grid of its truth.
+
+    Parameters
+    ----------
+    problem : Problem
+        A far field.
+    """
+    counts = to_centre(problem.data.counts).cpu().numpy()
+    frames = [Frame(k + 1, at, counts[k]) for k, at in enumerate(positions_of(problem))]
+    rows, columns = problem.truth.shape
+    return ObjectGrid(problem.origin_m, (rows, columns), problem.pixel_m, counts.shape[-1]), frames
 
 
 def _recorded(

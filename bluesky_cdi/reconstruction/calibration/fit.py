@@ -1,11 +1,11 @@
 """From errors on simulated scans to a calibration: a model of deviations, then what it leaves, by groups.
 
-The model is fitted by the Gaussian likelihood, whose best deviation is the root mean square of the errors whatever
-their distribution is; slopes along the prediction, the photon noise and the misfit are never negative, so that it stays
-monotone. Each scene then has a model of the other scenes, which gives the factors of the groups: what makes the root
-mean square of a typical scan right, and the half widths of the central intervals, as cross-conformal prediction has
-them (Vovk, Ann. Math. Artif. Intell. 74, 9 (2015); with scaled errors as of Romano, Patterson and Candès, Adv. Neural
-Inf. Process. Syst. 32 (2019)). A scan's pixels depend on each other, so a group rests on its number of scenes.
+The model is fitted by the likelihood of Student's t, in which the few scans that failed don't rule; slopes along the
+prediction, the photon noise and the misfit are never negative, so that it stays monotone. Each scene then has a model
+of the other scenes, which gives the factors of the groups: what makes the root mean square of a typical scan right, and
+the half widths of the central intervals, as cross-conformal prediction has them (Vovk, Ann. Math. Artif. Intell. 74, 9
+(2015); with scaled errors as of Romano, Patterson and Candès, Adv. Neural Inf. Process. Syst. 32 (2019)). A scan's
+pixels depend on each other, so a group rests on its number of scenes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ LEAST_SCENES, PARENT_SCENES = 5, 10
 # Fewest pixels of a scene that count as one of a group's.
 LEAST_PIXELS = 100
 SMALLEST_ERROR = 1e-5
+# Degrees of freedom of the likelihood: tails as heavy as errors of phases have.
+FREEDOM = 4.0
 
 
 def fitted(
@@ -108,8 +110,9 @@ def _model(samples: Sequence[Sample], part: str) -> list[float]:
         surprise = squares * np.exp(-2 * log_std)
         pull = coefficients - expected
         pull[0] = 0.0
-        value = float((weight * (log_std + surprise / 2)).sum() + PULL * (pull**2).sum())
-        return value, x.T @ (weight * (1 - surprise)) + 2 * PULL * pull
+        value = weight * (log_std + (FREEDOM + 1) / 2 * np.log1p(surprise / FREEDOM))
+        slope = weight * (1 - (FREEDOM + 1) * surprise / (FREEDOM + surprise))
+        return float(value.sum() + PULL * (pull**2).sum()), x.T @ slope + 2 * PULL * pull
 
     # A column that does not vary, as that of the iterations of predictions, has no slope.
     fixed = np.ptp(x, axis=0) == 0

@@ -1,8 +1,9 @@
 """Simulated scans that predicted errors are calibrated on: of objects and probes that training does not draw.
 
 ``bench trust`` tests on others again. Objects here are winding bands, crystals, particles, pavements and hills, probes
-are Gaussian beams and those behind a diffuser; training draws textures, leaves and gratings under aberrated lenses, and
-the test has stars, photographs, circuits and cells under zone plates and pairs of mirrors.
+are those of segmented apertures, Gaussian beams, and beams behind a diffuser; training draws textures, leaves and
+gratings under round and square lenses, and the test has stars, photographs, circuits and cells under zone plates and
+pairs of mirrors.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FIELD = (0.6, 0.9)
 # Most frames along a side: more cost time and tell little more.
 MOST_FRAMES = 10
 # Shares of the scenes with a wrong probe and wrong positions; how wrong: root mean square over the pupil, and pixels.
-WRONG_PROBES, WRONG_POSITIONS = 0.15, 0.1
+WRONG_PROBES, WRONG_POSITIONS = 0.1, 0.05
 PROBE_ERROR_RAD, POSITION_ERROR_PX = (0.1, 0.8), (0.2, 1.2)
 JITTER = 0.2
 PIXEL_M = 2.8e-8
@@ -72,7 +73,7 @@ def draw_scene(seed: int, frame_px: int = 64) -> Scene:
     """
     rng = np.random.default_rng([20_011, seed])
     photons = _log_uniform(rng, PHOTONS)
-    field = PROBES[list(PROBES)[rng.integers(len(PROBES))]](rng, frame_px)
+    field = PROBES[rng.choice(list(PROBES), p=PROBE_SHARES)](rng, frame_px)
     probe = scaled_to(torch.from_numpy(field)[None], photons)
     side_px = rng.uniform(*FIELD) * frame_px
     centres_px = _centres(rng, side_px, (1 - rng.uniform(*OVERLAP)) * width_px(probe))
@@ -127,8 +128,26 @@ def hills(shape: tuple[int, int], rng: np.random.Generator, width_px: float) -> 
     return np.asarray((ground - ground.min()) / np.ptp(ground))
 
 
+def segmented_beam(rng: np.random.Generator, frame_px: int) -> ComplexArray:
+    """Draw the defocused beam of an aperture with 3 to 6 corners and two or three struts, (N, N), complex64."""
+    y, x = _axes(frame_px)
+    aperture, corners, turn = rng.uniform(0.14, 0.34) * frame_px, rng.integers(3, 7), rng.uniform(0, 2 * np.pi)
+    angle, radius = np.arctan2(y, x) - turn, np.hypot(y, x)
+    sector = 2 * np.pi / corners
+    depth = aperture - radius * np.cos((angle + sector / 2) % sector - sector / 2)
+    open_part = np.clip(depth + 0.5, 0, 1)
+    for strut in rng.uniform(0, np.pi, rng.integers(2, 4)):
+        open_part = open_part * np.clip(np.abs(y * np.cos(strut) - x * np.sin(strut)) - 0.03 * aperture, 0, 1)
+    spot, spherical = rng.uniform(0.05, 0.22) * rng.choice([-1, 1]), 0.8 * rng.standard_normal()
+    r = radius / aperture
+    phase = np.pi * spot * aperture * r**2 + spherical * (6 * r**4 - 6 * r**2)
+    return np.asarray(ifft2c(torch.from_numpy(open_part * np.exp(1j * phase))).numpy(), np.complex64)
+
+
 PROBES: Mapping[str, Callable[[np.random.Generator, int], ComplexArray]]
-PROBES = {"gaussian": gaussian_beam, "diffuser": diffused_beam}
+PROBES = {"segmented": segmented_beam, "gaussian": gaussian_beam, "diffuser": diffused_beam}
+# How often each is drawn: most instruments have lenses or mirrors.
+PROBE_SHARES = (0.6, 0.2, 0.2)
 OBJECTS: Mapping[str, Callable[[tuple[int, int], np.random.Generator], npt.NDArray[np.float64]]]
 OBJECTS = {
     "bands": lambda shape, rng: labyrinth(shape, rng, period_px=rng.uniform(8, 24)),

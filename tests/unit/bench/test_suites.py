@@ -228,12 +228,15 @@ def test_a_replayed_scan_shows_images_as_frames_come(monkeypatch, tmp_path, caps
     )
 
     def image(seconds, frames, nrmse):
-        return {"seconds": seconds, "arrived": frames, "frames": frames, "complex_nrmse": nrmse, "deviance": 2.0}
+        inside = {f"inside_{level}_percent_interval": level / 100 + 0.01 for level in (50, 90, 95)}
+        numbers = {"complex_nrmse": nrmse, "deviance": 2.0, **inside}
+        return {"seconds": seconds, "arrived": frames, "frames": frames, **numbers}
 
     images = [image(0.5, 1, 0.9), image(1.0, 2, 0.5), image(1.5, 2, 0.3), image(9.0, 2, 0.2)]
     row = {"images": images, "first_good_s": 9.0, "check_in": {"says": "The assumed probe stays."}}
     found = record([CPU], {"rate": 10.0, "weights": "x", "good_nrmse": 0.25}, rows={"with check-in": row})
     text = tables.replay(found)
+    assert "51/91/96" in text
     assert "0.500" in text and "0.300" not in text and "after 9.0 s" in text and "The assumed probe stays." in text
     monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
     assert main(["bench", "live", "--suite", "star"]) == 1
