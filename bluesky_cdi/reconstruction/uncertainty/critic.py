@@ -17,7 +17,8 @@ class NetworkEstimator:
 
     def __init__(self, net: UnrolledNet) -> None:
         self._net = net
-        self.passes = 1 / net.config.stages
+        # A physics step, and its U-Net twice: for the errors, and for the embeddings.
+        self.passes = 1.5 / net.config.stages
 
     def __call__(
         self, obj: Tensor, probe: Tensor, data: Diffraction, illumination: Tensor, deviance: Tensor

@@ -72,7 +72,8 @@ class DeepEnsembleEstimator:
 
     def __init__(self, nets: Sequence[UnrolledNet], iterations: int = 0) -> None:
         self._nets, self._iterations = tuple(nets), iterations
-        self.passes = sum(net.config.passes + 1 / net.config.stages for net in nets) + 1 / nets[0].config.stages
+        described = 1.5 / nets[0].config.stages
+        self.passes = sum(net.config.passes + 1 / net.config.stages for net in nets) + described
         _tell_of_one(len(nets))
 
     def __call__(

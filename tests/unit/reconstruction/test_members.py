@@ -68,7 +68,7 @@ def test_costs_are_told_in_passes():
     net, heads = network(3), heads_with_weights(members=5)
     cost = {kind: uncertainty_estimator(kind, net, heads=heads).passes for kind in KINDS}
     assert cost == {"ensemble": 2.0, "dropout": 2.0, "variational": 1.0}
-    assert uncertainty_estimator("deep ensemble", net, members=[net, net]).passes == 3 * 1.5 + 0.5
+    assert uncertainty_estimator("deep ensemble", net, members=[net, net]).passes == 3 * 1.5 + 0.75
 
 
 def test_members_that_are_the_same_do_not_differ(scan):
@@ -135,7 +135,7 @@ def test_what_is_configured_finds_its_weights(files, scan):
     torch.testing.assert_close(found(*scan).std_phase_rad, wanted(*scan).std_phase_rad, rtol=0.02, atol=1e-3)
     other = (str(files / "net-4.safetensors"),)
     deep = configured_estimator(ReconstructorConfig(uncertainty="deep ensemble", uncertainty_weights=other), trained)
-    assert deep.passes == 2 * 1.5 + 0.5
+    assert deep.passes == 2 * 1.5 + 0.75
     assert configured_estimator(ReconstructorConfig(name="rpie", uncertainty="halves"), None).name == "halves"
 
 

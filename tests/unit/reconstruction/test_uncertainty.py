@@ -70,7 +70,7 @@ def test_an_estimator_is_chosen_by_name():
     net = UnrolledNet(UnrolledConfig(stages=2, channels=8, levels=2))
     assert uncertainty_estimator(None, None).name == uncertainty_estimator("photon noise", net).name == "photon noise"
     assert uncertainty_estimator(None, net).name == uncertainty_estimator("critic", net).name == "critic"
-    assert (uncertainty_estimator(None, None).passes, uncertainty_estimator(None, net).passes) == (0, 1 / 2)
+    assert (uncertainty_estimator(None, None).passes, uncertainty_estimator(None, net).passes) == (0, 1.5 / 2)
     with pytest.raises(ConfigError, match="is called 'crystal ball'; there are photon noise, critic"):
         uncertainty_estimator("crystal ball", net)
     with pytest.raises(ConfigError, match=r"'critic' needs a network.*choose 'photon noise'"):
