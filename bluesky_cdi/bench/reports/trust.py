@@ -37,9 +37,8 @@ def tables(found: Mapping[str, Any]) -> str:
         _markdown(SUMMARY, [_summary(name, group) for name, group in _by_way(plain).items()]),
     ]
     if faulty:
-        blocks.append(
-            _markdown(["what is wrong", *HEAD], [[key[-1], *_row(key, cell)] for key, cell in faulty.items()])
-        )
+        lines = [[key[-1], f"{100 * cell['flagged']:.0f} %", *_row(key, cell)] for key, cell in faulty.items()]
+        blocks.append(_markdown(["what is wrong", "scans that say so", *HEAD], lines))
     if found["recorded"]:
         blocks.append(_markdown(RECORDED, [_recorded(row) for row in found["recorded"]]))
     return "\n\n".join(blocks)

@@ -342,7 +342,7 @@ def judge(estimate: Estimate, truth: ComplexArray) -> Judged:
     actual = frame_rms(images["phase"], estimate)
     numbers["frames_rank"] = rank_correlation(actual, estimate.frame_uncertainty)
     numbers["frames_ratio"] = float(np.median(estimate.frame_uncertainty)) / max(float(np.median(actual)), 1e-12)
-    numbers["flagged"] = flagged(estimate)
+    numbers["flagged"] = float(is_flagged(estimate))
     return Judged(
         {part: image[mask] for part, image in images.items()},
         {part: std[mask] for part, std in predicted.items()},
@@ -367,9 +367,10 @@ def frame_rms(error_rad: FloatArray, estimate: Estimate) -> FloatArray:
     return np.asarray(under_frames(squares, probe, torch.from_numpy(corner)).sqrt().numpy())
 
 
-def flagged(estimate: Estimate) -> str:
-    """Say why an estimate warns of its own errors; nothing where it does not."""
-    return str(estimate.source["uncertainty"].get("warning", ""))
+def is_flagged(estimate: Estimate) -> bool:
+    """Tell whether an estimate says that something is wrong: a named cause of misfit, or errors that were widened."""
+    said = estimate.source["uncertainty"].get("check", {}).get("says", "")
+    return bool(estimate.source.get("causes")) or said.startswith("widened")
 
 
 def _rms(values: FloatArray) -> float:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from bluesky_cdi.cli import main
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.evaluation import interval_widths, share_inside
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.calibration import (
+    Calibration,
     Conditions,
     HalfPixels,
     Uncalibrated,
@@ -20,6 +22,7 @@ from bluesky_cdi.reconstruction.calibration import (
     checked_estimate,
     conditions_of,
     files,
+    make,
 )
 from bluesky_cdi.reconstruction.calibration.fit import LEAST_SCENES, fitted, size_of, weighted_quantiles
 from bluesky_cdi.reconstruction.calibration.samples import Sample
@@ -259,3 +262,21 @@ def test_scenes_are_drawn_by_their_number():
     assert one.truth.shape != other.truth.shape or (one.truth != other.truth).any()
     assert all(one.grid.contains(np.array([frame.position_m for frame in one.frames])))
     assert np.abs(one.truth).max() <= 1 + 1e-6
+
+
+def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys):
+    """Of engines alone; the scans are replaced by ones whose errors are known."""
+    path = tmp_path / "engines.calibration.json"
+    for module in (make, files):
+        monkeypatch.setattr(module, "ENGINES", path)
+    monkeypatch.setattr(make, "draw_scene", lambda number: number)
+    monkeypatch.setattr(make, "samples_of", lambda scene, number, *_: [drawn_sample(number, normal, 30)])
+    assert main(["calibrate", "none", "--scenes", "12", "--jobs", "1", "--device", "cpu", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["record"] == str(path) and [each["estimator"] for each in said["estimators"]] == ["photon noise"]
+    found = calibration_of(None, "photon noise")
+    assert isinstance(found, Calibration) and found.made["scenes"] == 12 and set(found.models) == {"refined"}
+    # Only refined objects were met: predictions are taken like them.
+    assert found.kind_of(0) == found.kind_of(5) == "refined"
+    assert main(["calibrate", "none", "--scenes", "4", "--estimators", "dice"]) == 1
+    assert "no uncertainty estimator is called 'dice'" in capsys.readouterr().err
