@@ -247,6 +247,15 @@ def test_a_scan_of_one_frame_names_nothing(scene):
     assert live(run_of(made), frames_of(made)[:1]).source["causes"] == []
 
 
+def test_an_image_that_has_run_away_is_no_reason_to_fail(scene):
+    made, obj = scene
+    ours = run_of(made)
+    live(ours, frames_of(made)[:20])
+    watch, rows = CauseWatch(), np.arange(16)
+    watch.look(ours._frames, rows, np.zeros((16, 4)), torch.full_like(obj, torch.nan), made.probe[None])
+    assert watch.notes(16) == [] and not watch._lately
+
+
 def test_a_look_needs_frames_before(scene):
     """No comparison before there are enough frames of before, and none is looked at twice."""
     made, _ = scene
