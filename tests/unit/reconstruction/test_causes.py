@@ -76,6 +76,21 @@ def test_each_change_of_the_model_alone_is_named_as_itself(scene, cause):
         assert told(*scene, RATES[cause](*scene), seed) == ([] if cause == "nothing" else [cause])
 
 
+def test_a_probe_that_has_become_better_is_no_other_beam(scene):
+    """Frames before asked for much of a probe that was wrong, the newest for nothing of the one that was found since."""
+    made, obj = scene
+    counts = torch.poisson(rate_of(made, obj), generator=torch.Generator().manual_seed(0))
+    data, pupil = replace(made.data, counts=counts), Pupil(made.probe, made.data)
+    wrong = pupil.turned(Trial(aberrations_rad=(0.3, 0, 0, 0, 0, 0)))
+    scores = [
+        scores_of(obj, probe[None], part, pupil.derivatives(3))[0]
+        for probe, part in ((wrong, data[:HALF]), (made.probe, data[HALF:]))
+    ]
+    photons = float(counts.sum() / len(counts))
+    assert not any(each.is_sure for each in model_findings(*scores, photons, 40 * 40))
+    assert [each.cause for each in model_findings(*scores[::-1], photons, 40 * 40) if each.is_sure][:1] == ["probe"]
+
+
 def test_frames_that_are_off_their_places_are_named_so(scene):
     made, obj = scene
     off = torch.zeros(len(made.data), 2)
