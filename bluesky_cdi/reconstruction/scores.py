@@ -59,6 +59,11 @@ class Scores:
     def __len__(self) -> int:
         return len(self.score)
 
+    @property
+    def are_finite(self) -> bool:
+        """Whether all of them are numbers."""
+        return bool(np.isfinite(self.score).all() and np.isfinite(self.information).all())
+
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
         """Join those of several sets of frames, at least one, with the same directions."""

@@ -97,7 +97,11 @@ def _probe(change: Change, number: int) -> Finding:
     drifts = [Drift(name, *change.of(name)[:2], number) for name in change.names if name not in DETECTED]
     drift = max(drifts, key=lambda each: each.in_errors)
     says = f"{drift}. Look at focus and optics; begin a new run for a sharper image"
-    return Finding("probe", says, change.of(drift.aberration)[2], is_sure=drift.is_sure)
+    k = change.names.index(drift.aberration)
+    # Where those before ask for more, it is the probe that has become better since.
+    is_new = abs(change.lately[k]) > abs(change.before[k])
+    gain = float(change.gain[k]) if is_new else 0.0
+    return Finding("probe", says, gain, is_sure=drift.is_sure and is_new)
 
 
 def _places(before: Scores, lately: Scores) -> Finding:

@@ -78,7 +78,11 @@ class CauseWatch:
             part = new[k : k + EVERY]
             self._looked_at.update(numbers[part].tolist())
             data = frames.diffraction(rows[part])
-            self._take(block_of(obj, probe, data, numbers[part], embedding[part]))
+            block = block_of(obj, probe, data, numbers[part], embedding[part])
+            if not block.scores.are_finite:
+                # An image that has run away says nothing of its frames; the verdict does.
+                continue
+            self._take(block)
             lately = frames.table.rows_of(number for block in self._lately for number in block.seq_nums.tolist())
             self._judge(list(unsteady_flux(frames, lately)))
 

@@ -76,6 +76,21 @@ def test_each_change_of_the_model_alone_is_named_as_itself(scene, cause):
         assert told(*scene, RATES[cause](*scene), seed) == ([] if cause == "nothing" else [cause])
 
 
+def test_a_probe_that_has_become_better_is_no_other_beam(scene):
+    """Frames before asked for much of a probe that was wrong, the newest for nothing of the one that was found since."""
+    made, obj = scene
+    counts = torch.poisson(rate_of(made, obj), generator=torch.Generator().manual_seed(0))
+    data, pupil = replace(made.data, counts=counts), Pupil(made.probe, made.data)
+    wrong = pupil.turned(Trial(aberrations_rad=(0.3, 0, 0, 0, 0, 0)))
+    scores = [
+        scores_of(obj, probe[None], part, pupil.derivatives(3))[0]
+        for probe, part in ((wrong, data[:HALF]), (made.probe, data[HALF:]))
+    ]
+    photons = float(counts.sum() / len(counts))
+    assert not any(each.is_sure for each in model_findings(*scores, photons, 40 * 40))
+    assert [each.cause for each in model_findings(*scores[::-1], photons, 40 * 40) if each.is_sure][:1] == ["probe"]
+
+
 def test_frames_that_are_off_their_places_are_named_so(scene):
     made, obj = scene
     off = torch.zeros(len(made.data), 2)
@@ -245,6 +260,15 @@ def test_frames_without_light_are_told_at_once_and_the_light_that_comes_back(sce
 def test_a_scan_of_one_frame_names_nothing(scene):
     made, _ = scene
     assert live(run_of(made), frames_of(made)[:1]).source["causes"] == []
+
+
+def test_an_image_that_has_run_away_is_no_reason_to_fail(scene):
+    made, obj = scene
+    ours = run_of(made)
+    live(ours, frames_of(made)[:20])
+    watch, rows = CauseWatch(), np.arange(16)
+    watch.look(ours._frames, rows, np.zeros((16, 4)), torch.full_like(obj, torch.nan), made.probe[None])
+    assert watch.notes(16) == [] and not watch._lately
 
 
 def test_a_look_needs_frames_before(scene):
