@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.latents import Latents, paint_frames, representatives
 from bluesky_cdi.protocols import Estimate, FloatArray
-from bluesky_cdi.viz.panels import UNCOVERED, View
+from bluesky_cdi.viz.panels import UNCOVERED, BoolArray, View, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,26 +46,25 @@ def show_latents(
     -------
     Figure
     """
-    from matplotlib.figure import Figure
-
     chosen = representatives(latents.values, latents.clusters)
-    shown = [row for row in chosen if patterns and int(estimate.frame_seq_nums[row]) in patterns]
-    fig = Figure(figsize=(12.0, 13.6 if shown else 10.4), dpi=100, layout="compressed")
-    fig.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[union-attr,call-arg]  # a compressed layout's
-    grid = fig.add_gridspec(3 if shown else 2, 12, height_ratios=[5.2, 5.2, 3.2] if shown else None)
-    map_axes, group_axes, first_axes, second_axes = (
-        fig.add_subplot(grid[k // 2, 6 * (k % 2) : 6 * (k % 2) + 6]) for k in range(4)
+    shown = [int(row) for row in chosen if patterns and int(estimate.frame_seq_nums[row]) in patterns]
+    fig = prepared(None, (12.0, 14.2 if shown else 11.0))
+    # Axes of fixed aspect beside free ones: matplotlib's own layouts shrink them all.
+    fig.set_layout_engine("none")
+    grid = fig.add_gridspec(
+        2, 2, left=0.07, right=0.91, top=0.94, bottom=0.29 if shown else 0.06, wspace=0.28, hspace=0.3
     )
+    map_axes, group_axes, first_axes, second_axes = (fig.add_subplot(grid[k // 2, k % 2]) for k in range(4))
     _draw_map(map_axes, estimate, latents)
     _draw_groups(group_axes, estimate, latents, chosen)
     for ax, pair in ((first_axes, (0, 1)), (second_axes, (2, 1))):
         _draw_scatter(ax, estimate, latents, chosen, pair)
     if shown and patterns:
-        width = 12 // max(4, len(shown))
-        axes = [fig.add_subplot(grid[2, k * width : (k + 1) * width]) for k in range(len(shown))]
+        row = fig.add_gridspec(1, max(4, len(shown)), left=0.04, right=0.91, top=0.2, bottom=0.02, wspace=0.12)
+        axes = [fig.add_subplot(row[0, k]) for k in range(len(shown))]
         _draw_patterns(axes, estimate, latents, shown, patterns)
     whose = "projection of the weights" if latents.projection.is_fixed else "projection of this run alone"
-    fig.suptitle(", ".join(filter(None, (name, f"{len(latents.values)} frames", whose))), fontsize="x-large")
+    fig.suptitle(", ".join(filter(None, (name, f"{len(latents.values)} frames", whose))), fontsize="large")
     return fig
 
 
@@ -80,7 +79,8 @@ def _draw_map(ax: Axes, estimate: Estimate, latents: Latents) -> None:
     image = np.where(covered[..., None], painted, float(UNCOVERED))
     view = View(covered, estimate.origin_m, estimate.pixel_m)
     ax.imshow(np.clip(image, 0, 1), extent=view.extent_um, origin="lower")
-    ax.set(title="Latent map: latents 1, 2, 3 as red, green, blue", xlabel="x (µm)", ylabel="y (µm)")
+    ax.set(title="Latents 1, 2, 3 as red, green, blue", xlabel="x (µm)", ylabel="y (µm)")
+    _zoom(ax, covered, view)
 
 
 def _draw_groups(ax: Axes, estimate: Estimate, latents: Latents, chosen: npt.NDArray[np.int64]) -> None:
@@ -90,8 +90,18 @@ def _draw_groups(ax: Axes, estimate: Estimate, latents: Latents, chosen: npt.NDA
     view.image(ax, phase, "Groups of frames, on the phase", "rad", "gray")
     x, y = 1e6 * estimate.positions_m[:, 1], 1e6 * estimate.positions_m[:, 0]
     _draw_frames(ax, x, y, latents, chosen)
-    ax.set(xlim=view.extent_um[:2], ylim=view.extent_um[2:])
-    ax.legend(loc="upper left", fontsize="small", framealpha=0.9)
+    _zoom(ax, covered, view)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=6, fontsize="small", frameon=False)
+
+
+def _zoom(ax: Axes, covered: BoolArray, view: View) -> None:
+    """Show the covered part of the grid alone."""
+    left, right, low, high = view.extent_um
+    for limits, edges, axis in ((ax.set_xlim, (left, right), 0), (ax.set_ylim, (low, high), 1)):
+        there = np.flatnonzero(covered.any(axis=axis))
+        if len(there):
+            step = (edges[1] - edges[0]) / covered.shape[1 - axis]
+            limits(edges[0] + there[0] * step, edges[0] + (there[-1] + 1) * step)
 
 
 def _draw_scatter(
@@ -104,10 +114,11 @@ def _draw_scatter(
         text = f"{_letter(cluster)}: {estimate.frame_seq_nums[row]}"
         box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
         ax.annotate(text, (x[row], y[row]), xytext=(6, 6), textcoords="offset points", fontsize="small", bbox=box)
-    unit = "1: moves when read again" if latents.projection.is_fixed else "units of the embedding"
+    unit = "1: a frame's move when read again" if latents.projection.is_fixed else "units of the embedding"
     red_green_blue = ("red", "green", "blue")
-    xlabel, ylabel = (f"latent {i + 1} ({red_green_blue[i]}; {unit})" for i in pair)
-    ax.set(title=f"Latents {pair[0] + 1} and {pair[1] + 1}", xlabel=xlabel, ylabel=ylabel)
+    xlabel, ylabel = (f"latent {i + 1} ({red_green_blue[i]})" for i in pair)
+    ax.set(title=f"Frames by latents {pair[0] + 1} and {pair[1] + 1} ({unit})", xlabel=xlabel, ylabel=ylabel)
+    ax.title.set_fontsize("medium")
 
 
 def _draw_frames(ax: Axes, x: FloatArray, y: FloatArray, latents: Latents, chosen: npt.NDArray[np.int64]) -> None:
@@ -115,11 +126,11 @@ def _draw_frames(ax: Axes, x: FloatArray, y: FloatArray, latents: Latents, chose
     size = float(np.clip(6000 / max(len(x), 1), 6, 40))
     for cluster in range(len(chosen)):
         members = latents.clusters == cluster
-        drawn: dict[str, Any] = {"marker": MARKERS[cluster % len(MARKERS)], "edgecolors": "black", "linewidths": 0.4}
+        drawn: dict[str, Any] = {"marker": MARKERS[cluster % len(MARKERS)], "edgecolors": "white", "linewidths": 0.5}
         label = f"{_letter(cluster)} ({members.sum()})"
         ax.scatter(x[members], y[members], c=latents.colours[members], s=size, label=label, zorder=2, **drawn)
         row = chosen[cluster]
-        drawn["linewidths"] = 1.5
+        drawn |= {"linewidths": 1.5, "edgecolors": "black"}
         ax.scatter(x[row], y[row], c=[latents.colours[row]], s=3 * size, zorder=4, **drawn)
     unusual = latents.p_values < UNUSUAL
     if unusual.any():
@@ -140,6 +151,7 @@ def _draw_patterns(
         colour = latents.colours[row]
         for spine in ax.spines.values():
             spine.set(color=colour, linewidth=4)
-        title = f"{_letter(int(latents.clusters[row]))}: frame {estimate.frame_seq_nums[row]}, {image.sum():.2g} counts"
-        ax.set(title=title, xticks=[], yticks=[])
+        title = f"{_letter(int(latents.clusters[row]))}: frame {estimate.frame_seq_nums[row]}, {image.sum():.2e} counts"
+        ax.set_title(title, fontsize="small")
+        ax.set(xticks=[], yticks=[])
     axes[-1].figure.colorbar(drawn, cax=axes[-1].inset_axes((1.04, 0, 0.05, 1)), label="counts")

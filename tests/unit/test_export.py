@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bluesky_cdi.cli import main
 from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.export import FORMATS, Result, export_result, exported_files, format_of
-from bluesky_cdi.io import read_cxi_result, read_product
+from bluesky_cdi.io import read_cxi_result, read_npz_result, read_product
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate
 
@@ -108,6 +109,19 @@ def test_npz(result, phase_rad, tmp_path):
         assert float(file["pixel_m"]) == GEOMETRY.pixel_m
         notes = json.loads(str(file["notes"]))
     assert notes["verdict"] == VERDICT and notes["geometry"]["energy_ev"] == 9000.0
+    read = read_npz_result(tmp_path / "a.npz")
+    for name in Estimate.__dataclass_fields__:
+        if name not in ("seconds", "vacuum_residual"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(result.estimate, name), strict=True)
+
+
+def test_of_a_file_the_latents_are_told_too(result, tmp_path, capsys):
+    export_result(tmp_path / "a.npz", result)
+    assert main(["latents", str(tmp_path / "a.npz"), "--out", str(tmp_path / "latents.png")]) == 0
+    assert "a.npz, 4 frames" in capsys.readouterr().out
+    np.savez(tmp_path / "scan.npz", frames=np.ones(3))
+    assert main(["latents", str(tmp_path / "scan.npz")]) == 1
+    assert "must hold `notes`" in capsys.readouterr().err
 
 
 def test_cxi_and_ptychodus_are_what_their_readers_read(result, tmp_path):

@@ -339,3 +339,30 @@ def test_the_table_of_memory():
     assert said[0] == "30 runs of 9 events each" and said[2].split() == ["1", "100", "200", "-"]
     assert said[-2].split()[:2] == ["30", "129"] and len(said) == 13
     assert said[-1] == "own, after run 2: 5 objects and 9 blocks in use, - MiB when free memory is given back"
+
+
+def test_latents_are_judged_by_scenes_that_move_and_by_those_that_are_unusual(monkeypatch, capsys):
+    """Frames of `star` lie far from all known ones; each moves by sqrt(4) * 0.05, two differ by sqrt(8)."""
+    from bluesky_cdi.bench.suites import latents as suite
+    from bluesky_cdi.latents.fitting import SceneEmbeddings, fit_projection
+
+    def scenes(seed, shift=0.0):
+        rng = np.random.default_rng(seed)
+        embedding = rng.normal(size=(2000, 4)) + shift
+        moves = 0.05 * rng.normal(size=embedding.shape)
+        return SceneEmbeddings(embedding, embedding + moves, np.repeat(np.arange(20), 100))
+
+    projection = fit_projection(scenes(1), scenes(2), "of the weights")
+    monkeypatch.setattr(suite, "find_projection", lambda source: projection)
+    monkeypatch.setattr(suite, "draw_scenes", lambda *_: "null")
+    monkeypatch.setattr(suite, "embed_scenes", lambda _, which, __: scenes(3, 0.0 if which == "null" else 9.0))
+    assert main(["bench", "latents", "--samples", "star", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    null, star = found["rows"]
+    assert null["embedding"] == pytest.approx(0.1 / np.sqrt(8), rel=0.05)
+    assert null["unusual"] == pytest.approx(0.01, abs=0.01)
+    assert (star["unusual"], star["scans_unusual"]) == (1.0, 1.0)
+    assert tables.latents(found).splitlines()[-1].split()[-2:] == ["1.000", "1.000"]
+    monkeypatch.setattr(suite, "find_projection", lambda source: None)
+    assert main(["bench", "latents", "--device", "cpu"]) == 1
+    assert "canvas-small has no projection: make it with" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from bluesky_cdi.errors import FrameError, WeightsError
 from bluesky_cdi.latents import (
     cluster_frames,
     find_projection,
+    known_of_runs,
     latent_columns,
     latents_of,
     load_projection,
@@ -130,6 +131,24 @@ class TestProjection:
         latents = own.latents(embedding)
         assert latents.shape == (n, min(8, d))
         assert np.isfinite(own.colours(latents)).all()
+
+
+class TestKnownRuns:
+    """Frames beside those of past runs in place of simulated scenes."""
+
+    def test_another_run_of_the_kind_is_usual_and_one_of_another_kind_is_not(self):
+        def run(seed, shift=0.0):
+            return np.random.default_rng(seed).normal(size=(400, 3)) + shift
+
+        known = known_of_runs([run(seed) for seed in range(5)])
+        p = known.p_values(run(9))
+        for level in (0.05, 0.2, 0.5):
+            assert (p <= level).mean() == pytest.approx(level, abs=4 * np.sqrt(level / 400))
+        assert (known.p_values(run(9, shift=6.0)) <= 0.01).mean() > 0.99
+
+    def test_two_runs_do_not_say_how_much_runs_differ(self):
+        with pytest.raises(FrameError, match="from 3 or more of them; 2 came"):
+            known_of_runs([np.zeros((9, 3))] * 2)
 
 
 def test_stability_is_the_ratio_of_moves_to_differences():

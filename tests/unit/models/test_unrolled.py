@@ -251,6 +251,18 @@ def test_predicted_errors_stay_within_their_bounds_and_know_a_bad_object(net, sc
     assert float((spoilt - log_std)[0, 1][illuminated(scan)[0]].median()) > 0.5
 
 
+def test_features_can_be_without_the_phase_that_no_frame_tells(net, scan, image):
+    """A common phase of the object changes nothing of them; the deviations are those of the object as it is."""
+    log_std, features = net.judge(image, scan.probe, scan.data, without_phase=True)
+    turned = image * np.exp(2j)
+    _, of_turned = net.judge(turned, scan.probe, scan.data, without_phase=True)
+    plain_std, plain = net.judge(image, scan.probe, scan.data)
+    assert torch.allclose(of_turned, features, atol=1e-3)
+    assert torch.allclose(log_std, plain_std, atol=1e-4)
+    assert float((net.judge(turned, scan.probe, scan.data)[1] - plain).abs().max()) > 0.1
+    assert finite(*net.judge(torch.zeros_like(image), scan.probe, scan.data, without_phase=True))
+
+
 def test_predicted_errors_rank_the_real_ones(net):
     ranks, ratios = [], []
     for seed in (10, 12):

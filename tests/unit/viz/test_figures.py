@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from bluesky_cdi import viz
 from bluesky_cdi.evaluation import fourier_ring_correlation
 from bluesky_cdi.io import SingleShotImage
+from bluesky_cdi.latents import latents_of, paint_frames, representatives
 from bluesky_cdi.protocols import Estimate, Proposal
 
 PIXEL_M = 2e-8
@@ -320,6 +321,24 @@ def test_show_object_is_cut_to_the_measured_area_with_row_0_above(estimate):
     assert bar.size_bar.get_children()[0].get_width() * PIXEL_M == pytest.approx(2e-7)
     assert bar.txt_label.get_text() == "200 nm"
     assert fig.get_suptitle() == "scan 7, 9 frames, pixel 20 nm"
+
+
+def test_latents_are_painted_in_the_colours_of_their_frames(estimate):
+    """Two groups, left and right; the frame that stands for a group is drawn with its pattern, those of others not."""
+    right = estimate.positions_m[:, 1] > 0
+    values = np.where(right, 5.0, -5.0)[:, None] + 0.1 * np.random.default_rng(0).normal(size=(9, 3))
+    found = latents_of(replace(estimate, embedding=values.astype(np.float32)), clusters=2)
+    (one, other) = estimate.frame_seq_nums[representatives(found.values, found.clusters)]
+    fig = viz.show_latents(estimate, found, {int(one): np.full((8, 8), 3.0)}, "scan 7")
+    titles = list(panels(fig))
+    assert titles[:2] == ["Latents 1, 2, 3 as red, green, blue", "Groups of frames, on the phase"]
+    assert titles[4:] == [f"A: frame {one}, 1.92e+02 counts"]
+    painted = shown(fig.axes[0]).get_array()
+    covered = np.isfinite(paint_frames(estimate, found.colours)).all(axis=-1) & (estimate.coverage > 0)
+    np.testing.assert_allclose(painted[covered], paint_frames(estimate, found.colours)[covered], atol=1e-6)
+    assert [text.get_text() for text in fig.axes[1].get_legend().get_texts()] == ["A (6)", "B (3)"]
+    assert fig.get_suptitle() == "scan 7, 9 frames, projection of this run alone"
+    assert other != one
 
 
 @pytest.mark.parametrize(
