@@ -195,6 +195,9 @@ class ReconstructorConfig(Section):
     """Name of shipped weights (``canvas-small``, or ``canvas-large``: better, in 2.2 to 2.4 times the time on an H100;
     ``sweep-small`` or ``sweep-large``: improve on what is known already, in up to three passes, also of thick
     objects), or path of a ``.safetensors`` file with its record beside it."""
+    uncertainty: Literal["critic", "photon noise", "halves"] | None = None
+    """What predicts errors: the network's ``critic``, the ``photon noise`` alone, or what two ``halves`` of the frames
+    have not in common. None: the critic of pinn, the photon noise of others."""
     refine_iterations: int = Field(default=3, ge=0)
     """Iterations of the engine in each step, after the network if there is one."""
     tolerance: float = Field(default=0.0, ge=0, lt=1)
@@ -243,6 +246,11 @@ class ReconstructorConfig(Section):
             raise ValueError(
                 f"only lsqml and pinn refine positions and fluxes; the reconstructor is {self.name}: "
                 "set refine_positions and refine_flux to false"
+            )
+        if self.name != "pinn" and self.uncertainty == "critic":
+            raise ValueError(
+                f"only a network has a critic; the reconstructor is {self.name}: set uncertainty to 'photon noise', or "
+                "leave it out"
             )
         if self.name != "pinn" and self.fine_tune_s:
             raise ValueError(f"only a network is tuned; the reconstructor is {self.name}: set fine_tune_s to 0")

@@ -79,6 +79,7 @@ def add_reconstruct(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="tune the network on this scan for so long (pinn only; default: not at all)",
     )
+    add("--uncertainty", metavar="NAME", help="what predicts errors (reconstructor.uncertainty of a configuration)")
     add("--half", type=int, choices=(1, 2), help="use every other frame only, for two independent halves")
     add("--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus")
     add("--probe", type=Path, metavar="FILE", help="first guess of the probe, a file that `bluesky-cdi probe` wrote")
@@ -236,6 +237,7 @@ def _reconstruct_config(args: argparse.Namespace) -> Config:
         "fine_tune_s": args.fine_tune,
         "background": 0.0,
         "threads": 0,
+        **({"uncertainty": args.uncertainty} if args.uncertainty else {}),
     }
     sections = {"reconstructor": settings, "probe": {"modes": args.modes}, "detector": detector_settings(args)}
     return load_config(args.config, sections)

@@ -42,11 +42,7 @@ from bluesky_cdi.reconstruction.region_solver import RegionSolver
 from bluesky_cdi.reconstruction.region_work import RegionWork
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
-from bluesky_cdi.reconstruction.uncertainty import (
-    NetworkEstimator,
-    PhotonNoiseEstimator,
-    UncertaintyEstimator,
-)
+from bluesky_cdi.reconstruction.uncertainty import uncertainty_estimator
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -85,6 +81,8 @@ class PtychoReconstructor:
     ------
     GeometryError
         If the probe does not have the frames' shape.
+    ConfigError
+        If the uncertainty estimator that is configured needs what is not there.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class PtychoReconstructor:
         self._probe = SharedProbe(probe, device)
         self._watch = ProbeWatch(self._probe, check_in)
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        estimator: UncertaintyEstimator = NetworkEstimator(net) if net else PhotonNoiseEstimator()
+        estimator = uncertainty_estimator(config.uncertainty, net, iterations=config.refine_iterations)
         self._work = RegionWork(
             self._frames, self._metrics, self._probe, self._solver, estimator, refine_positions=config.refine_positions
         )

@@ -391,3 +391,8 @@ def test_tuning_lowers_the_deviance_of_the_frames(scene, frames, trained):
 def test_only_a_network_is_tuned():
     with pytest.raises(ValueError, match="only a network is tuned; the reconstructor is rpie"):
         ReconstructorConfig(name="rpie", fine_tune_s=1.0)
+
+
+def test_only_a_network_has_a_critic():
+    with pytest.raises(ValueError, match="only a network has a critic; the reconstructor is rpie"):
+        ReconstructorConfig(name="rpie", uncertainty="critic")

@@ -1,17 +1,24 @@
 """Uncertainty, structure and novelty of known objects; bad pixels of known frames."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction, to_corner
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.points import points_of
 from bluesky_cdi.reconstruction.uncertainty import (
+    ESTIMATORS,
     PhotonNoiseEstimator,
     radial_profile,
     structure_under_frames,
+    uncertainty_estimator,
     under_frames,
 )
 
@@ -52,6 +59,22 @@ def test_badly_explained_frames_count_less():
     )
     assert badly == pytest.approx(2 * well, rel=1e-5)
     assert better == pytest.approx(well, rel=1e-5)
+
+
+def test_estimators_have_the_names_of_the_configuration():
+    names, _ = get_args(ReconstructorConfig.model_fields["uncertainty"].annotation)
+    assert list(get_args(names)) == list(ESTIMATORS)
+
+
+def test_an_estimator_is_chosen_by_name():
+    net = UnrolledNet(UnrolledConfig(stages=2, channels=8, levels=2))
+    assert uncertainty_estimator(None, None).name == uncertainty_estimator("photon noise", net).name == "photon noise"
+    assert uncertainty_estimator(None, net).name == uncertainty_estimator("critic", net).name == "critic"
+    assert (uncertainty_estimator(None, None).passes, uncertainty_estimator(None, net).passes) == (0, 1 / 2)
+    with pytest.raises(ConfigError, match="is called 'crystal ball'; there are critic, photon noise"):
+        uncertainty_estimator("crystal ball", net)
+    with pytest.raises(ConfigError, match=r"'critic' needs a network.*choose 'photon noise'"):
+        uncertainty_estimator("critic", None)
 
 
 def test_radial_profile_of_rings():

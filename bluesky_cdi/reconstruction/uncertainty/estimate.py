@@ -1,0 +1,69 @@
+"""What an uncertainty estimator is, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from bluesky_cdi.physics.forward import Diffraction
+
+# Standard deviation where no light fell: the phase is uniform in (-pi, pi].
+UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
+
+
+@dataclass(frozen=True, eq=False)
+class UncertaintyEstimate:
+    """Predicted errors of an object, and what describes its frames.
+
+    Attributes
+    ----------
+    std_amplitude, std_phase_rad : Tensor, shape (Y, X)
+        Standard deviations of the whole error.
+    embedding : Tensor, shape (n, d)
+    epistemic_amplitude, epistemic_phase_rad : Tensor, shape (Y, X), or None
+        The part of them that more training would take away: how far those differ that predict. None where the
+        estimator can't tell it from the rest.
+    """
+
+    std_amplitude: Tensor
+    std_phase_rad: Tensor
+    embedding: Tensor
+    epistemic_amplitude: Tensor | None = None
+    epistemic_phase_rad: Tensor | None = None
+
+
+class UncertaintyEstimator(Protocol):
+    """Predicts the errors of any object.
+
+    Attributes
+    ----------
+    name : str
+        By which a configuration chooses it.
+    passes : float
+        What an estimate costs, in passes of the network: one of its U-Nets with its physics step is a share of one.
+    """
+
+    name: str
+    passes: float
+
+    def __call__(
+        self, obj: Tensor, probe: Tensor, data: Diffraction, illumination: Tensor, deviance: Tensor
+    ) -> UncertaintyEstimate:
+        """Predict the errors of an object, and describe its frames.
+
+        Parameters
+        ----------
+        obj : Tensor, shape (1, Y, X), complex64
+            The object.
+        probe : Tensor, shape (1, M, N, N), complex64
+            Its modes.
+        data : Diffraction
+            The frames.
+        illumination : Tensor, shape (1, Y, X)
+            Photons summed on each pixel of the object.
+        deviance : Tensor, shape (n,)
+            Poisson deviance of each frame a valid pixel.
+        """
