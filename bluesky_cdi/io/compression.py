@@ -49,8 +49,8 @@ class Rounding:
     """Rounding of counts to multiples of powers of two that photon noise hides: their low bits become zero.
 
     A count n is rounded to the nearest multiple of the largest power of two that is at most ``step * sqrt(n)``, halves
-    to even multiples; where that power is below `LEAST_POWER` (up to 15 counts with a step of 1), it stays. The error is
-    at most half of ``step`` standard deviations of Poisson's distribution, and on average next to zero: each value
+    to even multiples; where that power is below `LEAST_POWER` (up to 15 counts with a step of 1), it stays. The error
+    is at most half of ``step`` standard deviations of Poisson's distribution, on average next to zero: each value
     stands for an expected count. Square-root quantisation has the same idea (Bernstein et al., PASP 122, 336 (2010));
     powers of two leave counts in the file, which every program reads, and zero bits, which the HDF5 filter takes away.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from bluesky_cdi.cli.bench.compression import add_compression
 from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_shot
 from bluesky_cdi.cli.bench.images import (
     SUITES,
@@ -42,6 +43,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_steps,
         add_events,
         add_memory,
+        add_compression,
         add_fine_tuning,
         add_engines,
         add_lsqml,
