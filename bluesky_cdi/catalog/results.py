@@ -161,7 +161,7 @@ class ResultPublisher:
             "title": _title_of(self._info),
             "raw_uid": self._info.uid,
             "scan_id": int(self._info.scan_id),
-            "source": as_plain({key: value for key, value in source.items() if key != "verdict"}),
+            "source": as_plain({key: value for key, value in source.items() if key not in ("verdict", "resolution")}),
             "geometry": as_plain(self._info.metadata.get("geometry", {})),
             "frame_shape": [int(side) for side in self._info.frame_shape],
             "versions": {"bluesky_cdi": __version__},
@@ -220,8 +220,8 @@ class ResultPublisher:
             doc = self._bundle.compose_stop(exit_status=exit_status, reason=reason)
             doc["complete"] = final is not None
             doc["n_frames"] = None if final is None else int(final.n_frames)
-            if final is not None and "verdict" in final.source:
-                doc["verdict"] = as_plain(final.source["verdict"])
+            told = {} if final is None else final.source
+            doc |= {name: as_plain(told[name]) for name in ("verdict", "resolution") if name in told}
             self._emit("stop", doc)
 
 

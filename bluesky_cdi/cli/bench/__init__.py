@@ -16,6 +16,7 @@ from bluesky_cdi.cli.bench.images import (
     add_quality,
     add_scan,
 )
+from bluesky_cdi.cli.bench.resolution import add_resolution
 from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
 
 __all__ = ["SUITES", "add_bench"]
@@ -44,6 +45,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_events,
         add_memory,
         add_compression,
+        add_resolution,
         add_fine_tuning,
         add_engines,
         add_lsqml,

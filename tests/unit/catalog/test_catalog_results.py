@@ -278,8 +278,12 @@ def test_reader_beside_the_writer_sees_every_update(
 def test_the_verdict_is_in_the_stop_document_and_writes_nothing_again(publisher, documents, make_estimate, tmp_path):
     estimate = make_estimate(0)
     publisher.publish(estimate)
+    resolution = {"target_m": 1e-7, "resolution_m": [None, 9e-8]}
     verdict = {"word": "doubtful", "reasons": ["why"], "remarks": [], "measures": {"noise": None}}
-    publisher.close(dataclasses.replace(estimate, source={**estimate.source, "verdict": verdict}))
+    publisher.close(
+        dataclasses.replace(estimate, source={**estimate.source, "verdict": verdict, "resolution": resolution})
+    )
     start, stop = documents[0][1], documents[-1][1]
+    assert stop["resolution"] == resolution and "resolution" not in start["source"]
     assert stop["verdict"] == verdict and "verdict" not in start["source"]
     assert stop["num_events"]["reconstruction"] == 1
