@@ -10,7 +10,7 @@ import numpy as np
 
 from bluesky_cdi.catalog.connect import Catalog
 from bluesky_cdi.catalog.result_file import FRAMES, IMAGES
-from bluesky_cdi.catalog.results import PER_FRAME, PLAN_NAME, SOURCE, UPDATES
+from bluesky_cdi.catalog.results import NOTED_AT_END, PER_FRAME, PLAN_NAME, SOURCE, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.protocols import Estimate
 
@@ -318,13 +318,13 @@ def _read(run: Any, update: int) -> Estimate:
     index = _index(run, len(events), update)
     obj = streams[UPDATES].metadata["configuration"][SOURCE]["data"]
     final = index == len(events) - 1 and PER_FRAME in streams
-    verdict = (run.metadata.get("stop") or {}).get("verdict") if final else None
+    stop = (run.metadata.get("stop") or {}) if final else {}
     return Estimate(
         n_frames=int(events[index]["n_frames"]),
         seconds=float(events[index]["seconds"]),
         origin_m=(float(obj["origin_y_m"]), float(obj["origin_x_m"])),
         pixel_m=float(obj["pixel_m"]),
-        source={**run.start["source"], **({} if verdict is None else {"verdict": verdict})},
+        source={**run.start["source"], **{key: stop[key] for key in NOTED_AT_END if key in stop}},
         **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
         **_frames(dict(streams[PER_FRAME].items()) if final else {}),
     )

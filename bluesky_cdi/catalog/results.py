@@ -31,6 +31,8 @@ SPEC = "CDIReconstruction"
 UPDATES = "reconstruction"
 PER_FRAME = "frames"
 SOURCE = "bluesky_cdi"
+# Parts of an estimate's source that are known when the run is over, and stand in the stop document.
+NOTED_AT_END = ("verdict", "resolution")
 
 ExitStatus = Literal["success", "abort", "fail"]
 Emit = Callable[[str, dict[str, Any]], Any]
@@ -161,7 +163,7 @@ class ResultPublisher:
             "title": _title_of(self._info),
             "raw_uid": self._info.uid,
             "scan_id": int(self._info.scan_id),
-            "source": as_plain({key: value for key, value in source.items() if key not in ("verdict", "resolution")}),
+            "source": as_plain({key: value for key, value in source.items() if key not in NOTED_AT_END}),
             "geometry": as_plain(self._info.metadata.get("geometry", {})),
             "frame_shape": [int(side) for side in self._info.frame_shape],
             "versions": {"bluesky_cdi": __version__},
@@ -220,8 +222,8 @@ class ResultPublisher:
             doc = self._bundle.compose_stop(exit_status=exit_status, reason=reason)
             doc["complete"] = final is not None
             doc["n_frames"] = None if final is None else int(final.n_frames)
-            told = {} if final is None else final.source
-            doc |= {name: as_plain(told[name]) for name in ("verdict", "resolution") if name in told}
+            if final is not None:
+                doc.update({key: as_plain(final.source[key]) for key in NOTED_AT_END if key in final.source})
             self._emit("stop", doc)
 
 

@@ -17,8 +17,8 @@ from bluesky_cdi.io.scan import ROUNDED, Scan
 # The smallest of those that read fast (docs/results.md, "Compression").
 DEFAULT = "bitshuffle-zstd"
 COMPRESSIONS = (DEFAULT, "bitshuffle-lz4", "gzip")
-# Fewer counts than photon noise hides four of stay exact: there the distribution of counts changes within a step, and
-# rounding would bend its mean.
+# Fewer counts than photon noise hides four of stay exact: they have few bits to take away, and a step would be a large
+# share of the signal.
 LEAST_POWER = 4
 
 
