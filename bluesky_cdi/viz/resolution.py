@@ -32,6 +32,8 @@ def draw_resolution(curve: Axes, course: Axes, notes: Mapping[str, Any]) -> None
     found_nm = [np.nan if value is None else 1e9 * value for value in notes["resolution_m"]]
     course.plot(frames, found_nm, "o-", color="#1f4e9c", label="half-bit resolution")
     course.axhline(1e9 * target_m, color=WANTED, linewidth=1.2, label=f"wanted: {1e9 * target_m:.3g} nm")
-    course.set(title="Resolution as the scan went on", xlabel="frames", ylabel="full period (nm)", ylim=(0, None))
+    highest = np.nanmax([1e9 * target_m, *found_nm])
+    course.set(title="Resolution as the scan went on", xlabel="frames", ylabel="full period (nm)")
+    course.set(xlim=(0, 1.05 * frames[-1]), ylim=(0, 1.1 * highest))
     course.set_box_aspect(1)
     course.legend(loc="lower left", fontsize="small")
