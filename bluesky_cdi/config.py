@@ -180,6 +180,9 @@ class AgentConfig(Section):
     """Stop when the expected gain of three batches in a row is below this share of the first batch's."""
     target_std_rad: float = Field(default=0.0, ge=0)
     """Stop when the median predicted phase error of the frames is below this, radians; 0: never."""
+    target_resolution_m: float = Field(default=0.0, ge=0)
+    """Stop when two disjoint halves of the frames agree down to this full period (half-bit ring correlation) in two
+    checks in a row, metres; 0: never, and nothing is checked. The bayesian agent stops so once the field is covered."""
 
 
 UncertaintyName = Literal["photon noise", "critic", "variational", "ensemble", "dropout", "halves", "deep ensemble"]

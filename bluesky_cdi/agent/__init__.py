@@ -50,6 +50,7 @@ def make_agent(
             budget=budget,
             stop_gain=config.stop_gain,
             target_std_rad=config.target_std_rad,
+            target_resolution_m=config.target_resolution_m,
             seed=seed,
         )
     from bluesky_cdi.agent import patterns

@@ -44,6 +44,8 @@ class BayesianAgent:
         Stop when the expected gain of three batches in a row is below this share of the first's.
     target_std_rad : float
         Stop when the median predicted phase error of the frames is below this, radians; 0: never.
+    target_resolution_m : float
+        Stop when the confirmed resolution of the image is this or finer, metres; 0: never.
     seed : int
     refit : bool
         Fit the kernel to the outcomes; otherwise it stays at `hyperparameters`.
@@ -74,6 +76,7 @@ class BayesianAgent:
         budget: int,
         stop_gain: float = 0.01,
         target_std_rad: float = 0.0,
+        target_resolution_m: float = 0.0,
         seed: int = 0,
         refit: bool = True,
         hyperparameters: Hyperparameters | None = None,
@@ -85,7 +88,7 @@ class BayesianAgent:
                 "Use a coarser step, or a smaller window."
             )
         self.space, self._seed = space, seed
-        self._rule = StoppingRule(budget, stop_gain, target_std_rad)
+        self._rule = StoppingRule(budget, stop_gain, target_std_rad, target_resolution_m)
         rng = np.random.default_rng(seed)
         self._state = AgentState(
             field=Field(space, probe_width_m, keep_out_m),
@@ -102,6 +105,7 @@ class BayesianAgent:
             rng=rng,
         )
         self._last_m: FloatArray | None = None
+        self._resolution_m: float | None = None
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -116,7 +120,7 @@ class BayesianAgent:
         points : sequence of Mapping
             ``y``, ``x`` (metres); optionally ``_id`` and ``seq_num``; outcomes ``uncertainty``
             (radians), ``structure`` and ``embedding`` (d values), of which none may be NaN if the
-            point is to count for more than its position.
+            point is to count for more than its position; ``resolution_m``, that of the whole image by now.
 
         Raises
         ------
@@ -128,6 +132,8 @@ class BayesianAgent:
             state.field.forget()
             state.learner.forget()
         state.field.take(state.observations)
+        for point in points:
+            self._resolution_m = point.get("resolution_m", self._resolution_m)
 
     def suggest(self, num_points: int | None = None) -> list[Mapping[str, Any]]:
         """Choose points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop."""
@@ -151,7 +157,9 @@ class BayesianAgent:
         has_gap = field.has_gap(field.nearest_m(observations.pending_m))
         uncertainty = None if has_gap else observations.outcome("uncertainty")
         n_used = len(observations) + len(observations.pending_ids)
-        reason = self._rule.reason(n_used, int(field.is_open.sum()), self._state.gains.of_batches, uncertainty)
+        resolution_m = None if has_gap else self._resolution_m
+        n_open, gains = int(field.is_open.sum()), self._state.gains.of_batches
+        reason = self._rule.reason(n_used, n_open, gains, uncertainty, resolution_m)
         return reason is not None, reason
 
     def register_suggestions(self, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -25,14 +25,22 @@ class StoppingRule:
         the scan; 0: never.
     target_std_rad : float
         Median predicted phase error of the frames that is good enough, radians; 0: never.
+    target_resolution_m : float
+        Resolution of the image, as two checks in a row confirm it, that is good enough, metres; 0: never.
     """
 
     budget: int
     stop_gain: float = 0.0
     target_std_rad: float = 0.0
+    target_resolution_m: float = 0.0
 
     def reason(
-        self, n_used: int, n_open: int, batch_gains: Sequence[float] = (), uncertainty_rad: FloatArray | None = None
+        self,
+        n_used: int,
+        n_open: int,
+        batch_gains: Sequence[float] = (),
+        uncertainty_rad: FloatArray | None = None,
+        resolution_m: float | None = None,
     ) -> str | None:
         """Say why to stop, or None to go on.
 
@@ -46,6 +54,8 @@ class StoppingRule:
             Mean expected gain of each adaptive batch so far.
         uncertainty_rad : ndarray, optional
             Predicted phase error of the frames; None while the field is not covered once.
+        resolution_m : float, optional
+            Confirmed resolution of the image, full period; None while it is not known, or the field not covered once.
         """
         if n_used >= self.budget:
             return f"budget of {self.budget} frames used"
@@ -53,7 +63,7 @@ class StoppingRule:
             return "every position was visited"
         if self._gain_is_small(batch_gains):
             return f"expected gain below {self.stop_gain:g} of the first batch's for {PATIENCE_BATCHES} batches"
-        return self._target_reason(uncertainty_rad)
+        return self._target_reason(uncertainty_rad) or self._resolution_reason(resolution_m)
 
     def _gain_is_small(self, batch_gains: Sequence[float]) -> bool:
         if len(batch_gains) <= PATIENCE_BATCHES:
@@ -67,3 +77,11 @@ class StoppingRule:
         if median > self.target_std_rad:
             return None
         return f"median uncertainty of {median:.3g} rad reached the target of {self.target_std_rad:.3g} rad"
+
+    def _resolution_reason(self, resolution_m: float | None) -> str | None:
+        if resolution_m is None or not resolution_m <= self.target_resolution_m:
+            return None
+        return (
+            f"resolution of {1e9 * resolution_m:.3g} nm reached the target of {1e9 * self.target_resolution_m:.3g} nm "
+            "(half-bit ring correlation of two halves of the frames, twice in a row)"
+        )

@@ -18,7 +18,7 @@ def half_window_m(config: Config) -> FloatArray:
 
 
 def measured_frames(
-    config: Config, source: SimulatedSource, positions_m: FloatArray, flux: FloatArray | None = None
+    config: Config, source: SimulatedSource, positions_m: FloatArray, flux: FloatArray | None = None, first: int = 1
 ) -> list[Frame]:
     """Expose a frame at each position, in order.
 
@@ -32,6 +32,8 @@ def measured_frames(
         (y, x), metres.
     flux : ndarray, shape (n,), optional
         Incident flux, which the frames state; 1 if absent.
+    first : int
+        Number of the first frame.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def measured_frames(
     exposure = config.scan.exposure_s
     each = np.ones(len(positions_m)) if flux is None else flux
     return [
-        Frame(i + 1, p, source.expose((float(p[0]), float(p[1])), exposure, float(f)), exposure, float(f))
+        Frame(first + i, p, source.expose((float(p[0]), float(p[1])), exposure, float(f)), exposure, float(f))
         for i, (p, f) in enumerate(zip(positions_m, each, strict=True))
     ]
 

@@ -35,7 +35,7 @@ PER_FRAME = "frames"
 MAPPED = "maps"
 SOURCE = "bluesky_cdi"
 # Parts of an estimate's source that are known when the run is over, and stand in the stop document.
-NOTED_AT_END = ("verdict", "causes")
+NOTED_AT_END = ("verdict", "causes", "resolution")
 
 ExitStatus = Literal["success", "abort", "fail"]
 Emit = Callable[[str, dict[str, Any]], Any]

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import make_folder
+from bluesky_cdi.cli.arguments import above_0, make_folder
 from bluesky_cdi.cli.detector import add_detector_options, detector_settings, said_of
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
 
@@ -39,6 +39,13 @@ def add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FORM",
         help="cxi, canonical, ptychopinn or ptychodus (default: what OUT's suffix stands for)",
     )
+    add_compression(command)
+    add(
+        "--round-counts",
+        type=above_0,
+        metavar="STEP",
+        help="lossy: round counts in steps of up to STEP (at most 1) of their Poisson deviations; the file says so",
+    )
     how = command.add_mutually_exclusive_group()
     how.add_argument("--product", type=Path, metavar="FILE", help="where Ptychodus patterns have their positions")
     how.add_argument(
@@ -51,30 +58,45 @@ def add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _convert(args: argparse.Namespace) -> int:
     from bluesky_cdi.config import load_config
-    from bluesky_cdi.io import Preprocessing, read_ptychodus, read_scan, scan_files, write_scan
+    from bluesky_cdi.io import (
+        ROUNDED,
+        Preprocessing,
+        Rounding,
+        read_ptychodus,
+        read_scan,
+        scan_files,
+        with_rounded_counts,
+        write_scan,
+    )
 
     targets = scan_files(args.out, args.format)
     refuse_to_replace(targets, [args.scan, *([args.product] if args.product else [])], force=bool(args.force))
     make_folder(args.out.parent)
-    wanted = Preprocessing.recorded(load_config(args.config, {"detector": detector_settings(args)}))
+    config = load_config(args.config, {"detector": detector_settings(args)})
+    wanted = Preprocessing.recorded(config)
     if args.product:
         scan = read_ptychodus(args.scan, args.product, preprocessing=wanted)
     else:
         scan = read_scan(args.scan, focus_to_sample_m=args.focus_to_sample, preprocessing=wanted)
     if companion := scan.source.get("product"):
         refuse_to_replace(targets, [args.scan.with_name(str(companion))], force=True)
+    if args.round_counts is not None:
+        saturation = scan.saturation(config.detector.saturation)
+        scan = with_rounded_counts(scan, Rounding(args.round_counts, saturation))
     read = scan_numbers(scan)
-    write_scan(args.out, _with_one_mode(scan) if args.format == "ptychopinn" else scan, args.format)
+    one = _with_one_mode(scan) if args.format == "ptychopinn" else scan
+    write_scan(args.out, one, args.format, compression=args.compression)
     back = read_scan(args.out)
     lost = not_kept(scan, read, back)
     if lost:
         logger.warning("%s does not keep %s", args.out.name, "; ".join(lost))
     files = [str(path) for path in targets]
-    preprocessing = scan.source.get("preprocessing")
+    preprocessing, rounding = scan.source.get("preprocessing"), scan.source.get(ROUNDED)
     numbers = {
         "read": str(args.scan),
         **read,
         **({} if preprocessing is None else {"preprocessing": preprocessing}),
+        **({} if rounding is None else {ROUNDED: rounding}),
         "written": files,
         "written_format": back.source["format"],
     }
@@ -87,10 +109,22 @@ def _convert(args: argparse.Namespace) -> int:
         ("probe", f"{read['probe_modes'] or 'no'} mode{'' if read['probe_modes'] == 1 else 's'}"),
         ("masked pixels", str(read["masked_pixels"])),
         *([] if preprocessing is None else [("preprocessing", said_of(preprocessing))]),
+        *([] if rounding is None else [("rounded", f"{rounding['what']}; step {rounding['step']:g}")]),
         ("written", f"{', '.join(files)} ({back.source['format']})"),
     ]
     say_result(args, {**numbers, "not_kept": lost}, rows)
     return 0
+
+
+def add_compression(command: argparse.ArgumentParser) -> None:
+    """Add the option ``--compression``."""
+    command.add_argument(
+        "--compression",
+        type=_compression,
+        metavar="NAME",
+        help="of frames in HDF5 files, without loss: bitshuffle-zstd (default), bitshuffle-lz4 (faster, larger), or "
+        "gzip, which programs without HDF5 plugins read too",
+    )
 
 
 def scan_numbers(scan: Scan) -> dict[str, Any]:
@@ -165,6 +199,14 @@ def not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
 def _differ(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     """Tell whether arrays of one shape differ by more than the rounding of complex64."""
     return one.shape == other.shape and bool(abs(one - other).max() > 1e-5 * abs(one).max())
+
+
+def _compression(text: str) -> str:
+    from bluesky_cdi.io import COMPRESSIONS
+
+    if text not in COMPRESSIONS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(COMPRESSIONS)}; got {text!r}")
+    return text
 
 
 def _scan_format(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import configured, make_folder, reached_catalog, run_or_result
-from bluesky_cdi.cli.convert import not_kept, scan_numbers
+from bluesky_cdi.cli.convert import add_compression, not_kept, scan_numbers
 from bluesky_cdi.cli.output import refuse_to_replace, say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
@@ -43,6 +43,7 @@ def add_export(commands: Any, common: argparse.ArgumentParser) -> None:
         "--scan", action="store_true",
         help="write the raw scan and not its result: .npz (canonical), .cxi, .h5 (Ptychodus), or --format ptychopinn",
     )  # fmt: skip
+    add_compression(command)
     add("--directory", type=Path, metavar="DIR", help="folder of an embedded catalog (default: the configured one)")
     add("--unfinished", action="store_true", help="with --scan: a run without a stop document, whose process is gone")
     add("--force", action="store_true", help="replace OUT if it exists")
@@ -53,6 +54,8 @@ def _export(args: argparse.Namespace) -> int:
     from bluesky_cdi.export import exported_files
     from bluesky_cdi.io import scan_files
 
+    if args.compression and not args.scan:
+        raise BlueskyCDIError("--compression is that of frames, which --scan writes. Add --scan, or leave it out.")
     files_of = scan_files if args.scan else exported_files
     # All that could be wrong with a name is found before anything is read.
     targets = [target for path in args.out for target in files_of(path, args.format)]
@@ -98,7 +101,7 @@ def _export_scan(args: argparse.Namespace, catalog: Catalog, written: list[str])
     run = recorded_run(catalog, run_or_result(args.which), configured(args), unfinished=args.unfinished)
     scan = with_known_probe(catalog, run).scan
     for path in args.out:
-        write_scan(path, scan, args.format)
+        write_scan(path, scan, args.format, compression=args.compression)
         if lost := not_kept(scan, scan_numbers(scan), read_scan(path)):
             logger.warning("%s does not keep %s", path.name, "; ".join(lost))
     numbers = {

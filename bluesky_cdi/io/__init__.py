@@ -3,6 +3,7 @@
 from bluesky_cdi.io._files import open_npz
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.checkpoint import CheckpointFile, CheckpointHeader, read_checkpoint, remove_checkpoint
+from bluesky_cdi.io.compression import COMPRESSIONS, Rounding, filter_options, with_rounded_counts
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
 from bluesky_cdi.io.detector import DetectorPlan
@@ -20,10 +21,12 @@ from bluesky_cdi.io.product import Product, read_product, write_product
 from bluesky_cdi.io.ptychodus import read_ptychodus, write_ptychodus
 from bluesky_cdi.io.ptychopinn import read_ptychopinn, write_ptychopinn
 from bluesky_cdi.io.reference import Reference, read_reference
-from bluesky_cdi.io.scan import Scan
+from bluesky_cdi.io.scan import ROUNDED, Scan
 from bluesky_cdi.io.single_shot_result import SingleShotImage, read_single_shot, write_single_shot
 
 __all__ = [
+    "COMPRESSIONS",
+    "ROUNDED",
     "CheckpointFile",
     "CheckpointHeader",
     "DetectorPlan",
@@ -36,8 +39,10 @@ __all__ = [
     "ProbeFile",
     "Product",
     "Reference",
+    "Rounding",
     "Scan",
     "SingleShotImage",
+    "filter_options",
     "inspect_frames",
     "notes_of",
     "open_npz",
@@ -61,6 +66,7 @@ __all__ = [
     "remove_checkpoint",
     "scan_files",
     "scan_formats",
+    "with_rounded_counts",
     "write_canonical",
     "write_cxi",
     "write_cxi_result",

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.io._files import written_whole
+from bluesky_cdi.io.compression import DEFAULT, filter_options
 from bluesky_cdi.io.frames import Frames, blocks
 
 
@@ -52,8 +53,8 @@ def fixed_text(value: str) -> npt.NDArray[Any]:
     return np.array(encoded, h5py.string_dtype("utf-8", len(encoded)))
 
 
-def write_frames(group: h5py.Group, name: str, frames: Frames, **options: Any) -> h5py.Dataset:
-    """Make a dataset of frames, one frame a chunk, block by block; `options` as of ``create_dataset``.
+def write_frames(group: h5py.Group, name: str, frames: Frames, compression: str | None = None) -> h5py.Dataset:
+    """Make a dataset of frames, one frame a chunk, block by block.
 
     Parameters
     ----------
@@ -63,9 +64,10 @@ def write_frames(group: h5py.Group, name: str, frames: Frames, **options: Any) -
         Its path from there.
     frames : Frames, shape (n, H, W)
         What it holds, in their own type.
-    **options
-        Keywords of ``create_dataset``, such as the compression.
+    compression : str, optional
+        Of `compression.COMPRESSIONS`; its default if absent.
     """
+    options = filter_options(compression or DEFAULT)
     dataset = group.create_dataset(name, frames.shape, frames.dtype, chunks=(1, *frames.shape[1:]), **options)
     start = 0
     for block in blocks(frames):

@@ -136,7 +136,7 @@ def read_cxi(
         )
 
 
-def write_cxi(path: Path | str, scan: Scan) -> None:
+def write_cxi(path: Path | str, scan: Scan, *, compression: str | None = None) -> None:
     """Write a scan as a CXI file that is NXcxi_ptycho as well: all of it, or nothing.
 
     What `scan.source` says goes along as an attribute of ``entry_1``, so that a nominal geometry
@@ -148,16 +148,18 @@ def write_cxi(path: Path | str, scan: Scan) -> None:
         The file to write.
     scan : Scan
         What it holds; frames may lie in a file of their own.
+    compression : str, optional
+        Of the frames, without loss: one of `COMPRESSIONS`; the first if absent.
 
     Raises
     ------
     ScanFileError
-        If the file can't be written.
+        If the file can't be written, or there is no such compression.
     """
     path = Path(path)
     with written_whole(path) as partial, h5py.File(partial, "w") as file:
         file["cxi_version"], file["number_of_entries"] = 160, 1
-        data = write_frames(file, f"{DETECTOR}/data", scan.counts, compression="gzip", shuffle=True)
+        data = write_frames(file, f"{DETECTOR}/data", scan.counts, compression)
         data.attrs["axes"] = fixed_text("translation:y:x")
         file["entry_1"].attrs["bluesky_cdi_source"] = fixed_text(to_json(scan.source))
         write_geometry(file, scan.geometry)

@@ -10,6 +10,7 @@ from typing import Protocol
 from bluesky_cdi.errors import GeometryError, ScanFileError
 from bluesky_cdi.io._files import open_hdf5, open_npz, reading
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
+from bluesky_cdi.io.compression import COMPRESSIONS
 from bluesky_cdi.io.cxi import DATA, read_cxi, write_cxi
 from bluesky_cdi.io.cxi_result import read_cxi_result
 from bluesky_cdi.io.preprocessing import Preprocessing
@@ -32,6 +33,8 @@ _WRITERS: dict[str, Callable[[Path, Scan], None]] = {
     "ptychopinn": write_ptychopinn,
     "ptychodus": write_ptychodus,
 }
+# Those of them in HDF5, whose frames can be compressed in more than one way.
+_HDF5_WRITERS: dict[str, Callable[..., None]] = {"cxi": write_cxi, "ptychodus": write_ptychodus}
 _SUFFIXES = {".cxi": "cxi", ".npz": "canonical", ".h5": "ptychodus", ".hdf5": "ptychodus"}
 
 
@@ -81,7 +84,7 @@ def read_scan(
     return scan
 
 
-def write_scan(path: Path | str, scan: Scan, form: str | None = None) -> None:
+def write_scan(path: Path | str, scan: Scan, form: str | None = None, *, compression: str | None = None) -> None:
     """Write a scan in one of `scan_formats`.
 
     Parameters
@@ -93,16 +96,28 @@ def write_scan(path: Path | str, scan: Scan, form: str | None = None) -> None:
     form : str, optional
         By default what the suffix says: ``.cxi``, ``.npz`` (canonical), ``.h5`` or ``.hdf5`` (Ptychodus: the patterns,
         and the product beside it).
+    compression : str, optional
+        Of frames in HDF5 files, without loss: one of `COMPRESSIONS`; the first if absent.
 
     Raises
     ------
     ScanFileError
-        If neither the form nor the suffix is known, the file can't be written, or the form can't hold the scan.
+        If neither the form nor the suffix is known, the file can't be written, or the form can't hold the scan or be
+        compressed so.
     GeometryError
         If the form holds far-field scans only and this is another.
     """
     path = Path(path).expanduser()
-    _WRITERS[_form_of(path, form)](path, scan)
+    name = _form_of(path, form)
+    if compression is None:
+        _WRITERS[name](path, scan)
+    elif name in _HDF5_WRITERS:
+        _HDF5_WRITERS[name](path, scan, compression=compression)
+    else:
+        raise ScanFileError(
+            f"{path.name} is an NPZ file, which has a compression of its own; {', '.join(COMPRESSIONS)} are for "
+            f"{', '.join(_HDF5_WRITERS)}"
+        )
 
 
 def scan_files(path: Path, form: str | None = None) -> tuple[Path, ...]:

@@ -68,7 +68,13 @@ def read_ptychodus(
     return (_read_assembled if assembled else _read_dp)(path, companion, preprocessing)
 
 
-def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path | str | None = None) -> None:
+def write_ptychodus(
+    diffraction_path: Path | str,
+    scan: Scan,
+    product_path: Path | str | None = None,
+    *,
+    compression: str | None = None,
+) -> None:
     """Write a scan as assembled patterns and a product, whose object is vacuum.
 
     Parameters
@@ -79,12 +85,16 @@ def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path
         With a probe.
     product_path : path, optional
         By default ``NAME-product.h5`` for ``NAME.h5``, and ``product-in.h5`` for ``diffraction.h5``.
+    compression : str, optional
+        Of the frames, without loss: one of `COMPRESSIONS`; the first if absent.
 
     Raises
     ------
     ScanFileError
-        If a file can't be written, or the scan has no probe, which a product must have.
+        If a file can't be written, the scan has no probe, which a product must have, its counts are rounded, which the
+        form can't say, or there is no such compression.
     """
+    scan.refuse_rounded("Ptychodus")
     path = Path(diffraction_path)
     product_path = companion_path(path) if product_path is None else Path(product_path)
     if product_path == path:
@@ -92,7 +102,7 @@ def write_ptychodus(diffraction_path: Path | str, scan: Scan, product_path: Path
     product = _product(scan)
     with written_whole(path) as partial, written_whole(product_path) as partial_product:
         with h5py.File(partial, "w") as file:
-            patterns = write_frames(file, "patterns", scan.counts, compression="lzf", shuffle=True)
+            patterns = write_frames(file, "patterns", scan.counts, compression)
             for side in ("height", "width"):
                 patterns.attrs[f"detector_pixel_{side}_m"] = scan.geometry.detector_pixel_m
             file["indexes"] = np.arange(len(scan))

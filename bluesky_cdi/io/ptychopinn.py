@@ -102,10 +102,12 @@ def write_ptychopinn(path: Path | str, scan: Scan, sample: ComplexArray | None =
     Raises
     ------
     ScanFileError
-        If the file can't be written, or the scan has no probe or several modes.
+        If the file can't be written, the scan has no probe or several modes, or its counts are rounded, which the form
+        can't say.
     GeometryError
         If the scan is in the near field.
     """
+    scan.refuse_rounded("PtychoPINN")
     if scan.geometry.propagation == "near":
         raise GeometryError("PtychoPINN's files hold far-field scans; this one is in the near field. Write CXI.")
     if scan.probe is None or len(scan.probe) != 1:

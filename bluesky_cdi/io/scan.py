@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 NOMINAL_ENERGY_EV = 8000.0
 NOMINAL_DISTANCE_M = 1.0
 
+# Key of a scan's `source` that says how its counts were rounded (`compression.Rounding`), where they were.
+ROUNDED = "rounded_counts"
+
 # A square detector of more pixels a side doesn't exist; a damaged file may state one.
 _MOST_PIXELS = 2**15
 
@@ -91,8 +94,15 @@ class Scan:
         Raises
         ------
         ScanFileError
-            If it is stated for counts that were summed or divided without it.
+            If it is stated for counts that were summed, divided or rounded without it.
         """
+        rounding = self.source.get(ROUNDED)
+        if rounding is not None and stated is not None and rounding.get("saturation") != stated:
+            raise ScanFileError(
+                f"which pixels reached {stated:g} counts can't be told any more: the counts were rounded when the file "
+                f"was written, with a saturation of {rounding.get('saturation')}. State the saturation where they are "
+                "rounded."
+            )
         notes = self.source.get("preprocessing", {})
         level = notes.get("saturation")
         if level is not None or stated is None:
@@ -113,6 +123,13 @@ class Scan:
         chosen = np.asarray(indices)
         flux = None if self.flux is None else self.flux[chosen]
         return replace(self, counts=taken(self.counts, chosen), positions_m=self.positions_m[chosen], flux=flux)
+
+    def refuse_rounded(self, form: str) -> None:
+        """Raise `ScanFileError` if counts are rounded, for a form of file that can't say so."""
+        if ROUNDED in self.source:
+            raise ScanFileError(
+                f"{form}'s files can't say that counts are rounded; write CXI or canonical NPZ, or don't round them."
+            )
 
     def _check_shapes(self) -> None:
         size = self.geometry.frame_px
@@ -212,6 +229,9 @@ def recorded(
         mask, flagged = _without_flagged(counts, mask)
     noted = {"flagged_pixels": flagged} if flagged else {}
     scan = Scan(counts=counts, mask=mask, source={**source, **noted}, geometry=geometry, **parts)
+    if ROUNDED in source:
+        step = source[ROUNDED].get("step")
+        logger.warning("the counts of %s are not as measured: rounded in steps of %s deviations", scan.name, step)
     check_unit(scan.positions_m, scan.geometry)
     if probe is None:
         return replace(scan, source={**scan.source, "probe_scale": None})

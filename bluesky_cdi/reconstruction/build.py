@@ -92,6 +92,7 @@ def build_reconstructor(
         check_in=None if config.probe.trust else LiveCheckIn(geometry),
         on_progress=on_progress,
         saturation=config.detector.saturation if done is None else done.saturation,
+        target_resolution_m=config.agent.target_resolution_m,
         notes=notes or None,
     )
 

@@ -48,6 +48,7 @@ from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
 from bluesky_cdi.reconstruction.probe_watch import ProbeWatch, Taken
 from bluesky_cdi.reconstruction.region_solver import RegionSolver
 from bluesky_cdi.reconstruction.region_work import RegionWork
+from bluesky_cdi.reconstruction.resolution_watch import ResolutionWatch
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
 from bluesky_cdi.reconstruction.uncertainty import configured_estimator
@@ -82,6 +83,8 @@ class PtychoReconstructor:
         Called after each iteration with the iterations so far and the mean deviance.
     saturation : float, optional
         Counts from which on a pixel is saturated and left out of its frame.
+    target_resolution_m : float
+        Resolution that two halves of the frames are checked for, metres; 0: they are not.
     notes : Mapping, optional
         What the source of its estimates says besides.
 
@@ -90,7 +93,7 @@ class PtychoReconstructor:
     GeometryError
         If the probe does not have the frames' shape.
     ConfigError, WeightsError
-        If the uncertainty estimator that is configured needs what is not there.
+        If the uncertainty estimator that is configured needs what is not there, or the resolution is below two pixels.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class PtychoReconstructor:
         check_in: LiveCheckIn | None = None,
         on_progress: Callable[[int, float], None] | None = None,
         saturation: float | None = None,
+        target_resolution_m: float = 0.0,
         notes: Mapping[str, Any] | None = None,
         calibration: Calibrating | None = None,
     ) -> None:
@@ -134,6 +138,7 @@ class PtychoReconstructor:
             self._calibration,
             refine_positions=config.refine_positions,
         )
+        self._resolution = ResolutionWatch(target_resolution_m, grid.pixel_m, config)
         self._tuner = RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
 
@@ -216,6 +221,7 @@ class PtychoReconstructor:
             rows = rows[self._metrics.known[rows]]
             self._causes.look(self._frames, rows, self._metrics.embedding[rows], obj, self._probe.modes)
             self._watch.look(self._frames, rows, obj, several)
+            self._resolution.look(self._frames, rows, self._solver.net, self._probe.modes, obj)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:
@@ -351,5 +357,5 @@ class PtychoReconstructor:
             progress["other_flux"] = found
         if len(self._frames.light.dark):
             progress["dark_frames"] = np.sort(table.seq_nums[self._frames.light.dark]).tolist()
-        source = {**self._source, **progress, **self._watch.source()}
+        source = {**self._source, **progress, **self._watch.source(), **self._resolution.source()}
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)

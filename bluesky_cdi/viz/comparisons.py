@@ -74,7 +74,7 @@ def show_comparison(
     axes[0, 1].set_title(f"Phase, {names[1]}")
     axes[1, 0].set_title("Absolute phase difference")
     _draw_square(axes[1, 0], origin_m, pixel_m, square_px)
-    _draw_frc(axes[1, 1], frc, "FRC with the truth, in the square" if against_truth else "FRC, in the square")
+    draw_frc(axes[1, 1], frc, "FRC with the truth, in the square" if against_truth else "FRC, in the square")
     fig.suptitle(title, fontsize="x-large")
     return fig
 
@@ -183,8 +183,18 @@ def _draw_square(ax: Axes, origin_m: tuple[float, float], pixel_m: float, square
     ax.add_patch(Rectangle(corner, width, width, fill=False, edgecolor="white", linestyle="--", linewidth=1.0))
 
 
-def _draw_frc(ax: Axes, frc: FRC, title: str) -> None:
-    """Draw correlation and thresholds over the frequency in 1/µm; the upper axis is in full periods."""
+def draw_frc(ax: Axes, frc: FRC, title: str) -> None:
+    """Draw correlation and thresholds over the frequency in 1/µm; the upper axis is in full periods.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where.
+    frc : FRC
+        The curve.
+    title : str
+        Above it.
+    """
     frequency = 1e-6 * frc.frequency_per_m
     ax.plot(frequency, frc.correlation, color="#1f4e9c", label="correlation")
     thresholds = (

@@ -10,10 +10,12 @@ import numpy as np
 
 from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
+from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 from bluesky_cdi.viz.comparisons import draw_phases
 from bluesky_cdi.viz.panels import PATH_COLOUR, View, colour_bar, phase_scale, prepared
+from bluesky_cdi.viz.resolution import draw_resolution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,19 +33,27 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
 
     That is the verdict and its reasons, or before there is one the causes of misfit that were named.
 
+    Where a resolution is wanted, what two halves of the frames agree on is drawn beside: the ring correlation of the
+    last check, and the resolution of all checks.
+
     Parameters
     ----------
     estimate : Estimate
         What is known at one moment of a run.
     fig : Figure, optional
-        Drawn anew, whatever it held; a new one of 11 x 9 inches otherwise.
+        Drawn anew, whatever it held, and made wider where a resolution is drawn too; a new one of 11 x 9 inches
+        otherwise.
 
     Returns
     -------
     Figure
     """
     fig = prepared(fig, (11.0, 9.0))
-    axes = fig.subplots(2, 2)
+    resolution = estimate.source.get(RESOLUTION)
+    axes = fig.subplots(2, 2 if resolution is None else 3)
+    if resolution is not None:
+        fig.set_size_inches(max(fig.get_figwidth(), 16.5), fig.get_figheight())
+        draw_resolution(axes[0, 2], axes[1, 2], resolution)
     view = _view_of(estimate)
     phase = view.masked(phase_rad(estimate.object, view.covered))
     view.image(axes[0, 0], view.masked(np.abs(estimate.object)), "Amplitude", "relative to vacuum", "cividis")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from bluesky_cdi.cli.bench.compression import add_compression
 from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_shot
 from bluesky_cdi.cli.bench.images import (
     SUITES,
@@ -17,6 +18,7 @@ from bluesky_cdi.cli.bench.images import (
     add_quality,
     add_scan,
 )
+from bluesky_cdi.cli.bench.resolution import add_resolution
 from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
 from bluesky_cdi.cli.bench.trust import add_trust
 
@@ -48,6 +50,8 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_steps,
         add_events,
         add_memory,
+        add_compression,
+        add_resolution,
         add_fine_tuning,
         add_engines,
         add_lsqml,

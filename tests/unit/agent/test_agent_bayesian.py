@@ -315,6 +315,22 @@ def test_target_uncertainty_stops_once_the_field_is_covered(space):
     assert {p.reason for p in proposals} <= {"fill", "adapt"} and 40 < len(positions_of(proposals)) < 100
 
 
+def test_a_resolution_stops_once_the_field_is_covered(space):
+    agent = agent_for(space, target_resolution_m=1e-7, budget=441)
+    proposal = agent.propose(40)
+    agent.ingest([{**point, "resolution_m": 9e-8} for point in World().measure(proposal.positions_m)])
+    assert not agent.should_stop()[0]  # not covered yet
+    while agent.propose(40).reason == "fill":
+        pass
+    assert agent.should_stop() == (
+        True,
+        "resolution of 90 nm reached the target of 100 nm (half-bit ring correlation of two halves of the frames, "
+        "twice in a row)",
+    )
+    agent.ingest([{"y": 0.0, "x": 0.0, "resolution_m": np.inf}])
+    assert not agent.should_stop()[0]
+
+
 def test_small_gain_stops(space):
     agent = agent_for(space, stop_gain=0.3, budget=441)
     _, last = closed_loop(agent, World())
@@ -333,7 +349,10 @@ def test_stopping_rule_one_by_one():
     assert rule.reason(9, 5, [], np.array([0.1, 0.06, 0.01])) is None
     assert "reached the target" in rule.reason(9, 5, [], np.array([0.1, 0.04, 0.01, np.nan]))
     assert rule.reason(9, 5, [], np.array([np.nan])) is None
-    assert StoppingRule(budget=10).reason(9, 5, [1.0, 0.0, 0.0, 0.0], np.zeros(3)) is None
+    assert StoppingRule(budget=10).reason(9, 5, [1.0, 0.0, 0.0, 0.0], np.zeros(3), 1e-9) is None
+    rule = StoppingRule(budget=10, target_resolution_m=5e-8)
+    assert [rule.reason(9, 5, resolution_m=value) for value in (None, np.inf, np.nan, 5.1e-8)] == [None] * 4
+    assert "resolution of 50 nm reached the target of 50 nm" in rule.reason(9, 5, resolution_m=5e-8)
 
 
 def test_static_agents_keep_their_order_and_end(space):

@@ -275,15 +275,17 @@ def test_reader_beside_the_writer_sees_every_update(
     assert rows["seq_num"].tolist() == list(range(1, n + 1))
 
 
-def test_verdict_and_causes_stand_in_the_stop_document_and_nothing_is_written_again(
+def test_what_is_known_at_the_end_stands_in_the_stop_document_and_nothing_is_written_again(
     publisher, documents, make_estimate, tmp_path
 ):
     estimate = make_estimate(0)
     publisher.publish(estimate)
+    resolution = {"target_m": 1e-7, "resolution_m": [None, 9e-8]}
     verdict = {"word": "doubtful", "reasons": ["why"], "remarks": [], "measures": {"noise": None}}
     causes = [{"cause": "detector", "says": "row 3", "frames": [5, 9], "share": np.float64(0.5), "goes_on": True}]
-    publisher.close(dataclasses.replace(estimate, source={**estimate.source, "verdict": verdict, "causes": causes}))
+    told = {"verdict": verdict, "causes": causes, "resolution": resolution}
+    publisher.close(dataclasses.replace(estimate, source={**estimate.source, **told}))
     start, stop = documents[0][1], documents[-1][1]
-    assert stop["verdict"] == verdict and stop["causes"] == causes
-    assert not {"verdict", "causes"} & set(start["source"])
+    assert {key: stop[key] for key in told} == told
+    assert not set(told) & set(start["source"])
     assert stop["num_events"]["reconstruction"] == 1

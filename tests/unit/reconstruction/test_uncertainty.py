@@ -1,5 +1,6 @@
 """Uncertainty, structure and novelty of known objects; bad pixels of known frames."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -152,6 +153,8 @@ def test_points_for_the_agent():
     points = points_of(estimate)
     keys = {"seq_num", "y", "x", "embedding", "uncertainty", "structure", "novelty", "residual"}
     assert [set(p) for p in points] == [keys, keys]
+    looked_for = replace(estimate, source={"resolution": {"resolution_m": [8e-8, 9e-8, 7e-8]}})
+    assert [p["resolution_m"] for p in points_of(looked_for)] == [9e-8, 9e-8]
     assert [p["seq_num"] for p in points] == [3, 8]
     np.testing.assert_array_equal([[p["y"], p["x"]] for p in points], estimate.positions_m)
     np.testing.assert_array_equal([p["embedding"] for p in points], estimate.embedding)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from bluesky_cdi import viz
 from bluesky_cdi.evaluation import fourier_ring_correlation
+from bluesky_cdi.evaluation.resolution import ResolutionCheck, resolution_notes
 from bluesky_cdi.io import SingleShotImage
 from bluesky_cdi.latents import latents_of, paint_frames, representatives
 from bluesky_cdi.protocols import Estimate, Proposal
@@ -65,6 +66,22 @@ def test_show_estimate_has_four_panels_in_micrometres(estimate):
         assert ax.get_xlabel() == "x (µm)"
         assert ax.get_aspect() == 1
     assert fig.get_suptitle() == "Reconstruction from 9 frames"
+
+
+def test_a_wanted_resolution_is_drawn_beside(estimate):
+    frc = fourier_ring_correlation(estimate.object, estimate.object, PIXEL_M)
+    checks = [ResolutionCheck(20, frc, PIXEL_M), ResolutionCheck(30, frc, PIXEL_M)]
+    notes = {**resolution_notes(checks, 5e-8), "resolution_m": [None, 4e-8]}
+    fig = viz.show_estimate(replace(estimate, source={"resolution": notes}))
+    found = panels(fig)
+    curve, course = found["Two halves of 30 frames"], found["Resolution as the scan went on"]
+    assert len(found) == 6 and fig.get_figwidth() > 16
+    np.testing.assert_allclose(curve.lines[0].get_xydata()[:, 0], 1e-6 * frc.frequency_per_m)
+    assert curve.lines[-1].get_xdata() == [1e-6 / 5e-8] * 2
+    assert np.isnan(course.lines[0].get_ydata()[0]) and course.lines[0].get_xydata()[1].tolist() == pytest.approx(
+        [30, 40]
+    )
+    assert course.get_legend().get_texts()[-1].get_text() == "wanted: 50 nm"
 
 
 def test_uncovered_pixels_are_masked_and_the_mean_phase_is_gone(estimate):
