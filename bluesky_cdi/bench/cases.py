@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +21,9 @@ from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.physics.illuminated_frames import frames_at_once
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.objects import SAMPLES, make_sample
-from bluesky_cdi.physics.probes import mirror_pair_probe, scaled_to, width_px, zone_plate_probe
-from bluesky_cdi.physics.zone_plate import OrderSortingAperture, ZonePlate
+from bluesky_cdi.physics.optics import mirror_pair_field
+from bluesky_cdi.physics.probes import partially_coherent, scaled_to, width_px
+from bluesky_cdi.physics.zone_plate import OrderSortingAperture, ZonePlate, zone_plate_field
 from bluesky_cdi.protocols import FloatArray
 
 # Stop and order-sorting aperture make a hollow beam with a faint halo; training draws plain lenses. This far out of
@@ -246,37 +248,29 @@ def true_probe(case: Case) -> Tensor:
 
 
 def _probe(
-    case: Case, geometry: Geometry, lens: ZonePlate = ZONE_PLATE, aberrations: Mapping[int, float] | None = None
+    case: Case, geometry: Geometry, wrong: Wrong = Wrong(), aberrations: Mapping[int, float] | None = None
 ) -> Tensor:
-    share = MAIN_SHARE if case.modes > 1 else 1.0
     if case.optics == "mirrors":
-        return mirror_pair_probe(
-            geometry,
-            numerical_aperture=MIRRORS_NA,
-            defocus_m=MIRRORS_DEFOCUS_M,
-            modes=case.modes,
-            coherent_share=share,
-            photons=case.dose,
-        )
-    return zone_plate_probe(
-        geometry,
-        lens,
-        defocus_m=DEFOCUS_M,
-        aberrations=aberrations,
-        modes=case.modes,
-        coherent_share=share,
-        photons=case.dose,
-    )
+        field = mirror_pair_field(geometry, numerical_aperture=MIRRORS_NA, defocus_m=MIRRORS_DEFOCUS_M)
+    else:
+        field = _field(geometry, wrong.aperture, wrong.no_stop, tuple((aberrations or {}).items()))
+    return partially_coherent(field, case.modes, MAIN_SHARE if case.modes > 1 else 1.0, case.dose)
+
+
+# Nearly all scans of a suite have one lens, and its field takes longer to compute than the scan.
+@functools.lru_cache(maxsize=16)
+def _field(geometry: Geometry, aperture: float, no_stop: bool, aberrations: tuple[tuple[int, float], ...]) -> Tensor:
+    lens = replace(ZONE_PLATE, outermost_zone_m=ZONE_PLATE.outermost_zone_m / aperture)
+    if no_stop:
+        lens = replace(lens, stop_diameter_m=0.0, sorting=None, orders={1: 1.0})
+    return zone_plate_field(geometry, lens, defocus_m=DEFOCUS_M, aberrations=dict(aberrations))
 
 
 def _assumed_probe(case: Case, aberrations: Mapping[int, float] | None) -> Tensor:
     """Make the assumed probe, of any brightness: on the assumed pixel the true one looks smaller."""
     wrong = case.wrong
-    lens = replace(ZONE_PLATE, outermost_zone_m=ZONE_PLATE.outermost_zone_m / wrong.aperture)
-    if wrong.no_stop:
-        lens = replace(lens, stop_diameter_m=0.0, sorting=None, orders={1: 1.0})
     geometry = replace(case.geometry, distance_m=case.geometry.distance_m * (1 + wrong.pixel))
-    modes = _probe(case, geometry, lens, aberrations)
+    modes = _probe(case, geometry, wrong, aberrations)
     if wrong.powers == "equal":
         return modes / modes.abs().square().sum(dim=(-2, -1), keepdim=True).sqrt()
     return modes[:1] if wrong.powers == "one" else modes

@@ -32,6 +32,8 @@ class RunEntry:
         Events written at a time.
     masks : Masks
         What is known of the masks of the run's arrays.
+    gathers : bool
+        Whether rows of files and their events wait for `flush`: those of several events go out together then.
 
     Attributes
     ----------
@@ -46,10 +48,15 @@ class RunEntry:
         If the catalog can't be reached; so do the methods that use it.
     """
 
-    def __init__(self, catalog: Catalog, container: str, uid: str, batch: int, masks: Masks) -> None:
+    def __init__(
+        self, catalog: Catalog, container: str, uid: str, batch: int, masks: Masks, gathers: bool = False
+    ) -> None:
         from bluesky_tiled_plugins import TiledWriter
 
         self._uri, self._uid, self._masks = catalog.uri, uid, masks
+        self._gathers = gathers
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._waiting: list[dict[str, Any]] = []
         self._container = getattr(catalog, container)
         self._descriptors: dict[str, dict[str, Any]] = {}
         self._last_time = 0.0
@@ -102,12 +109,26 @@ class RunEntry:
             _check_shapes(doc, self._descriptors[doc["descriptor"]])
         descriptor = self._descriptor_of(name, doc)
         plain = as_lists(doc) if descriptor is None else self._masks.plain(doc, descriptor)
-        with reaching(self._uri):
-            self._writer(name, plain)
+        if self._gathers and name == "stream_datum":
+            self._gather(plain)
+        elif self._gathers and name == "event":
+            self._waiting.append(plain)
+        else:
+            self.flush()
+            self._send(name, plain)
         if name == "stop":
             self.has_ended = True
         elif events := _events_of(name, doc):
             self.events[self._descriptors[doc["descriptor"]]["name"]] += events
+
+    def flush(self) -> None:
+        """Write what was gathered: the rows of files first, which the events tell of."""
+        rows, self._rows = self._rows, {}
+        for doc in rows.values():
+            self._send("stream_datum", doc)
+        events, self._waiting = self._waiting, []
+        for event in events:
+            self._send("event", event)
 
     def made_up_stop(self, reason: str) -> dict[str, Any]:
         """Make up the end of a run that has none, and say why."""
@@ -121,6 +142,21 @@ class RunEntry:
         with reaching(self._uri):
             run = self._container[self._uid]
             return {stream: _rows(run, stream) for stream in self.events}, bool(run.metadata.get("stop"))
+
+    def _gather(self, doc: dict[str, Any]) -> None:
+        """Put rows behind those of the same file that wait."""
+        before = self._rows.get(doc["stream_resource"])
+        if before is not None:
+            if before["indices"]["stop"] == doc["indices"]["start"]:
+                ranges = ("indices", "seq_nums")
+                doc = {**doc, **{name: {**before[name], "stop": doc[name]["stop"]} for name in ranges}}
+            else:
+                self.flush()
+        self._rows[doc["stream_resource"]] = doc
+
+    def _send(self, name: str, doc: Mapping[str, Any]) -> None:
+        with reaching(self._uri):
+            self._writer(name, doc)
 
     def _descriptor_of(self, name: str, doc: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the descriptor of events, if it is known; None for other documents."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,7 @@ class RunTransfer:
                 return None
             for name, doc in self._documents(entry):
                 self._write(entry, name, doc)
+            self._attempt("event", entry.flush)
             if not entry.has_ended:
                 return None
             self._verify(entry)
@@ -132,7 +133,8 @@ class RunTransfer:
         self._reader.rewind()
         if first is None:
             return None
-        return RunEntry(self._catalog, self._kind, self._uid, 1 if self._careful else self._batch, self._masks)
+        batch, gathers = (1, False) if self._careful else (self._batch, self._batch == 1)
+        return RunEntry(self._catalog, self._kind, self._uid, batch, self._masks, gathers)
 
     def _documents(self, entry: RunEntry) -> Iterator[Document]:
         """Yield what has come; the end of a run whose writer is gone is made up.
@@ -162,8 +164,12 @@ class RunTransfer:
             return
         if entry.shows_new_mask(name, doc):
             raise _Anew
+        self._attempt(name, lambda: entry.write(name, doc))
+
+    def _attempt(self, name: str, write: Callable[[], None]) -> None:
+        """Write to the catalog; begin anew, refuse, or give up for now where it fails."""
         try:
-            entry.write(name, doc)
+            write()
         except CatalogError as err:
             if err.__cause__ is None:
                 self._refuse(name, err)

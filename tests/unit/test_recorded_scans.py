@@ -181,7 +181,7 @@ def test_the_recorded_scans_lie_as_their_readers_say():
     star = read_scan(recorded("siemens_velociprobe", "canonical.npz"))
     near = read_cxi(recorded("petra_p25_nearfield", "PETRAIII_P25_Near_Field_Ptycho.cxi"), focus_to_sample_m=3.65e-3)
     for scan in (star, near):
-        check = check_orientation(scan, first_guess(scan, settings("lsqml")), frames=32, epochs=8)
+        check = check_orientation(scan, first_guess(scan, settings("lsqml")), frames=16, epochs=4)
         assert check.best == AS_STATED
 
 
@@ -189,7 +189,7 @@ def test_the_recorded_near_field_shows_its_star():
     """Against the reference that cdtools made."""
     folder = recorded("petra_p25_nearfield", "PETRAIII_P25_Near_Field_Ptycho.cxi").parent
     scan = read_cxi(folder / "PETRAIII_P25_Near_Field_Ptycho.cxi", focus_to_sample_m=3.65e-3)
-    estimate = reconstruct(scan, settings("lsqml", refine_positions=True), 40)
+    estimate = reconstruct(scan, settings("lsqml", refine_positions=True), 18)
     with np.load(recorded("petra_p25_nearfield", "reference.npz")) as file:
         # Its object has 200 pixels more than the frames need on every side.
         reference = file["obj"][200:-200, 200:-200]

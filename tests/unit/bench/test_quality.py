@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bluesky_cdi import viz
 from bluesky_cdi.bench import methods, recorded
 from bluesky_cdi.bench.cases import Case, Wrong, grid_positions, simulate, true_probe
 from bluesky_cdi.bench.checked import CHECKED, checked, overlap
@@ -309,7 +310,9 @@ def test_a_wrong_probe_is_measured_before_and_after_its_check_in(weights, monkey
         quality.quality(networks, quality.Options(("dose",), 1, base, None, CPU, ("3e3",)))
 
 
-def test_the_report_has_every_suite(weights, quick, tmp_path):
+def test_the_report_has_every_suite(weights, quick, tmp_path, monkeypatch):
+    # The figures are drawn by the command's test.
+    monkeypatch.setattr(viz, "save_figure", lambda figure, path: path.touch())
     networks = [Network("tiny", load_weights(weights).net)]
     said = []
     options = quality.Options(("dose", "rate", "recorded"), 2, replace(SMALL, field=0.3), None, CPU)
@@ -400,6 +403,7 @@ def test_a_case_that_is_no_scan_is_refused(change, message):
 
 def test_the_command_prints_and_writes_the_numbers(weights, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("BLUESKY_CDI_DATA", raising=False)
+    monkeypatch.setattr(quality, "DOSES", (1e4,))
     out, other = tmp_path / "new" / "quality.json", tmp_path / "other.safetensors"
     save_weights(PtychoNN(PtychoNNConfig(channels=4)), other, {})
     line = ["bench", "quality", "--weights", str(weights), "--baseline", str(other), "--suites", "dose", "recorded"]

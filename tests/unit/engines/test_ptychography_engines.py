@@ -114,7 +114,7 @@ def test_every_engine_finds_the_object(scan, name):
 @pytest.mark.parametrize("name", PTYCHOGRAPHY)
 def test_every_engine_refines_a_wrong_probe(scan, name):
     # ePIE takes one frame at a time, and so by far the longest.
-    scan = Scan(lens(), side=7) if name == "epie" else scan
+    scan = Scan(lens(), side=5) if name == "epie" else scan
     wrong = lens(defocus_m=0.4e-3)
     refined, kept = (
         iterate(make_engine(name), scan.start(probe=wrong), Schedule(60, probe_from=p)).solution.judged()

@@ -23,10 +23,17 @@ from bluesky_cdi.reconstruction.probe_checkin import (
 from tests.unit.reconstruction.star_scans import FAR, LENS, NEAR, lens, measure, overlap, place
 
 PROBE_ALONE = Wanted(centre=False, orientation=False)
+FEW = (6, 5)
 
 
 @pytest.fixture(scope="module")
 def scene():
+    return measure(lens(), side=FEW)
+
+
+@pytest.fixture(scope="module")
+def more_frames():
+    """For what few frames do not prove."""
     return measure(lens())
 
 
@@ -55,7 +62,7 @@ def test_defocus_comes_back_in_metres(scene):
 
 @pytest.mark.parametrize("photons", [1e3, 1e5, 1e7])
 def test_a_perfect_probe_is_left_alone_bit_for_bit(photons):
-    made = measure(lens(photons))
+    made = measure(lens(photons), side=FEW)
     assumed = made.probe.clone()
     found = check_in(made.data, assumed)
     assert not found.changed and found.trial == Trial()
@@ -64,7 +71,7 @@ def test_a_perfect_probe_is_left_alone_bit_for_bit(photons):
 
 
 def test_few_photons_prove_nothing():
-    made = measure(lens(50.0))
+    made = measure(lens(50.0), side=FEW)
     assumed = lens(aberrations={4: 0.9})
     assert check_in(made.data, assumed).probe is assumed
 
@@ -77,7 +84,7 @@ def test_the_amplitude_comes_from_the_frames(scene):
 
 
 def test_modes_that_are_assumed_equal_get_their_powers():
-    made = measure(lens(modes=3, coherent_share=0.85))
+    made = measure(lens(modes=3, coherent_share=0.85), side=FEW)
     assumed = scaled_to(orthogonal_modes(lens()[0], 3), 1e5)
     found = check_in(made.data, assumed, wanted=PROBE_ALONE)
     assert max(found.trial.powers) == pytest.approx(0.85)
@@ -108,11 +115,15 @@ def test_a_wrong_scale_is_found(wrong):
     made = measure(lens(), step=6.0, side=(8, 5))
     data = place(made.scan.positions_m * wrong, FAR, made.scan.counts)
     found = check_in(data, made.probe, wanted=Wanted(scale=True))
-    assert check_in(data, made.probe).trial.scale == 1
     assert found.trial.scale == pytest.approx(1 / wrong, abs=0.012)
     assert "distances between positions" in in_words(found)
     spread = np.ptp(applied(replace(made.scan, positions_m=made.scan.positions_m * wrong), found).positions_m, axis=0)
     np.testing.assert_allclose(spread, np.ptp(made.scan.positions_m, axis=0), rtol=0.015)
+
+
+def test_a_wrong_scale_is_not_looked_for_unasked(scene):
+    data = place(scene.scan.positions_m * 1.03, FAR, scene.scan.counts)
+    assert check_in(data, scene.probe).trial.scale == 1
 
 
 @pytest.mark.parametrize("photons", [1e4, 1e5])
@@ -123,15 +134,19 @@ def test_a_right_scale_stays_also_in_noise(photons):
 
 
 @pytest.mark.parametrize("lies", [Orientation(swap=True), Orientation(flip_y=True)], ids=str)
-def test_a_wrong_orientation_is_found(scene, lies):
-    positions = lies.turn(scene.scan.positions_m)
-    found = check_in(place(positions, FAR, scene.scan.counts), scene.probe)
+def test_a_wrong_orientation_is_found(more_frames, lies):
+    scan = more_frames.scan
+    positions = lies.turn(scan.positions_m)
+    found = check_in(place(positions, FAR, scan.counts), more_frames.probe)
     assert found.trial.orientation == lies
-    turned = applied(replace(scene.scan, positions_m=positions), found).positions_m
-    shift = turned - scene.scan.positions_m
+    turned = applied(replace(scan, positions_m=positions), found).positions_m
+    shift = turned - scan.positions_m
     np.testing.assert_allclose(shift - shift.mean(axis=0), 0, atol=1e-12)
-    unasked = check_in(place(positions, FAR, scene.scan.counts), scene.probe, wanted=PROBE_ALONE)
-    assert unasked.trial.orientation == AS_STATED
+
+
+def test_a_wrong_orientation_is_not_looked_for_unasked(more_frames):
+    data = place(Orientation(swap=True).turn(more_frames.scan.positions_m), FAR, more_frames.scan.counts)
+    assert check_in(data, more_frames.probe, wanted=PROBE_ALONE).trial.orientation == AS_STATED
 
 
 def test_pixels_behind_a_beam_stop_are_not_looked_at():
@@ -145,7 +160,7 @@ def test_pixels_behind_a_beam_stop_are_not_looked_at():
 
 
 def test_without_any_guess_the_probe_is_made_from_the_frames():
-    made = measure(lens(1e6))
+    made = measure(lens(1e6), side=FEW)
     found = check_in(made.data, None)
     assert not found.known
     assert overlap(found.probe, made.probe) > 0.9
@@ -160,7 +175,7 @@ def near_field():
     low = torch.exp(-(torch.fft.fftfreq(40)[:, None].square() + torch.fft.fftfreq(40).square()) / 0.03)
     axis = (torch.arange(40) - 20.0).square()
     field = torch.fft.ifft2(torch.complex(*noise) * low) * torch.exp(-(axis[:, None] + axis) / (2 * 9.0**2))
-    return measure(scaled_to(field[None], 1e6).to(torch.complex64), NEAR)
+    return measure(scaled_to(field[None], 1e6).to(torch.complex64), NEAR, side=FEW)
 
 
 def test_a_near_field_keeps_a_perfect_probe_and_gets_rid_of_a_wrong_curvature():
@@ -191,7 +206,7 @@ def test_a_lens_that_is_configured_is_checked_and_none_is_looked_for_from_nothin
     without = replace(scene.scan, probe=None)
     by_lens = check_in_scan(without, config(1, **LENS))
     assert by_lens.check.known and not by_lens.check.changed and by_lens.scan is without
-    assert not check_in_scan(without, config(1)).check.known
+    assert not check_in_scan(without.subset(range(12)), config(1)).check.known
 
 
 def test_what_does_not_fit_is_refused(scene):

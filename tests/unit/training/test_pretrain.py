@@ -206,12 +206,20 @@ def tiny_shapes(monkeypatch):
         )
 
 
+@pytest.fixture
+def unjudged(monkeypatch):
+    """Leave out what follows training, which takes longer than it here."""
+    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+    monkeypatch.setattr(module, "calibrate", lambda net, device, probe: net.log_std_offset)
+
+
 def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
     out = tmp_path / "tiny.safetensors"
-    record = pretrain(TINY, ProcessGroup(CPU), out)
+    record = pretrain(replace(TINY, seconds=0.01), ProcessGroup(CPU), out)
     trained = load_weights(out)
     assert trained.net.config == TINY.model
-    assert record["steps"] >= 1 and record["frames_seen"] >= 24
+    # A batch has at least six frames.
+    assert record["steps"] >= 1 and record["frames_seen"] >= 6 * record["steps"]
     assert record["config"]["model"]["channels"] == 8
     assert {k: trained.record[k] for k in ("steps", "frames_seen", "torch")} == {
         k: record[k] for k in ("steps", "frames_seen", "torch")
@@ -220,8 +228,7 @@ def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
     assert json.loads(out.with_suffix(".json").read_text())["sha256"] == trained.sha256
 
 
-def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+def test_a_run_goes_on_from_earlier_weights(tiny_shapes, unjudged, tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     brief = replace(TINY, seconds=0.01)
     pretrain(brief, ProcessGroup(CPU), first)
@@ -233,9 +240,7 @@ def test_a_run_goes_on_from_earlier_weights(tiny_shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("model", [TINY.model, PtychoNNConfig(channels=4, levels=2)])
-def test_a_run_goes_on_from_the_mean_of_several(tiny_shapes, tmp_path, monkeypatch, model):
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
-    monkeypatch.setattr(module, "calibrate", lambda net, device, probe: net.log_std_offset)
+def test_a_run_goes_on_from_the_mean_of_several(tiny_shapes, unjudged, tmp_path, model):
     paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "mean")]
     brief = replace(TINY, seconds=0.01, physics=0.0, model=model)
     for seed, path in enumerate(paths[:2]):
@@ -253,8 +258,7 @@ def test_a_run_goes_on_from_the_mean_of_several(tiny_shapes, tmp_path, monkeypat
         torch.testing.assert_close(middle, (a + b) / 2, atol=1e-3, rtol=1e-3)
 
 
-def test_further_stages_begin_as_steps_of_the_physics(tiny_shapes, stream, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+def test_further_stages_begin_as_steps_of_the_physics(tiny_shapes, unjudged, stream, tmp_path):
     first, longer = tmp_path / "first.safetensors", replace(TINY.model, stages=4)
     pretrain(replace(TINY, seconds=0.01), ProcessGroup(CPU), first)
     earlier, net = load_weights(first).net, UnrolledNet(longer)
@@ -314,9 +318,9 @@ def test_held_out_scenes_fit_every_size_of_frames(size):
 
 
 def test_held_out_scenes_are_as_large_as_the_probe():
-    probe = torch.ones(1, 512, 512)
+    probe = torch.ones(1, 256, 256)
     held_out = module.held_out(CPU, 1e5, 8, probe).data
-    assert held_out.object_shape == (1, 594, 594) and held_out.counts.shape[1:] == (512, 512)
+    assert held_out.object_shape == (1, 338, 338) and held_out.counts.shape[1:] == (256, 256)
 
 
 def test_a_probe_of_another_size_is_refused():
@@ -325,8 +329,7 @@ def test_a_probe_of_another_size_is_refused():
 
 
 @pytest.mark.parametrize("model", [replace(TINY.model, stages=1), replace(TINY.model, channels=16), PtychoNNConfig()])
-def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, tmp_path, monkeypatch, model):
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+def test_a_network_that_does_not_fit_is_not_gone_on_from(tiny_shapes, unjudged, tmp_path, model):
     first = tmp_path / "first.safetensors"
     pretrain(replace(TINY, seconds=0.01), ProcessGroup(CPU), first)
     with pytest.raises(WeightsError, match="can't go on from first"):
@@ -353,10 +356,9 @@ def test_calibrated_deviations_hold_nine_in_ten_errors(tiny_shapes, monkeypatch)
     assert torch.stack(inside).mean(dim=0).tolist() == pytest.approx([0.9, 0.9], abs=0.06)
 
 
-def test_the_baseline_is_trained_by_the_same_run(tiny_shapes, stream, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+def test_the_baseline_is_trained_by_the_same_run(tiny_shapes, unjudged, stream, tmp_path):
     out = tmp_path / "baseline.safetensors"
-    config = replace(TINY, physics=0.0, model=PtychoNNConfig(channels=4, levels=2))
+    config = replace(TINY, seconds=0.01, physics=0.0, model=PtychoNNConfig(channels=4, levels=2))
     record = pretrain(config, ProcessGroup(CPU), out)
     trained = load_weights(out)
     assert isinstance(trained.net, PtychoNN) and "critic" not in record["curve"][-1]
@@ -369,8 +371,7 @@ def state_of(path):
     return torch.load(path, weights_only=True)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, unjudged, tmp_path, monkeypatch):
     out, long = tmp_path / "run.safetensors", replace(TINY, seconds=60.0)
     steps = []
 
@@ -395,19 +396,20 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, tmp_path, monkeypa
     assert load_weights(out).record["steps"] == record["steps"]
 
 
-def test_what_follows_training_can_be_made_again(tiny_shapes, tmp_path, monkeypatch):
+def test_what_follows_training_can_be_made_again(tiny_shapes, unjudged, tmp_path, monkeypatch):
     """Interrupted in the validation: nothing is trained again."""
 
     def interrupted(net, device, probe):
         raise KeyboardInterrupt
 
     out = tmp_path / "run.safetensors"
+    brief = replace(TINY, seconds=0.01)
     monkeypatch.setattr(module, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(TINY, ProcessGroup(CPU), out)
+        pretrain(brief, ProcessGroup(CPU), out)
     state = state_of(out.with_suffix(".resume"))
     monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
-    record = pretrain(TINY, ProcessGroup(CPU), out, resume=True)
+    record = pretrain(brief, ProcessGroup(CPU), out, resume=True)
     assert record["steps"] == state["step"] and record["curve"] == state["curve"]
     torch.testing.assert_close(
         load_weights(out).net.state_dict()["step_size"], state["net"]["step_size"], rtol=1e-3, atol=0
