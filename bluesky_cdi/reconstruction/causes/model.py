@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_cdi.protocols import FloatArray
-from bluesky_cdi.reconstruction.causes.finding import Finding, is_beyond_doubt
+from bluesky_cdi.reconstruction.causes.finding import SIGMAS, Finding, is_beyond_doubt
 from bluesky_cdi.reconstruction.probe_checkin.drift import Drift
 from bluesky_cdi.reconstruction.scores import DETECTED, PLACE, Scores
 
@@ -16,6 +16,8 @@ from bluesky_cdi.reconstruction.scores import DETECTED, PLACE, Scores
 SETTLED = 64
 # Share of a frame's light that is background: more than before, and in all.
 LEAST_BACKGROUND, LEAST_BACKGROUND_OF_ALL = 0.008, 0.03
+# Strong objects scatter light that an image which isn't converged doesn't have; it differs from frame to frame.
+BACKGROUND_SIGMAS = 5.0
 # Half the variance by which patterns are smeared, squared pixels: more than before, and in all.
 LEAST_BLUR, LEAST_BLUR_OF_ALL = 0.08, 0.15
 # How far frames are off their places, root mean square beyond photon noise, pixels.
@@ -129,8 +131,9 @@ def _places(before: Scores, lately: Scores) -> Finding:
 def _background(change: Change, number: int, before: int, pixels: float) -> Finding:
     size, error, gain = change.of("background")
     newest, newest_error = change.newest("background")
-    is_new = _is(size * pixels, error * pixels, number, LEAST_BACKGROUND)
-    is_old = before >= SETTLED and _is(newest * pixels, newest_error * pixels, number, LEAST_BACKGROUND_OF_ALL)
+    is_new = _is(size * pixels, error * pixels, number, LEAST_BACKGROUND, BACKGROUND_SIGMAS)
+    all_along = _is(newest * pixels, newest_error * pixels, number, LEAST_BACKGROUND_OF_ALL, BACKGROUND_SIGMAS)
+    is_old = before >= SETTLED and all_along
     return Finding(
         "background",
         f"{100 * newest * pixels:.2g} % of a frame's light lies evenly over it and is not the sample's "
@@ -162,5 +165,5 @@ def _in_errors(late: FloatArray, early: FloatArray) -> float:
     return float(late.mean() - early.mean()) / max(error, 1e-30)
 
 
-def _is(size: float, error: float, number: int, least: float) -> bool:
-    return size > least and is_beyond_doubt(size / max(error, 1e-30), number)
+def _is(size: float, error: float, number: int, least: float, sigmas: float = SIGMAS) -> bool:
+    return size > least and is_beyond_doubt(size / max(error, 1e-30), number, sigmas)
