@@ -399,7 +399,7 @@ def test_errors_from_halves_while_frames_come(scene, frames):
     [first] = run(reconstructor, frames[:1], 1)
     assert (first.std_phase_rad == np.float32(UNKNOWN_STD_RAD)).all()
     last = run(reconstructor, frames[1:], 1)[-1]
-    assert last.source["uncertainty"] == "halves"
+    assert last.source["uncertainty"]["estimator"] == "halves"
     bright = last.coverage > 0.3 * last.coverage.max()
     photon_noise = 0.5 / np.sqrt(last.coverage[bright])
     assert 0.3 < np.median(last.std_phase_rad[bright] / photon_noise) < 10
