@@ -85,7 +85,8 @@ def interval_widths(source: Mapping[str, Any], part: str = "phase") -> dict[floa
     widths = said.get("intervals", {}).get(part) if isinstance(said, Mapping) else None
     if widths is None:
         return {level: float(special.ndtri((1 + level) / 2)) for level in (0.5, 0.9, 0.95)}
-    return {float(level): float(width) for level, width in widths.items()}
+    # Keys of documents may hold no dot: they are per cent.
+    return {float(level) / 100: float(width) for level, width in widths.items()}
 
 
 def expected_calibration_error(error: FloatArray, std: FloatArray) -> float:

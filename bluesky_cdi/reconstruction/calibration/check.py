@@ -55,7 +55,7 @@ def checked_estimate(estimate: Estimate, calibration: Calibrating, pixels: HalfP
 
 
 def _told(check: Check) -> Mapping[str, Any]:
-    factor, share = check.factors["phase"], check.inside["phase"]["0.9"]
+    factor, share = check.factors["phase"], check.inside["phase"]["90"]
     says = ""
     if not 1 / SAID < factor < SAID:
         word = "widened" if factor > 1 else "narrowed"

@@ -27,7 +27,7 @@ VERSION = 1
 MOST_TOLD = 1.0
 
 Intervals = Mapping[str, Mapping[str, float]]
-"""By part (``amplitude``, ``phase``) and level (``0.5``, ``0.9``, ``0.95``): half width in predicted deviations."""
+"""By part (``amplitude``, ``phase``) and per cent (``50``, ``90``, ``95``): half width in predicted deviations."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def decades_of(photons: Tensor) -> Tensor:
 
 
 def _by_level(widths: Sequence[float]) -> dict[str, float]:
-    return {f"{level:g}": float(width) for level, width in zip(LEVELS, widths, strict=True)}
+    return {f"{100 * level:g}": float(width) for level, width in zip(LEVELS, widths, strict=True)}
 
 
 def _group(values: Mapping[str, Any]) -> Group:

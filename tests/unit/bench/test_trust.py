@@ -49,7 +49,7 @@ def test_exact_deviations_have_nominal_shares_and_ranks(problem):
     assert judged.numbers["phase_rank"] == pytest.approx(judged.numbers["phase_rank_if_exact"], abs=0.06)
     assert judged.numbers["phase_rank"] > 0.3 and judged.numbers["amplitude_inside_50"] > 0.99
     # Intervals that the estimate says are twice as wide.
-    wide = {"uncertainty": {"intervals": {"phase": {"0.5": 2 * 0.6745, "0.9": 3.29}}}}
+    wide = {"uncertainty": {"intervals": {"phase": {"50": 2 * 0.6745, "90": 3.29}}}}
     wider = trust.judge(estimate_with(problem, std * rng.standard_normal(std.shape), std, wide), problem.truth)
     assert wider.numbers["phase_inside_50"] == pytest.approx(0.823, abs=0.02)
 

@@ -239,11 +239,11 @@ def test_errors_are_widened_where_the_halves_differ_by_more_than_predicted(wide,
     assert checked.frame_uncertainty[0] == pytest.approx(0.2 * factor, rel=1e-5)
     if wide == 1:
         assert factor == pytest.approx(1, abs=0.25) and not check["says"] and not caplog.records
-        assert check["inside"]["phase"]["0.9"] > 0.8
+        assert check["inside"]["phase"]["90"] > 0.8
     else:
         assert 2.0 < factor < 3.3
         assert check["says"].startswith("widened by") and check["says"] in caplog.text
-        assert check["inside"]["phase"]["0.9"] < 0.6
+        assert check["inside"]["phase"]["90"] < 0.6
 
 
 def test_without_halves_or_a_record_nothing_is_changed():
@@ -280,3 +280,22 @@ def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys
     assert found.kind_of(0) == found.kind_of(5) == "refined"
     assert main(["calibrate", "none", "--scenes", "4", "--estimators", "dice"]) == 1
     assert "no uncertainty estimator is called 'dice'" in capsys.readouterr().err
+
+
+def test_what_an_estimate_says_fits_into_documents():
+    """Keys of documents hold neither dots nor slashes, nor begin with a dollar: the catalog refuses others."""
+
+    def keys(values):
+        for key, value in values.items():
+            yield key
+            if isinstance(value, dict):
+                yield from keys(value)
+
+    calibration = fitted([with_halves(k) for k in range(20)], "critic", None)
+    widths = calibration.intervals(torch.ones(2, 2), 0)
+    said = {"uncertainty": {**calibration.source, "intervals": widths}}
+    std = np.array([[0.2, 0.3]], np.float32)
+    checked = checked_estimate(estimate_of(std, said), calibration, halves_of(drawn_sample(9, normal), 1.0))
+    found = list(keys(checked.source))
+    assert {"50", "90", "95", "check"} <= set(found) and not [key for key in found if set(key) & set("./$")]
+    assert interval_widths(checked.source)[0.9] == pytest.approx(widths["phase"]["90"])
