@@ -139,3 +139,8 @@ def test_convert_rounds_only_when_it_is_told_to(tmp_path, counts, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found[ROUNDED] == Rounding(1.0, 320.0).as_notes() and found["not_kept"] == ["the name 'a'"]
     assert (np.asarray(read_scan(tmp_path / "less.cxi").counts) == Rounding(1.0, 320.0)(counts)).all()
+
+
+def test_a_result_has_no_frames_to_compress(tmp_path, capsys):
+    assert main(["export", "1", str(tmp_path / "a.cxi"), "--compression", "gzip"]) == 1
+    assert "--compression is that of frames, which --scan writes" in capsys.readouterr().err
