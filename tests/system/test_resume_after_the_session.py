@@ -28,6 +28,7 @@ SOON_S = 240.0
 SMALL = """
 scan: {extent_um: [1.2, 1.2], step_um: 0.2, exposure_s: 0.0}
 simulation: {velocity_m_per_s: 0.02, seed: 2}
+probe: {trust: true}
 reconstructor: {name: rpie, refine_iterations: 12, threads: 1, device: cpu, checkpoint_s: 1.0e-6, in_process: true}
 catalog: {in_process: true}
 """
