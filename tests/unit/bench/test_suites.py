@@ -300,7 +300,7 @@ def test_faults_are_named_and_clean_scans_name_none(monkeypatch, capsys, tmp_pat
     assert [(row["fault"], row["scans"], row["detected"], row["named"]) for row in found["rows"]] == [
         ("beam lost", 1, 1, 1), ("dead row", 1, 1, 1)
     ]  # fmt: skip
-    assert "dead row                   1 / 1 / 1" in capsys.readouterr().out
+    assert "dead row                 1 / 1 / 1          detector 1" in capsys.readouterr().out
     assert main([*line[:2], "--faults", "rain"]) == 1
     assert "a fault is one of focus moved, places jitter" in capsys.readouterr().err
 

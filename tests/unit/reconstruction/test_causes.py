@@ -77,7 +77,7 @@ def test_each_change_of_the_model_alone_is_named_as_itself(scene, cause):
 
 
 def test_a_probe_that_has_become_better_is_no_other_beam(scene):
-    """Frames before asked for much of a probe that was wrong, the newest for none of the one found since."""
+    """Frames before asked for much of a probe that was wrong, the newest for nothing of the one found since."""
     made, obj = scene
     counts = torch.poisson(rate_of(made, obj), generator=torch.Generator().manual_seed(0))
     data, pupil = replace(made.data, counts=counts), Pupil(made.probe, made.data)
