@@ -31,13 +31,7 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
-from bluesky_cdi.reconstruction.calibration import (
-    Calibrating,
-    HalfPixels,
-    calibration_of,
-    checked_estimate,
-    half_pixels,
-)
+from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, calibration_of
 from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
@@ -87,6 +81,8 @@ class PtychoReconstructor:
         Resolution that two halves of the frames are checked for, metres; 0: they are not.
     notes : Mapping, optional
         What the source of its estimates says besides.
+    calibration : Calibrating, optional
+        What makes predicted errors true to size; by default the record of the network, or of engines.
 
     Raises
     ------
@@ -127,17 +123,10 @@ class PtychoReconstructor:
         self._probe = SharedProbe(probe, device)
         self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        self._estimator = configured_estimator(config, trained, device)
-        self._calibration = calibration or calibration_of(trained, self._estimator.name)
-        self._work = RegionWork(
-            self._frames,
-            self._metrics,
-            self._probe,
-            self._solver,
-            self._estimator,
-            self._calibration,
-            refine_positions=config.refine_positions,
-        )
+        estimator = configured_estimator(config, trained, device)
+        known = self._frames, self._metrics, self._probe, self._solver
+        calibration = calibration or calibration_of(trained, estimator.name)
+        self._work = RegionWork(*known, estimator, calibration, refine_positions=config.refine_positions)
         self._resolution = ResolutionWatch(target_resolution_m, grid.pixel_m, config)
         self._tuner = RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
@@ -230,31 +219,11 @@ class PtychoReconstructor:
 
     def half_pixels(self) -> HalfPixels | None:
         """Reconstruct once more from each half of the frames, where most of them are; None where they are too few."""
-        tiling = self._tiled.tiling
-        homes = np.bincount(tiling.home(self._frames.table.corner[self._frames.light.newest]), minlength=len(tiling))
-        [region] = tiling.regions([int(homes.argmax())])
-        frames = self._frames.of_region(region, tiling)
-        obj = self._tiled.map.object[region.outer.pixels]
-        return half_pixels(
-            obj, self._probe.modes, frames.data, self._solver.net, self._estimator, self._solver.kept, len(self._frames)
-        )
+        return self._work.half_pixels(self._tiled)
 
     def checked(self, estimate: Estimate) -> Estimate:
-        """Hold the predicted errors of the last estimate against what the halves of the frames show.
-
-        Parameters
-        ----------
-        estimate : Estimate
-            Without any of what `step` did since.
-
-        Returns
-        -------
-        Estimate
-            With predicted errors as they are after that, and what was found in its `source`.
-        """
-        if not self._calibration.source["calibrated"]:
-            return estimate
-        return checked_estimate(estimate, self._calibration, self.half_pixels())
+        """Hold the predicted errors of the last estimate against its frames; see `Reconstructor`."""
+        return self._work.checked(self._tiled, estimate)
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""
@@ -349,9 +318,8 @@ class PtychoReconstructor:
             "plain_residual": self._frames.light.plain_residual(),
             "fine_tuning_steps": self._tuner.steps,
             "causes": self._causes.notes(len(self._frames)),
+            "uncertainty": self._work.uncertainty(self._tiled),
         }
-        widths = self._calibration.intervals(self._tiled.map.illumination, solver.kept)
-        progress["uncertainty"] = {**self._calibration.source, "intervals": widths}
         table = self._frames.table
         if (found := table.flux.others) and not self._config.refine_flux:
             progress["other_flux"] = found

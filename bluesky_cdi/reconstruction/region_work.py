@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.physics.illumination import summed_illumination
-from bluesky_cdi.reconstruction.calibration import Calibrating, conditions_of
+from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.reconstruction.calibration import (
+    Calibrating,
+    HalfPixels,
+    checked_estimate,
+    conditions_of,
+    half_pixels,
+)
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import MeasuredFrames, RegionFrames
 from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
@@ -84,6 +92,45 @@ class RegionWork:
         self._take_refined(tiled, solved, frames)
         if solved.is_new:
             self._write(tiled, solved, frames)
+
+    def half_pixels(self, tiled: TiledObject) -> HalfPixels | None:
+        """Reconstruct once more from each half of the frames, in the region that has most of them.
+
+        Parameters
+        ----------
+        tiled : TiledObject
+            The object.
+
+        Returns
+        -------
+        HalfPixels or None
+            None where the frames are too few.
+        """
+        tiling, known = tiled.tiling, self._frames
+        homes = np.bincount(tiling.home(known.table.corner[known.light.newest]), minlength=len(tiling))
+        [region] = tiling.regions([int(homes.argmax())])
+        data, obj = known.of_region(region, tiling).data, tiled.map.object[region.outer.pixels]
+        kept, net = self._solver.kept, self._solver.net
+        return half_pixels(obj, self._probe.modes, data, net, self._estimator, kept, len(known))
+
+    def checked(self, tiled: TiledObject, estimate: Estimate) -> Estimate:
+        """Hold predicted errors against what the halves of the frames show, where they are calibrated.
+
+        Parameters
+        ----------
+        tiled : TiledObject
+            The object.
+        estimate : Estimate
+            Of it as it is now.
+        """
+        if not self._calibration.source["calibrated"]:
+            return estimate
+        return checked_estimate(estimate, self._calibration, self.half_pixels(tiled))
+
+    def uncertainty(self, tiled: TiledObject) -> dict[str, Any]:
+        """Say what predicts errors, whether they are calibrated, and how wide their intervals are."""
+        widths = self._calibration.intervals(tiled.map.illumination, self._solver.kept)
+        return {**self._calibration.source, "intervals": widths}
 
     def _take_refined(self, tiled: TiledObject, solved: Solved, frames: RegionFrames) -> None:
         """Keep the refined probe, positions and fluxes of a region."""
