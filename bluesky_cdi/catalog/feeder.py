@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 RAW, PROCESSED, REFUSED = "raw", "processed", "refused"
 # Events written at a time. Each write takes some 0.1 s of server time: 16, the usual number of positions decided at a
-# time, keeps up with a fast scan and still shows a run while it grows. Reconstructions are few.
+# time, keeps up with a fast scan and still shows a run while it grows. Reconstructions are few: each is written as soon
+# as it comes, together with those that wait.
 BATCH = {RAW: 16, PROCESSED: 1}
 LOOK_S = 0.1
 PAUSES_S = (0.2, 1.0, 5.0)
