@@ -13,7 +13,9 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frame_table import FrameTable
+from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.object_map import ObjectMap
+from bluesky_cdi.reconstruction.region_solver import RegionSolver
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.uncertainty import PhotonNoiseEstimator
 
@@ -41,6 +43,34 @@ def source_of(config: ReconstructorConfig, trained: Trained | None, seed: int, d
         "seed": seed,
         "device": device,
     }
+
+
+def progress_of(solver: RegionSolver, frames: MeasuredFrames, *, refine_flux: bool) -> dict[str, Any]:
+    """Describe how far a run has come, and what its frames show by themselves.
+
+    Parameters
+    ----------
+    solver : RegionSolver
+        Whose iterations are told of.
+    frames : MeasuredFrames
+        Of the run.
+    refine_flux : bool
+        Whether fluxes are refined; frames under another flux are told of only where they are not.
+    """
+    courses, table = solver.courses, frames.table
+    told: dict[str, Any] = {
+        "iterations": solver.iterations,
+        "ended": courses.ended,
+        "diverged": courses.diverged,
+        "falling": courses.falling,
+        "off_centre_px": frames.off_centre_px,
+        "plain_residual": frames.light.plain_residual(),
+    }
+    if (found := table.flux.others) and not refine_flux:
+        told["other_flux"] = found
+    if len(frames.light.dark):
+        told["dark_frames"] = np.sort(table.seq_nums[frames.light.dark]).tolist()
+    return told
 
 
 def estimate_of(

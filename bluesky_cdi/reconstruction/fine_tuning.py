@@ -30,6 +30,8 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.prediction import predict_object
+from bluesky_cdi.reconstruction.region_solver import RegionSolver
+from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.windows import HeldOutWindow, ScanWindows
 from bluesky_cdi.training.losses import relative_deviance
 
@@ -318,23 +320,33 @@ class RunTuner:
         """Whether there is time for it."""
         return self._seconds > 0
 
-    def tune(self, net: UnrolledNet, probe: Tensor, frames: MeasuredFrames) -> FineTuned:
-        """Tune.
+    def tune(self, solver: RegionSolver, probe: SharedProbe, frames: MeasuredFrames) -> bool:
+        """Tune a solver's network, which is then used with the probe that was found.
 
         Parameters
         ----------
-        net : UnrolledNet
-            What is tuned the first time.
-        probe : Tensor, shape (1, M, N, N), complex64
-            Its modes.
+        solver : RegionSolver
+            Its network is tuned the first time; without one there is nothing to do.
+        probe : SharedProbe
+            Under which it predicts.
         frames : MeasuredFrames
             Those of the run by now.
+
+        Returns
+        -------
+        bool
+            Whether the network has become better: what it has predicted is outdated.
         """
+        if solver.net is None:
+            return False
         if self._tuner is None:
-            self._tuner = FineTuner(net, seed=self._seed)
-        found = self._tuner.tune(probe, frames.diffraction(frames.light.newest[:RUN_FRAMES]), self._seconds)
+            self._tuner = FineTuner(solver.net, seed=self._seed)
+        found = self._tuner.tune(probe.modes, frames.diffraction(frames.light.newest[:RUN_FRAMES]), self._seconds)
         self.steps += found.steps
-        return found
+        if found.kept:
+            solver.net = found.net
+            probe.publish(found.probe)
+        return found.kept
 
 
 class _Call:

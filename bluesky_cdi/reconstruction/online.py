@@ -26,7 +26,6 @@ import torch
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.errors import GeometryError, WorkerError
-from bluesky_cdi.io.frame_summaries import DARK_SHARE
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
@@ -34,7 +33,7 @@ from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, calibration_of
 from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
-from bluesky_cdi.reconstruction.estimate import estimate_of, source_of
+from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames
@@ -148,17 +147,11 @@ class PtychoReconstructor:
         dark, lit = self._frames.light.find_dark()
         self._metrics.forget(dark)
         self._causes.look_for_light(self._frames)
-        if not self._probe.is_scaled:
-            self._probe.scale(self._frames.light.mean_photons())
-        elif len(dark) and self._probe.photons < DARK_SHARE * self._frames.light.mean_photons():
-            # The first frames were dark, which only those that came later tell.
-            self._probe.scale(self._frames.light.mean_photons())
+        if self._probe.follow_light(self._frames.light.mean_photons(), found_dark=len(dark) > 0):
             self._tiled.scheduler.outdate()
-        # Where the new frames' middles are comes first: each step then tells of a frame at least.
-        corner, tiling, scheduler = table.corner, self._tiled.tiling, self._tiled.scheduler
-        scheduler.touch(tiling.home(corner[rows]))
-        scheduler.touch(tiling.touched(corner if changed else corner[rows], self._probe.dark_border()))
-        scheduler.touch(tiling.touched(np.concatenate([left, corner[dark], corner[lit]])))
+        corner = table.corner
+        self._tiled.touch(corner[rows], corner if changed else corner[rows], self._probe.dark_border())
+        self._tiled.scheduler.touch(self._tiled.tiling.touched(np.concatenate([left, corner[dark], corner[lit]])))
         self._watch.begin(self._frames)
 
     @torch.no_grad()
@@ -180,10 +173,7 @@ class PtychoReconstructor:
             whose region was left for the next step are not in the estimate yet.
         """
         started, learning = time.monotonic(), self._tiled.scheduler.has_new_frames
-
-        def is_interrupted() -> bool:
-            return interrupted is not None and interrupted()
-
+        is_interrupted = interrupted or (lambda: False)
         self._take_checked()
         due, checking = self._tiled.due(self._frames, self._metrics), self._watch.is_running
         if checking and not due:
@@ -203,8 +193,9 @@ class PtychoReconstructor:
                 self._tiled.scheduler.reopen(region.tiles)
             if not has_time():
                 break
-        if learning and self._tuner.is_wanted and not is_interrupted():
-            self._fine_tune()
+        tunes = learning and self._tuner.is_wanted and not is_interrupted()
+        if tunes and self._tuner.tune(self._solver, self._probe, self._frames):
+            self._tiled.scheduler.outdate()
         if learning and not is_interrupted():
             rows, several, obj = self._frames.light.newest, not self._tiled.is_whole, self._tiled.map.object
             rows = rows[self._metrics.known[rows]]
@@ -282,16 +273,6 @@ class PtychoReconstructor:
         """End a check of the probe that is being made."""
         self._watch.close()
 
-    def _fine_tune(self) -> None:
-        """Tune the network; what it has predicted is predicted again when no new frames wait."""
-        if self._solver.net is None:
-            return
-        found = self._tuner.tune(self._solver.net, self._probe.modes, self._frames)
-        if found.kept:
-            self._solver.net = found.net
-            self._probe.publish(found.probe)
-            self._tiled.scheduler.outdate()
-
     def _take_checked(self) -> None:
         """Go on with the probe of a check that has ended, if it is better; predict anew from the frames that had it."""
         had = self._probe.modes
@@ -308,22 +289,14 @@ class PtychoReconstructor:
         self._tiled.scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:
-        solver, seconds = self._solver, time.monotonic() - started
-        progress: dict[str, Any] = {
-            "iterations": solver.iterations,
-            "ended": solver.ended,
-            "diverged": solver.diverged,
-            "falling": solver.falling,
-            "off_centre_px": self._frames.off_centre_px,
-            "plain_residual": self._frames.light.plain_residual(),
+        seconds, table = time.monotonic() - started, self._frames.table
+        source = {
+            **self._source,
+            **progress_of(self._solver, self._frames, refine_flux=self._config.refine_flux),
             "fine_tuning_steps": self._tuner.steps,
             "causes": self._causes.notes(len(self._frames)),
             "uncertainty": self._work.uncertainty(self._tiled),
+            **self._watch.source(),
+            **self._resolution.source(),
         }
-        table = self._frames.table
-        if (found := table.flux.others) and not self._config.refine_flux:
-            progress["other_flux"] = found
-        if len(self._frames.light.dark):
-            progress["dark_frames"] = np.sort(table.seq_nums[self._frames.light.dark]).tolist()
-        source = {**self._source, **progress, **self._watch.source(), **self._resolution.source()}
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)

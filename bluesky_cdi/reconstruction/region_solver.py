@@ -21,14 +21,13 @@ from bluesky_cdi.reconstruction.frames import RegionFrames
 from bluesky_cdi.reconstruction.object_map import RegionView, phase_towards
 from bluesky_cdi.reconstruction.prediction import LEAST_GAIN, mean_deviance, predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
+from bluesky_cdi.reconstruction.region_courses import Course, RegionCourses
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
 # Iterations over which it is looked whether the deviance still falls.
 LATELY = 5
-# Ends of the iterations in several regions: what is told if they ended in any of them so.
-TOLD_FIRST = ("diverged", "epochs", "converged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,28 +52,6 @@ class Solved:
     iterations: int = 0
 
 
-@dataclass(frozen=True)
-class Course:
-    """How the last iterations in a tile went.
-
-    Attributes
-    ----------
-    ended : str
-        Why they ended, as of `Outcome`.
-    falling : float
-        Share by which each of them lowered the deviance; 0 where they were not kept.
-    frames : float
-        Frames that this speaks of.
-    kept : int
-        Iterations since the prediction that are in the image.
-    """
-
-    ended: str
-    falling: float
-    frames: float
-    kept: int = 0
-
-
 class RegionSolver:
     """Find the object of a region from its frames, and refine it together with the probe.
 
@@ -95,6 +72,8 @@ class RegionSolver:
     net : UnrolledNet or None
     iterations : int
         Iterations of an engine so far.
+    courses : RegionCourses
+        How the last of them went.
     """
 
     def __init__(
@@ -108,41 +87,15 @@ class RegionSolver:
     ) -> None:
         self.net = net
         self.iterations = 0
-        self._courses: dict[int, Course] = {}
+        self.courses = RegionCourses()
         self._config, self._mixes, self._seed, self._on_progress = config, mixes, seed, on_progress
         self._engine: Engine | None = None
         self._prior: Prior | None = None
         self._tiles: tuple[int, ...] = ()
 
-    @property
-    def ended(self) -> str:
-        """Why the last iterations of the regions ended: as they did in that which needs most to be told of."""
-        found = {course.ended for course in self._courses.values()}
-        return next((ended for ended in TOLD_FIRST if ended in found), "")
-
-    @property
-    def falling(self) -> float:
-        """Share by which each of the last iterations lowered the deviance, mean over the frames of all regions."""
-        return self._mean(lambda course: course.falling)
-
-    @property
-    def diverged(self) -> float:
-        """Share of the frames in whose region the last iterations diverged."""
-        return self._mean(lambda course: float(course.ended == "diverged"))
-
-    @property
-    def kept(self) -> int:
-        """Iterations since the prediction that are in the image, mean over the frames of all regions."""
-        return round(self._mean(lambda course: course.kept))
-
     def forget(self) -> None:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
         self._engine = None
-
-    def leave(self, tiles: Sequence[int]) -> None:
-        """Forget how the iterations ended where no frames are any more."""
-        for tile in tiles:
-            self._courses.pop(tile, None)
 
     def use_grid(self, *, mixes: bool) -> None:
         """Forget what belongs to the regions of another grid.
@@ -153,7 +106,7 @@ class RegionSolver:
             Whether the probe is shared with other regions from now on.
         """
         self._engine, self._prior, self._tiles, self._mixes = None, None, (), mixes
-        self._courses.clear()
+        self.courses.clear()
 
     def solve(
         self,
@@ -182,7 +135,7 @@ class RegionSolver:
         warm : bool
             Whether a prediction may begin at what is known.
         """
-        obj, before = view.object, max((self._kept(tile) for tile in frames.region.tiles), default=0)
+        obj, before = view.object, self.courses.kept_in(frames.region.tiles)
         if anew or self._tiles != frames.region.tiles:
             self._engine, self._prior, self._tiles = None, None, frames.region.tiles
         if anew or (self.net is not None and self._prior is None):
@@ -192,33 +145,16 @@ class RegionSolver:
                 before = before if goes_on else 0
         refined = self._refined(obj, frames, view, probe, has_time, before)
         found = obj if refined is None else refined.object
-        return Solved(found, refined, anew or refined is not None, max(map(self._kept, frames.region.tiles)))
+        return Solved(found, refined, anew or refined is not None, self.courses.kept_in(frames.region.tiles))
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give what is told of the iterations; an engine's memory is not kept."""
-        courses = list(self._courses.values())
-        told = {name: np.array([getattr(each, name) for each in courses]) for name in ("falling", "frames", "kept")}
-        ended = np.array([each.ended for each in courses], dtype=np.str_)
-        return {"iterations": np.array(self.iterations), "tile": np.array(list(self._courses)), "ended": ended, **told}
+        return {"iterations": np.array(self.iterations), **self.courses.checkpoint()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` gave."""
         self.iterations = int(state["iterations"])
-        # Checkpoints of before know of the last region only, or of it only why it ended.
-        before = {"tile": np.zeros(1), "falling": np.zeros(1), "frames": np.ones(1)}
-        before["kept"] = np.zeros(len(np.atleast_1d(state["ended"])), np.int64)
-        names = ("tile", "ended", "falling", "frames", "kept")
-        columns = (np.atleast_1d({**before, **state}[name]).tolist() for name in names)
-        self._courses = {int(tile): Course(*told) for tile, *told in zip(*columns, strict=True)}
-
-    def _mean(self, of: Callable[[Course], float]) -> float:
-        """Average over the frames that the tiles' courses speak of."""
-        frames = sum(course.frames for course in self._courses.values())
-        return sum(of(course) * course.frames for course in self._courses.values()) / frames if frames else 0.0
-
-    def _kept(self, tile: int) -> int:
-        """Return the iterations since the prediction that are in a tile's image."""
-        return self._courses[tile].kept if tile in self._courses else 0
+        self.courses.restore(state)
 
     def _predicted(self, view: RegionView, probe: Tensor, data: Diffraction, warm: bool) -> Tensor:
         """Predict, in phase with the object where that is known; vacuum without a network."""
@@ -251,7 +187,7 @@ class RegionSolver:
         falling = _falling(outcome.history, has / had) if is_kept else 0.0
         kept = before + is_kept * len(outcome.history)
         course = Course(outcome.ended, falling, len(frames.own_rows) / len(tiles), kept)
-        self._courses.update(dict.fromkeys(tiles, course))
+        self.courses.note(tiles, course)
         return found if is_kept else None
 
     def _iterated(self, start: Solution, has_time: Callable[[], bool]) -> Outcome:

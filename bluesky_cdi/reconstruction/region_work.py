@@ -82,7 +82,7 @@ class RegionWork:
             tiled.map.clear(region)
             scheduler.forget(region.tiles)
             if not np.isin(tiled.tiling.home(self._frames.table.corner[self._frames.light.lit]), region.tiles).any():
-                self._solver.leave(region.tiles)
+                self._solver.courses.leave(region.tiles)
             return
         view = tiled.map.view(region, self._probe.modes)
         # An object that was made under another probe can be a worse start than none.
@@ -110,7 +110,7 @@ class RegionWork:
         homes = np.bincount(tiling.home(known.table.corner[known.light.newest]), minlength=len(tiling))
         [region] = tiling.regions([int(homes.argmax())])
         data, obj = known.of_region(region, tiling).data, tiled.map.object[region.outer.pixels]
-        kept, net = self._solver.kept, self._solver.net
+        kept, net = self._solver.courses.kept, self._solver.net
         return half_pixels(obj, self._probe.modes, data, net, self._estimator, kept, len(known))
 
     def checked(self, tiled: TiledObject, estimate: Estimate) -> Estimate:
@@ -129,7 +129,7 @@ class RegionWork:
 
     def uncertainty(self, tiled: TiledObject) -> dict[str, Any]:
         """Say what predicts errors, whether they are calibrated, and how wide their intervals are."""
-        widths = self._calibration.intervals(tiled.map.illumination, self._solver.kept)
+        widths = self._calibration.intervals(tiled.map.illumination, self._solver.courses.kept)
         return {**self._calibration.source, "intervals": widths}
 
     def _take_refined(self, tiled: TiledObject, solved: Solved, frames: RegionFrames) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import Solution
 from bluesky_cdi.engines.steps import averaged_step, orthogonalise
+from bluesky_cdi.io.frame_summaries import DARK_SHARE
 from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.probes import scaled_to
 from bluesky_cdi.protocols import ComplexArray
@@ -54,6 +55,26 @@ class SharedProbe:
         """Set the photons of a frame; dark frames say nothing of the beam, the first with light will."""
         self.publish(scaled_to(self.modes, max(photons, 1.0)))
         self.is_scaled = photons > 0
+
+    def follow_light(self, photons: float, *, found_dark: bool) -> bool:
+        """Set the photons of a frame, unless frames with light have set them.
+
+        Parameters
+        ----------
+        photons : float
+            Mean of the frames with light.
+        found_dark : bool
+            Whether frames are now known as dark: those that set the photons may have been.
+
+        Returns
+        -------
+        bool
+            Whether they were, which only frames that came later tell: what was predicted with them is outdated.
+        """
+        were_dark = self.is_scaled and found_dark and self.photons < DARK_SHARE * photons
+        if were_dark or not self.is_scaled:
+            self.scale(photons)
+        return were_dark
 
     def follow_flux(self, before: float, after: float) -> None:
         """Scale to another mean flux of the frames, so that no frame that is known gets other light than it had.

@@ -76,6 +76,19 @@ class TiledObject:
         home, residual = self.tiling.home(frames.table.corner[rows]), metrics.residual[rows]
         return self.scheduler.due(np.bincount(home, weights=residual, minlength=len(self.tiling)).astype(np.float64))
 
+    def touch(self, new: IndexArray, changed: IndexArray, border_px: int) -> None:
+        """Work next on where new frames are, and then on all that they or changed frames reach.
+
+        Parameters
+        ----------
+        new, changed : ndarray, shape (n, 2)
+            Corners of the frames. Where new ones have their middles comes first: each step then tells of a frame.
+        border_px : int
+            Pixels along each side of a frame on which no light falls.
+        """
+        self.scheduler.touch(self.tiling.home(new))
+        self.scheduler.touch(self.tiling.touched(changed, border_px))
+
     def begin_epoch(self, frames: MeasuredFrames, before: IndexArray, probe: Tensor, border_px: int) -> None:
         """Work no more on what frames have shown that had another probe than those from now on.
 
