@@ -30,7 +30,7 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
-from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, calibration_of
+from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, Judge, calibration_of, final_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
 from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
@@ -123,9 +123,9 @@ class PtychoReconstructor:
         self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
         estimator = configured_estimator(config, trained, device)
-        known = self._frames, self._metrics, self._probe, self._solver
-        calibration = calibration or calibration_of(trained, estimator.name)
-        self._work = RegionWork(*known, estimator, calibration, refine_positions=config.refine_positions)
+        judge = Judge(estimator, calibration or calibration_of(trained, estimator.name))
+        known, final = (self._frames, self._metrics, self._probe, self._solver), final_judge(config, trained)
+        self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
         self._resolution = ResolutionWatch(target_resolution_m, grid.pixel_m, config)
         self._tuner = RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}

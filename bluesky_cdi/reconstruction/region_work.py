@@ -11,20 +11,14 @@ import torch
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.protocols import Estimate
-from bluesky_cdi.reconstruction.calibration import (
-    Calibrating,
-    HalfPixels,
-    checked_estimate,
-    conditions_of,
-    half_pixels,
-)
+from bluesky_cdi.reconstruction.calibration import HalfPixels, Judge, checked_estimate, half_pixels, judged_again
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import MeasuredFrames, RegionFrames
 from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
 from bluesky_cdi.reconstruction.tiles import Region
-from bluesky_cdi.reconstruction.uncertainty import UncertaintyEstimator, under_frames
+from bluesky_cdi.reconstruction.uncertainty import UncertaintyEstimate, under_frames
 
 
 class RegionWork:
@@ -40,10 +34,10 @@ class RegionWork:
         Of all regions.
     solver : RegionSolver
         Finds the object of a region.
-    estimator : UncertaintyEstimator
+    judge : Judge
         Predicts its errors.
-    calibration : Calibrating
-        Makes them true to size.
+    final : Judge or None
+        Predicts them when the run has ended; None: `judge` does.
     refine_positions : bool
         Whether refined positions are kept.
     """
@@ -54,14 +48,14 @@ class RegionWork:
         metrics: FrameMetrics,
         probe: SharedProbe,
         solver: RegionSolver,
-        estimator: UncertaintyEstimator,
-        calibration: Calibrating,
+        judge: Judge,
+        final: Judge | None,
         *,
         refine_positions: bool,
     ) -> None:
         self._frames, self._metrics, self._probe = frames, metrics, probe
         self._solver, self._refine_positions = solver, refine_positions
-        self._estimator, self._calibration = estimator, calibration
+        self._judge, self._final = judge, final
 
     def do(self, tiled: TiledObject, region: Region, has_time: Callable[[], bool]) -> None:
         """Solve a region, and take over what is found.
@@ -111,10 +105,10 @@ class RegionWork:
         [region] = tiling.regions([int(homes.argmax())])
         data, obj = known.of_region(region, tiling).data, tiled.map.object[region.outer.pixels]
         kept, net = self._solver.courses.kept, self._solver.net
-        return half_pixels(obj, self._probe.modes, data, net, self._estimator, kept, len(known))
+        return half_pixels(obj, self._probe.modes, data, net, self._judge.estimator, kept, len(known))
 
     def checked(self, tiled: TiledObject, estimate: Estimate) -> Estimate:
-        """Hold predicted errors against what the halves of the frames show, where they are calibrated.
+        """Predict the errors of a run's object anew by halves of its frames, or hold those that are known against them.
 
         Parameters
         ----------
@@ -123,14 +117,29 @@ class RegionWork:
         estimate : Estimate
             Of it as it is now.
         """
-        if not self._calibration.source["calibrated"]:
+        if self._final is not None:
+            return self._judged_again(tiled, estimate, self._final)
+        if not self._judge.calibration.source["calibrated"]:
             return estimate
-        return checked_estimate(estimate, self._calibration, self.half_pixels(tiled))
+        return checked_estimate(estimate, self._judge.calibration, self.half_pixels(tiled))
 
     def uncertainty(self, tiled: TiledObject) -> dict[str, Any]:
         """Say what predicts errors, whether they are calibrated, and how wide their intervals are."""
-        widths = self._calibration.intervals(tiled.map.illumination, self._solver.courses.kept)
-        return {**self._calibration.source, "intervals": widths}
+        return self._said(self._judge, tiled)
+
+    def _said(self, judge: Judge, tiled: TiledObject) -> dict[str, Any]:
+        widths = judge.calibration.intervals(tiled.map.illumination, self._solver.courses.kept)
+        return {**judge.calibration.source, "intervals": widths}
+
+    def _judged_again(self, tiled: TiledObject, estimate: Estimate, judge: Judge) -> Estimate:
+        """Predict the errors of all regions anew."""
+        for region in tiled.tiling.regions(range(len(tiled.tiling))):
+            frames = self._frames.of_region(region, tiled.tiling)
+            if len(frames.rows):
+                self._put_errors(tiled, frames, judge, self._solver.courses.kept_in(region.tiles))
+        images, rows = tiled.map.checkpoint(), self._frames.table.rows_of(estimate.frame_seq_nums)
+        errors = images["std_amplitude"], images["std_phase_rad"], self._metrics.uncertainty[rows]
+        return judged_again(estimate, *errors, self._said(judge, tiled))
 
     def _take_refined(self, tiled: TiledObject, solved: Solved, frames: RegionFrames) -> None:
         """Keep the refined probe, positions and fluxes of a region."""
@@ -152,17 +161,24 @@ class RegionWork:
         region = frames.region
         # Again: positions and fluxes may be refined, and with them which frames are whose.
         frames = self._frames.of_region(region, tiled.tiling, frames.rows)
+        data, probe = frames.data, self._probe.modes
+        tiled.map.write(tiled.map.view(region, probe), solved.object, summed_illumination(probe, data))
+        found = self._put_errors(tiled, frames, self._judge, solved.iterations)
+        self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
+
+    def _put_errors(
+        self, tiled: TiledObject, frames: RegionFrames, judge: Judge, iterations: int
+    ) -> UncertaintyEstimate:
+        """Predict the errors of a region's object as it is now, and take them over; the residuals of its frames too."""
         rows, data, probe = frames.rows, frames.data, self._probe.modes
-        illumination = summed_illumination(probe, data)
-        obj = tiled.map.write(tiled.map.view(region, probe), solved.object, illumination)
+        obj, illumination = tiled.map.object[frames.region.outer.pixels], summed_illumination(probe, data)
         deviance = deviance_of(obj, probe, data)
         if len(new := np.flatnonzero(np.isnan(self._metrics.vacuum[rows]))):
             some = data[torch.from_numpy(new).to(obj.device)]
             vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
             self._metrics.put_bounds(rows[new], vacuum, noise)
         noise = torch.from_numpy(self._metrics.noise[rows]).to(obj.device)
-        conditions = conditions_of(probe, data, illumination, deviance, noise, solved.iterations)
-        found = self._calibration(self._estimator(obj, probe, data, illumination, deviance), conditions)
-        variance = tiled.map.write_errors(region, found).square()
+        found = judge(obj, probe, data, illumination, deviance, noise, iterations)
+        variance = tiled.map.write_errors(frames.region, found).square()
         self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
-        self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
+        return found

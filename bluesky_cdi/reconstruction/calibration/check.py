@@ -54,6 +54,52 @@ def checked_estimate(estimate: Estimate, calibration: Calibrating, pixels: HalfP
     )
 
 
+def judged_again(
+    estimate: Estimate,
+    std_amplitude: FloatArray,
+    std_phase_rad: FloatArray,
+    frame_uncertainty: FloatArray,
+    said: Mapping[str, Any],
+) -> Estimate:
+    """Give an estimate the errors that are predicted of it in the end, and note by how much they differ.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The final one of a run.
+    std_amplitude, std_phase_rad : ndarray, shape (Y, X)
+        The errors.
+    frame_uncertainty : ndarray, shape (n,)
+        Those of the phase under its frames.
+    said : Mapping
+        What is said of what predicts them.
+    """
+    parts = (("amplitude", estimate.std_amplitude, std_amplitude), ("phase", estimate.std_phase_rad, std_phase_rad))
+    factors = {part: _size(now, MOST[part]) / _size(before, MOST[part]) for part, before, now in parts}
+    says = ""
+    if not 1 / SAID < factors["phase"] < SAID:
+        word, than = ("widened", "more") if factors["phase"] > 1 else ("narrowed", "less")
+        says = (
+            f"{word} to {factors['phase']:.2f} of what was predicted while frames came: two halves of the frames "
+            f"differ by {than} than that"
+        )
+        logger.info("predicted errors: %s", says)
+    uncertainty = {**said, "check": {"factors": factors, "says": says}}
+    return replace(
+        estimate,
+        std_amplitude=std_amplitude,
+        std_phase_rad=std_phase_rad,
+        frame_uncertainty=frame_uncertainty,
+        source={**estimate.source, "uncertainty": uncertainty},
+    )
+
+
+def _size(std: FloatArray, most: float) -> float:
+    """Compute the root mean square of the deviations that stand for something known."""
+    known = std[std < most]
+    return float(np.sqrt(np.mean(np.square(known, dtype=np.float64)))) if known.size else 1.0
+
+
 def _told(check: Check) -> Mapping[str, Any]:
     factor, share = check.factors["phase"], check.inside["phase"]["90"]
     says = ""

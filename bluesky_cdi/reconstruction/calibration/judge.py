@@ -1,0 +1,90 @@
+"""What predicts errors that are true to size, while frames come and when a run has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.models.weights import Trained
+from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.calibration.conditions import conditions_of
+from bluesky_cdi.reconstruction.calibration.files import calibration_of
+from bluesky_cdi.reconstruction.calibration.halves import MOST_ITERATIONS
+from bluesky_cdi.reconstruction.calibration.record import Calibrating
+from bluesky_cdi.reconstruction.uncertainty import (
+    HalvesEstimator,
+    UncertaintyEstimate,
+    UncertaintyEstimator,
+    uncertainty_estimator,
+)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An estimator of errors, and what makes them true to size.
+
+    Parameters
+    ----------
+    estimator : UncertaintyEstimator
+        Predicts them.
+    calibration : Calibrating
+        Of this estimator.
+    """
+
+    estimator: UncertaintyEstimator
+    calibration: Calibrating
+
+    def __call__(
+        self,
+        obj: Tensor,
+        probe: Tensor,
+        data: Diffraction,
+        illumination: Tensor,
+        deviance: Tensor,
+        noise: Tensor,
+        iterations: int,
+    ) -> UncertaintyEstimate:
+        """Predict the errors of an object.
+
+        Parameters
+        ----------
+        obj : Tensor, shape (1, Y, X), complex64
+            The object.
+        probe : Tensor, shape (1, M, N, N), complex64
+            Its modes.
+        data : Diffraction
+            The frames.
+        illumination : Tensor, shape (1, Y, X)
+            Photons summed on each pixel of the object.
+        deviance, noise : Tensor, shape (n,)
+            Poisson deviance of each frame a valid pixel, and what photon noise alone gives.
+        iterations : int
+            Since the prediction.
+        """
+        conditions = conditions_of(probe, data, illumination, deviance, noise, iterations)
+        return self.calibration(self.estimator(obj, probe, data, illumination, deviance), conditions)
+
+
+def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Judge | None:
+    """Give what predicts the errors of a run that has ended: two halves of its frames, which cost too much before.
+
+    Parameters
+    ----------
+    config : ReconstructorConfig
+        An estimator that it names predicts the last errors too.
+    trained : Trained or None
+        The network that reconstructs.
+
+    Returns
+    -------
+    Judge or None
+        None where an estimator is named, or halves are not calibrated.
+    """
+    calibration = calibration_of(trained, HalvesEstimator.name)
+    if config.uncertainty is not None or not calibration.source["calibrated"]:
+        return None
+    net = trained.unrolled_net if trained else None
+    iterations = MOST_ITERATIONS if config.refine_iterations else 0
+    return Judge(uncertainty_estimator(HalvesEstimator.name, net, iterations=iterations), calibration)
