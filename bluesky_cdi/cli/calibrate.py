@@ -33,7 +33,7 @@ def add_calibrate(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add = command.add_argument
     add("weights", help="shipped weights, or a .safetensors file, beside which the record goes; none: engines alone")
-    add("--estimators", nargs="+", default=[], metavar="NAME", help="uncertainty estimators (default: the usual one)")
+    add("--estimators", nargs="+", default=[], metavar="NAME", help="uncertainty estimators (default: those of a run)")
     add("--scenes", type=positive, default=96, metavar="N", help="simulated scans (default: %(default)s)")
     add("--jobs", type=positive, metavar="N", help="processes (default: one a core, at most 8)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")

@@ -14,7 +14,7 @@ from bluesky_cdi.reconstruction.calibration.files import calibration_of
 from bluesky_cdi.reconstruction.calibration.halves import MOST_ITERATIONS
 from bluesky_cdi.reconstruction.calibration.record import Calibrating
 from bluesky_cdi.reconstruction.uncertainty import (
-    HalvesEstimator,
+    CombinedEstimator,
     UncertaintyEstimate,
     UncertaintyEstimator,
     uncertainty_estimator,
@@ -68,7 +68,7 @@ class Judge:
 
 
 def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Judge | None:
-    """Give what predicts the errors of a run that has ended: two halves of its frames, which cost too much before.
+    """Give what predicts the errors of a run that has ended: halves of its frames too, which cost too much before.
 
     Parameters
     ----------
@@ -80,11 +80,11 @@ def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Judge |
     Returns
     -------
     Judge or None
-        None where an estimator is named, or halves are not calibrated.
+        None where an estimator is named, or the combined one is not calibrated.
     """
-    calibration = calibration_of(trained, HalvesEstimator.name)
+    calibration = calibration_of(trained, CombinedEstimator.name)
     if config.uncertainty is not None or not calibration.source["calibrated"]:
         return None
     net = trained.unrolled_net if trained else None
     iterations = MOST_ITERATIONS if config.refine_iterations else 0
-    return Judge(uncertainty_estimator(HalvesEstimator.name, net, iterations=iterations), calibration)
+    return Judge(uncertainty_estimator(CombinedEstimator.name, net, iterations=iterations), calibration)

@@ -17,7 +17,12 @@ from bluesky_cdi.reconstruction.calibration.fit import fitted
 from bluesky_cdi.reconstruction.calibration.record import Calibration
 from bluesky_cdi.reconstruction.calibration.samples import Sample, samples_of
 from bluesky_cdi.reconstruction.calibration.scenes import OBJECTS, PROBES, draw_scene
-from bluesky_cdi.reconstruction.uncertainty import ESTIMATORS, NetworkEstimator, PhotonNoiseEstimator
+from bluesky_cdi.reconstruction.uncertainty import (
+    ESTIMATORS,
+    CombinedEstimator,
+    NetworkEstimator,
+    PhotonNoiseEstimator,
+)
 
 # With fewer, groups rest on a handful of scans.
 SCENES = 96
@@ -39,7 +44,7 @@ def calibrate(
     weights : str, Path or None
         Name of shipped weights or a file; None: engines alone.
     estimators : sequence of str
-        What predicts errors; empty: the default one.
+        What predicts errors; empty: what does in a run, and when it has ended.
     scenes : int
         Scans, numbered from 0: the numbers are the seeds.
     device : str
@@ -60,7 +65,8 @@ def calibrate(
         If there is no such estimator.
     """
     trained = None if weights is None else load_weights(weights, device)
-    names = list(estimators) or [PhotonNoiseEstimator.name if trained is None else NetworkEstimator.name]
+    usual = PhotonNoiseEstimator.name if trained is None else NetworkEstimator.name
+    names = list(estimators) or [usual, CombinedEstimator.name]
     if unknown := [name for name in names if name not in ESTIMATORS]:
         raise ConfigError(f"no uncertainty estimator is called {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")
     samples: dict[str, list[Sample]] = {name: [] for name in names}

@@ -273,7 +273,10 @@ def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(make, "samples_of", lambda scene, number, *_: [drawn_sample(number, normal, 30)])
     assert main(["calibrate", "none", "--scenes", "12", "--jobs", "1", "--device", "cpu", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["record"] == str(path) and [each["estimator"] for each in said["estimators"]] == ["photon noise"]
+    assert said["record"] == str(path) and [each["estimator"] for each in said["estimators"]] == [
+        "photon noise",
+        "combined",
+    ]
     found = calibration_of(None, "photon noise")
     assert isinstance(found, Calibration) and found.made["scenes"] == 12 and set(found.models) == {"refined"}
     # Only refined objects were met: predictions are taken like them.
