@@ -93,27 +93,30 @@ class RegionWork:
         if solved.is_new:
             self._write(tiled, solved, frames)
 
-    def half_pixels(self, tiled: TiledObject) -> HalfPixels | None:
+    def half_pixels(self, tiled: TiledObject, interrupted: Callable[[], bool] = lambda: False) -> HalfPixels | None:
         """Reconstruct once more from each half of the frames, in the region that has most of them.
 
         Parameters
         ----------
         tiled : TiledObject
             The object.
+        interrupted : callable, optional
+            Asked now and then whether to give up.
 
         Returns
         -------
         HalfPixels or None
-            None where the frames are too few.
+            None where the frames are too few, or it was interrupted.
         """
         tiling, known = tiled.tiling, self._frames
         homes = np.bincount(tiling.home(known.table.corner[known.light.newest]), minlength=len(tiling))
         [region] = tiling.regions([int(homes.argmax())])
         data, obj = known.of_region(region, tiling).data, tiled.map.object[region.outer.pixels]
         kept, net = self._solver.courses.kept, self._solver.net
-        return half_pixels(obj, self._probe.modes, data, net, self._estimator, kept, len(known))
+        probe = self._probe.modes
+        return half_pixels(obj, probe, data, net, self._estimator, kept, len(known), interrupted=interrupted)
 
-    def checked(self, tiled: TiledObject, estimate: Estimate) -> Estimate:
+    def checked(self, tiled: TiledObject, estimate: Estimate, interrupted: Callable[[], bool]) -> Estimate:
         """Hold predicted errors against what the halves of the frames show, where they are calibrated.
 
         Parameters
@@ -122,10 +125,13 @@ class RegionWork:
             The object.
         estimate : Estimate
             Of it as it is now.
+        interrupted : callable
+            Asked now and then whether to leave them as they are.
         """
         if not self._calibration.source["calibrated"]:
             return estimate
-        return checked_estimate(estimate, self._calibration, self.half_pixels(tiled))
+        pixels = None if interrupted() else self.half_pixels(tiled, interrupted)
+        return estimate if interrupted() else checked_estimate(estimate, self._calibration, pixels)
 
     def uncertainty(self, tiled: TiledObject) -> dict[str, Any]:
         """Say what predicts errors, whether they are calibrated, and how wide their intervals are."""

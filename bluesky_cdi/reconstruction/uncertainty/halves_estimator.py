@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,14 @@ class HalvesEstimator:
         return UncertaintyEstimate(noise[0].clamp_max(1.0), noise[1].clamp_max(UNKNOWN_STD_RAD), embedding)
 
 
-def reconstructed(net: UnrolledNet | None, obj: Tensor, probe: Tensor, data: Diffraction, iterations: int) -> Tensor:
+def reconstructed(
+    net: UnrolledNet | None,
+    obj: Tensor,
+    probe: Tensor,
+    data: Diffraction,
+    iterations: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Tensor:
     """Reconstruct from some frames, as from all: predict and refine; without a network go on from an object.
 
     Parameters
@@ -74,6 +83,8 @@ def reconstructed(net: UnrolledNet | None, obj: Tensor, probe: Tensor, data: Dif
         The frames.
     iterations : int
         Of LSQ-ML.
+    interrupted : callable, optional
+        Asked after each iteration whether to end with what is there.
 
     Returns
     -------
@@ -84,4 +95,5 @@ def reconstructed(net: UnrolledNet | None, obj: Tensor, probe: Tensor, data: Dif
     if not iterations:
         return obj
     engine: Engine = Lsqml() if net is None else refiner(prior_of(net, obj, probe, data), len(data), iterations)
-    return iterate(engine, Solution.start(obj, probe, data), Schedule(iterations, probe_from=-1)).solution.object
+    start, schedule = Solution.start(obj, probe, data), Schedule(iterations, probe_from=-1)
+    return iterate(engine, start, schedule, lambda *_: not interrupted()).solution.object

@@ -67,6 +67,16 @@ def test_a_single_frame_has_no_halves():
     assert judged.std_phase_rad.eq(UNKNOWN_STD_RAD).all() and judged.std_amplitude.eq(1).all()
 
 
+@pytest.mark.parametrize("runs_away", ["a half", "all frames"])
+def test_objects_that_have_run_away_tell_nothing(runs_away):
+    data = scan_at(np.array([[0, 0], [4, 4], [8, 0], [4, 8]]))
+    probe, obj = torch.ones(1, 1, N, N, dtype=torch.complex64), torch.ones(1, SIDE, SIDE, dtype=torch.complex64)
+    gone = torch.full_like(obj, torch.nan)
+    half, whole = (gone, obj) if runs_away == "a half" else (obj, gone)
+    assert half_objects(data, probe, lambda _: obj, obj) is not None
+    assert half_objects(data, probe, lambda _: half, whole) is None
+
+
 def scan_at(positions):
     corner = torch.from_numpy(positions).long()
     return Diffraction(torch.zeros(len(corner), N, N), corner, torch.zeros(len(corner), 2), (1, SIDE, SIDE))
