@@ -230,13 +230,15 @@ class Reconstructor(Protocol):
             Asked now and then whether to come back at once, with the estimate as it is.
         """
 
-    def checked(self, estimate: Estimate) -> Estimate:
+    def checked(self, estimate: Estimate, interrupted: Callable[[], bool] | None = None) -> Estimate:
         """Hold the predicted errors of a run's last estimate against its frames; no step was made since.
 
         Parameters
         ----------
         estimate : Estimate
             The last one.
+        interrupted : callable, optional
+            Asked now and then whether to give the estimate back as it is.
 
         Returns
         -------

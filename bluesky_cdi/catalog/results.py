@@ -35,7 +35,7 @@ PER_FRAME = "frames"
 MAPPED = "maps"
 SOURCE = "bluesky_cdi"
 # Parts of an estimate's source that are known when the run is over, and stand in the stop document.
-NOTED_AT_END = ("verdict", "causes", "resolution")
+NOTED_AT_END = ("verdict", "causes", "resolution", "uncertainty")
 
 ExitStatus = Literal["success", "abort", "fail"]
 Emit = Callable[[str, dict[str, Any]], Any]
@@ -204,8 +204,8 @@ class ResultPublisher:
         }
 
     def _finish(self, estimate: Estimate) -> None:
-        # A final estimate that was published before may have a verdict since.
-        if self._last is None or estimate.object is not self._last.object:
+        # A final estimate that was published before may have a verdict since; its errors may have been checked.
+        if self._last is None or any(getattr(estimate, name) is not getattr(self._last, name) for name in IMAGES):
             self._update(estimate)
         file, _ = self._open(estimate)
         latents = self._latents = latent_columns(estimate)

@@ -41,19 +41,22 @@ class LatentColumns:
 def latent_columns(estimate: Estimate) -> LatentColumns:
     """Compute the latents of a final estimate for its file; all is missing where there are none.
 
-    A damaged projection is logged, and does not keep a result from being written.
+    What goes wrong is logged, and does not keep a result from being written.
     """
-    found: Latents | None = None
     if estimate.embedding.size:
         try:
-            found = latents_of(estimate)
+            return _columns_of(latents_of(estimate), estimate)
         except WeightsError as err:
             logger.warning("the result is written without latents: %s", err)
-    if found is None:
-        n, k = len(estimate.embedding), min(COMPONENTS, estimate.embedding.shape[1])
-        missing = {"latents": np.full((n, k), np.nan), "colour": np.full((n, COLOURS), np.nan)}
-        columns = {**missing, "cluster": np.full(n, -1), "novelty_p": np.full(n, np.nan)}
-        return LatentColumns(columns, np.full((*estimate.object.shape, COLOURS), np.nan, np.float32), None)
+        except Exception as err:
+            logger.exception("the result is written without latents: %s", err)
+    n, k = len(estimate.embedding), min(COMPONENTS, estimate.embedding.shape[1])
+    missing = {"latents": np.full((n, k), np.nan), "colour": np.full((n, COLOURS), np.nan)}
+    columns = {**missing, "cluster": np.full(n, -1), "novelty_p": np.full(n, np.nan)}
+    return LatentColumns(columns, np.full((*estimate.object.shape, COLOURS), np.nan, np.float32), None)
+
+
+def _columns_of(found: Latents, estimate: Estimate) -> LatentColumns:
     columns = {
         "latents": found.values, "colour": found.colours, "cluster": found.clusters, "novelty_p": found.p_values,
     }  # fmt: skip

@@ -108,10 +108,15 @@ class RunJob:
             if self.frames.owed:
                 self.frames.wait(interrupted)
                 return
-        self.finish()
+        self.finish(interrupted)
 
-    def finish(self) -> None:
+    def finish(self, interrupted: Interrupted) -> None:
         """End the derived run with the estimate as it is; the state is kept only where frames may be taken in later.
+
+        Parameters
+        ----------
+        interrupted : callable
+            Whether to leave the check of predicted errors out; it is also where the time for the end is over.
 
         Raises
         ------
@@ -129,7 +134,9 @@ class RunJob:
                 "Check the assumed probe, the geometry and the frames."
             )
         if self._reconstructor is not None and self.estimate is not None and not self._fault:
-            self.estimate = self._reconstructor.checked(self.estimate)
+            self.estimate = _checked(
+                self._reconstructor, self.estimate, lambda: time.monotonic() >= self._deadline or interrupted()
+            )
         self._close(*self._outcome())
         if self.frames.may_come_later(self.estimate):
             self._state.save(self._reconstructor)
@@ -216,6 +223,15 @@ class RunJob:
         level = logging.INFO if said.startswith("good") and not missing else logging.WARNING
         logger.log(level, "the image of run %s is %s", self.info.scan_id, said)
         self._listeners.tell(self.estimate)
+
+
+def _checked(reconstructor: Reconstructor, estimate: Estimate, interrupted: Interrupted) -> Estimate:
+    """Hold predicted errors against the frames; where that fails, it is told, and they stay as they are."""
+    try:
+        return reconstructor.checked(estimate, interrupted)
+    except Exception as err:
+        logger.exception("predicted errors can't be checked, and stay as they are: %s", err)
+        return estimate
 
 
 class _Listeners:

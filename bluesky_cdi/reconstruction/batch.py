@@ -112,8 +112,7 @@ def reconstruct(
         seconds=sum(estimate.seconds for estimate in found),
         source={**found[-1].source, **noted},
     )
-    if not is_over():
-        result = reconstructor.checked(result)
+    result = reconstructor.checked(result, is_over)
     return with_verdict(with_missing(result, unreached(result, names)))
 
 

@@ -53,6 +53,10 @@ class FrameMetrics:
         self.residual[rows], self.vacuum[rows] = 0, np.nan
         self._nearest.drop(rows)
 
+    def reconstructed(self, rows: IndexArray) -> IndexArray:
+        """Return those of the rows whose frames are in the image."""
+        return rows[self.known[rows]]
+
     def put(self, rows: IndexArray, deviance: Tensor, variance: Tensor) -> None:
         """Record how well frames are explained, and how sure what lies under them is.
 

@@ -30,6 +30,7 @@ from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
+from bluesky_cdi.reconstruction.beside import Beside
 from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, Judge, calibration_of, final_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
@@ -128,6 +129,7 @@ class PtychoReconstructor:
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
         self._resolution = ResolutionWatch(target_resolution_m, grid.pixel_m, config)
         self._tuner = RunTuner(seed, config.fine_tune_s)
+        self._beside = Beside()
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
@@ -146,7 +148,7 @@ class PtychoReconstructor:
         changed = known < BAD_PIXEL_FRAMES and self._frames.find_bad_pixels()
         dark, lit = self._frames.light.find_dark()
         self._metrics.forget(dark)
-        self._causes.look_for_light(self._frames)
+        self._beside.do("light", self._causes.look_for_light, self._frames)
         if self._probe.follow_light(self._frames.light.mean_photons(), found_dark=len(dark) > 0):
             self._tiled.scheduler.outdate()
         corner = table.corner
@@ -197,11 +199,11 @@ class PtychoReconstructor:
         if tunes and self._tuner.tune(self._solver, self._probe, self._frames):
             self._tiled.scheduler.outdate()
         if learning and not is_interrupted():
-            rows, several, obj = self._frames.light.newest, not self._tiled.is_whole, self._tiled.map.object
-            rows = rows[self._metrics.known[rows]]
-            self._causes.look(self._frames, rows, self._metrics.embedding[rows], obj, self._probe.modes)
-            self._watch.look(self._frames, rows, obj, several)
-            self._resolution.look(self._frames, rows, self._solver.net, self._probe.modes, obj)
+            rows, obj = self._metrics.reconstructed(self._frames.light.newest), self._tiled.map.object
+            embedding, probe = self._metrics.embedding[rows], self._probe.modes
+            self._beside.do("causes", self._causes.look, self._frames, rows, embedding, obj, probe, is_interrupted)
+            self._watch.look(self._frames, rows, obj, not self._tiled.is_whole)
+            self._beside.do("resolution", self._resolution.look, self._frames, rows, self._solver.net, probe, obj)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:
@@ -212,9 +214,9 @@ class PtychoReconstructor:
         """Reconstruct once more from each half of the frames, where most of them are; None where they are too few."""
         return self._work.half_pixels(self._tiled)
 
-    def checked(self, estimate: Estimate) -> Estimate:
+    def checked(self, estimate: Estimate, interrupted: Callable[[], bool] | None = None) -> Estimate:
         """Hold the predicted errors of the last estimate against its frames; see `Reconstructor`."""
-        return self._work.checked(self._tiled, estimate)
+        return self._work.checked(self._tiled, estimate, interrupted or (lambda: False))
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""
@@ -280,9 +282,9 @@ class PtychoReconstructor:
         if taken is Taken.NOTHING:
             return
         self._solver.forget()
+        self._causes.begin()
         if taken is Taken.ONWARD:
-            before = self._watch.before
-            before = before[self._metrics.known[before]]
+            before = self._metrics.reconstructed(self._watch.before)
             self._tiled.begin_epoch(self._frames, before, had, self._probe.dark_border())
         # Between what deviances a frame lies depends on the probe as well.
         self._metrics.forget_vacuum(self._frames.light.newest)

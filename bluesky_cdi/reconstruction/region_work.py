@@ -36,8 +36,8 @@ class RegionWork:
         Finds the object of a region.
     judge : Judge
         Predicts its errors.
-    final : Judge or None
-        Predicts them when the run has ended; None: `judge` does.
+    final : callable or None
+        Gives what predicts them when the run has ended, and asks the given whether to come back; None: `judge` does.
     refine_positions : bool
         Whether refined positions are kept.
     """
@@ -49,7 +49,7 @@ class RegionWork:
         probe: SharedProbe,
         solver: RegionSolver,
         judge: Judge,
-        final: Judge | None,
+        final: Callable[[Callable[[], bool]], Judge] | None,
         *,
         refine_positions: bool,
     ) -> None:
@@ -87,27 +87,30 @@ class RegionWork:
         if solved.is_new:
             self._write(tiled, solved, frames)
 
-    def half_pixels(self, tiled: TiledObject) -> HalfPixels | None:
+    def half_pixels(self, tiled: TiledObject, interrupted: Callable[[], bool] = lambda: False) -> HalfPixels | None:
         """Reconstruct once more from each half of the frames, in the region that has most of them.
 
         Parameters
         ----------
         tiled : TiledObject
             The object.
+        interrupted : callable, optional
+            Asked now and then whether to give up.
 
         Returns
         -------
         HalfPixels or None
-            None where the frames are too few.
+            None where the frames are too few, or it was interrupted.
         """
         tiling, known = tiled.tiling, self._frames
         homes = np.bincount(tiling.home(known.table.corner[known.light.newest]), minlength=len(tiling))
         [region] = tiling.regions([int(homes.argmax())])
         data, obj = known.of_region(region, tiling).data, tiled.map.object[region.outer.pixels]
         kept, net = self._solver.courses.kept, self._solver.net
-        return half_pixels(obj, self._probe.modes, data, net, self._judge.estimator, kept, len(known))
+        probe, estimator = self._probe.modes, self._judge.estimator
+        return half_pixels(obj, probe, data, net, estimator, kept, len(known), interrupted=interrupted)
 
-    def checked(self, tiled: TiledObject, estimate: Estimate) -> Estimate:
+    def checked(self, tiled: TiledObject, estimate: Estimate, interrupted: Callable[[], bool]) -> Estimate:
         """Predict the errors of a run's object anew by halves of its frames, or hold those that are known against them.
 
         Parameters
@@ -116,12 +119,15 @@ class RegionWork:
             The object.
         estimate : Estimate
             Of it as it is now.
+        interrupted : callable
+            Asked now and then whether to leave them as they are.
         """
         if self._final is not None:
-            return self._judged_again(tiled, estimate, self._final)
+            return self._judged_again(tiled, estimate, self._final(interrupted), interrupted)
         if not self._judge.calibration.source["calibrated"]:
             return estimate
-        return checked_estimate(estimate, self._judge.calibration, self.half_pixels(tiled))
+        pixels = None if interrupted() else self.half_pixels(tiled, interrupted)
+        return estimate if interrupted() else checked_estimate(estimate, self._judge.calibration, pixels)
 
     def uncertainty(self, tiled: TiledObject) -> dict[str, Any]:
         """Say what predicts errors, whether they are calibrated, and how wide their intervals are."""
@@ -131,12 +137,16 @@ class RegionWork:
         widths = judge.calibration.intervals(tiled.map.illumination, self._solver.courses.kept)
         return {**judge.calibration.source, "intervals": widths}
 
-    def _judged_again(self, tiled: TiledObject, estimate: Estimate, judge: Judge) -> Estimate:
-        """Predict the errors of all regions anew."""
+    def _judged_again(
+        self, tiled: TiledObject, estimate: Estimate, judge: Judge, interrupted: Callable[[], bool]
+    ) -> Estimate:
+        """Predict the errors of all regions anew; the estimate as it is, if interrupted."""
         for region in tiled.tiling.regions(range(len(tiled.tiling))):
             frames = self._frames.of_region(region, tiled.tiling)
-            if len(frames.rows):
+            if len(frames.rows) and not interrupted():
                 self._put_errors(tiled, frames, judge, self._solver.courses.kept_in(region.tiles))
+        if interrupted():
+            return estimate
         images, rows = tiled.map.checkpoint(), self._frames.table.rows_of(estimate.frame_seq_nums)
         errors = images["std_amplitude"], images["std_phase_rad"], self._metrics.uncertainty[rows]
         return judged_again(estimate, *errors, self._said(judge, tiled))

@@ -44,18 +44,14 @@ def calibration_of(trained: Trained | None, estimator: str) -> Calibrating:
         If the record is damaged.
     """
     path = ENGINES if trained is None else record_of(trained.path)
+    how = f"{HOW} {_named(trained)}"
     if not path.is_file():
-        return Uncalibrated(
-            estimator, f"there is no {path.name}; make it: {HOW} {'' if trained is None else trained.name}"
-        )
+        return Uncalibrated(estimator, f"there is no {path.name}; make it: {how} --estimators '{estimator}'")
     record = _read(path)
-    sha256 = None if trained is None else trained.sha256
-    if record["weights_sha256"] != sha256:
-        return Uncalibrated(
-            estimator, f"{path.name} is of other weights; make it again: {HOW} {trained and trained.name}"
-        )
+    if record["weights_sha256"] != (None if trained is None else trained.sha256):
+        return Uncalibrated(estimator, f"{path.name} is of other weights; make it again: {how}")
     if estimator not in record["estimators"]:
-        return Uncalibrated(estimator, f"{path.name} does not have it; make it: {HOW} --estimators '{estimator}'")
+        return Uncalibrated(estimator, f"{path.name} does not have it; make it: {how} --estimators '{estimator}'")
     return Calibration.from_json(record["estimators"][estimator])
 
 
@@ -79,6 +75,13 @@ def write_record(path: Path, weights_sha256: str | None, found: Sequence[Calibra
     text = json.dumps({"weights_sha256": weights_sha256, "estimators": estimators}, indent=1)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _named(trained: Trained | None) -> str | Path:
+    """Name weights as commands take them."""
+    if trained is None:
+        return "none"
+    return trained.path.stem if trained.path.parent == SHIPPED else trained.path
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ told from its halves is what predicted errors of a run are changed by.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +96,7 @@ def half_pixels(
     estimator: UncertaintyEstimator,
     iterations: int,
     seed: int = 0,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> HalfPixels | None:
     """Reconstruct from each half of the frames, and look at the errors that are predicted of each.
 
@@ -115,17 +116,19 @@ def half_pixels(
         That are in the object; of each half `MOST_ITERATIONS` at most.
     seed : int
         Of which pixels are kept.
+    interrupted : callable, optional
+        Asked now and then whether to give up.
 
     Returns
     -------
     HalfPixels or None
-        None where the frames are too few, or the halves have no place in common.
+        None where the frames are too few, the halves have no place in common, or it was interrupted.
     """
     if len(data) < LEAST_FRAMES:
         return None
     few = min(iterations, MOST_ITERATIONS) if net is not None else MOST_ITERATIONS
-    halves = half_objects(data, probe, lambda half: reconstructed(net, obj, probe, half, few), obj)
-    if halves is None:
+    halves = half_objects(data, probe, lambda half: reconstructed(net, obj, probe, half, few, interrupted), obj)
+    if halves is None or interrupted():
         return None
     inside = np.flatnonzero(halves.both.cpu().numpy())
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,9 +16,10 @@ from bluesky_cdi.reconstruction.calibration.halves import MOST_ITERATIONS
 from bluesky_cdi.reconstruction.calibration.record import Calibrating
 from bluesky_cdi.reconstruction.uncertainty import (
     CombinedEstimator,
+    NetworkEstimator,
+    PhotonNoiseEstimator,
     UncertaintyEstimate,
     UncertaintyEstimator,
-    uncertainty_estimator,
 )
 
 
@@ -67,7 +69,7 @@ class Judge:
         return self.calibration(self.estimator(obj, probe, data, illumination, deviance), conditions)
 
 
-def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Judge | None:
+def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Callable[[Callable[[], bool]], Judge] | None:
     """Give what predicts the errors of a run that has ended: halves of its frames too, which cost too much before.
 
     Parameters
@@ -79,12 +81,14 @@ def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Judge |
 
     Returns
     -------
-    Judge or None
-        None where an estimator is named, or the combined one is not calibrated.
+    callable or None
+        Gives it to who says whether to come back at once; None where an estimator is named, or the combined one is not
+        calibrated.
     """
     calibration = calibration_of(trained, CombinedEstimator.name)
     if config.uncertainty is not None or not calibration.source["calibrated"]:
         return None
     net = trained.unrolled_net if trained else None
+    describes = PhotonNoiseEstimator() if net is None else NetworkEstimator(net)
     iterations = MOST_ITERATIONS if config.refine_iterations else 0
-    return Judge(uncertainty_estimator(CombinedEstimator.name, net, iterations=iterations), calibration)
+    return lambda interrupted: Judge(CombinedEstimator(net, describes, iterations, interrupted), calibration)

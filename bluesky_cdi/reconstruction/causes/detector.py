@@ -24,6 +24,9 @@ STANDS_OUT, LEAST_EXCESS = 2.0, 32.0
 # Parts of the detector along a side that have a gain of their own, and by how much and how surely it must change: the
 # median of sixteen parts knows their scatter badly.
 MODULES, GAIN, GAIN_SIGMAS = 4, 0.05, 7.0
+# Share of the mean part's light below which a part counts little but what the object scatters, which the model knows
+# worst: its gain can't be told from that.
+LIT = 0.05
 # Photons that a part must have counted in all, to be looked at.
 LEAST_COUNTS = 10.0
 # Chance that so many pixels reach the same highest count; and the share of frames that must have one there.
@@ -129,7 +132,8 @@ def _modules(sums: tuple[FloatArray, ...]) -> Iterator[str]:
     wanted, size = _surprise(*parts)
     enough = wanted > LEAST_COUNTS
     ratio = parts[0] / np.maximum(wanted, 1e-12)
-    unlike = enough & (np.abs(size) > GAIN_SIGMAS * _scatter(size[enough])) & (np.abs(ratio - 1) > GAIN)
+    unlike = enough & (wanted > LIT * wanted.mean())
+    unlike &= (np.abs(size) > GAIN_SIGMAS * _scatter(size[enough])) & (np.abs(ratio - 1) > GAIN)
     for y, x in np.argwhere(unlike)[:4].tolist():
         yield (
             f"rows {y * side} to {(y + 1) * side - 1}, columns {x * side} to {(x + 1) * side - 1} count "

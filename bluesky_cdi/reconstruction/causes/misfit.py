@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from bluesky_cdi.protocols import FloatArray
 from bluesky_cdi.reconstruction.causes.finding import CAUSES, Finding, is_beyond_doubt
@@ -86,9 +87,9 @@ def are_far(before: FloatArray, lately: FloatArray) -> bool:
     """Tell whether the features (m, d) of the newest frames lie apart from those (n, d) before."""
     scale = before.std(axis=0) + 1e-9
     before, lately = before / scale, lately / scale
-    among = np.linalg.norm(before[:, None] - before[None], axis=-1)
+    among = cdist(before, before)
     np.fill_diagonal(among, np.inf)
     usual = among.min(axis=1)
-    far = np.linalg.norm(lately[:, None] - before[None], axis=-1).min(axis=1)
+    far = cdist(lately, before).min(axis=1)
     is_far = float(np.mean(far > np.quantile(usual, NEARLY_ALL)))
     return bool(np.median(far) > TIMES_AS_FAR * np.median(usual) and is_far > FAR)

@@ -49,10 +49,17 @@ class CauseWatch:
     def __init__(self) -> None:
         self._told: list[Told] = []
         self._looked_at: set[int] = set()
-        self._epoch = 0
-        self._begin()
+        self.begin()
 
-    def look(self, frames: MeasuredFrames, rows: IndexArray, embedding: FloatArray, obj: Tensor, probe: Tensor) -> None:
+    def look(
+        self,
+        frames: MeasuredFrames,
+        rows: IndexArray,
+        embedding: FloatArray,
+        obj: Tensor,
+        probe: Tensor,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Look at the frames that are new, once they are enough.
 
         Parameters
@@ -67,14 +74,14 @@ class CauseWatch:
             What was reconstructed from them.
         probe : Tensor, shape (1, M, N, N), complex64
             The probe.
+        interrupted : callable, optional
+            Asked before each block whether to leave the rest for the next time.
         """
-        if frames.table.epoch != self._epoch:
-            # Another probe: what frames asked of the one before is no measure.
-            self._epoch = frames.table.epoch
-            self._begin()
         numbers = frames.table.seq_nums[rows]
         new = np.flatnonzero(~np.isin(numbers, list(self._looked_at)))
         for k in range(0, len(new) - EVERY + 1, EVERY):
+            if interrupted():
+                return
             part = new[k : k + EVERY]
             self._looked_at.update(numbers[part].tolist())
             data = frames.diffraction(rows[part])
@@ -118,8 +125,8 @@ class CauseWatch:
             self._told = [Told(**each) for each in json.loads(str(state["told"]))]
             self._looked_at = set(state["looked_at"].tolist())
 
-    def _begin(self) -> None:
-        """Forget all blocks."""
+    def begin(self) -> None:
+        """Forget all blocks: under another probe, what frames asked of the one before is no measure."""
         self._before: list[Block] = []
         self._sums: FloatArray | None = None
         self._lately: list[Block] = []

@@ -113,7 +113,8 @@ def half_objects(
     Returns
     -------
     HalfObjects or None
-        None where the halves have no place in common: of one frame, for example.
+        None where the halves have no place in common, of one frame for example, and where an object is not finite:
+        its iterations have run away.
     """
     if len(data) < LEAST_FRAMES:
         return None
@@ -125,6 +126,8 @@ def half_objects(
     first, second = (reconstruct(half)[0] for half in halves)
     weight = torch.where(both, light.prod(dim=0) / light.sum(dim=0).clamp_min(1e-9), 0.0)
     towards = first if obj is None else obj[0]
+    if not all(bool(torch.isfinite(each).all()) for each in (first, second, towards)):
+        return None
     first, second = (in_gauge_of(towards, half, weight) for half in (first, second))
     return HalfObjects(first, second, light, both)
 

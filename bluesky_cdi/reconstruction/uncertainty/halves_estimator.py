@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,12 +36,20 @@ class HalvesEstimator:
     iterations : int
         Iterations of LSQ-ML on each half, with the network's prediction as the prior: as many as the object of all
         frames has seen.
+    interrupted : callable, optional
+        Asked after each of these whether to leave the rest out.
     """
 
     name = "halves"
 
-    def __init__(self, net: UnrolledNet | None, describes: UncertaintyEstimator, iterations: int = 0) -> None:
-        self._net, self._describes, self._iterations = net, describes, iterations
+    def __init__(
+        self,
+        net: UnrolledNet | None,
+        describes: UncertaintyEstimator,
+        iterations: int = 0,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._net, self._describes, self._iterations, self._interrupted = net, describes, iterations, interrupted
         self.passes = describes.passes + (0.0 if net is None else 2.0 * net.config.passes)
 
     def __call__(
@@ -49,7 +59,7 @@ class HalvesEstimator:
         described = self._describes(obj, probe, data, illumination, deviance)
 
         def from_half(half: Diffraction) -> Tensor:
-            return reconstructed(self._net, obj, probe, half, self._iterations)
+            return reconstructed(self._net, obj, probe, half, self._iterations, self._interrupted)
 
         halves = half_objects(data, probe, from_half, obj)
         if halves is None:
@@ -77,7 +87,14 @@ class CombinedEstimator(HalvesEstimator):
         return UncertaintyEstimate(*means, described.embedding)
 
 
-def reconstructed(net: UnrolledNet | None, obj: Tensor, probe: Tensor, data: Diffraction, iterations: int) -> Tensor:
+def reconstructed(
+    net: UnrolledNet | None,
+    obj: Tensor,
+    probe: Tensor,
+    data: Diffraction,
+    iterations: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Tensor:
     """Reconstruct from some frames, as from all: predict and refine; without a network go on from an object.
 
     Parameters
@@ -92,6 +109,8 @@ def reconstructed(net: UnrolledNet | None, obj: Tensor, probe: Tensor, data: Dif
         The frames.
     iterations : int
         Of LSQ-ML.
+    interrupted : callable, optional
+        Asked after each iteration whether to end with what is there.
 
     Returns
     -------
@@ -102,4 +121,5 @@ def reconstructed(net: UnrolledNet | None, obj: Tensor, probe: Tensor, data: Dif
     if not iterations:
         return obj
     engine: Engine = Lsqml() if net is None else refiner(prior_of(net, obj, probe, data), len(data), iterations)
-    return iterate(engine, Solution.start(obj, probe, data), Schedule(iterations, probe_from=-1)).solution.object
+    start, schedule = Solution.start(obj, probe, data), Schedule(iterations, probe_from=-1)
+    return iterate(engine, start, schedule, lambda *_: not interrupted()).solution.object

@@ -289,3 +289,18 @@ def test_what_is_known_at_the_end_stands_in_the_stop_document_and_nothing_is_wri
     assert {key: stop[key] for key in told} == told
     assert not set(told) & set(start["source"])
     assert stop["num_events"]["reconstruction"] == 1
+
+
+def test_errors_that_were_checked_at_the_end_are_written_with_what_the_check_said(
+    publisher, documents, make_estimate, tmp_path
+):
+    """The object is the same as before: its errors are not."""
+    estimate = make_estimate(0)
+    publisher.publish(dataclasses.replace(estimate, source={**estimate.source, "uncertainty": {"calibrated": True}}))
+    said = {"calibrated": True, "check": {"factors": {"phase": np.float64(2.0)}, "says": "widened by 2.00"}}
+    wider = np.asarray(2 * estimate.std_phase_rad, np.float32)
+    source = {**estimate.source, "uncertainty": said}
+    publisher.close(dataclasses.replace(estimate, std_phase_rad=wider, source=source))
+    assert documents[-1][1]["uncertainty"] == said
+    with read_file(tmp_path) as file:
+        np.testing.assert_array_equal(file["reconstruction/std_phase_rad"][-1], wider)

@@ -206,6 +206,11 @@ class TestStore:
         assert np.isnan(columns.map).all()
         assert (columns.of_frames["cluster"] == -1).all()
 
+    def test_embeddings_that_are_not_finite_cost_no_result(self, caplog):
+        columns = latent_columns(replace(estimate_of(np.full((20, 16), np.nan)), source={}))
+        assert "written without latents" in caplog.text
+        assert np.isnan(columns.map).all() and columns.of_frames["latents"].shape == (20, 8)
+
     def test_without_its_record_it_is_refused(self, shipped):
         shipped[0].with_suffix(".json").write_text(json.dumps([]))
         with pytest.raises(WeightsError, match="travel together"):

@@ -41,7 +41,7 @@ class Rebuild:
         self.info, self.frames, self.steps, self.new = info, {}, [], False
         self.may_go_on, self.started = threading.Event(), threading.Event()
         self.may_go_on.set()
-        self.fail_with = None
+        self.fail_with = self.fail_check_with = None
         self.gains = False
         self.refused = set()
         self.spoil = lambda estimate: estimate
@@ -64,7 +64,9 @@ class Rebuild:
         self.new = False
         return self.spoil(make_estimate(sorted(self.frames)))
 
-    def checked(self, estimate):
+    def checked(self, estimate, interrupted=None):
+        if self.fail_check_with is not None:
+            raise self.fail_check_with
         return estimate
 
     def checkpoint(self):
@@ -613,6 +615,17 @@ def test_closing_finishes_the_run_first(make_bench):
     bench.worker.end_run("success", "")
     bench.worker.close(SOON_S)
     assert bench.records[0].closed == [(bench.worker.latest, "success", "")]
+
+
+def test_a_check_of_predicted_errors_that_fails_costs_no_run(make_bench, caplog):
+    bench = make_bench()
+    bench.start()
+    bench.rebuilds[0].fail_check_with = RuntimeError("out of memory")
+    bench.put(1, 2)
+    bench.worker.end_run("success", "")
+    bench.worker.close(SOON_S)
+    assert bench.records[0].closed == [(bench.worker.latest, "success", "")]
+    assert "predicted errors can't be checked, and stay as they are: out of memory" in caplog.text
 
 
 def test_closing_right_after_a_failure(make_bench):

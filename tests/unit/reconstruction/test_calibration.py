@@ -181,7 +181,8 @@ def test_a_record_is_found_by_the_weights_that_it_is_of(tmp_path):
     assert calibration_of(OfSomeWeights(weights, "abc"), "critic") == calibration
     other = calibration_of(OfSomeWeights(weights, "abd"), "critic")
     assert isinstance(other, Uncalibrated) and "is of other weights" in other.source["why"]
-    assert "does not have it" in calibration_of(OfSomeWeights(weights, "abc"), "halves").source["why"]
+    why = calibration_of(OfSomeWeights(weights, "abc"), "halves").source["why"]
+    assert "does not have it" in why and why.endswith(f"bluesky-cdi calibrate {weights} --estimators 'halves'")
     # A second estimator goes beside the first, but not beside those of other weights.
     halves = dataclasses.replace(calibration, estimator="halves")
     files.write_record(files.record_of(weights), "abc", [halves])

@@ -20,6 +20,7 @@ from bluesky_cdi.reconstruction.causes.watch import EVERY, LATELY, LEAST_BEFORE,
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
 from bluesky_cdi.reconstruction.probe_checkin.trial import Trial
+from bluesky_cdi.reconstruction.probe_watch import Taken
 from bluesky_cdi.reconstruction.scores import Scores, scores_of
 from tests.unit.reconstruction.star_scans import FAR, lens, measure
 
@@ -170,6 +171,11 @@ def test_a_detector_that_counts_as_before_is_not_named():
     for seed in range(100):
         now, before = counted(16 * brighter, seed), counted(48 * rate, seed + 1000)
         assert not list(detector_findings(now, 16 * brighter, before, 48 * rate)), seed
+    # Where hardly any light falls, an object that scatters more than the model has counts twice as much.
+    lens = np.where(np.hypot(*(np.mgrid[:64, :64] - 31.5)) < 10, 1e3, 0.02)
+    scattering = lens.copy()
+    scattering[48:, 32:48] *= 2
+    assert not list(detector_findings(counted(24 * scattering, 0), 24 * lens, counted(200 * lens, 1), 200 * lens))
     # Masked parts count nothing and are expected to.
     masked = np.where(np.arange(64) == 37, 0.0, pattern())
     assert not list(detector_findings(counted(16 * masked, 0), 16 * masked, counted(48 * masked, 1), 48 * masked))
@@ -281,3 +287,42 @@ def test_a_look_needs_frames_before(scene):
     assert len(watch._looked_at) == 60 // EVERY * EVERY
     assert len(watch._lately) == LATELY and len(watch._before) == 60 // EVERY - LATELY >= LEAST_BEFORE
     assert all(isinstance(block.scores, Scores) and len(block.scores) == EVERY for block in watch._before)
+
+
+def test_a_look_that_fails_is_told_once_and_ends_no_run(scene, monkeypatch, caplog):
+    made, _ = scene
+    ours, clean = run_of(made), run_of(made)
+
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(ours._causes, "look", fail)
+    estimate, wanted = (live(each, frames_of(made)[:60]) for each in (ours, clean))
+    assert (estimate.object == wanted.object).all() and estimate.source["causes"] == []
+    assert len([text for text in caplog.messages if text.startswith("the look for causes failed")]) == 1
+
+
+def test_an_interrupted_look_goes_on_the_next_time(scene):
+    made, _ = scene
+    ours, frames = run_of(made), frames_of(made)
+    ours.add(frames[:40])
+    ours.step(600.0)
+    ours._causes._looked_at.clear()
+    ours._causes.begin()
+    rows = ours._frames.light.newest
+    given = ours._frames, rows, ours._metrics.embedding[rows], ours._tiled.map.object, ours._probe.modes
+    asked = iter([False, False, True])
+    ours._causes.look(*given, lambda: next(asked))
+    assert sorted(ours._causes._looked_at) == [frame.seq_num for frame in frames[:16]]
+    ours._causes.look(*given)
+    assert len(ours._causes._looked_at) == 40
+
+
+def test_under_a_probe_that_was_taken_nothing_is_compared_with_frames_under_the_one_before(scene):
+    made, _ = scene
+    ours = run_of(made)
+    live(ours, frames_of(made)[:60])
+    assert ours._causes._lately
+    ours._watch.take = lambda: Taken.GUESS
+    ours._take_checked()
+    assert not ours._causes._lately and not ours._causes._before

@@ -11,8 +11,10 @@ from bluesky_cdi.errors import FrameError
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction, accumulate
 from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.reconstruction.calibration import half_pixels
 from bluesky_cdi.reconstruction.uncertainty import (
     UNKNOWN_STD_RAD,
+    PhotonNoiseEstimator,
     half_objects,
     is_second_half,
     noise_of,
@@ -65,6 +67,16 @@ def test_a_single_frame_has_no_halves():
     light = summed_illumination(probe, data)
     judged = uncertainty_estimator("halves", None)(obj, probe, data, light, torch.ones(1))
     assert judged.std_phase_rad.eq(UNKNOWN_STD_RAD).all() and judged.std_amplitude.eq(1).all()
+
+
+@pytest.mark.parametrize("runs_away", ["a half", "all frames"])
+def test_objects_that_have_run_away_tell_nothing(runs_away):
+    data = scan_at(np.array([[0, 0], [4, 4], [8, 0], [4, 8]]))
+    probe, obj = torch.ones(1, 1, N, N, dtype=torch.complex64), torch.ones(1, SIDE, SIDE, dtype=torch.complex64)
+    gone = torch.full_like(obj, torch.nan)
+    half, whole = (gone, obj) if runs_away == "a half" else (obj, gone)
+    assert half_objects(data, probe, lambda _: obj, obj) is not None
+    assert half_objects(data, probe, lambda _: half, whole) is None
 
 
 def scan_at(positions):
@@ -169,3 +181,19 @@ def test_halves_reconstruct_with_the_network_where_there_is_one():
     given = (torch.ones_like(batch.truth), batch.probe, batch.data, light, torch.ones(9))
     described = [uncertainty_estimator(name, None)(*given).embedding for name in ("halves", "photon noise")]
     torch.testing.assert_close(*described, equal_nan=True)
+
+
+def test_an_interrupted_check_of_halves_tells_nothing_and_makes_one_iteration_of_each():
+    batch = SceneStream(CPU, 10, (1e4, 1e4 + 1), pool=4, object_px=48).draw(
+        SceneShape(16, 32, (9, 9), 1, 1.0), exact=True
+    )
+    asked = []
+
+    def interrupted():
+        asked.append(True)
+        return True
+
+    given = torch.ones_like(batch.truth), batch.probe, batch.data, None, PhotonNoiseEstimator(), 5
+    assert half_pixels(*given, interrupted=interrupted) is None
+    assert len(asked) == 3
+    assert half_pixels(*given) is not None

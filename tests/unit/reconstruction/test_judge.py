@@ -13,7 +13,7 @@ from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD
 
 def test_a_chosen_estimator_predicts_the_last_errors_too():
     usual, chosen = (ReconstructorConfig(name="lsqml", uncertainty=name) for name in (None, "photon noise"))
-    assert final_judge(usual, None).estimator.name == "combined"
+    assert final_judge(usual, None)(lambda: False).estimator.name == "combined"
     assert final_judge(chosen, None) is None
 
 
@@ -32,6 +32,14 @@ def test_in_the_end_errors_come_from_halves_and_the_object_stays(scene, frames):
     # A frame's is the root mean square under its light: between the least and the most of its pixels.
     assert (checked.frame_uncertainty > now.min()).all() and (checked.frame_uncertainty <= UNKNOWN_STD_RAD).all()
     assert not np.allclose(checked.frame_uncertainty, last.frame_uncertainty)
+
+
+def test_interrupted_the_estimate_stays_as_it_is(scene, frames):
+    reconstructor = scene.reconstructor(name="lsqml", refine_iterations=5)
+    reconstructor.add(frames)
+    last = reconstructor.step(math.inf)
+    answers = iter([False] + 100 * [True])
+    assert reconstructor.checked(last, lambda: next(answers)) is last
 
 
 @pytest.mark.parametrize(("factor", "word"), [(2.0, "widened to 2.00"), (0.5, "narrowed to 0.50"), (1.1, "")])
