@@ -185,12 +185,9 @@ class AgentConfig(Section):
     checks in a row, metres; 0: never, and nothing is checked. The bayesian agent stops so once the field is covered."""
 
 
-UncertaintyName = Literal[
-    "photon noise", "critic", "variational", "ensemble", "dropout", "halves", "combined", "deep ensemble"
-]
+UncertaintyName = Literal["photon noise", "critic", "variational", "ensemble", "dropout", "halves", "deep ensemble"]
 # Of these, those that need no network, and those that need no weights.
-OF_ENGINES = ("photon noise", "halves", "combined")
-WITHOUT_WEIGHTS = (*OF_ENGINES, "critic")
+OF_ENGINES, WITHOUT_WEIGHTS = ("photon noise", "halves"), ("photon noise", "halves", "critic")
 
 
 class ReconstructorConfig(Section):
@@ -208,9 +205,9 @@ class ReconstructorConfig(Section):
     objects), or path of a ``.safetensors`` file with its record beside it."""
     uncertainty: UncertaintyName | None = None
     """What predicts errors (docs/uncertainty.md): the ``photon noise`` alone; the network's ``critic``; heads beside it
-    that can disagree (``variational``, ``ensemble``, ``dropout``); what two ``halves`` of the frames don't share, or
-    that ``combined`` with the critic or photon noise; or a ``deep ensemble`` of networks. None: the critic of pinn and
-    the photon noise of others, and when a run has ended both combined with halves, if that is calibrated."""
+    that can disagree (``variational``, ``ensemble``, ``dropout``); what two ``halves`` of the frames don't share; or a
+    ``deep ensemble`` of networks. None: the critic of pinn, the photon noise of others, and when a run has ended
+    halves, if these are calibrated."""
     uncertainty_weights: tuple[str, ...] = ()
     """Weights files that it needs: the heads, if they don't lie beside `weights`, or the other networks of a deep
     ensemble, names or paths."""

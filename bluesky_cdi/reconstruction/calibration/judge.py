@@ -15,7 +15,7 @@ from bluesky_cdi.reconstruction.calibration.files import calibration_of
 from bluesky_cdi.reconstruction.calibration.halves import MOST_ITERATIONS
 from bluesky_cdi.reconstruction.calibration.record import Calibrating
 from bluesky_cdi.reconstruction.uncertainty import (
-    CombinedEstimator,
+    HalvesEstimator,
     NetworkEstimator,
     PhotonNoiseEstimator,
     UncertaintyEstimate,
@@ -82,13 +82,13 @@ def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Callabl
     Returns
     -------
     callable or None
-        Gives it to who says whether to come back at once; None where an estimator is named, or the combined one is not
+        Gives it to who says whether to come back at once; None where an estimator is named, or halves are not
         calibrated.
     """
-    calibration = calibration_of(trained, CombinedEstimator.name)
+    calibration = calibration_of(trained, HalvesEstimator.name)
     if config.uncertainty is not None or not calibration.source["calibrated"]:
         return None
     net = trained.unrolled_net if trained else None
     describes = PhotonNoiseEstimator() if net is None else NetworkEstimator(net)
     iterations = MOST_ITERATIONS if config.refine_iterations else 0
-    return lambda interrupted: Judge(CombinedEstimator(net, describes, iterations, interrupted), calibration)
+    return lambda interrupted: Judge(HalvesEstimator(net, describes, iterations, interrupted), calibration)

@@ -19,7 +19,7 @@ from bluesky_cdi.reconstruction.calibration.samples import Sample, samples_of
 from bluesky_cdi.reconstruction.calibration.scenes import OBJECTS, PROBES, draw_scene
 from bluesky_cdi.reconstruction.uncertainty import (
     ESTIMATORS,
-    CombinedEstimator,
+    HalvesEstimator,
     NetworkEstimator,
     PhotonNoiseEstimator,
 )
@@ -66,7 +66,7 @@ def calibrate(
     """
     trained = None if weights is None else load_weights(weights, device)
     usual = PhotonNoiseEstimator.name if trained is None else NetworkEstimator.name
-    names = list(estimators) or [usual, CombinedEstimator.name]
+    names = list(estimators) or [usual, HalvesEstimator.name]
     if unknown := [name for name in names if name not in ESTIMATORS]:
         raise ConfigError(f"no uncertainty estimator is called {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")
     samples: dict[str, list[Sample]] = {name: [] for name in names}

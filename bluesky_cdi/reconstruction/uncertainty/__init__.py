@@ -4,7 +4,7 @@ from bluesky_cdi.reconstruction.uncertainty.choice import ESTIMATORS, configured
 from bluesky_cdi.reconstruction.uncertainty.critic import NetworkEstimator
 from bluesky_cdi.reconstruction.uncertainty.estimate import UNKNOWN_STD_RAD, UncertaintyEstimate, UncertaintyEstimator
 from bluesky_cdi.reconstruction.uncertainty.halves import HalfObjects, half_objects, is_second_half, noise_of
-from bluesky_cdi.reconstruction.uncertainty.halves_estimator import CombinedEstimator, HalvesEstimator
+from bluesky_cdi.reconstruction.uncertainty.halves_estimator import HalvesEstimator
 from bluesky_cdi.reconstruction.uncertainty.members import DeepEnsembleEstimator, HeadsEstimator
 from bluesky_cdi.reconstruction.uncertainty.photon_noise import PhotonNoiseEstimator, radial_profile
 from bluesky_cdi.reconstruction.uncertainty.under_frames import structure_under_frames, under_frames
@@ -12,7 +12,6 @@ from bluesky_cdi.reconstruction.uncertainty.under_frames import structure_under_
 __all__ = [
     "ESTIMATORS",
     "UNKNOWN_STD_RAD",
-    "CombinedEstimator",
     "DeepEnsembleEstimator",
     "HalfObjects",
     "HalvesEstimator",

@@ -16,7 +16,7 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Trained, load_weights
 from bluesky_cdi.reconstruction.uncertainty.critic import NetworkEstimator
 from bluesky_cdi.reconstruction.uncertainty.estimate import UncertaintyEstimator
-from bluesky_cdi.reconstruction.uncertainty.halves_estimator import CombinedEstimator, HalvesEstimator
+from bluesky_cdi.reconstruction.uncertainty.halves_estimator import HalvesEstimator
 from bluesky_cdi.reconstruction.uncertainty.members import DeepEnsembleEstimator, HeadsEstimator
 from bluesky_cdi.reconstruction.uncertainty.photon_noise import PhotonNoiseEstimator
 
@@ -131,13 +131,10 @@ def _critic(means: Means) -> UncertaintyEstimator:
     return NetworkEstimator(means.net_for(NetworkEstimator.name))
 
 
-def _halves(kind: type[HalvesEstimator]) -> Callable[[Means], UncertaintyEstimator]:
-    def made(means: Means) -> UncertaintyEstimator:
-        if means.net is None:
-            return kind(None, PhotonNoiseEstimator(), means.iterations or ENGINE_ITERATIONS)
-        return kind(means.net, NetworkEstimator(means.net), means.iterations)
-
-    return made
+def _halves(means: Means) -> UncertaintyEstimator:
+    if means.net is None:
+        return HalvesEstimator(None, PhotonNoiseEstimator(), means.iterations or ENGINE_ITERATIONS)
+    return HalvesEstimator(means.net, NetworkEstimator(means.net), means.iterations)
 
 
 def _of_kind(kind: Kind) -> Callable[[Means], UncertaintyEstimator]:
@@ -163,7 +160,6 @@ ESTIMATORS: Mapping[str, Callable[[Means], UncertaintyEstimator]] = {
     PhotonNoiseEstimator.name: lambda _: PhotonNoiseEstimator(),
     NetworkEstimator.name: _critic,
     **{kind: _of_kind(kind) for kind in ("variational", "ensemble", "dropout")},
-    HalvesEstimator.name: _halves(HalvesEstimator),
-    CombinedEstimator.name: _halves(CombinedEstimator),
+    HalvesEstimator.name: _halves,
     DeepEnsembleEstimator.name: _deep_ensemble,
 }

@@ -56,7 +56,7 @@ class HalvesEstimator:
         self, obj: Tensor, probe: Tensor, data: Diffraction, illumination: Tensor, deviance: Tensor
     ) -> UncertaintyEstimate:
         """Predict the errors of an object; see `UncertaintyEstimator`."""
-        described = self._describes(obj, probe, data, illumination, deviance)
+        embedding = self._describes(obj, probe, data, illumination, deviance).embedding
 
         def from_half(half: Diffraction) -> Tensor:
             return reconstructed(self._net, obj, probe, half, self._iterations, self._interrupted)
@@ -66,25 +66,7 @@ class HalvesEstimator:
             noise = torch.full_like(obj.real.expand(2, -1, -1), torch.inf)
         else:
             noise = noise_of(halves, window_of(probe.shape[-1]))
-        return self._together(noise[0].clamp_max(1.0), noise[1].clamp_max(UNKNOWN_STD_RAD), described)
-
-    def _together(self, amplitude: Tensor, phase: Tensor, described: UncertaintyEstimate) -> UncertaintyEstimate:
-        """Make an estimate of the noise, and of what is predicted without halves."""
-        return UncertaintyEstimate(amplitude, phase, described.embedding)
-
-
-class CombinedEstimator(HalvesEstimator):
-    """What two halves of the frames show, and what is predicted without them: the geometric mean of both.
-
-    Halves know how large the noise of a scan is; a critic knows where objects are hard, which both halves have in
-    common. The mean is no deviation by itself: a calibration makes it one.
-    """
-
-    name = "combined"
-
-    def _together(self, amplitude: Tensor, phase: Tensor, described: UncertaintyEstimate) -> UncertaintyEstimate:
-        means = (amplitude * described.std_amplitude).sqrt(), (phase * described.std_phase_rad).sqrt()
-        return UncertaintyEstimate(*means, described.embedding)
+        return UncertaintyEstimate(noise[0].clamp_max(1.0), noise[1].clamp_max(UNKNOWN_STD_RAD), embedding)
 
 
 def reconstructed(

@@ -276,7 +276,7 @@ def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys
     said = json.loads(capsys.readouterr().out)
     assert said["record"] == str(path) and [each["estimator"] for each in said["estimators"]] == [
         "photon noise",
-        "combined",
+        "halves",
     ]
     found = calibration_of(None, "photon noise")
     assert isinstance(found, Calibration) and found.made["scenes"] == 12 and set(found.models) == {"refined"}

@@ -170,13 +170,6 @@ def test_halves_reconstruct_with_the_network_where_there_is_one():
     assert judged.embedding.shape == (9, 8)
     halves = half_objects(batch.data, batch.probe, lambda half: net(batch.probe, half)[-1], obj)
     torch.testing.assert_close(judged.std_phase_rad, noise_of(halves, window_of(16))[1].clamp_max(UNKNOWN_STD_RAD))
-    # Together with what is predicted without them: the geometric mean.
-    both, alone = (
-        uncertainty_estimator(n, net)(obj, batch.probe, batch.data, light, torch.ones(9))
-        for n in ("combined", "critic")
-    )
-    torch.testing.assert_close(both.std_phase_rad, (judged.std_phase_rad * alone.std_phase_rad).sqrt())
-    torch.testing.assert_close(both.std_amplitude, (judged.std_amplitude * alone.std_amplitude).sqrt())
     # Without a network frames are described as the photon noise does it.
     given = (torch.ones_like(batch.truth), batch.probe, batch.data, light, torch.ones(9))
     described = [uncertainty_estimator(name, None)(*given).embedding for name in ("halves", "photon noise")]

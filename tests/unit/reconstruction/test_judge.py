@@ -13,7 +13,7 @@ from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD
 
 def test_a_chosen_estimator_predicts_the_last_errors_too():
     usual, chosen = (ReconstructorConfig(name="lsqml", uncertainty=name) for name in (None, "photon noise"))
-    assert final_judge(usual, None)(lambda: False).estimator.name == "combined"
+    assert final_judge(usual, None)(lambda: False).estimator.name == "halves"
     assert final_judge(chosen, None) is None
 
 
@@ -25,7 +25,7 @@ def test_in_the_end_errors_come_from_halves_and_the_object_stays(scene, frames):
     assert (checked.object == last.object).all() and (checked.frame_seq_nums == last.frame_seq_nums).all()
     assert last.source["uncertainty"]["estimator"] == "photon noise"
     told = checked.source["uncertainty"]
-    assert told["estimator"] == "combined" and told["calibrated"]
+    assert told["estimator"] == "halves" and told["calibrated"]
     before, now = (each.std_phase_rad[each.std_phase_rad < 1.8] for each in (last, checked))
     rms = [float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (before, now)]
     assert told["check"]["factors"]["phase"] == pytest.approx(rms[1] / rms[0], rel=1e-3)
@@ -52,7 +52,7 @@ def test_it_is_told_when_errors_were_another_size(scene, frames, factor, word, c
     now = np.where(std < 1.8, factor * std, std).astype(np.float32)
     before = dataclasses.replace(estimate, std_amplitude=std, std_phase_rad=std)
     with caplog.at_level("INFO", "bluesky_cdi"):
-        found = judged_again(before, std, now, estimate.frame_uncertainty, {"estimator": "combined"})
+        found = judged_again(before, std, now, estimate.frame_uncertainty, {"estimator": "halves"})
     check = found.source["uncertainty"]["check"]
     assert check["factors"]["phase"] == pytest.approx(factor, rel=1e-5)
     assert check["says"].startswith(word) and (check["says"] in caplog.text)
