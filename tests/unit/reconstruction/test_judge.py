@@ -26,7 +26,7 @@ def test_in_the_end_errors_come_from_halves_and_the_object_stays(scene, frames):
     assert last.source["uncertainty"]["estimator"] == "photon noise"
     told = checked.source["uncertainty"]
     assert told["estimator"] == "halves" and told["calibrated"]
-    before, now = (each.std_phase_rad[each.std_phase_rad < 1.8] for each in (last, checked))
+    before, now = (each.std_phase_rad[each.std_phase_rad < UNKNOWN_STD_RAD] for each in (last, checked))
     rms = [float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (before, now)]
     assert told["check"]["factors"]["phase"] == pytest.approx(rms[1] / rms[0], rel=1e-3)
     # A frame's is the root mean square under its light: between the least and the most of its pixels.
@@ -49,7 +49,7 @@ def test_it_is_told_when_errors_were_another_size(scene, frames, factor, word, c
     estimate = reconstructor.step(math.inf)
     std = np.full(estimate.std_phase_rad.shape, 0.1, np.float32)
     std[0, 0] = UNKNOWN_STD_RAD
-    now = np.where(std < 1.8, factor * std, std).astype(np.float32)
+    now = np.where(std < UNKNOWN_STD_RAD, factor * std, std).astype(np.float32)
     before = dataclasses.replace(estimate, std_amplitude=std, std_phase_rad=std)
     with caplog.at_level("INFO", "bluesky_cdi"):
         found = judged_again(before, std, now, estimate.frame_uncertainty, {"estimator": "halves"})
