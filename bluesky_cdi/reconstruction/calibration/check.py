@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_cdi.evaluation import illuminated_mask
 from bluesky_cdi.protocols import Estimate, FloatArray
 from bluesky_cdi.reconstruction.calibration.halves import HalfPixels
 from bluesky_cdi.reconstruction.calibration.record import MOST, Calibrating, Check
@@ -75,7 +76,9 @@ def judged_again(
         What is said of what predicts them.
     """
     parts = (("amplitude", estimate.std_amplitude, std_amplitude), ("phase", estimate.std_phase_rad, std_phase_rad))
-    factors = {part: _size(now, MOST[part]) / _size(before, MOST[part]) for part, before, now in parts}
+    # Where light fell: at the border few photons make all errors large.
+    lit = illuminated_mask(estimate.coverage)
+    factors = {part: float(np.median(now[lit] / before[lit])) if lit.any() else 1.0 for part, before, now in parts}
     says = ""
     if not 1 / SAID < factors["phase"] < SAID:
         word, than = ("widened", "more") if factors["phase"] > 1 else ("narrowed", "less")
@@ -92,12 +95,6 @@ def judged_again(
         frame_uncertainty=frame_uncertainty,
         source={**estimate.source, "uncertainty": uncertainty},
     )
-
-
-def _size(std: FloatArray, most: float) -> float:
-    """Compute the root mean square of the deviations that stand for something known."""
-    known = std[std < most]
-    return float(np.sqrt(np.mean(np.square(known, dtype=np.float64)))) if known.size else 1.0
 
 
 def _told(check: Check) -> Mapping[str, Any]:
