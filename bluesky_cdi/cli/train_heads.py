@@ -43,6 +43,7 @@ def _train_heads(args: argparse.Namespace) -> int:
 
     from bluesky_cdi.log import configure_logging
     from bluesky_cdi.models.weights import HEADS, is_shipped, load_weights
+    from bluesky_cdi.training.denormals import denormals_flushed
     from bluesky_cdi.training.heads import HeadsTraining, train_heads
 
     configure_logging(logging.INFO + 10 * args.quiet)
@@ -51,7 +52,6 @@ def _train_heads(args: argparse.Namespace) -> int:
         raise BlueskyCDIError(f"the file of the heads must end in {ending}; got {args.out}")
     if not 0 <= args.dropout < 1:
         raise BlueskyCDIError(f"--dropout must be from 0 to below 1; got {args.dropout}")
-    torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
@@ -64,7 +64,8 @@ def _train_heads(args: argparse.Namespace) -> int:
         members=args.members,
         dropout=args.dropout,
     )
-    record = train_heads(config, load_weights(args.weights, device), args.out, device, quiet=bool(args.quiet))
+    with denormals_flushed():
+        record = train_heads(config, load_weights(args.weights, device), args.out, device, quiet=bool(args.quiet))
     rows = [
         (f"{dose} photons, {what}", str(value))
         for dose, row in record["validation"].items()

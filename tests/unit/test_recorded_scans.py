@@ -142,7 +142,8 @@ def test_the_network_predicts_again_between_sets_of_iterations(far, monkeypatch)
     # A probe that is far from known changes with each set.
     wrong = replace(scan, probe=scan.probe * np.exp(1j * np.linspace(-2, 2, scan.geometry.frame_px) ** 2))
     estimate = reconstruct(wrong, settings("pinn"), 25, lambda done, _: reported.append(done))
-    assert 1 < len(passes) <= 3
+    # And once from each half of the frames, for the errors that are predicted in the end.
+    assert 1 < len(passes) - 2 <= 3
     assert reported[-1] == estimate.source["iterations"] <= 25
 
 

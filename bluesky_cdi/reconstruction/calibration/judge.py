@@ -82,13 +82,16 @@ def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Callabl
     Returns
     -------
     callable or None
-        Gives it to who says whether to come back at once; None where an estimator is named, or halves are not
-        calibrated.
+        Gives it to who says whether to come back at once; None where an estimator is named, halves are not calibrated,
+        or nothing reconstructs.
     """
     calibration = calibration_of(trained, HalvesEstimator.name)
     if config.uncertainty is not None or not calibration.source["calibrated"]:
         return None
     net = trained.unrolled_net if trained else None
+    if net is None and not config.refine_iterations:
+        # Both halves of an engine that does nothing are what it began with.
+        return None
     describes = PhotonNoiseEstimator() if net is None else NetworkEstimator(net)
     iterations = MOST_ITERATIONS if config.refine_iterations else 0
     return lambda interrupted: Judge(HalvesEstimator(net, describes, iterations, interrupted), calibration)

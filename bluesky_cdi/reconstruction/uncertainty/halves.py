@@ -178,7 +178,8 @@ def noise_of(halves: HalfObjects, window_px: int) -> Tensor:
     inside, light, of_amplitude, of_alike = torch.where(near[0] > least, near, images.mean(dim=(-2, -1))[:, None, None])
     of_phase = -2 * torch.log((of_alike / light).clamp(0.0, 1.0)) * light
     variance: Tensor = torch.stack([of_amplitude, of_phase]) / inside / total
-    return variance.sqrt()
+    # Halves that don't differ at all would have no noise without light either.
+    return torch.where(total > 0, variance.sqrt(), torch.inf)
 
 
 def smoothed(images: Tensor, window_px: int) -> Tensor:

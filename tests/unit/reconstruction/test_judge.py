@@ -16,6 +16,8 @@ def test_a_chosen_estimator_predicts_the_last_errors_too():
     usual, chosen = (ReconstructorConfig(name="lsqml", uncertainty=name) for name in (None, "photon noise"))
     assert final_judge(usual, None)(lambda: False).estimator.name == "halves"
     assert final_judge(chosen, None) is None
+    # Halves of what was not reconstructed don't differ.
+    assert final_judge(ReconstructorConfig(name="lsqml", refine_iterations=0), None) is None
 
 
 def test_in_the_end_errors_come_from_halves_and_the_object_stays(scene, frames):
