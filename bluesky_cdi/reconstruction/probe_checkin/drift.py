@@ -13,12 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.stats import norm, t
 from torch import Tensor
 
 from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.illuminated_frames import frames_at_once
+from bluesky_cdi.protocols import FloatArray
 from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
-from bluesky_cdi.reconstruction.scores import Scores, scores_of
+from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, Trial
+from bluesky_cdi.reconstruction.scores import UNEXPLAINED, Scores
 from bluesky_cdi.reconstruction.tiles import IndexArray
 
 # Frames that are compared: the newest, and a spread of those before.
@@ -30,6 +34,8 @@ MOST_IN_VAIN = 3
 # The first aberrations are looked at, defocus and the astigmatisms: what a focus that moves, or a mirror that bends,
 # changes first.
 LOOKED_AT = 3
+# Half the phase between the two probes that a derivative is taken from, radians rms.
+STEP_RAD = 0.1
 # How sure an alarm is, in standard errors of many frames: a false one in 20,000 looks at three aberrations, were frames
 # independent; and the least change that is worth one.
 ALARM_SIGMAS, LEAST_RAD = 4.5, 0.1
@@ -129,6 +135,7 @@ class DriftAlarm:
         self._looked_at, self._in_vain = state.tolist()
 
 
+@torch.no_grad()
 def drift_between(obj: Tensor, probe: Tensor, before: Diffraction, lately: Diffraction) -> Drift:
     """Compare how much of each aberration two sets of frames ask for; the most significant difference.
 
@@ -141,7 +148,49 @@ def drift_between(obj: Tensor, probe: Tensor, before: Diffraction, lately: Diffr
     before, lately : Diffraction
         The frames.
     """
-    changes = Pupil(probe[0], before).derivatives(LOOKED_AT)
-    early, late = (scores_of(obj, probe, data, changes)[0] for data in (before, lately))
-    drifts = [Drift.between(name, early, late) for name in changes]
+    pupil = Pupil(probe[0], before)
+    found = [_asked_for(pupil, obj, probe, data) for data in (before, lately)]
+    drifts = []
+    for k, name in enumerate(ABERRATIONS[:LOOKED_AT]):
+        (early, early_error), (late, late_error) = (_weighted(*(part[k] for part in parts)) for parts in found)
+        error = float(np.hypot(early_error, late_error))
+        drifts.append(Drift(name, late - early, error, len(lately)))
     return max(drifts, key=lambda drift: drift.in_errors)
+
+
+def _asked_for(pupil: Pupil, obj: Tensor, probe: Tensor, data: Diffraction) -> tuple[FloatArray, FloatArray]:
+    """Compute each frame's score and information of each aberration, both (3, n)."""
+    flux = torch.ones(len(data), device=obj.device) if data.flux is None else data.flux
+    mean = (data.counts.sum(dim=0) + 0.5) / flux.sum()
+    size = frames_at_once(probe)
+    sides = [[pupil.turned(_only(index, sign * STEP_RAD)) for sign in (-1, 1)] for index in range(LOOKED_AT)]
+    scores, informations = [], []
+    for part, its_flux in zip(data.chunks(size), torch.split(flux, size), strict=True):
+        patches = part.patches(obj)
+
+        def rate(modes: Tensor, part: Diffraction = part, patches: Tensor = patches) -> Tensor:
+            return part.rate(part.probes(modes), patches)
+
+        # Light that nothing explains is like the mean frame; else single photons in the dark would rule.
+        expected = (1 - UNEXPLAINED) * rate(probe) + UNEXPLAINED * its_flux[:, None, None] * mean
+        slopes = torch.stack([rate(above[None]) - rate(below[None]) for below, above in sides])
+        slopes = slopes * ((1 - UNEXPLAINED) / (2 * STEP_RAD))
+        if part.valid is not None:
+            slopes = torch.where(part.valid, slopes, 0.0)
+        excess = torch.where(slopes[0] != 0, part.counts / expected - 1, 0.0)
+        scores.append((excess * slopes).sum(dim=(-2, -1)))
+        informations.append((slopes.square() / expected).sum(dim=(-2, -1)))
+    score, information = (np.asarray(torch.cat(each, dim=1).cpu(), np.float64) for each in (scores, informations))
+    return score, information
+
+
+def _only(index: int, size_rad: float) -> Trial:
+    return Trial(aberrations_rad=tuple(size_rad if k == index else 0.0 for k in range(len(ABERRATIONS))))
+
+
+def _weighted(score: FloatArray, information: FloatArray) -> tuple[float, float]:
+    """Compute how much the frames (n,) ask for together, and its standard error from their scatter."""
+    total = max(float(information.sum()), 1e-30)
+    asked = float(score.sum()) / total
+    scatter = float(np.square(score - asked * information).sum()) * len(score) / max(len(score) - 1, 1)
+    return asked, float(np.sqrt(scatter)) / total
