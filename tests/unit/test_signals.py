@@ -1,4 +1,4 @@
-"""Processes that measure with ophyd's simulated devices and are told to end."""
+"""Processes that measure with a simulated detector and are told to end."""
 
 import contextlib
 import os
@@ -20,10 +20,11 @@ from pathlib import Path
 import bluesky.plan_stubs as bps
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
+from bluesky_cdi.config import Config
 from bluesky_cdi.journal import Journal
 from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.signals import EndingSignals, during_task
-from ophyd.sim import SynAxis, SynSignal
+from bluesky_cdi.sim_devices import simulated_beamline
 
 where, folder = sys.argv[1], Path(sys.argv[2])
 
@@ -45,11 +46,11 @@ with EndingSignals() as signals:
     journal = Journal(folder / "journal")
     RE.subscribe(journal)
     RE.subscribe(third, "event")
-    detector = SynSignal(name="detector", func=lambda: 1.0, exposure_time=0.05)
-    y, x = SynAxis(name="y"), SynAxis(name="x")
+    beamline = simulated_beamline(Config.model_validate({"scan": {"exposure_s": 0.05}}), folder / "frames")
     try:
         if where != "idle":
-            RE(ptycho_raster([detector], y, x, extent_um=[2, 2], step_um=0.05))
+            stage = beamline.stage
+            RE(ptycho_raster([beamline.detector], stage.y, stage.x, extent_um=[2, 2], step_um=0.05))
     except RunEngineInterrupted:
         pass
     finally:
