@@ -141,11 +141,19 @@ class RegionWork:
         self, tiled: TiledObject, estimate: Estimate, judge: Judge, interrupted: Callable[[], bool]
     ) -> Estimate:
         """Predict the errors of all regions anew; the estimate as it is, if interrupted."""
-        for region in tiled.tiling.regions(range(len(tiled.tiling))):
-            frames = self._frames.of_region(region, tiled.tiling)
-            if len(frames.rows) and not interrupted():
-                self._put_errors(tiled, frames, judge, self._solver.courses.kept_in(region.tiles))
-        if interrupted():
+        had = tiled.map.std_amplitude.clone(), tiled.map.std_phase_rad.clone(), self._metrics.uncertainty.copy()
+        is_whole = False
+        try:
+            for region in tiled.tiling.regions(range(len(tiled.tiling))):
+                frames = self._frames.of_region(region, tiled.tiling)
+                if len(frames.rows) and not interrupted():
+                    self._put_errors(tiled, frames, judge, self._solver.courses.kept_in(region.tiles))
+            is_whole = not interrupted()
+        finally:
+            if not is_whole:
+                # A run that goes on must not have errors of two kinds.
+                tiled.map.std_amplitude, tiled.map.std_phase_rad, self._metrics.uncertainty = had
+        if not is_whole:
             return estimate
         images, rows = tiled.map.checkpoint(), self._frames.table.rows_of(estimate.frame_seq_nums)
         errors = images["std_amplitude"], images["std_phase_rad"], self._metrics.uncertainty[rows]

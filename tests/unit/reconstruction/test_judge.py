@@ -45,6 +45,9 @@ def test_interrupted_the_estimate_stays_as_it_is(scene, frames):
     last = reconstructor.step(math.inf)
     answers = iter([False] + 100 * [True])
     assert reconstructor.checked(last, lambda: next(answers)) is last
+    kept = reconstructor.estimate()
+    assert (kept.std_phase_rad == last.std_phase_rad).all() and (kept.std_amplitude == last.std_amplitude).all()
+    assert (kept.frame_uncertainty == last.frame_uncertainty).all()
 
 
 @pytest.mark.parametrize(("factor", "word"), [(2.0, "widened to 2.00"), (0.5, "narrowed to 0.50"), (1.1, "")])
