@@ -34,6 +34,7 @@ def add_calibrate(commands: Any, common: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("weights", help="shipped weights, or a .safetensors file, beside which the record goes; none: engines alone")
     add("--estimators", nargs="+", default=[], metavar="NAME", help="uncertainty estimators (default: those of a run)")
+    add("--members", nargs="+", default=[], metavar="FILE", help="weights of a deep ensemble besides the network's")
     add("--scenes", type=positive, default=96, metavar="N", help="simulated scans (default: %(default)s)")
     add("--jobs", type=positive, metavar="N", help="processes (default: one a core, at most 8)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
@@ -54,6 +55,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         scenes=args.scenes,
         device=device,
         jobs=args.jobs or min(MOST_JOBS, os.cpu_count() or 1),
+        members=args.members,
         on_progress=lambda done: logger.info("%d scans", done) if done % TOLD_EVERY == 0 else None,
     )
     rows = [("record", str(path))]

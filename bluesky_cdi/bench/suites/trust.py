@@ -39,7 +39,7 @@ from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Frame
 from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
-from bluesky_cdi.reconstruction.uncertainty import under_frames
+from bluesky_cdi.reconstruction.uncertainty import DeepEnsembleEstimator, under_frames
 
 SCENES = {
     "zone plate, star": Case(sample="star"),
@@ -85,6 +85,8 @@ class Options:
         Where to compute.
     first_seed : int
         Of the scans.
+    members : sequence of str
+        Weights of the networks of a ``deep ensemble`` besides.
     """
 
     weights: Sequence[str] = ("canvas-small",)
@@ -97,6 +99,7 @@ class Options:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     first_seed: int = 0
+    members: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,13 +150,14 @@ def trust(
             for number, (labels, case) in enumerate(_cases(options)):
                 tell(f"{name}, {estimator or 'default'}, {', '.join(map(str, labels.values()))}")
                 seed = options.first_seed + number
-                for judged, row in _estimates(case, seed, trained, estimator, options.device):
+                for judged, row in _estimates(case, seed, trained, _told(options, estimator), options.device):
                     rows.append({"weights": name, **labels, **row, **judged.numbers})
                     if keep is not None and not labels["fault"]:
                         keep(f"{name}, {row['estimator']}, {way(row)}", judged)
             if options.data is not None:
                 recorded += [
-                    {"weights": name, **row} for row in _recorded(options.data, trained, estimator, options.device)
+                    {"weights": name, **row}
+                    for row in _recorded(options.data, trained, _told(options, estimator), options.device)
                 ]
     settings = {
         "weights": list(options.weights),
@@ -222,8 +226,14 @@ def _cases(options: Options) -> Iterator[tuple[dict[str, Any], Case]]:
                     yield labels, with_fault(replace(SCENES[scene], dose=dose, field=FIELD))
 
 
+def _told(options: Options, estimator: str | None) -> dict[str, Any]:
+    """Name an estimator, and the weights that it needs besides, as a configuration does."""
+    files = options.members if estimator == DeepEnsembleEstimator.name else ()
+    return {"uncertainty": estimator, "uncertainty_weights": tuple(files)}
+
+
 def _estimates(
-    case: Case, seed: int, trained: Trained | None, estimator: str | None, device: torch.device
+    case: Case, seed: int, trained: Trained | None, told: Mapping[str, Any], device: torch.device
 ) -> Iterator[tuple[Judged, dict[str, Any]]]:
     """Reconstruct a scan, and judge what there is after some iterations."""
     problem = simulate(case, seed, torch.device("cpu"))
@@ -234,7 +244,7 @@ def _estimates(
                 "name": "lsqml" if trained is None else "pinn",
                 "background": 0.0,
                 "refine_iterations": STEP if refined else 0,
-                "uncertainty": estimator,
+                **told,
                 **({} if trained is None else {"weights": str(trained.path)}),
             }
         )
@@ -270,7 +280,7 @@ def frames_of(problem: Problem) -> tuple[ObjectGrid, list[Frame]]:
 
 
 def _recorded(
-    folder: Path, trained: Trained | None, estimator: str | None, device: torch.device
+    folder: Path, trained: Trained | None, told: Mapping[str, Any], device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """Reconstruct recorded scans, and count how many differences of halves lie inside their predicted intervals."""
     for label, (name, read) in RECORDED.items():
@@ -284,7 +294,7 @@ def _recorded(
                 "name": "lsqml" if trained is None else "pinn",
                 "background": 0.0,
                 "refine_iterations": STEP,
-                "uncertainty": estimator,
+                **told,
                 **({} if trained is None else {"weights": str(trained.path)}),
             }
         )

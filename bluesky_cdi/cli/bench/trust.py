@@ -31,6 +31,7 @@ def add_trust(parts: Any, common: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--weights", nargs="+", default=["canvas-small"], metavar="NAME", help="shipped, files, or none: LSQ-ML alone")
     add("--estimators", nargs="+", default=[], metavar="NAME", help="uncertainty estimators (default: the usual one)")
+    add("--members", nargs="+", default=[], metavar="FILE", help="weights of a deep ensemble besides the network's")
     add("--cases", nargs="+", choices=SCENES, default=list(SCENES), metavar="NAME", help=f"of {'; '.join(SCENES)}")
     add(
         "--doses", nargs="+", type=above_0, metavar="PHOTONS", help="of a frame (default: 1e4 1e5 1e6; of --target 1e5)"
@@ -78,6 +79,7 @@ def _bench_trust(args: argparse.Namespace) -> int:
         data_folder(args),
         device,
         args.first_seed,
+        args.members,
     )
     diagram = Reliability()
     found = trust(options, tell, diagram)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bluesky_cdi.reconstruction.calibration.samples import Sample, samples_of
 from bluesky_cdi.reconstruction.calibration.scenes import OBJECTS, PROBES, draw_scene
 from bluesky_cdi.reconstruction.uncertainty import (
     ESTIMATORS,
+    DeepEnsembleEstimator,
     HalvesEstimator,
     NetworkEstimator,
     PhotonNoiseEstimator,
@@ -35,6 +38,7 @@ def calibrate(
     scenes: int = SCENES,
     device: str = "cpu",
     jobs: int = 1,
+    members: Sequence[str] = (),
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Path, list[Calibration]]:
     """Calibrate estimators on simulated scans, and write the record beside the weights.
@@ -51,6 +55,8 @@ def calibrate(
         Where to compute.
     jobs : int
         Processes that share the scans.
+    members : sequence of str
+        Weights of the networks of a ``deep ensemble`` besides.
     on_progress : callable, optional
         Called with the number of scans that are done.
 
@@ -70,7 +76,9 @@ def calibrate(
     if unknown := [name for name in names if name not in ESTIMATORS]:
         raise ConfigError(f"no uncertainty estimator is called {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")
     samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for done, (name, found) in enumerate(_collected(weights, names, scenes, device, jobs), start=1):
+    for done, (name, found) in enumerate(
+        _collected(_Means(weights, device, tuple(members)), names, scenes, jobs), start=1
+    ):
         samples[name] += found
         if on_progress is not None:
             on_progress(done)
@@ -85,39 +93,45 @@ def calibrate(
     return path, calibrations
 
 
-def _collected(
-    weights: str | Path | None, names: Sequence[str], scenes: int, device: str, jobs: int
-) -> Iterator[tuple[str, list[Sample]]]:
+@dataclass(frozen=True)
+class _Means:
+    """What scans are looked at with; goes to other processes as it is."""
+
+    weights: str | Path | None
+    device: str
+    members: tuple[str, ...]
+
+    @cached_property
+    def trained(self) -> Trained | None:
+        return None if self.weights is None else load_weights(self.weights, self.device)
+
+    def samples(self, number: int, name: str) -> list[Sample]:
+        files = self.members if name == DeepEnsembleEstimator.name else ()
+        return list(samples_of(draw_scene(number), number, self.trained, name, torch.device(self.device), files))
+
+
+def _collected(means: _Means, names: Sequence[str], scenes: int, jobs: int) -> Iterator[tuple[str, list[Sample]]]:
     """Go through all scans with all estimators, in any order."""
     if jobs == 1:
-        trained = _loaded(weights, device)
         for number in range(scenes):
             for name in names:
-                yield name, _looked_at(number, trained, name, device)
+                yield name, means.samples(number, name)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(weights, device)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(means,)) as pool:
         asked = {pool.submit(_at_work, number, name): name for number in range(scenes) for name in names}
         for future in as_completed(asked):
             yield asked[future], future.result()
 
 
-def _looked_at(number: int, trained: Trained | None, name: str, device: str) -> list[Sample]:
-    return list(samples_of(draw_scene(number), number, trained, name, torch.device(device)))
-
-
-def _loaded(weights: str | Path | None, device: str) -> Trained | None:
-    return None if weights is None else load_weights(weights, device)
-
-
 # What a process of the pool has.
-_had: dict[str, Any] = {}
+_had: dict[str, _Means] = {}
 
 
-def _begin(weights: str | Path | None, device: str) -> None:
+def _begin(means: _Means) -> None:
     torch.set_num_threads(1)
-    _had.update(trained=_loaded(weights, device), device=device)
+    _had["means"] = means
 
 
 def _at_work(number: int, name: str) -> list[Sample]:
-    return _looked_at(number, _had["trained"], name, _had["device"])
+    return _had["means"].samples(number, name)

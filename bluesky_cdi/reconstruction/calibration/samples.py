@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +78,12 @@ class _Watching:
 
 
 def samples_of(
-    scene: Scene, number: int, trained: Trained | None, estimator: str | None, device: torch.device
+    scene: Scene,
+    number: int,
+    trained: Trained | None,
+    estimator: str | None,
+    device: torch.device,
+    files: Sequence[str] = (),
 ) -> Iterator[Sample]:
     """Reconstruct a scan as a run's last frames are, and look at its errors after some numbers of iterations.
 
@@ -94,12 +99,19 @@ def samples_of(
         What predicts errors; None: the default one.
     device : torch.device
         Where to compute.
+    files : sequence of str
+        Weights that the estimator needs besides.
 
     Yields
     ------
     Sample
     """
-    settings = {"name": "lsqml" if trained is None else "pinn", "background": 0.0, "uncertainty": estimator}
+    settings: dict[str, Any] = {
+        "name": "lsqml" if trained is None else "pinn",
+        "background": 0.0,
+        "uncertainty": estimator,
+        "uncertainty_weights": tuple(files),
+    }
     if trained is not None:
         settings["weights"] = str(trained.path)
     told: dict[int, tuple[int, ...]] = {} if trained is None else {0: (1,)}
