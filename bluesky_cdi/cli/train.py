@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bluesky_cdi.models.unrolled import UnrolledConfig
 
 # The networks that can be trained: `models.unrolled.PRESETS`, which would load torch, and the baseline.
-MODELS = ("small", "large", "ptychonn")
+MODELS = ("tiny", "small", "large", "ptychonn")
 
 
 def add_train(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -60,6 +60,7 @@ def build_reconstructor(
     from bluesky_cdi.reconstruction.growing import GrowingReconstructor
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
     from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn
+    from bluesky_cdi.reconstruction.targets import Targets
 
     geometry = Geometry.from_metadata(info.metadata, info.frame_shape)
     done = info.preprocessed
@@ -92,7 +93,7 @@ def build_reconstructor(
         check_in=None if config.probe.trust else LiveCheckIn(geometry),
         on_progress=on_progress,
         saturation=config.detector.saturation if done is None else done.saturation,
-        target_resolution_m=config.agent.target_resolution_m,
+        targets=Targets(config.agent.target_resolution_m, config.agent.target_std_rad),
         notes=notes or None,
     )
 

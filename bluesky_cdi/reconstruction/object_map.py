@@ -184,6 +184,18 @@ class ObjectMap:
         self._put(region, "std_phase_rad", found.std_phase_rad[core])
         return self.std_phase_rad[region.outer.pixels]
 
+    def scale_errors(self, amplitude: float, phase: float) -> None:
+        """Make all predicted errors so many times as large; those that stand for what is not known stay.
+
+        Parameters
+        ----------
+        amplitude, phase : float
+            Factors.
+        """
+        both = UncertaintyEstimate(self.std_amplitude, self.std_phase_rad, self.std_phase_rad[:0])
+        scaled = both.times(amplitude, phase)
+        self.std_amplitude, self.std_phase_rad = scaled.std_amplitude, scaled.std_phase_rad
+
     def clear(self, region: Region) -> None:
         """Forget a region that its last frames have left; what is of earlier epochs stays."""
         nothing = torch.zeros_like(self.illumination[region.core.pixels])

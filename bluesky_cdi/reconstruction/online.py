@@ -34,6 +34,7 @@ from bluesky_cdi.reconstruction.beside import Beside
 from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, Judge, calibration_of, final_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
+from bluesky_cdi.reconstruction.error_watch import ErrorWatch
 from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
@@ -44,6 +45,7 @@ from bluesky_cdi.reconstruction.region_solver import RegionSolver
 from bluesky_cdi.reconstruction.region_work import RegionWork
 from bluesky_cdi.reconstruction.resolution_watch import ResolutionWatch
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+from bluesky_cdi.reconstruction.targets import Targets
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
 from bluesky_cdi.reconstruction.uncertainty import configured_estimator
 
@@ -77,8 +79,8 @@ class PtychoReconstructor:
         Called after each iteration with the iterations so far and the mean deviance.
     saturation : float, optional
         Counts from which on a pixel is saturated and left out of its frame.
-    target_resolution_m : float
-        Resolution that two halves of the frames are checked for, metres; 0: they are not.
+    targets : Targets
+        At what the scan stops, for which two halves of the frames are checked.
     notes : Mapping, optional
         What the source of its estimates says besides.
     calibration : Calibrating, optional
@@ -106,7 +108,7 @@ class PtychoReconstructor:
         check_in: LiveCheckIn | None = None,
         on_progress: Callable[[int, float], None] | None = None,
         saturation: float | None = None,
-        target_resolution_m: float = 0.0,
+        targets: Targets = Targets(),  # noqa: B008 (frozen)
         notes: Mapping[str, Any] | None = None,
         calibration: Calibrating | None = None,
     ) -> None:
@@ -118,18 +120,17 @@ class PtychoReconstructor:
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
         )
-        self._metrics = FrameMetrics(device)
+        self._metrics, self._probe = FrameMetrics(device), SharedProbe(probe, device)
         self._tiled = TiledObject.on(grid, config.window_px, device)
-        self._probe = SharedProbe(probe, device)
         self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
         estimator = configured_estimator(config, trained, device)
         judge = Judge(estimator, calibration or calibration_of(trained, estimator.name))
         known, final = (self._frames, self._metrics, self._probe, self._solver), final_judge(config, trained)
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
-        self._resolution = ResolutionWatch(target_resolution_m, grid.pixel_m, config)
+        self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
+        self._errors, self._beside = ErrorWatch(targets.std_rad), Beside()
         self._tuner = RunTuner(seed, config.fine_tune_s)
-        self._beside = Beside()
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
@@ -204,6 +205,7 @@ class PtychoReconstructor:
             self._beside.do("causes", self._causes.look, self._frames, rows, embedding, obj, probe, is_interrupted)
             self._watch.look(self._frames, rows, obj, not self._tiled.is_whole)
             self._beside.do("resolution", self._resolution.look, self._frames, rows, self._solver.net, probe, obj)
+            self._beside.do("errors", self._errors.look, self._work, self._tiled, self._metrics, rows, is_interrupted)
         return self._estimate(started)
 
     def estimate(self) -> Estimate | None:

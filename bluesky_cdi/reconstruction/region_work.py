@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
+from bluesky_cdi.evaluation import illuminated_mask
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.calibration import HalfPixels, Judge, checked_estimate, half_pixels, judged_again
@@ -102,13 +104,45 @@ class RegionWork:
         HalfPixels or None
             None where the frames are too few, or it was interrupted.
         """
-        tiling, known = tiled.tiling, self._frames
-        homes = np.bincount(tiling.home(known.table.corner[known.light.newest]), minlength=len(tiling))
-        [region] = tiling.regions([int(homes.argmax())])
-        data, obj = known.of_region(region, tiling).data, tiled.map.object[region.outer.pixels]
+        frames = self._of_fullest_region(tiled)
+        data, obj = frames.data, tiled.map.object[frames.region.outer.pixels]
         kept, net = self._solver.courses.kept, self._solver.net
         probe, estimator = self._probe.modes, self._judge.estimator
-        return half_pixels(obj, probe, data, net, estimator, kept, len(known), interrupted=interrupted)
+        return half_pixels(obj, probe, data, net, estimator, kept, len(self._frames), interrupted=interrupted)
+
+    def rescale(self, tiled: TiledObject, interrupted: Callable[[], bool]) -> Mapping[str, float] | None:
+        """Give all predicted errors, those to come too, the size that halves of the frames tell where most of them are.
+
+        Parameters
+        ----------
+        tiled : TiledObject
+            The object.
+        interrupted : callable
+            Asked now and then whether to give up.
+
+        Returns
+        -------
+        Mapping of str to float, or None
+            What the errors of ``amplitude`` and ``phase`` are multiplied by. None where it was interrupted, or nothing
+            else predicts the errors of a finished run.
+        """
+        if self._final is None:
+            return None
+        frames, judge = self._of_fullest_region(tiled), self._final(interrupted)
+        found, _ = self._predicted(tiled, frames, judge, self._solver.courses.kept_in(frames.region.tiles))
+        if interrupted():
+            return None
+        box = frames.region.outer.pixels
+        lit = torch.from_numpy(illuminated_mask(tiled.map.illumination[box][0].cpu().numpy()))
+        both = {
+            "amplitude": (found.std_amplitude, tiled.map.std_amplitude[box]),
+            "phase": (found.std_phase_rad, tiled.map.std_phase_rad[box]),
+        }
+        factors = {part: (now.cpu()[lit] / before.cpu()[lit]).median().item() for part, (now, before) in both.items()}
+        self._judge = self._judge.scaled(factors)
+        tiled.map.scale_errors(factors["amplitude"], factors["phase"])
+        self._metrics.uncertainty *= factors["phase"]
+        return factors
 
     def checked(self, tiled: TiledObject, estimate: Estimate, interrupted: Callable[[], bool]) -> Estimate:
         """Predict the errors of a run's object anew by halves of its frames, or hold those that are known against them.
@@ -135,7 +169,15 @@ class RegionWork:
 
     def _said(self, judge: Judge, tiled: TiledObject) -> dict[str, Any]:
         widths = judge.calibration.intervals(tiled.map.illumination, self._solver.courses.kept)
-        return {**judge.calibration.source, "intervals": widths}
+        scaled = {"scale": dict(judge.scale)} if set(judge.scale.values()) != {1.0} else {}
+        return {**judge.calibration.source, "intervals": widths, **scaled}
+
+    def _of_fullest_region(self, tiled: TiledObject) -> RegionFrames:
+        """Give the frames of the region that has most of them."""
+        tiling, known = tiled.tiling, self._frames
+        homes = np.bincount(tiling.home(known.table.corner[known.light.newest]), minlength=len(tiling))
+        [region] = tiling.regions([int(homes.argmax())])
+        return known.of_region(region, tiling)
 
     def _judged_again(
         self, tiled: TiledObject, estimate: Estimate, judge: Judge, interrupted: Callable[[], bool]
@@ -188,6 +230,15 @@ class RegionWork:
         self, tiled: TiledObject, frames: RegionFrames, judge: Judge, iterations: int
     ) -> UncertaintyEstimate:
         """Predict the errors of a region's object as it is now, and take them over; the residuals of its frames too."""
+        found, deviance = self._predicted(tiled, frames, judge, iterations)
+        variance = tiled.map.write_errors(frames.region, found).square()
+        self._metrics.put(frames.rows, deviance, under_frames(variance[None], self._probe.modes, frames.data.corner))
+        return found
+
+    def _predicted(
+        self, tiled: TiledObject, frames: RegionFrames, judge: Judge, iterations: int
+    ) -> tuple[UncertaintyEstimate, Tensor]:
+        """Predict the errors of a region's object as it is now; beside them the deviance of its frames."""
         rows, data, probe = frames.rows, frames.data, self._probe.modes
         obj, illumination = tiled.map.object[frames.region.outer.pixels], summed_illumination(probe, data)
         deviance = deviance_of(obj, probe, data)
@@ -196,7 +247,4 @@ class RegionWork:
             vacuum, noise = deviance_of(torch.ones_like(obj), probe, some), noise_of(obj, probe, some)
             self._metrics.put_bounds(rows[new], vacuum, noise)
         noise = torch.from_numpy(self._metrics.noise[rows]).to(obj.device)
-        found = judge(obj, probe, data, illumination, deviance, noise, iterations)
-        variance = tiled.map.write_errors(frames.region, found).square()
-        self._metrics.put(rows, deviance, under_frames(variance[None], probe, data.corner))
-        return found
+        return judge(obj, probe, data, illumination, deviance, noise, iterations), deviance

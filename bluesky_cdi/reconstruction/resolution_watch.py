@@ -18,14 +18,13 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
+from bluesky_cdi.reconstruction.targets import are_enough
 from bluesky_cdi.reconstruction.tiles import Box, IndexArray
 from bluesky_cdi.reconstruction.uncertainty import half_objects
 from bluesky_cdi.reconstruction.uncertainty.halves_estimator import reconstructed
 
 logger = logging.getLogger(__name__)
 
-# A check costs about a pass over its frames: there is one whenever they have become a tenth more.
-LEAST_FRAMES, LEAST_NEW, GROWTH = 16, 8, 0.1
 # Of a larger scan the frames in the middle are looked at, so that a check never costs more than a pass of these.
 MOST_FRAMES = 1024
 # Iterations of LSQ-ML where no network makes a first object: each half begins in vacuum, for whatever it began with
@@ -63,8 +62,7 @@ class ResolutionWatch:
 
     def is_due(self, n_frames: int) -> bool:
         """Tell whether so many frames are to be looked at."""
-        new = n_frames - self._looked_at
-        return bool(self._target_m) and n_frames >= LEAST_FRAMES and new >= max(LEAST_NEW, GROWTH * self._looked_at)
+        return bool(self._target_m) and are_enough(n_frames, self._looked_at)
 
     def look(
         self, frames: MeasuredFrames, rows: IndexArray, net: UnrolledNet | None, probe: Tensor, obj: Tensor

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi import viz
+from bluesky_cdi.bench.reports.text import markdown
 from bluesky_cdi.bench.suites.trust import Judged, cells
 from bluesky_cdi.evaluation import interval_coverage
 from bluesky_cdi.protocols import FloatArray
@@ -33,14 +34,14 @@ def tables(found: Mapping[str, Any]) -> str:
     blocks = [
         f"{', '.join(found['machine']['devices'])}, {found['machine']['threads']} CPU thread(s); shares in % inside "
         "the intervals of 50 / 90 / 95 %; ranks: Spearman, by pixel (if the prediction were exact), by frame",
-        _markdown(HEAD, [_row(key, cell) for key, cell in plain.items()]),
-        _markdown(SUMMARY, [_summary(name, group) for name, group in _by_way(plain).items()]),
+        markdown(HEAD, [_row(key, cell) for key, cell in plain.items()]),
+        markdown(SUMMARY, [_summary(name, group) for name, group in _by_way(plain).items()]),
     ]
     if faulty:
         lines = [[key[-1], f"{100 * cell['flagged']:.0f} %", *_row(key, cell)] for key, cell in faulty.items()]
-        blocks.append(_markdown(["what is wrong", "scans that say so", *HEAD], lines))
+        blocks.append(markdown(["what is wrong", "scans that say so", *HEAD], lines))
     if found["recorded"]:
-        blocks.append(_markdown(RECORDED, [_recorded(row) for row in found["recorded"]]))
+        blocks.append(markdown(RECORDED, [_recorded(row) for row in found["recorded"]]))
     return "\n\n".join(blocks)
 
 
@@ -62,7 +63,7 @@ def stopped(found: Mapping[str, Any]) -> str:
         ]
         for row in rows
     ]
-    table = _markdown(["scan", "frames", "reached", "predicted, rad", "actual, rad"], lines)
+    table = markdown(["scan", "frames", "reached", "predicted, rad", "actual, rad"], lines)
     actual = np.array([row["actual_rad"] for row in rows if row["reached"]], np.float64)
     if not actual.size:
         return f"{table}\n\nno scan reached {target:g} rad"
@@ -129,10 +130,6 @@ def _recorded(row: Mapping[str, Any]) -> list[str]:
         return [name, row["scan"], str(row["frames"]), "-", "-", check.get("says") or row["why"]]
     shares = (" / ".join(f"{100 * share:.0f}" for share in check["inside"][part].values()) for part in PARTS)
     return [name, row["scan"], str(row["frames"]), *shares, check["says"] or "agrees"]
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
 
 class Reliability:

@@ -21,6 +21,7 @@ from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.evaluation import compare_estimate, wrap_rad
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
+from bluesky_cdi.reconstruction.targets import Targets
 
 # Enough frames that the target is met in the middle of the scan.
 OVERLAP = 0.8
@@ -90,8 +91,9 @@ def _stopped(options: Options, scene: str, seed: int) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(len(frames))
     config = ReconstructorConfig.model_validate({"background": 0.0, "weights": options.weights})
     trained = load_weights(options.weights, options.device)
+    targets = Targets(std_rad=options.target_rad)
     reconstructor = PtychoReconstructor(
-        grid, problem.probe[0].cpu().numpy(), config, trained=trained, device=options.device
+        grid, problem.probe[0].cpu().numpy(), config, trained=trained, device=options.device, targets=targets
     )
     rule = StoppingRule(len(frames), target_std_rad=options.target_rad)
     used, estimate, reason = 0, None, None

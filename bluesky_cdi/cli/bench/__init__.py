@@ -19,6 +19,7 @@ from bluesky_cdi.cli.bench.images import (
     add_scan,
 )
 from bluesky_cdi.cli.bench.resolution import add_resolution
+from bluesky_cdi.cli.bench.scaling import add_scaling
 from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
 from bluesky_cdi.cli.bench.trust import add_trust
 
@@ -53,6 +54,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_compression,
         add_resolution,
         add_fine_tuning,
+        add_scaling,
         add_engines,
         add_lsqml,
         add_single_shot,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bluesky_cdi.physics.forward import Diffraction, accumulate, intensity
+from bluesky_cdi.protocols import FloatArray
 
 # Frames at a time: where their pixels lie takes twice the memory of the frames themselves.
 CHUNK = 64
@@ -47,6 +49,38 @@ class Conditions:
         excess = torch.log1p(4 * photons * self.misfit.clamp_min(0)) / 2
         iterations = torch.full_like(photons, float(self.iterations)).log1p()
         return torch.stack([-(2 * photons.sqrt()).log(), excess, self.frames.clamp_min(1).log(), iterations])
+
+
+def relative_shape(shape: Tensor, photons: Tensor) -> Tensor:
+    """Compute by how much an opinion is larger at a pixel than in the middle of the object, natural logarithm.
+
+    How large errors are on the whole is left to the other opinion: the mean, weighted with the light, is 0.
+
+    Parameters
+    ----------
+    shape : Tensor, shape (Y, X)
+        Deviations.
+    photons : Tensor, shape (Y, X)
+        That fell on each pixel.
+    """
+    logs = shape.clamp_min(1e-6).log()
+    return logs - (logs * photons).sum() / photons.sum().clamp_min(LEAST_PHOTONS)
+
+
+def features_of(predicted: FloatArray, covariates: FloatArray, shape: FloatArray | None = None) -> FloatArray:
+    """Stack what the logarithm of a deviation is linear in, shape (6, n), or (7, n) with a second opinion.
+
+    Parameters
+    ----------
+    predicted : ndarray, shape (n,)
+        Deviations as an estimator has them.
+    covariates : ndarray, shape (4, n)
+        Of `Conditions`.
+    shape : ndarray, shape (n,), optional
+        A second opinion, as `relative_shape` gives it.
+    """
+    raw = np.log(np.maximum(predicted, 1e-6))
+    return np.stack([np.ones_like(raw), raw, *covariates, *([] if shape is None else [shape])])
 
 
 def conditions_of(

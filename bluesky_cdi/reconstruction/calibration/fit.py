@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy import optimize
 
 from bluesky_cdi.protocols import FloatArray
+from bluesky_cdi.reconstruction.calibration.conditions import features_of
 from bluesky_cdi.reconstruction.calibration.record import (
     LEVELS,
     PARTS,
@@ -33,10 +34,10 @@ from bluesky_cdi.reconstruction.calibration.samples import Sample
 Floats = npt.NDArray[np.float64]
 Model = Mapping[str, Sequence[float]]
 
-# Slopes that may not be negative: along the prediction, the photon noise and the misfit.
-RISING = (1, 2, 3)
+# Slopes that may not be negative: along the prediction, the photon noise, the misfit and a second opinion.
+RISING = (1, 2, 3, 6)
 # What the slopes are drawn to where the scenes tell nothing: half of the prediction, half of the photon noise.
-EXPECTED, PULL = (0.0, 0.5, 0.5, 0.5, 0.0, 0.0), 0.02
+EXPECTED, PULL = (0.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0), 0.02
 # Parts of the scenes, of which each is left out of the model that it is tested on.
 FOLDS = 4
 # Fewest scenes of a group, and as how many scenes of its own its parent's scale counts.
@@ -92,9 +93,9 @@ def _kind(sample: Sample) -> str:
 
 
 def _features(sample: Sample, part: str) -> Floats:
-    """Stack what the logarithm of a deviation is linear in, (n, 6)."""
-    raw = np.log(np.maximum(sample.predicted[part], 1e-6))
-    return np.stack([np.ones_like(raw), raw, *sample.covariates], axis=1)
+    """Stack what the logarithm of a deviation is linear in, (n, 6); (n, 7) with a second opinion."""
+    shape = None if sample.shapes is None else sample.shapes[part]
+    return features_of(sample.predicted[part], sample.covariates, shape).T.astype(np.float64)
 
 
 def _model(samples: Sequence[Sample], part: str) -> list[float]:
@@ -103,7 +104,7 @@ def _model(samples: Sequence[Sample], part: str) -> list[float]:
     squares = np.concatenate([np.square(each.errors[part]) for each in samples]).clip(SMALLEST_ERROR**2)
     weight = np.concatenate([np.full(each.errors[part].size, 1 / each.errors[part].size) for each in samples])
     weight /= weight.sum()
-    expected = np.array(EXPECTED)
+    expected = np.array(EXPECTED[: x.shape[1]])
 
     def loss(coefficients: Floats) -> tuple[float, Floats]:
         log_std = x @ coefficients
@@ -117,9 +118,7 @@ def _model(samples: Sequence[Sample], part: str) -> list[float]:
     # A column that does not vary, as that of the iterations of predictions, has no slope.
     fixed = np.ptp(x, axis=0) == 0
     bounds = [(0.0, 0.0) if fixed[k] and k else (0.0, None) if k in RISING else (None, None) for k in range(x.shape[1])]
-    found = optimize.minimize(
-        loss, np.array([0.0, *EXPECTED[1:4], 0.0, 0.0]), jac=True, bounds=bounds, method="L-BFGS-B"
-    )
+    found = optimize.minimize(loss, expected, jac=True, bounds=bounds, method="L-BFGS-B")
     return [round(float(each), 5) for each in found.x]
 
 

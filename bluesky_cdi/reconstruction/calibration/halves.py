@@ -19,7 +19,7 @@ from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.protocols import FloatArray
-from bluesky_cdi.reconstruction.calibration.conditions import conditions_of
+from bluesky_cdi.reconstruction.calibration.conditions import conditions_of, features_of, relative_shape
 from bluesky_cdi.reconstruction.uncertainty import UncertaintyEstimator
 from bluesky_cdi.reconstruction.uncertainty.halves import half_objects, split
 from bluesky_cdi.reconstruction.uncertainty.halves_estimator import reconstructed
@@ -44,12 +44,15 @@ class HalfPixels:
         The conditions of each half.
     photons : ndarray, shape (n,)
         Of both.
+    shapes : sequence of Mapping of str to ndarray, shape (n,), or None
+        A second opinion of the deviations of each half, as `relative_shape` gives it; None where there is none.
     """
 
     differences: Mapping[str, FloatArray]
     predicted: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
     covariates: tuple[FloatArray, FloatArray]
     photons: FloatArray
+    shapes: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]] | None = None
 
     def scores(self, part: str, model: Sequence[float]) -> FloatArray:
         """Compute the differences over the deviations that a model has of them, (n,), not negative.
@@ -62,9 +65,9 @@ class HalfPixels:
             Of a `Calibration`.
         """
         variance = np.zeros(len(self.photons))
-        for predicted, covariates in zip(self.predicted, self.covariates, strict=True):
-            raw = np.log(np.maximum(predicted[part], 1e-6))
-            log_std = np.asarray(model) @ np.stack([np.ones_like(raw), raw, *covariates])
+        shapes = (None, None) if self.shapes is None else tuple(each[part] for each in self.shapes)
+        for predicted, covariates, shape in zip(self.predicted, self.covariates, shapes, strict=True):
+            log_std = np.asarray(model) @ features_of(predicted[part], covariates, shape)
             variance += np.exp(2 * np.minimum(log_std, 2.0))
         return np.asarray(np.abs(self.differences[part]) / np.sqrt(variance))
 
@@ -137,7 +140,7 @@ def half_pixels(
     def kept(image: Tensor) -> FloatArray:
         return image.reshape(-1)[pixels.to(image.device)].cpu().numpy().astype(np.float64)
 
-    predicted, covariates = [], []
+    predicted, covariates, shapes = [], [], []
     for half, found, light in zip(split(data), (halves.first, halves.second), halves.light, strict=True):
         here, light = found[None], light[None]
         deviance, noise = deviance_of(here, probe, half), noise_of(here, probe, half)
@@ -145,10 +148,17 @@ def half_pixels(
         predicted.append({"amplitude": kept(errors.std_amplitude), "phase": kept(errors.std_phase_rad)})
         conditions = conditions_of(probe, half, light, deviance, noise, few)
         covariates.append(np.stack([kept(each) for each in conditions.covariates()]))
+        if errors.shape_amplitude is not None and errors.shape_phase_rad is not None:
+            opinions = {"amplitude": errors.shape_amplitude, "phase": errors.shape_phase_rad}
+            shapes.append({part: kept(relative_shape(each, light)) for part, each in opinions.items()})
     differences = {
         "amplitude": kept(halves.first.abs() - halves.second.abs()),
         "phase": kept(torch.angle(halves.first * halves.second.conj())),
     }
     return HalfPixels(
-        differences, (predicted[0], predicted[1]), (covariates[0], covariates[1]), kept(halves.light.sum(dim=0))
+        differences,
+        (predicted[0], predicted[1]),
+        (covariates[0], covariates[1]),
+        kept(halves.light.sum(dim=0)),
+        (shapes[0], shapes[1]) if shapes else None,
     )

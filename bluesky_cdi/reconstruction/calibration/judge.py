@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.calibration.conditions import conditions_of
 from bluesky_cdi.reconstruction.calibration.files import calibration_of
 from bluesky_cdi.reconstruction.calibration.halves import MOST_ITERATIONS
-from bluesky_cdi.reconstruction.calibration.record import Calibrating
+from bluesky_cdi.reconstruction.calibration.record import PARTS, Calibrating
 from bluesky_cdi.reconstruction.uncertainty import (
     HalvesEstimator,
     NetworkEstimator,
@@ -33,10 +33,13 @@ class Judge:
         Predicts them.
     calibration : Calibrating
         Of this estimator.
+    scale : Mapping of str to float
+        What halves of a run's frames multiply its errors by, of ``amplitude`` and ``phase``.
     """
 
     estimator: UncertaintyEstimator
     calibration: Calibrating
+    scale: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 1.0))
 
     def __call__(
         self,
@@ -66,7 +69,12 @@ class Judge:
             Since the prediction.
         """
         conditions = conditions_of(probe, data, illumination, deviance, noise, iterations)
-        return self.calibration(self.estimator(obj, probe, data, illumination, deviance), conditions)
+        found = self.calibration(self.estimator(obj, probe, data, illumination, deviance), conditions)
+        return found.times(self.scale["amplitude"], self.scale["phase"])
+
+    def scaled(self, factors: Mapping[str, float]) -> Judge:
+        """Give one whose errors are so many times as large, by part."""
+        return replace(self, scale={part: self.scale[part] * factors[part] for part in PARTS})
 
 
 def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Callable[[Callable[[], bool]], Judge] | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.errors import WeightsError
-from bluesky_cdi.reconstruction.calibration.conditions import LEAST_PHOTONS, Conditions
+from bluesky_cdi.reconstruction.calibration.conditions import LEAST_PHOTONS, Conditions, relative_shape
 from bluesky_cdi.reconstruction.calibration.halves import HalfPixels
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, UncertaintyEstimate
 
@@ -23,6 +23,8 @@ PARTS = ("amplitude", "phase")
 # Largest deviations: of an amplitude between nothing and twice vacuum, and of a phase that is not known.
 MOST = {"amplitude": 1.0, "phase": UNKNOWN_STD_RAD}
 VERSION = 1
+# Covariates of `Conditions`, of which a model has slopes.
+N_CONDITIONS = 4
 # Largest logarithm of a factor that the halves of a scan are trusted to tell.
 MOST_TOLD = 1.0
 
@@ -195,8 +197,9 @@ class Uncalibrated:
 class Calibration:
     """How the errors of simulated scans depended on what was predicted of them, and on their conditions.
 
-    The logarithm of a pixel's deviation is a linear function of the logarithm of the predicted one and of the
-    covariates of `Conditions`; factors of groups of pixels make up for what that leaves.
+    The logarithm of a pixel's deviation is a linear function of the logarithm of the predicted one, of the covariates
+    of `Conditions`, and of a second opinion where an estimator has one; factors of groups of pixels make up for what
+    that leaves.
 
     Parameters
     ----------
@@ -205,8 +208,8 @@ class Calibration:
     weights_sha256 : str or None
         Of the network; None: an engine alone.
     models : Mapping of str to Mapping of str to sequence of float
-        By kind (``predicted``, ``refined``) and part: constant, and slopes along the logarithm of the prediction and
-        along the four covariates.
+        By kind (``predicted``, ``refined``) and part: constant, and slopes along the logarithm of the prediction,
+        along the four covariates, and, of an estimator with a second opinion, along `relative_shape`.
     groups : Mapping of str to Group
         By kind, and by kind and decade of photons on a pixel.
     telling : Mapping of str to Mapping of str to Telling
@@ -231,7 +234,8 @@ class Calibration:
         std = {}
         for part, raw in (("amplitude", found.std_amplitude), ("phase", found.std_phase_rad)):
             scale = self._by_decade(kind, decades, lambda group, part=part: group.of(part).scale)
-            std[part] = (self.modelled(part, raw, conditions) * scale).clamp_max(MOST[part])
+            shape = found.shape_amplitude if part == "amplitude" else found.shape_phase_rad
+            std[part] = (self.modelled(part, raw, conditions, shape) * scale).clamp_max(MOST[part])
             std[part] = torch.where(conditions.photons > 0, std[part], raw)
         grown = std["amplitude"] / found.std_amplitude, std["phase"] / found.std_phase_rad
         epistemic = found.epistemic_amplitude, found.epistemic_phase_rad
@@ -244,7 +248,7 @@ class Calibration:
             epistemic_phase_rad=parts[1],
         )
 
-    def modelled(self, part: str, raw: Tensor, conditions: Conditions) -> Tensor:
+    def modelled(self, part: str, raw: Tensor, conditions: Conditions, shape: Tensor | None = None) -> Tensor:
         """Compute the model's deviations, without the groups' factors.
 
         Parameters
@@ -255,12 +259,17 @@ class Calibration:
             As predicted.
         conditions : Conditions
             Of the pixels.
+        shape : Tensor, shape (Y, X), optional
+            A second opinion of where errors are larger and smaller; without it they are as the prediction has them.
         """
         few = replace(conditions, iterations=min(conditions.iterations, self.most_iterations))
         constant, slope, *slopes = self.models[self.kind_of(conditions.iterations)][part]
+        *slopes, along_shape = slopes if len(slopes) > N_CONDITIONS else [*slopes, 0.0]
         log_std = constant + slope * raw.clamp_min(1e-6).log()
         for covariate, its_slope in zip(few.covariates(), slopes, strict=True):
             log_std = log_std + its_slope * covariate
+        if shape is not None:
+            log_std = log_std + along_shape * relative_shape(shape, conditions.photons)
         return log_std.clamp_max(2.0).exp()
 
     def intervals(self, photons: Tensor, iterations: int) -> Intervals:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.evaluation import align, illuminated_mask, wrap_rad
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate, FloatArray
-from bluesky_cdi.reconstruction.calibration.conditions import Conditions
+from bluesky_cdi.reconstruction.calibration.conditions import Conditions, relative_shape
 from bluesky_cdi.reconstruction.calibration.halves import HalfPixels
 from bluesky_cdi.reconstruction.calibration.record import Check, Intervals, Uncalibrated
 from bluesky_cdi.reconstruction.calibration.scenes import Scene
@@ -39,6 +40,8 @@ class Sample:
         Of `Conditions`.
     errors, predicted : Mapping of str to ndarray, shape (n,)
         Of ``amplitude`` and of ``phase`` (radians, wrapped); the predicted deviations are the estimator's own.
+    shapes : Mapping of str to ndarray, shape (n,), or None
+        A second opinion of the same, as `relative_shape` gives it; None where the estimator has none.
     halves : HalfPixels or None
         What the halves of the frames show; None where the frames are too few.
     """
@@ -47,6 +50,7 @@ class Sample:
     covariates: FloatArray
     errors: Mapping[str, FloatArray]
     predicted: Mapping[str, FloatArray]
+    shapes: Mapping[str, FloatArray] | None = None
     halves: HalfPixels | None = None
 
     @property
@@ -154,9 +158,16 @@ def _sample(
         "phase": wrap_rad(np.angle(both.object) - np.angle(both.truth)),
     }
     predicted = {"amplitude": found.std_amplitude, "phase": found.std_phase_rad}
+    opinions = {"amplitude": found.shape_amplitude, "phase": found.shape_phase_rad}
+    shapes = {name: relative_shape(each, conditions.photons) for name, each in opinions.items() if each is not None}
+
+    def kept(images: Mapping[str, Tensor]) -> dict[str, FloatArray]:
+        return {name: each.reshape(-1).cpu().numpy()[pixels].astype(np.float64) for name, each in images.items()}
+
     return Sample(
         number,
         conditions.covariates().flatten(1)[:, torch.from_numpy(pixels)].cpu().numpy().astype(np.float64),
         {name: each.reshape(-1)[pixels] for name, each in errors.items()},
-        {name: each.reshape(-1).cpu().numpy()[pixels].astype(np.float64) for name, each in predicted.items()},
+        kept(predicted),
+        kept(shapes) if shapes else None,
     )

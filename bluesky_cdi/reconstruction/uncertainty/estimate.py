@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bluesky_cdi.physics.forward import Diffraction
 
 # Standard deviation where no light fell: the phase is uniform in (-pi, pi].
 UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
+# The same of an amplitude between nothing and twice vacuum.
+UNKNOWN_STD = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,9 @@ class UncertaintyEstimate:
     epistemic_amplitude, epistemic_phase_rad : Tensor, shape (Y, X), or None
         The part of them that more training would take away: how far those differ that predict. None where the
         estimator can't tell it from the rest.
+    shape_amplitude, shape_phase_rad : Tensor, shape (Y, X), or None
+        Deviations as another estimator predicts them, for where within the object errors are larger and smaller; None
+        where there is only one opinion.
     """
 
     std_amplitude: Tensor
@@ -33,6 +39,28 @@ class UncertaintyEstimate:
     embedding: Tensor
     epistemic_amplitude: Tensor | None = None
     epistemic_phase_rad: Tensor | None = None
+    shape_amplitude: Tensor | None = None
+    shape_phase_rad: Tensor | None = None
+
+    def times(self, amplitude: float, phase: float) -> UncertaintyEstimate:
+        """Give deviations that are so many times as large; those that stand for what is not known stay.
+
+        Parameters
+        ----------
+        amplitude, phase : float
+            Factors.
+        """
+        if amplitude == phase == 1:
+            return self
+        epistemic = self.epistemic_amplitude, self.epistemic_phase_rad
+        parts = [None if each is None else each * by for each, by in zip(epistemic, (amplitude, phase), strict=True)]
+        return replace(
+            self,
+            std_amplitude=_times(self.std_amplitude, amplitude, UNKNOWN_STD),
+            std_phase_rad=_times(self.std_phase_rad, phase, UNKNOWN_STD_RAD),
+            epistemic_amplitude=parts[0],
+            epistemic_phase_rad=parts[1],
+        )
 
 
 class UncertaintyEstimator(Protocol):
@@ -67,3 +95,7 @@ class UncertaintyEstimator(Protocol):
         deviance : Tensor, shape (n,)
             Poisson deviance of each frame a valid pixel.
         """
+
+
+def _times(std: Tensor, factor: float, most: float) -> Tensor:
+    return torch.where(std < most, (std * factor).clamp_max(most), std)

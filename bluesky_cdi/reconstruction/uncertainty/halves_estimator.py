@@ -32,7 +32,7 @@ class HalvesEstimator:
     net : UnrolledNet or None
         Reconstructs from each half; without it LSQ-ML goes on from the object of all frames.
     describes : UncertaintyEstimator
-        Gives the frames' embeddings.
+        Gives the frames' embeddings, and a second opinion of where errors are larger and smaller.
     iterations : int
         Iterations of LSQ-ML on each half, with the network's prediction as the prior: as many as the object of all
         frames has seen.
@@ -56,7 +56,7 @@ class HalvesEstimator:
         self, obj: Tensor, probe: Tensor, data: Diffraction, illumination: Tensor, deviance: Tensor
     ) -> UncertaintyEstimate:
         """Predict the errors of an object; see `UncertaintyEstimator`."""
-        embedding = self._describes(obj, probe, data, illumination, deviance).embedding
+        described = self._describes(obj, probe, data, illumination, deviance)
 
         def from_half(half: Diffraction) -> Tensor:
             return reconstructed(self._net, obj, probe, half, self._iterations, self._interrupted)
@@ -66,7 +66,13 @@ class HalvesEstimator:
             noise = torch.full_like(obj.real.expand(2, -1, -1), torch.inf)
         else:
             noise = noise_of(halves, window_of(probe.shape[-1]))
-        return UncertaintyEstimate(noise[0].clamp_max(1.0), noise[1].clamp_max(UNKNOWN_STD_RAD), embedding)
+        return UncertaintyEstimate(
+            noise[0].clamp_max(1.0),
+            noise[1].clamp_max(UNKNOWN_STD_RAD),
+            described.embedding,
+            shape_amplitude=described.std_amplitude,
+            shape_phase_rad=described.std_phase_rad,
+        )
 
 
 def reconstructed(

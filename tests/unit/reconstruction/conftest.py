@@ -12,7 +12,10 @@ from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.protocols import Frame
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.probe_guess import first_probe
+from bluesky_cdi.reconstruction.targets import Targets
 from bluesky_cdi.sim_devices import SimulatedSource
+
+NO_TARGETS = Targets()
 
 
 @dataclass
@@ -34,10 +37,12 @@ class Scene:
             for k, p in enumerate(positions)
         ]
 
-    def reconstructor(self, true_probe=False, mask=None, trained=None, **settings):
+    def reconstructor(self, true_probe=False, mask=None, trained=None, targets=NO_TARGETS, **settings):
         chosen: dict[str, Any] = {"name": "rpie", "refine_iterations": 5, **settings}
         probe = self.source.truth.probe if true_probe else first_probe(self.geometry, self.config)
-        return PtychoReconstructor(self.grid, probe, ReconstructorConfig(**chosen), mask=mask, trained=trained)
+        return PtychoReconstructor(
+            self.grid, probe, ReconstructorConfig(**chosen), mask=mask, trained=trained, targets=targets
+        )
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import WeightsError
-from bluesky_cdi.evaluation import interval_widths, share_inside
+from bluesky_cdi.evaluation import interval_widths, rank_correlation, share_inside
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.calibration import (
@@ -91,6 +91,44 @@ def test_intervals_hold_as_many_errors_as_they_say(draw):
     assert np.mean(sizes) == pytest.approx(0, abs=0.06)
     # What was predicted is five times too large.
     assert np.log(np.mean(sample.predicted["phase"]) / np.sqrt(np.mean(sample.errors["phase"] ** 2))) > 1.4
+
+
+def test_a_second_opinion_tells_where_errors_are_and_leaves_their_size():
+    """One estimator knows how large the errors of a scan are on the whole, the other where; each is wrong otherwise."""
+
+    def drawn(scene):
+        sample = drawn_sample(scene, normal)
+        rng = np.random.default_rng([scene, 7])
+        where = rng.standard_normal(PIXELS)
+        std = 0.01 * np.exp(where + rng.standard_normal())
+        size = np.full(PIXELS, np.sqrt(np.mean(std**2)))
+        # As `relative_shape` leaves it, of an opinion that is wrong by another factor for each scan.
+        unit = {part: normal(rng, PIXELS) for part in ("amplitude", "phase")}
+        return dataclasses.replace(
+            sample,
+            errors={part: each * std for part, each in unit.items()},
+            predicted=dict.fromkeys(unit, size),
+            shapes=dict.fromkeys(unit, where - where.mean()),
+        )
+
+    samples = [drawn(k) for k in range(80)]
+    both = fitted(samples, "halves", None)
+    alone = fitted([dataclasses.replace(each, shapes=None) for each in samples], "halves", None)
+    assert both.models["predicted"]["phase"][6] == pytest.approx(1.0, abs=0.1)
+    sizes, ranks = {True: [], False: []}, {True: [], False: []}
+    for sample in (drawn(k) for k in range(1000, 1020)):
+        found, conditions = as_tensors(sample)
+        # Wrong on the whole by a hundred times: only where it is large and small counts.
+        opinion = 100 * torch.from_numpy(np.exp(sample.shapes["phase"]))
+        found = dataclasses.replace(found, shape_amplitude=opinion, shape_phase_rad=opinion)
+        for calibration, has_shape in ((both, True), (alone, False)):
+            std = calibration(found, dataclasses.replace(conditions, photons=torch.ones(PIXELS))).std_phase_rad.numpy()
+            sizes[has_shape].append(np.sqrt(np.mean(std**2)) / np.sqrt(np.mean(sample.errors["phase"] ** 2)))
+            ranks[has_shape].append(rank_correlation(sample.errors["phase"], std) if has_shape else 0.0)
+    # Each size within a third, and the same with and without it; exact deviations as spread as these rank at 0.5.
+    assert np.std(np.log(sizes[True])) < 0.3
+    assert np.mean(np.log(sizes[True])) == pytest.approx(np.mean(np.log(sizes[False])), abs=0.15)
+    assert np.mean(ranks[True]) > 0.4
 
 
 def test_heavy_tails_have_other_intervals_than_normal_ones():
