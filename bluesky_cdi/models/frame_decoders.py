@@ -41,7 +41,7 @@ from bluesky_cdi.physics.forward import (
 from bluesky_cdi.physics.illumination_shares import STITCHED_SHARE
 
 # Logarithms of rates are predicted beside those of the probe through vacuum, with this share of the mean counts added.
-FLOOR_SHARE, LEAST_RATE = 0.02, 1e-6
+FLOOR_SHARE, LEAST_RATE, MOST_THROUGH = 0.02, 1e-6, 4.0
 # Most that a logarithm is changed by: far more than the range of one frame.
 MOST_LOG = 12.0
 # Of the object's decoder: probe (real, imaginary), root of the light, object after some physics steps (same).
@@ -108,7 +108,8 @@ class PatternDecoder(nn.Module):
     def through_vacuum(self, encoded: Encoded, data: Diffraction) -> Tensor:
         """Compute the logarithms that are predicted before training: the probe's, scaled to the counts, (v, N, N)."""
         scene = _scene(data)[encoded.shown.frames]
-        through = (encoded.mean_counts / encoded.vacuum_counts.clamp_min(1e-12))[:, None, None]
+        # Bounded: where dark patches alone are shown, their ratio says nothing.
+        through = (encoded.mean_counts / encoded.vacuum_counts.clamp_min(1e-12)).clamp_max(MOST_THROUGH)[:, None, None]
         floor = FLOOR_SHARE * encoded.mean_counts[:, None, None] + LEAST_RATE
         expected: Tensor = (through * encoded.vacuum[scene] + floor).log()
         return expected

@@ -61,7 +61,7 @@ def show_masked_frames(
     objects : Mapping of str to ndarray, shape (Y, X), complex
         By their titles, at most three; the amplitude is that of the last one. All are brought to its gauge.
     mask : ndarray, shape (Y, X), bool
-        Pixels of the objects that count; the others are grey.
+        Pixels of the objects that count, at least one; the others are grey, and what lies around them is left out.
     pixel_m : float
         Sample pixel, metres.
     title : str
@@ -74,11 +74,13 @@ def show_masked_frames(
     Figure
     """
     rows = len(frames) + 1
-    fig = prepared(fig, (13.0, 3.3 * rows))
+    fig = prepared(fig, (11.5, 2.4 * rows))
     axes = fig.subplots(rows, len(COLUMNS), squeeze=False)
     for number, frame in enumerate(frames):
         _draw_frame(axes[number], frame, first=number == 0)
-    _draw_objects(axes[-1], objects, View(mask, (0.0, 0.0), pixel_m))
+    rows_lit, columns_lit = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    lit = np.s_[rows_lit[0] : rows_lit[-1] + 1, columns_lit[0] : columns_lit[-1] + 1]
+    _draw_objects(axes[-1], {name: obj[lit] for name, obj in objects.items()}, View(mask[lit], (0.0, 0.0), pixel_m))
     fig.suptitle(title, fontsize="x-large")
     return fig
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bluesky_cdi.bench.cases import Case, grid_positions
+from bluesky_cdi.bench.cases import Case, grid_positions, simulate
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.io import read_scan
 from bluesky_cdi.models.frame_decoders import stepped
@@ -37,8 +37,7 @@ from bluesky_cdi.reconstruction.uncertainty import NetworkEstimator, radial_prof
 from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.pretraining.masking import draw_shown
 from bluesky_cdi.training.pretraining.scans import RecordedFrames, Scans
-from bluesky_cdi.training.pretraining.validation import SEED, SHOWN, held_out_scans, judged
-from bluesky_cdi.training.stream import SceneShape
+from bluesky_cdi.training.pretraining.validation import SEED, SHOWN, judged
 from bluesky_cdi.viz.masked_frames import MaskedFrame
 
 KINDS = ("star", "particles", "cells", "natural", "leaves", "lines", "circuit", "gold")
@@ -50,8 +49,8 @@ FIELD, STEP_PX = 0.9, 10.0
 # Share of the scans that linear models are fitted to.
 FITTED_SHARE = 0.6
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-# The scan that is drawn.
-WINDOW = SceneShape(128, 224, (25, 25), 1, 1.0)
+# Frames of the window of a recorded scan that is drawn.
+WINDOW_FRAMES = 36
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +159,7 @@ def linear_probes(
             labels[name] += [value] * len(scan.data)
     tell("linear models")
     columns = {name: np.asarray(values) for name, values in labels.items()}
-    table = [{"features": name, **_told(np.concatenate(rows), columns)} for name, rows in found.items()]
+    table = [{"features": name, **told(np.concatenate(rows), columns)} for name, rows in found.items()]
     settings = {"encoder": trained.name, "encoder_sha256": trained.sha256, "scans": scans, "kinds": list(KINDS)}
     return record([device], {**settings, "frames": len(columns["scan"])}, rows=table)
 
@@ -175,8 +174,22 @@ def _features(trained: TrainedFrameModel, network: Trained, scan: LabelledScan) 
     return encoded.class_tokens, estimate.embedding, radial_profile(scan.data.counts)
 
 
-def _told(features: FloatArray, labels: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Fit linear models to the frames of some scans, and judge them by those of the others."""
+def told(features: FloatArray, labels: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Fit linear models to the frames of some scans, and judge them by those of the others.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n, d)
+        Of frames.
+    labels : Mapping of str to ndarray, shape (n,)
+        ``scan``, the number of each frame's scan, ``kind``, ``dose`` and ``defocus``.
+
+    Returns
+    -------
+    dict
+        ``values``, d; of the other scans' frames the share whose ``kind`` is told, and of the variance of ``dose`` and
+        ``defocus`` the explained share.
+    """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, GroupKFold
     from sklearn.pipeline import make_pipeline
@@ -254,7 +267,9 @@ def masked_frames(
     return drawn, objects, (light > MEASURED_SHARE * light.max()).cpu().numpy(), judged(model, scans, shown)
 
 
-def simulated_window(photons: float, patch: int, device: torch.device) -> tuple[Scans, Shown, float]:
+def simulated_window(
+    photons: float, patch: int, device: torch.device, frame_px: int = 128
+) -> tuple[Scans, Shown, float]:
     """Draw a scan that training doesn't draw, what of it is shown, and its pixel in metres.
 
     Parameters
@@ -265,9 +280,14 @@ def simulated_window(photons: float, patch: int, device: torch.device) -> tuple[
         Pixels along a side of a patch.
     device : torch.device
         Where to compute.
+    frame_px : int
+        Pixels along a side of the frames.
     """
-    scans, shown = held_out_scans(device, photons, patch, WINDOW)
-    return scans, shown, Case(frame_px=WINDOW.frame_px).geometry.pixel_m
+    case = Case(dose=photons, sample="leaves", frame_px=frame_px, field=FIELD)
+    found = simulate(case, SEED, device)
+    truth = torch.from_numpy(found.truth)[None].to(device)
+    scans = Scans(found.probe, found.data, found.probe, found.data, truth)
+    return scans, draw_shown(scans, patch, Draws(device, SEED), SHOWN), found.pixel_m
 
 
 def recorded_window(path: Path, patch: int, device: torch.device) -> tuple[Scans, Shown, float]:
@@ -285,5 +305,5 @@ def recorded_window(path: Path, patch: int, device: torch.device) -> tuple[Scans
     scan = read_scan(path)
     frames = RecordedFrames(scan, path, device)
     away = np.linalg.norm(scan.positions_m - np.median(scan.positions_m, axis=0), axis=1)
-    window = frames.windows([min(int(away.argmin()), len(frames) - 1)], min(WINDOW.frames[0], len(frames)))
+    window = frames.windows([min(int(away.argmin()), len(frames) - 1)], min(WINDOW_FRAMES, len(frames)))
     return window, draw_shown(window, patch, Draws(device, SEED), SHOWN), scan.geometry.pixel_m
