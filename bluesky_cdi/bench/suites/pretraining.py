@@ -48,7 +48,7 @@ DOSES, APERTURE, STOP, DEFOCUS_M, DEFOCUS_SHARE = (1e4, 1e6), 1.9e-3, 0.25, 0.22
 FIELD, STEP_PX = 0.9, 10.0
 # Share of the scans that linear models are fitted to.
 FITTED_SHARE = 0.6
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = [1e-3, 1e-2, 1e-1, 1.0]
 # Frames of the window of a recorded scan that is drawn.
 WINDOW_FRAMES = 36
 
@@ -201,10 +201,10 @@ def told(features: FloatArray, labels: Mapping[str, npt.NDArray[Any]]) -> dict[s
     told: dict[str, Any] = {"values": features.shape[1]}
     for name in ("kind", "dose", "defocus"):
         if name == "kind":
-            model, grid = LogisticRegression(max_iter=3000), {"logisticregression__C": PENALTIES}
+            model, setting, values = LogisticRegression(max_iter=3000), "logisticregression__C", PENALTIES
         else:
-            model, grid = Ridge(), {"ridge__alpha": tuple(1 / penalty for penalty in PENALTIES)}
-        search = GridSearchCV(make_pipeline(StandardScaler(), model), grid, cv=GroupKFold(3))
+            model, setting, values = Ridge(), "ridge__alpha", [1 / each for each in PENALTIES]
+        search = GridSearchCV(make_pipeline(StandardScaler(), model), {setting: values}, cv=GroupKFold(3))
         search.fit(features[fitted], labels[name][fitted], groups=scan[fitted])
         told[name] = round(float(search.score(features[~fitted], labels[name][~fitted])), 4)
     return told
