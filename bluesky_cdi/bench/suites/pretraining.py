@@ -198,7 +198,7 @@ def told(features: FloatArray, labels: Mapping[str, npt.NDArray[Any]]) -> dict[s
     scan = labels["scan"]
     # Kinds take turns, so both parts have all of them.
     fitted = scan < FITTED_SHARE * (scan.max() + 1)
-    told: dict[str, Any] = {"values": features.shape[1]}
+    shares: dict[str, Any] = {"values": features.shape[1]}
     for name in ("kind", "dose", "defocus"):
         if name == "kind":
             model, setting, values = LogisticRegression(max_iter=3000), "logisticregression__C", PENALTIES
@@ -206,8 +206,8 @@ def told(features: FloatArray, labels: Mapping[str, npt.NDArray[Any]]) -> dict[s
             model, setting, values = Ridge(), "ridge__alpha", [1 / each for each in PENALTIES]
         search = GridSearchCV(make_pipeline(StandardScaler(), model), {setting: values}, cv=GroupKFold(3))
         search.fit(features[fitted], labels[name][fitted], groups=scan[fitted])
-        told[name] = round(float(search.score(features[~fitted], labels[name][~fitted])), 4)
-    return told
+        shares[name] = round(float(search.score(features[~fitted], labels[name][~fitted])), 4)
+    return shares
 
 
 @torch.no_grad()
