@@ -28,6 +28,7 @@ from bluesky_cdi.cli.inspect import add_inspect
 from bluesky_cdi.cli.latents import add_latents
 from bluesky_cdi.cli.new_profile import add_new_profile
 from bluesky_cdi.cli.output import say_error
+from bluesky_cdi.cli.pretrain import add_pretrain
 from bluesky_cdi.cli.probe import add_probe
 from bluesky_cdi.cli.reconstruct import add_reconstruct
 from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         add_doctor,
         add_train,
         add_train_heads,
+        add_pretrain,
         add_calibrate,
         add_fit_latents,
         add_bench,

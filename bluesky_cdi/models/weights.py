@@ -31,6 +31,8 @@ SHIPPED = Path(__file__).parent / "weights"
 DEFAULT = "canvas-small"
 # What the names of files with heads (`models.heads`) end in: ``canvas-small.heads`` belongs to ``canvas-small``.
 HEADS = ".heads"
+# And those of files with a frame encoder (`models.frame_encoder`), which belongs to no network.
+ENCODER = ".encoder"
 # SHA-256 of what comes with the package.
 SHIPPED_SHA256: Mapping[str, str] = {
     "canvas-large": "e237bdf774abb574a275a4e85da61a9f1ae0874172abd625cce500b54e3b2ef0",
@@ -181,7 +183,7 @@ def weights_checksum(name_or_path: str | Path = DEFAULT) -> str:
 
 def shipped_weights() -> list[str]:
     """List the names of the networks whose weights come with the package."""
-    return sorted(p.stem for p in SHIPPED.glob("*.safetensors") if not p.stem.endswith(HEADS))
+    return sorted(p.stem for p in SHIPPED.glob("*.safetensors") if not p.stem.endswith((HEADS, ENCODER)))
 
 
 def is_shipped(path: Path) -> bool:

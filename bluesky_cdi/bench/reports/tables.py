@@ -313,5 +313,24 @@ def latents(found: Found) -> str:
     return f"{head}\n{aligned(lines)}"
 
 
+def pretraining(found: Found) -> str:
+    """Set the result of `suites.pretraining` out: what linear models tell, and how well hidden frames are predicted."""
+    parts = []
+    if found["rows"]:
+        lines = [["", "values", "kind told", "dose explained", "defocus explained"]]
+        for row in found["rows"]:
+            told = (f"{row[key]:.3f}" for key in ("kind", "dose", "defocus"))
+            lines.append([row["features"], str(row["values"]), *told])
+        number = len(found["settings"]["kinds"])
+        parts.append(
+            f"Linear models of frozen features, on scans that they were not fitted to: share of frames whose kind (of "
+            f"{number}) is told, and of the variance explained\n{aligned(lines)}"
+        )
+    for name, values in found["predicted"].items():
+        lines = [["", "deviance a hidden pixel, NRMSE"], *([what, f"{value:.4g}"] for what, value in values.items())]
+        parts.append(f"{name}\n{aligned(lines)}")
+    return "\n\n".join(parts)
+
+
 def _or_dash(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

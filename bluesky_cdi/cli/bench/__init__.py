@@ -18,6 +18,7 @@ from bluesky_cdi.cli.bench.images import (
     add_quality,
     add_scan,
 )
+from bluesky_cdi.cli.bench.pretraining import add_pretraining
 from bluesky_cdi.cli.bench.resolution import add_resolution
 from bluesky_cdi.cli.bench.scaling import add_scaling
 from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
@@ -47,6 +48,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_drift,
         add_faults,
         add_latents,
+        add_pretraining,
         add_live,
         add_steps,
         add_events,

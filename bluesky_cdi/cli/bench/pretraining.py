@@ -1,0 +1,82 @@
+"""``bluesky-cdi bench pretraining``: what a frame encoder has learned without labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bluesky_cdi.cli.arguments import count
+from bluesky_cdi.cli.bench.common import add_device, add_out, finish, prepare, tell
+
+if TYPE_CHECKING:
+    import torch
+
+    from bluesky_cdi.models.frame_weights import TrainedFrameModel
+
+
+def add_pretraining(parts: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``bench pretraining`` to `parts`, with the `common` options.
+
+    Parameters
+    ----------
+    parts : argparse subparsers
+        Those of ``bluesky-cdi bench``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = parts.add_parser(
+        "pretraining",
+        parents=[common],
+        help="what a frame encoder predicts of hidden frames, and its class tokens tell",
+    )
+    add = command.add_argument
+    add("encoder", type=Path, help="file that `bluesky-cdi pretrain` wrote")
+    add("--scans", type=count, default=160, help="of the linear models of class tokens (default: %(default)s; 0: none)")
+    add(
+        "--weights",
+        default="canvas-small",
+        metavar="NAME",
+        help="whose critic is held against it (default: %(default)s)",
+    )
+    add("--figure", type=Path, metavar="FILE", help="draw frames, what was shown of them, and what was predicted")
+    add("--photons", type=float, default=1e5, help="of a frame of the figure's scan (default: %(default)g)")
+    add("--scan", type=Path, metavar="FILE", help="draw a window of this recorded scan instead of a simulated one")
+    add_device(command)
+    add_out(command)
+    command.set_defaults(run=_bench_pretraining)
+
+
+def _bench_pretraining(args: argparse.Namespace) -> int:
+    from bluesky_cdi.bench.machine import devices_of, record
+    from bluesky_cdi.bench.reports import tables
+    from bluesky_cdi.bench.suites.pretraining import linear_probes
+    from bluesky_cdi.models.frame_weights import load_frame_model
+    from bluesky_cdi.models.weights import load_weights
+
+    prepare(args)
+    [device] = devices_of(args.device, 1)
+    trained = load_frame_model(args.encoder, device)
+    if args.scans:
+        found = linear_probes(trained, load_weights(args.weights, device), args.scans, device, tell)
+    else:
+        found = record([device], {"encoder": trained.name, "encoder_sha256": trained.sha256}, rows=[])
+    found["predicted"] = _draw(args, trained, device) if args.figure else trained.record.get("validation", {})
+    return finish(args, found, tables.pretraining(found))
+
+
+def _draw(args: argparse.Namespace, trained: TrainedFrameModel, device: torch.device) -> dict[str, dict[str, float]]:
+    """Draw the figure; what its scan's hidden pixels say, by the scan's name."""
+    from bluesky_cdi import viz
+    from bluesky_cdi.bench.suites.pretraining import masked_frames, recorded_window, simulated_window
+
+    patch = trained.model.config.patch
+    if args.scan:
+        scans, shown, pixel_m = recorded_window(args.scan, patch, device)
+        name = args.scan.name
+    else:
+        scans, shown, pixel_m = simulated_window(args.photons, patch, device)
+        name = f"simulated, {args.photons:.0e} photons a frame"
+    frames, objects, mask, values = masked_frames(trained, scans, shown)
+    viz.save_figure(viz.show_masked_frames(frames, objects, mask, pixel_m=pixel_m, title=name), args.figure)
+    return {name: values}

@@ -1,0 +1,103 @@
+"""``bluesky-cdi pretrain``: the frame encoder, on simulated and recorded scans, without labels."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from bluesky_cdi.cli.arguments import positive
+from bluesky_cdi.cli.output import say_result
+from bluesky_cdi.errors import BlueskyCDIError
+
+# Channels of a head of attention.
+HEAD_CHANNELS = 64
+
+
+def add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the `common` options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Those of ``bluesky-cdi``.
+    common : ArgumentParser
+        Options that every command has.
+    """
+    command = commands.add_parser(
+        "pretrain", parents=[common], help="train the frame encoder without labels, on simulated and recorded scans"
+    )
+    add = command.add_argument
+    add("out", type=Path, help="file to write, ending in .encoder.safetensors; its record goes beside it")
+    add("--seconds", type=float, default=400.0, help="time to train (default: %(default)s)")
+    add("--steps", type=positive, help="train for so many steps instead, which the same seed repeats")
+    add("--seed", type=int, default=1)
+    add("--learning-rate", type=float, default=8e-4)
+    add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a simulated frame")
+    add(
+        "--files",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="recorded scans, and folders of them, which half of the batches come from",
+    )
+    add("--patch", type=positive, default=8, help="pixels along a side of a patch (default: %(default)s)")
+    add("--width", type=positive, default=256, help="channels of a token, a multiple of 64 (default: %(default)s)")
+    add("--depth", type=positive, default=6, help="blocks of the encoder (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with an interrupted run of the same options")
+    add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi pretrain ... (default: %(default)s)")
+    command.set_defaults(run=_pretrain)
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.log import configure_logging
+    from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
+    from bluesky_cdi.models.weights import ENCODER, is_shipped
+    from bluesky_cdi.signals import EndingSignals
+    from bluesky_cdi.training.denormals import denormals_flushed
+    from bluesky_cdi.training.pretraining.run import PretrainingConfig, pretrain_frames
+    from bluesky_cdi.training.process_group import joined
+
+    configure_logging(logging.INFO + 10 * args.quiet)
+    ending = f"{ENCODER}.safetensors"
+    if not args.out.name.endswith(ending):
+        raise BlueskyCDIError(f"the file of the encoder must end in {ending}; got {args.out}")
+    if args.width % HEAD_CHANNELS:
+        raise BlueskyCDIError(f"--width must be a multiple of {HEAD_CHANNELS}; got {args.width}")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    # The decoders are three quarters as wide, in heads of the same size.
+    heads = args.width // HEAD_CHANNELS
+    small = max(1, 3 * heads // 4)
+    model = FrameEncoderConfig(
+        patch=args.patch,
+        width=args.width,
+        depth=args.depth,
+        heads=heads,
+        decoder_width=HEAD_CHANNELS * small,
+        decoder_heads=small,
+    )
+    config = PretrainingConfig(
+        seconds=args.seconds,
+        steps=args.steps,
+        seed=args.seed,
+        learning_rate=args.learning_rate,
+        photons=(args.photons[0], args.photons[1]),
+        model=model,
+    )
+    # Told to end, it keeps what it has learned.
+    with denormals_flushed(), EndingSignals(), joined(args.device) as processes:
+        record = pretrain_frames(config, processes, args.out, args.files, resume=args.resume, quiet=bool(args.quiet))
+    if not processes.leads:
+        return 0
+    rows = [
+        (f"{dose} photons, {what}", str(value))
+        for dose, row in record["validation"].items()
+        for what, value in row.items()
+    ]
+    shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
+    say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out)), *shipped])
+    return 0
