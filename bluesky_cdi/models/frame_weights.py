@@ -13,9 +13,11 @@ import torch
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.frame_decoders import MaskedFrameModel
 from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
-from bluesky_cdi.models.weights import save_tensors, verified
+from bluesky_cdi.models.weights import ENCODER, SHIPPED, save_tensors, verified
 
 ARCHITECTURE = "frame encoder"
+# What comes with the package.
+SHIPPED_ENCODER = SHIPPED / f"frames{ENCODER}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)

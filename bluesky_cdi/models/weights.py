@@ -37,6 +37,8 @@ ENCODER = ".encoder"
 SHIPPED_SHA256: Mapping[str, str] = {
     "canvas-large": "e237bdf774abb574a275a4e85da61a9f1ae0874172abd625cce500b54e3b2ef0",
     "canvas-small": "b57dc24204691da90e63d145a8250a6a34ec1fb50dc6f5f17d2c1ee80bd679c1",
+    "canvas-small.heads": "b012e7694d5f5a5f8149f9ec11d0b51a76e120dd94a94d2115e74da10619a4e7",
+    "frames.encoder": "ec293f673ee474130fcbd57365db0fbf285c739f9a31502753263ca0c4209011",
     "sweep-large": "b411366e7ced789ee045796e53b64defcf1d4635dc7935243f5dd194a4669bd5",
     "sweep-small": "daa43427d47a79e45579e834c4b916c3a894f4549325026994a4f969db9ad026",
 }

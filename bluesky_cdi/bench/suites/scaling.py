@@ -1,14 +1,16 @@
-"""How the error of a network goes with its size and with what its training cost, from networks trained for it.
+"""How the error of a network goes with its size and with what its training cost, from the records of trainings.
 
-What a network's training record says of its error on held-out scans, beside its parameters and the floating point
+What the record of a training says of its error on held-out scans, beside its parameters and the floating point
 operations of its training: three times those of a pass over all frames that it saw, one for the pass itself and two for
 its gradients, as is usual (Kaplan et al., arXiv:2001.08361 (2020)).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +18,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.errors import BlueskyCDIError
-from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.training.pretrain import held_out
 
 # Of the gradients, for each of a pass.
 PASSES_OF_TRAINING = 3
 
 
-def scaling(weights: Sequence[str], on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Gather networks, each trained from nothing in one run.
+def scaling(records: Sequence[Path], on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Gather trainings, each from nothing in one run.
 
     Parameters
     ----------
-    weights : sequence of str
-        Shipped networks, or files with their records beside them.
+    records : sequence of Path
+        Records, as ``bluesky-cdi train`` writes them beside the weights; these themselves are not needed.
     on_progress : callable, optional
-        Called with the name of each network.
+        Called with the name of each.
 
     Returns
     -------
@@ -42,37 +44,51 @@ def scaling(weights: Sequence[str], on_progress: Callable[[str], None] | None = 
     Raises
     ------
     BlueskyCDIError
-        If the training of a network began from another's weights: what it cost is not in its record.
+        If a file is no record of an unrolled network's training, or one that began from another's weights: what that
+        cost is not in it.
     """
     tell = on_progress or (lambda _: None)
     rows, device = [], torch.device("cpu")
     batch = held_out(device, 1e5, 8, None)
-    for name in weights:
-        tell(name)
-        trained = load_weights(name, device)
-        if trained.record.get("earlier"):
-            raise BlueskyCDIError(
-                f"{name} went on from other weights, so that its record does not say what its training cost: give "
-                "networks that were trained from nothing"
-            )
-        net = trained.unrolled_net
+    for path in records:
+        tell(path.name)
+        told = _record(path)
+        net = UnrolledNet(UnrolledConfig(**told["config"]["model"]))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(batch.probe, batch.data)
-        seen = int(trained.record["frames_seen"])
-        nrmse = {dose: float(row["network"]) for dose, row in trained.record["validation"].items()}
+        seen = int(told["frames_seen"])
+        nrmse = {dose: float(row["network"]) for dose, row in told["validation"].items()}
         rows.append(
             {
-                "weights": trained.name,
+                "weights": path.stem,
                 "model": _size(net.config.channels, net.config.stages),
                 "parameters": sum(each.numel() for each in net.parameters()),
-                "seconds": float(trained.record["config"]["seconds"]),
+                "seconds": float(told["config"]["seconds"]),
                 "frames": seen,
                 "flop": PASSES_OF_TRAINING * counter.get_total_flops() / len(batch.data) * seen,
                 "nrmse": nrmse,
                 "error": math.exp(sum(map(math.log, nrmse.values())) / len(nrmse)),
             }
         )
-    return record([device], {"weights": list(weights)}, rows=rows)
+    return record([device], {"records": [str(path) for path in records]}, rows=rows)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"config", "frames_seen", "validation"} - set(told)
+        if missing or "stages" not in told["config"]["model"]:
+            raise ValueError(f"it lacks {', '.join(sorted(missing)) or 'the model of an unrolled network'}")
+    except (OSError, ValueError, TypeError, KeyError) as err:
+        raise BlueskyCDIError(
+            f"{path} is no record of a training: {err}. Give the .json files that bluesky-cdi train writes"
+        ) from err
+    if told.get("earlier"):
+        raise BlueskyCDIError(
+            f"{path} is of a training that went on from other weights, and does not say what all of it cost: give "
+            "records of networks that were trained from nothing"
+        )
+    return told
 
 
 def _size(channels: int, stages: int) -> str:

@@ -31,7 +31,12 @@ def add_pretraining(parts: Any, common: argparse.ArgumentParser) -> None:
         help="what a frame encoder predicts of hidden frames, and its class tokens tell",
     )
     add = command.add_argument
-    add("encoder", type=Path, help="file that `bluesky-cdi pretrain` wrote")
+    add(
+        "encoder",
+        type=Path,
+        nargs="?",
+        help="file that `bluesky-cdi pretrain` wrote (default: what comes with the package)",
+    )
     add("--scans", type=count, default=160, help="of the linear models of class tokens (default: %(default)s; 0: none)")
     add(
         "--weights",
@@ -51,12 +56,12 @@ def _bench_pretraining(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.machine import devices_of, record
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.pretraining import linear_probes
-    from bluesky_cdi.models.frame_weights import load_frame_model
+    from bluesky_cdi.models.frame_weights import SHIPPED_ENCODER, load_frame_model
     from bluesky_cdi.models.weights import load_weights
 
     prepare(args)
     [device] = devices_of(args.device, 1)
-    trained = load_frame_model(args.encoder, device)
+    trained = load_frame_model(args.encoder or SHIPPED_ENCODER, device)
     if args.scans:
         found = linear_probes(trained, load_weights(args.weights, device), args.scans, device, tell)
     else:

@@ -23,7 +23,7 @@ def add_scaling(parts: Any, common: argparse.ArgumentParser) -> None:
         "scaling", parents=[common], help="how the error of networks goes with their size and their training"
     )
     add = command.add_argument
-    add("weights", nargs="+", metavar="FILE", help="networks that were trained from nothing, their records beside them")
+    add("records", nargs="+", type=Path, metavar="FILE", help="records (.json) of trainings from nothing")
     add_out(command)
     add("--figure", type=Path, metavar="FILE", help="draw error over compute there")
     command.set_defaults(run=_bench_scaling)
@@ -34,7 +34,7 @@ def _bench_scaling(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.suites.scaling import scaling
 
     prepare(args)
-    found = scaling(args.weights, tell)
+    found = scaling(args.records, tell)
     if args.figure:
         draw(found, args.figure)
     return finish(args, found, table(found))

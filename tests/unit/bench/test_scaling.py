@@ -1,5 +1,6 @@
 """Error over size and training compute."""
 
+import json
 import math
 
 import pytest
@@ -19,18 +20,21 @@ def files(tmp_path_factory):
     """Two untrained networks with records of a training."""
     folder, found = tmp_path_factory.mktemp("scaling"), []
     for name, channels, frames in (("narrow", 4, 1000), ("wide", 8, 3000)):
-        found.append(str(folder / f"{name}.safetensors"))
+        found.append(folder / f"{name}.json")
         validation = {"1e+04": {"network": 0.4}, "1e+06": {"network": 0.1}}
-        record = {"config": {"seconds": 10.0}, "frames_seen": frames, "validation": validation}
-        save_weights(
-            UnrolledNet(UnrolledConfig(stages=1, channels=channels, levels=2)), folder / f"{name}.safetensors", record
-        )
+        net = UnrolledNet(UnrolledConfig(stages=1, channels=channels, levels=2))
+        record = {
+            "config": {"seconds": 10.0, "model": net.config.as_dict()},
+            "frames_seen": frames,
+            "validation": validation,
+        }
+        save_weights(net, folder / f"{name}.safetensors", record)
     return found
 
 
 def operations_of_convolutions(path):
     """Count them by what goes in and out of each, two for a multiplication and an addition; of one frame's share."""
-    net, total = load_weights(path).unrolled_net, 0
+    net, total = load_weights(path.with_suffix(".safetensors")).unrolled_net, 0
 
     def count(module, given, came):
         nonlocal total
@@ -53,7 +57,9 @@ def test_the_operations_are_those_of_the_convolutions_over_all_frames_seen(files
     for row, path in ((narrow, files[0]), (wide, files[1])):
         expected = PASSES_OF_TRAINING * operations_of_convolutions(path) * row["frames"]
         assert row["flop"] == pytest.approx(expected, rel=0.01)
-    assert narrow["parameters"] == sum(each.numel() for each in load_weights(files[0]).unrolled_net.parameters())
+    assert narrow["parameters"] == sum(
+        each.numel() for each in load_weights(files[0].with_suffix(".safetensors")).unrolled_net.parameters()
+    )
     assert narrow["error"] == pytest.approx(math.sqrt(0.4 * 0.1))
 
 
@@ -65,9 +71,14 @@ def test_the_table_and_the_figure(files, tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 5000
 
 
-def test_a_network_that_went_on_from_another_is_refused(tmp_path):
-    path = tmp_path / "second.safetensors"
-    record = {"config": {"seconds": 1.0}, "frames_seen": 1, "validation": {}, "earlier": [{}]}
-    save_weights(UnrolledNet(UnrolledConfig(stages=1, channels=4, levels=2)), path, record)
+def test_records_that_do_not_say_what_a_training_cost_are_refused(files, tmp_path):
+    told = json.loads(files[0].read_text())
+    path = tmp_path / "second.json"
+    path.write_text(json.dumps({**told, "earlier": [{}]}))
     with pytest.raises(BlueskyCDIError, match="went on from other weights"):
-        scaling([str(path)])
+        scaling([path])
+    path.write_text(json.dumps({"config": told["config"]}))
+    with pytest.raises(BlueskyCDIError, match="is no record of a training: it lacks frames_seen, validation"):
+        scaling([path])
+    with pytest.raises(BlueskyCDIError, match="no record of a training"):
+        scaling([files[0].with_suffix(".safetensors")])
