@@ -39,7 +39,6 @@ myst_heading_anchors = 3
 # Reference from docstrings. `name` in them is a link where it is the name of something that is documented.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"show-inheritance": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
@@ -60,12 +59,23 @@ for _package in ("bluesky_cdi.catalog",):
         setattr(_module, _name, getattr(_module, _name))
 
 
-def _plain_defaults(app, what, name, obj, options, signature, returns):
-    """Write a default that is an object as a call, which can be read, and has no address in it."""
-    plain = re.sub(r"<[\w.]*?(\w+) object(?: at \w+)?>", r"\1()", signature or "")
-    return None if plain == (signature or "") else (plain, returns)
+# A type of arrays says little at length; shape and type of the numbers are in the docstring.
+_NAME = r"~?(?:\w+\.)*"
+_ARRAY = re.compile(
+    rf"{_NAME}ndarray\[(?:{_NAME}tuple\[{_NAME}Any, \.\.\.\]|{_NAME}Any), {_NAME}dtype\[[~\w.]+(?:\[[~\w.]+\])?\]\]"
+)
+_OBJECT = re.compile(r"<[\w.]*?(\w+) object(?: at \w+)?>")
+
+
+def _readable(app, what, name, obj, options, signature, returns):
+    """Write arrays and defaults of a signature so that it can be read, with no address in it."""
+    plain = [
+        _OBJECT.sub(r"\1()", _ARRAY.sub("ndarray", part)).replace("<factory>", "...") if part else part
+        for part in (signature, returns)
+    ]
+    return None if plain == [signature, returns] else tuple(plain)
 
 
 def setup(app):
     """Connect what is not said above."""
-    app.connect("autodoc-process-signature", _plain_defaults)
+    app.connect("autodoc-process-signature", _readable)
