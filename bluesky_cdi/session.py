@@ -48,7 +48,7 @@ class Session:
     Parameters
     ----------
     config : Config
-        What differs from the defaults is that of a profile's ``config.yaml``; see `bluesky_cdi.config`.
+        All settings, as `bluesky_cdi.config.load_config` reads them.
     directory : path, optional
         Folder of the embedded catalog; by default that of the configuration. The subfolders
         ``frames`` (for detectors), ``results``, ``checkpoints`` and ``journal`` belong to it.

@@ -14,9 +14,13 @@ BESIDE = re.compile(r"\]\((CHANGELOG|CONTRIBUTING)\.md")
 
 
 def with_navigation(text: str) -> str:
-    """Add to each section of a page a hidden table of contents: the pages that it links, in their order."""
+    """Add to each section of a page a hidden table of contents: the pages that it links, in their order.
+
+    What stands before the first section counts only where there is none.
+    """
+    before, *sections = SECTION.split(text)
     seen: set[str] = set()
-    return "".join(_with_table(section, seen) for section in SECTION.split(text))
+    return before + "".join(_with_table(each, seen) for each in sections) if sections else _with_table(text, seen)
 
 
 def _with_table(section: str, seen: set[str]) -> str:
@@ -38,7 +42,8 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def _read_included(app: Sphinx, path: object, docname: str, source: list[str]) -> None:
-    source[0] = BESIDE.sub(lambda link: f"](docs/{link[1].lower()}.md", source[0])
+    text = BESIDE.sub(lambda link: f"](docs/{link[1].lower()}.md", source[0])
+    source[0] = text.replace("](docs/README.md", "](docs/index.md")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -213,5 +213,7 @@ def test_the_side_bar_has_what_the_front_page_lists(extension):
     item = "- [Two *x*](two.md#part): [again](one.md), [file](../CHANGELOG.md)"
     page = f"# Title\n\n[Begin](one.md).\n\n## How to\n\n{item}\n"
     before, after = extension("navigation").with_navigation(page).split("## How to")
-    assert before.endswith(":::{toctree}\n:hidden:\n\nBegin <one>\n:::\n\n")
-    assert after.endswith(":::{toctree}\n:hidden:\n:caption: How to\n\nTwo *x* <two>\n:::\n\n")
+    assert "toctree" not in before
+    assert after.endswith(":::{toctree}\n:hidden:\n:caption: How to\n\nTwo *x* <two>\nagain <one>\n:::\n\n")
+    alone = extension("navigation").with_navigation("| [0001](0001-first.md) | [it](0001-first.md) |\n")
+    assert alone.endswith(":::{toctree}\n:hidden:\n\n0001-first\n:::\n\n")
