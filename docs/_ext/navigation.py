@@ -38,12 +38,12 @@ def _with_table(section: str, seen: set[str]) -> str:
 def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(lambda link: f"]({link[1]}{link[2].lower()}.md", source[0])
     if docname in LISTS:
+        app.env.note_dependency(__file__)
         source[0] = with_navigation(source[0])
 
 
 def _read_included(app: Sphinx, path: object, docname: str, source: list[str]) -> None:
-    text = BESIDE.sub(lambda link: f"](docs/{link[1].lower()}.md", source[0])
-    source[0] = text.replace("](docs/README.md", "](docs/index.md")
+    source[0] = BESIDE.sub(lambda link: f"](docs/{link[1].lower()}.md", source[0])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
