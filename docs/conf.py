@@ -38,6 +38,8 @@ myst_heading_anchors = 3
 
 # Reference from docstrings. `name` in them is a link where it is the name of something that is documented.
 default_role = "py:obj"
+# Blocks that name no language are commands and what they print.
+highlight_language = "text"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

@@ -1,5 +1,6 @@
 """Every key of the configuration, in Markdown, from the classes that define it."""
 
+import re
 import types
 import typing
 from inspect import cleandoc
@@ -24,7 +25,7 @@ def configuration_lines() -> list[str]:
     """Give a section for each section of the configuration, and in it an entry for each of its keys."""
     lines = []
     for name, section in Config.model_fields.items():
-        lines += [f"## {name}", "", *cleandoc(section.annotation.__doc__).splitlines(), ""]
+        lines += [f"## {name}", "", *_linked(section.annotation.__doc__), ""]
         for key, field in section.annotation.model_fields.items():
             lines += _entry(f"{name}.{key}", field)
     return lines
@@ -37,10 +38,15 @@ def _entry(key: str, field: FieldInfo) -> list[str]:
         f":type: {_type(field.annotation)}{_bounds(field)}{unit and f'; {unit}'}",
         f":default: `{_yaml(field.default)}`",
         "",
-        *cleandoc(field.description).splitlines(),
+        *_linked(field.description),
         ":::",
         "",
     ]
+
+
+def _linked(text: str) -> list[str]:
+    """Make links of the pages that a docstring names."""
+    return re.sub(r"\bdocs/([\w-]+\.md)", r"[more](\1)", cleandoc(text)).splitlines()
 
 
 def _bounds(field: FieldInfo) -> str:
@@ -60,7 +66,8 @@ def _type(annotation: object) -> str:
         case origin if origin is tuple and arguments[-1] is Ellipsis:
             return f"list of {_type(arguments[0])}"
         case origin if origin is tuple:
-            return f"list of {len(arguments)}: {', '.join(map(_type, arguments))}"
+            # Of one type: a pair, or a region.
+            return f"list of {len(arguments)} {_type(arguments[0])}s"
         case _:
             return NAMES[annotation]
 

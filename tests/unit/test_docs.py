@@ -186,7 +186,8 @@ def test_the_configuration_page_has_each_key_with_bounds_unit_and_default(extens
     assert ":type: number, > 0; electronvolts\n:default: `8000.0`\n\nPhoton energy, eV." in told["geometry.energy_ev"]
     assert ":type: integer, ≥ 16, ≤ 1024, a multiple of 2; pixels" in told["geometry.frame_px"]
     assert ":type: `far` | `near`\n:default: `far`" in told["geometry.propagation"]
-    assert ":type: list of 2: text, text or null\n:default: `null`" in told["documents.position_keys"]
+    assert ":type: list of 2 texts or null\n:default: `null`" in told["documents.position_keys"]
+    assert ":type: list of 4 integers or null; pixels" in told["detector.region_px"]
     assert ":default: `[3.6, 3.6]`" in told["scan.extent_um"]
     for key in keys:
         default = re.search(r":default: `(.*)`", told[key])[1]
