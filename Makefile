@@ -10,10 +10,16 @@ PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist workst
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-beamline test-busy test-faults lint types contracts wheel clean
+.PHONY: demo docs test test-beamline test-busy test-faults lint types contracts wheel clean
 
 demo: $(READY)
 	$(BIN)/bluesky-cdi demo
+
+# The documentation as a site, whose first page is build/docs/index.html: a warning fails, and so does what a browser would
+# have to fetch from elsewhere.
+docs: $(READY)
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m sphinx --quiet --jobs auto --fail-on-warning --keep-going docs build/docs
+	! grep -rlE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' build/docs
 
 test: $(READY)
 	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline $(if $(COVERAGE),--cov --cov-report=)
@@ -55,7 +61,7 @@ wheel: $(READY)
 		$(addprefix $(CURDIR)/tests/,$(INSTALLED))
 
 clean:
-	rm -rf $(VENV) build dist demo_output
+	rm -rf $(VENV) build dist demo_output docs/api
 
 # PyTorch comes first and on its own: where there is no GPU, its CPU build spares gigabytes. pip takes
 # it where it is configured to find it, uv knows where PyTorch keeps it, and the standard build works everywhere.
@@ -69,5 +75,5 @@ $(READY): pyproject.toml constraints.txt
 		{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu torch==$(TORCH); } || \
 		$(BIN)/python -m pip install --quiet torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,test-beamline]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,test-beamline,docs]"
 	touch $(READY)

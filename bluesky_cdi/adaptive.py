@@ -66,13 +66,25 @@ class Optimizer:
         self._history: list[tuple[str, Any]] = []
 
     def suggest(self, num_points: int | None = None) -> list[Mapping[str, Any]]:
-        """Choose points: mappings with ``_id`` and the actuators' values; empty means stop."""
+        """Choose points: mappings with ``_id`` and the actuators' values; empty means stop.
+
+        Parameters
+        ----------
+        num_points : int, optional
+            Most points; one if absent.
+        """
         chosen = self.agent.suggest(num_points)
         self._history.append(("suggest", [num_points, [[point["y"], point["x"]] for point in chosen]]))
         return [self._of_actuators(point) for point in chosen]
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Learn outcomes: mappings with ``_id``, or the actuators' values, and what `LiveEvaluation` gives."""
+        """Learn outcomes: mappings with ``_id``, or the actuators' values, and what `LiveEvaluation` gives.
+
+        Parameters
+        ----------
+        points : sequence of Mapping
+            One for each measured point.
+        """
         taken = [_plain(self._of_axes(point)) for point in points]
         self.agent.ingest(taken)
         self._history.append(("ingest", taken))
@@ -82,14 +94,26 @@ class Optimizer:
         return [(key, self._of_actuators(at), outcome) for key, at, outcome in self.agent.get_best_points()]
 
     def register_suggestions(self, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Take points that someone else chose, and give each an ``_id``."""
+        """Take points that someone else chose, and give each an ``_id``.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            Values of the actuators by name.
+        """
         points = [{axis: self._of_axes(point)[axis] for axis in AXES} for point in suggestions]
         registered = self.agent.register_suggestions(points)
         self._history.append(("register", points))
         return [self._of_actuators(point) for point in registered]
 
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
-        """Learn that suggestions, known by their ``_id``, were not measured."""
+        """Learn that suggestions, known by their ``_id``, were not measured.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            As `suggest` gave them.
+        """
         failed = [{ID: point[ID]} for point in suggestions]
         self.agent.register_failures(failed)
         self._history.append(("fail", failed))
@@ -127,7 +151,13 @@ class Optimizer:
             self._history.append((name, content))
 
     def positions_m(self, suggestions: Sequence[Mapping[str, Any]]) -> FloatArray:
-        """Read the places of suggestions, shape (n, 2), metres."""
+        """Read the places of suggestions, shape (n, 2), metres.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            As `suggest` gave them.
+        """
         places = [self._of_axes(point) for point in suggestions]
         return np.array([[place[axis] for axis in AXES] for place in places])
 

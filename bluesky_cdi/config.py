@@ -373,6 +373,11 @@ class Config(Section):
     def with_documents(self, **chosen: Any) -> Config:
         """Choose keys of `documents`; what is None stays as it is configured.
 
+        Parameters
+        ----------
+        **chosen : Any
+            Values by key of `DocumentsConfig`.
+
         Raises
         ------
         ConfigError

@@ -143,6 +143,7 @@ class Estimate:
     coverage : ndarray, shape (Y, X), float32
         Summed illumination, photons per pixel.
     frame_seq_nums : ndarray, shape (n,), int
+        Numbers of the frames in their stream, from 1.
     positions_m : ndarray, shape (n, 2), float64
         (y, x) of each frame as the object rests on it, metres: measured, or refined where the engine refines.
     embedding : ndarray, shape (n, d), float32
@@ -217,7 +218,13 @@ class Reconstructor(Protocol):
     """Turns frames into an estimate of the object, incrementally."""
 
     def add(self, frames: Sequence[Frame]) -> None:
-        """Take frames in; a known `seq_num` replaces the earlier frame."""
+        """Take frames in; a known `seq_num` replaces the earlier frame.
+
+        Parameters
+        ----------
+        frames : sequence of Frame
+            Of one run, in any order.
+        """
 
     def step(self, budget_s: float, interrupted: Callable[[], bool] | None = None) -> Estimate | None:
         """Work for a while; None while there is nothing to estimate from or to improve.
@@ -274,16 +281,34 @@ class Agent(Protocol):
     """
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Learn outcomes: mappings with ``_id``, ``y``, ``x`` (metres) and the outcome's values."""
+        """Learn outcomes: mappings with ``_id``, ``y``, ``x`` (metres) and the outcome's values.
+
+        Parameters
+        ----------
+        points : sequence of Mapping
+            One for each measured point.
+        """
 
     def suggest(self, num_points: int | None = None) -> Sequence[Mapping[str, Any]]:
-        """Choose points: mappings with ``_id``, ``y``, ``x`` (metres)."""
+        """Choose points: mappings with ``_id``, ``y``, ``x`` (metres).
+
+        Parameters
+        ----------
+        num_points : int, optional
+            Most points; one if absent.
+        """
 
     def get_best_points(self) -> Sequence[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
         """Give the measured points that taught most: (id, parameters, outcomes)."""
 
     def propose(self, n: int) -> Proposal:
-        """Choose up to `n` positions; none of them is chosen again."""
+        """Choose up to `n` positions; none of them is chosen again.
+
+        Parameters
+        ----------
+        n : int
+            Most positions.
+        """
 
     def coverage_path(self) -> FloatArray:
         """Give all positions in an order that covers the window evenly, shape (m, 2), metres."""
@@ -335,7 +360,13 @@ class ScanSource(Protocol):
     """What a plan asks for positions; every answer comes from another thread."""
 
     def begin(self, area: ScanArea) -> Future[ScanTicket]:
-        """Prepare for a scan; forget the one before."""
+        """Prepare for a scan; forget the one before.
+
+        Parameters
+        ----------
+        area : ScanArea
+            Window, step and budget.
+        """
 
     def request(self, n: int, after: int) -> Future[Proposal]:
         """Ask for `n` positions, decided once frame number `after` is in the reconstruction.

@@ -32,6 +32,7 @@ class RecordedRun:
     info : RunInfo
         Of the run, with the geometry of the scan's frames.
     scan : Scan
+        Frames, positions and flux of the run, preprocessed.
     numbers : tuple of int
         Number of each frame in the run.
     ended : tuple of str

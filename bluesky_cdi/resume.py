@@ -72,6 +72,7 @@ class StoredCheckpoint:
     Attributes
     ----------
     path : Path
+        Where the file is.
     header : CheckpointHeader or None
         None where the file can't be used.
     n_frames : int
@@ -122,12 +123,24 @@ class Resumable:
 
 
 def checkpoints_folder(directory: Path | str) -> Path:
-    """Give the folder of checkpoints that belongs to a session's folder."""
+    """Give the folder of checkpoints that belongs to a session's folder.
+
+    Parameters
+    ----------
+    directory : path
+        The session's folder.
+    """
     return Path(directory).expanduser().resolve() / CHECKPOINTS
 
 
 def stored_checkpoints(directory: Path | str) -> list[StoredCheckpoint]:
-    """List the checkpoints of a session's folder, oldest first, those that can't be used before all."""
+    """List the checkpoints of a session's folder, oldest first, those that can't be used before all.
+
+    Parameters
+    ----------
+    directory : path
+        The session's folder.
+    """
     found = []
     for path in checkpoints_folder(directory).glob("*.npz"):
         try:

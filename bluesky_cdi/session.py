@@ -48,6 +48,7 @@ class Session:
     Parameters
     ----------
     config : Config
+        All settings, as `bluesky_cdi.config.load_config` reads them.
     directory : path, optional
         Folder of the embedded catalog; by default that of the configuration. The subfolders
         ``frames`` (for detectors), ``results``, ``checkpoints`` and ``journal`` belong to it.
@@ -81,12 +82,15 @@ class Session:
     Attributes
     ----------
     RE : RunEngine
+        Runs the plans; the session's own, or the one that was given.
     live : WorkerProcess or LiveWorker
         What plans take as `live`: in a process of its own, or in this one (``reconstructor.in_process``).
     catalog : Catalog
+        Raw runs and results, for `bluesky_cdi.catalog.load_result` and its like.
     keeper : Keeper or None
         Looks after the catalog's process, where it has one.
     directory : Path
+        Folder of the session.
     uri : str
         Address of the catalog's server, with its key.
 
@@ -151,6 +155,11 @@ class Session:
 
     def wait(self, timeout_s: float = 120.0) -> None:
         """Wait until the latest run is reconstructed, and all that has ended is in the catalog.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long, seconds.
 
         Raises
         ------
@@ -334,7 +343,13 @@ def last_scan_id(catalog: Catalog, directory: Path) -> int:
 
 
 def stop_engine(engine: RunEngine) -> None:
-    """Abort what a RunEngine has paused, and end its thread."""
+    """Abort what a RunEngine has paused, and end its thread.
+
+    Parameters
+    ----------
+    engine : RunEngine
+        One that is idle or paused.
+    """
     if engine.state == "paused":
         engine.abort("the session was closed")
     engine.loop.call_soon_threadsafe(engine.loop.stop)

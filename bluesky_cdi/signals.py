@@ -101,7 +101,13 @@ class EndingSignals:
         return "" if self.received is None else f"the process was told to end ({self.received.name})"
 
     def watch(self, engine: RunEngine) -> None:
-        """Abort what this RunEngine runs when a signal comes; its calls then raise `SystemExit`."""
+        """Abort what this RunEngine runs when a signal comes; its calls then raise `SystemExit`.
+
+        Parameters
+        ----------
+        engine : RunEngine
+            The one whose runs are aborted.
+        """
         self._engine = engine
         engine.context_managers = [*engine.context_managers, self._during_a_call]
         engine.preprocessors.append(self._with_reason)

@@ -14,6 +14,11 @@ from bluesky_cdi.errors import ConfigError
 def profile_directory(name: str) -> Path:
     """Find a profile: one of this package by name, or any folder by path.
 
+    Parameters
+    ----------
+    name : str
+        Name of a profile of this package (``sim``), or path of a folder with ``startup``.
+
     Raises
     ------
     ConfigError

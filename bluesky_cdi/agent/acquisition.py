@@ -28,6 +28,7 @@ class VarianceReduction:
     Parameters
     ----------
     posterior : CandidatePosterior
+        What is known of the candidates.
     weights : ndarray, shape (m,)
         What knowing each candidate is worth.
     pending : ndarray, shape (p,), int64
@@ -65,7 +66,13 @@ class VarianceReduction:
         return np.asarray(gain.numpy(), dtype=np.float64)
 
     def condition(self, candidate: int) -> None:
-        """Take a frame at one candidate as measured."""
+        """Take a frame at one candidate as measured.
+
+        Parameters
+        ----------
+        candidate : int
+            Its index.
+        """
         u = self._downdate(candidate)
         self._rows.addr_(u[self._index], u, alpha=-1.0)
 
@@ -111,12 +118,24 @@ class Coverage:
         return np.asarray(self._taken @ self.dark / len(self.dark))
 
     def add(self, candidate: int) -> None:
-        """Light the field with a frame at one candidate."""
+        """Light the field with a frame at one candidate.
+
+        Parameters
+        ----------
+        candidate : int
+            Its index.
+        """
         first, last = self._taken.indptr[candidate : candidate + 2]
         self.dark[self._taken.indices[first:last]] *= 1.0 - self._taken.data[first:last]
 
     def add_positions(self, positions_m: FloatArray) -> None:
-        """Light the field with frames anywhere, positions of shape (n, 2), metres."""
+        """Light the field with frames anywhere, positions of shape (n, 2), metres.
+
+        Parameters
+        ----------
+        positions_m : ndarray, shape (n, 2)
+            (y, x), metres.
+        """
         for position in positions_m:
             square = ((self._candidates_m - position) ** 2).sum(axis=1)
             self.dark *= 1.0 - self._share(square)
@@ -140,6 +159,7 @@ class Batch:
     Attributes
     ----------
     index : ndarray, shape (q,), int64
+        Candidates in the order of choice.
     learned, covered : ndarray, shape (q,)
         Shares of the weighted prior variance removed and of the field lit.
     best_learned, best_covered : float

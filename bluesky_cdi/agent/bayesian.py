@@ -32,6 +32,7 @@ class BayesianAgent:
     Parameters
     ----------
     space : SearchSpace
+        The positions that may be chosen.
     probe_width_m : float
         Full width at half maximum of the illumination, metres.
     alpha : float
@@ -47,6 +48,7 @@ class BayesianAgent:
     target_resolution_m : float
         Stop when the confirmed resolution of the image is this or finer, metres; 0: never.
     seed : int
+        Of what is drawn at random.
     refit : bool
         Fit the kernel to the outcomes; otherwise it stays at `hyperparameters`.
     hyperparameters : Hyperparameters
@@ -57,6 +59,7 @@ class BayesianAgent:
     Attributes
     ----------
     space : SearchSpace
+        The positions that may be chosen.
     hyperparameters : Hyperparameters
         Kernel as it is.
 
@@ -136,11 +139,23 @@ class BayesianAgent:
             self._resolution_m = point.get("resolution_m", self._resolution_m)
 
     def suggest(self, num_points: int | None = None) -> list[Mapping[str, Any]]:
-        """Choose points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop."""
+        """Choose points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop.
+
+        Parameters
+        ----------
+        num_points : int, optional
+            Most points; one if absent.
+        """
         return self._decide(1 if num_points is None else num_points)[1]
 
     def propose(self, n: int) -> Proposal:
-        """Choose up to `n` positions; none of them is chosen again. Empty means stop."""
+        """Choose up to `n` positions; none of them is chosen again. Empty means stop.
+
+        Parameters
+        ----------
+        n : int
+            Most positions.
+        """
         return self._decide(n)[0]
 
     def get_best_points(self) -> list[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
@@ -177,7 +192,13 @@ class BayesianAgent:
         return as_suggestions(ids, positions)
 
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
-        """Learn that proposals, known by their ``_id``, were not measured; their places are not chosen again."""
+        """Learn that proposals, known by their ``_id``, were not measured; their places are not chosen again.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            As `suggest` gave them.
+        """
         self._state.observations.withdraw(point["_id"] for point in suggestions)
 
     def _decide(self, n: int) -> tuple[Proposal, list[Mapping[str, Any]]]:

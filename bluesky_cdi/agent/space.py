@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
+from scipy import spatial
 
 from bluesky_cdi.agent.patterns import IndexArray, grid_axes
 from bluesky_cdi.errors import SearchSpaceError
@@ -103,7 +103,7 @@ class SearchSpace:
         distinct = np.unique(self.candidates_m, axis=0)
         if len(distinct) < 2:
             return float("inf")
-        distance, _ = cKDTree(distinct).query(distinct, k=2)
+        distance, _ = spatial.cKDTree(distinct).query(distinct, k=2)
         return float(np.median(distance[:, 1]))
 
     def nearest(self, positions_m: npt.ArrayLike) -> IndexArray:
@@ -122,6 +122,6 @@ class SearchSpace:
         return np.asarray(index, dtype=np.int64)
 
     @cached_property
-    def tree(self) -> cKDTree:
+    def tree(self) -> spatial.cKDTree:
         """Spatial index of the candidates."""
-        return cKDTree(self.candidates_m)
+        return spatial.cKDTree(self.candidates_m)

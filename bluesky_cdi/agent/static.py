@@ -40,6 +40,11 @@ class StaticAgent:
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Take note of measured points; they change nothing.
 
+        Parameters
+        ----------
+        points : sequence of Mapping
+            One for each measured point.
+
         Raises
         ------
         SearchSpaceError
@@ -48,11 +53,23 @@ class StaticAgent:
         self._observations.take(points)
 
     def suggest(self, num_points: int | None = None) -> list[Mapping[str, Any]]:
-        """Give the next points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop."""
+        """Give the next points: mappings with ``_id``, ``y``, ``x`` (metres); empty means stop.
+
+        Parameters
+        ----------
+        num_points : int, optional
+            Most points; one if absent.
+        """
         return self._decide(1 if num_points is None else num_points)[1]
 
     def propose(self, n: int) -> Proposal:
-        """Give the next `n` positions; empty means stop."""
+        """Give the next `n` positions; empty means stop.
+
+        Parameters
+        ----------
+        n : int
+            Most positions.
+        """
         return self._decide(n)[0]
 
     def get_best_points(self) -> list[tuple[Any, Mapping[str, Any], Mapping[str, Any]]]:
@@ -69,12 +86,24 @@ class StaticAgent:
         return reason is not None, reason
 
     def register_suggestions(self, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Give positions (``y``, ``x`` in metres) that someone else chose an ``_id``; the pattern stays as it is."""
+        """Give positions (``y``, ``x`` in metres) that someone else chose an ``_id``; the pattern stays as it is.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            Positions by axis, metres.
+        """
         positions = positions_of(suggestions)
         return as_suggestions(self._observations.issue(positions), positions)
 
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
-        """Learn that points, known by their ``_id``, were not measured; they are not given again."""
+        """Learn that points, known by their ``_id``, were not measured; they are not given again.
+
+        Parameters
+        ----------
+        suggestions : sequence of Mapping
+            As `suggest` gave them.
+        """
         self._observations.withdraw(point["_id"] for point in suggestions)
 
     def _decide(self, n: int) -> tuple[Proposal, list[Mapping[str, Any]]]:

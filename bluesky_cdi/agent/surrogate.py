@@ -68,6 +68,7 @@ class CandidatePosterior:
     candidates : ndarray, shape (m, 2)
         (y, x), probe widths.
     hyper : Hyperparameters
+        Of the kernel.
 
     Attributes
     ----------

@@ -87,6 +87,7 @@ class Lsqml:
     Parameters
     ----------
     settings : LsqmlSettings
+        Step sizes, mini-batch and what is refined when.
     seed : int
         Seed of the order of frames.
     prior : Prior, optional

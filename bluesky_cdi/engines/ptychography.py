@@ -28,7 +28,9 @@ class Solution:
     Attributes
     ----------
     object : Tensor, shape (B, Y, X), complex
+        Transmission functions of B objects; vacuum is 1.
     probe : Tensor, shape (B, M, N, N), complex
+        Their probes, square root of photons.
     data : Diffraction
         The frames, with positions and fluxes as refined so far.
     deviance : Tensor, shape (n,)
@@ -100,6 +102,7 @@ class Engine(Protocol):
     Attributes
     ----------
     name : str
+        That of the algorithm, as in `reconstructor.name`.
     warm_up : int
         Number of first epochs whose deviance shows nothing yet about convergence.
     """
@@ -171,14 +174,26 @@ class Schedule:
     patience: int = 5
 
     def refine(self, epoch: int) -> Refine:
-        """Return what epoch number `epoch`, from 0, refines."""
+        """Return what epoch number `epoch`, from 0, refines.
+
+        Parameters
+        ----------
+        epoch : int
+            Passes over all frames so far.
+        """
         probe, positions, flux = (
             0 <= first <= epoch for first in (self.probe_from, self.positions_from, self.flux_from)
         )
         return Refine(probe, positions, flux)
 
     def looks_for_outliers(self, epoch: int) -> bool:
-        """Tell whether the light of single frames is looked at after epoch number `epoch`, from 0."""
+        """Tell whether the light of single frames is looked at after epoch number `epoch`, from 0.
+
+        Parameters
+        ----------
+        epoch : int
+            Passes over all frames so far.
+        """
         since = epoch - self.outliers_from
         return self.outliers_from >= 0 and since >= 0 and not since & (since - 1)
 

@@ -48,6 +48,7 @@ class Rpie:
     Parameters
     ----------
     settings : RpieSettings
+        Step sizes and mini-batch.
     seed : int
         Seed of the order of frames.
     """

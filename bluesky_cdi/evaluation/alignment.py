@@ -75,7 +75,13 @@ def illuminated_mask(coverage: FloatArray | BoolArray, threshold: float = MEASUR
 
 
 def wrap_rad(phase_rad: FloatArray) -> FloatArray:
-    """Bring angles into [-pi, pi)."""
+    """Bring angles into [-pi, pi).
+
+    Parameters
+    ----------
+    phase_rad : ndarray
+        Angles, radians.
+    """
     return np.asarray((np.asarray(phase_rad) + np.pi) % (2 * np.pi) - np.pi)
 
 

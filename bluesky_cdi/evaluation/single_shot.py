@@ -39,7 +39,13 @@ class Resolved:
 
 
 def conjugate_twin(image: ComplexArray) -> ComplexArray:
-    """Compute ``conj(image(-r))`` about pixel ``N // 2``, periodic: its far-field intensities are the same."""
+    """Compute ``conj(image(-r))`` about pixel ``N // 2``, periodic: its far-field intensities are the same.
+
+    Parameters
+    ----------
+    image : ndarray, shape (N, N), complex
+        An exit wave or an object.
+    """
     turned = np.conj(image[..., ::-1, ::-1])
     # Reversal maps pixel i to N - 1 - i; about N // 2 it belongs at 2 (N // 2) - i.
     turn = [2 * (n // 2) - (n - 1) for n in image.shape[-2:]]

@@ -95,6 +95,7 @@ class Verdict:
     Attributes
     ----------
     word : {'good', 'doubtful', 'failed'}
+        What is said of the result as a whole.
     reasons : tuple of str
         Why it is not good.
     remarks : tuple of str
@@ -140,7 +141,13 @@ def with_verdict(estimate: Estimate, *, doubt: str = "") -> Estimate:
 
 
 def verdict_said(source: Mapping[str, Any]) -> str:
-    """Give the verdict in an estimate's `source` in one line; empty where there is none."""
+    """Give the verdict in an estimate's `source` in one line; empty where there is none.
+
+    Parameters
+    ----------
+    source : Mapping
+        `Estimate.source`.
+    """
     notes = source.get("verdict")
     if not isinstance(notes, Mapping):
         return ""
@@ -152,6 +159,11 @@ def fault_of(estimate: Estimate) -> str:
 
     It must be finite, and explain its frames no worse than an empty field does: a wrong assumed probe or geometry,
     or a network that was trained for something else, may give an image that looks well and is not the sample.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        What was reconstructed.
     """
     for name in FINITE:
         bad = ~np.isfinite(getattr(estimate, name))

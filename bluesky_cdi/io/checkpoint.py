@@ -64,6 +64,7 @@ class CheckpointFile:
     folder : Path
         Where it lies; made when the first one is saved.
     header : CheckpointHeader
+        What the file is to say of itself.
     """
 
     def __init__(self, folder: Path, header: CheckpointHeader) -> None:
@@ -104,6 +105,11 @@ class CheckpointFile:
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, and what a killed process left of one that it was writing; there may be none.
+
+    Parameters
+    ----------
+    path : path
+        The checkpoint.
 
     Raises
     ------

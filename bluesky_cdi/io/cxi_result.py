@@ -99,6 +99,11 @@ def write_result_contents(file: h5py.File, estimate: Estimate, product: Product)
 def read_cxi_result(path: Path | str) -> Product:
     """Read a reconstruction that `write_cxi_result` wrote.
 
+    Parameters
+    ----------
+    path : path
+        The CXI file.
+
     Raises
     ------
     ScanFileError, GeometryError

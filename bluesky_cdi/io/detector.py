@@ -148,7 +148,13 @@ class DetectorPlan:
         return Preprocessed(self.mask, self.saturation, self.as_notes())
 
     def geometry(self, raw: Geometry) -> Geometry:
-        """Give the geometry of what comes out, from that of the detector."""
+        """Give the geometry of what comes out, from that of the detector.
+
+        Parameters
+        ----------
+        raw : Geometry
+            That of the detector's own frames.
+        """
         return replace(raw, frame_px=self.window.side, detector_pixel_m=raw.detector_pixel_m * self.window.bin)
 
     def as_notes(self) -> dict[str, Any]:

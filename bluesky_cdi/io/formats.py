@@ -123,6 +123,13 @@ def write_scan(path: Path | str, scan: Scan, form: str | None = None, *, compres
 def scan_files(path: Path, form: str | None = None) -> tuple[Path, ...]:
     """List what `write_scan` makes: Ptychodus' form is two files.
 
+    Parameters
+    ----------
+    path : path
+        Where the scan is to go.
+    form : str, optional
+        As `write_scan` takes it.
+
     Raises
     ------
     ScanFileError
@@ -198,6 +205,11 @@ def _npz_reader(path: Path) -> _Reader:
 
 def read_reconstruction(path: Path | str) -> Product:
     """Read a Ptychodus product or a CXI reconstruction; the file's content, not its name, tells which.
+
+    Parameters
+    ----------
+    path : path
+        The HDF5 file.
 
     Raises
     ------

@@ -44,13 +44,16 @@ class FrameDataset:
     Parameters
     ----------
     path : Path
+        The HDF5 file.
     place : str
         The dataset in the file, of shape (..., H, W): leading axes (a raster's rows and columns) are taken as one.
 
     Attributes
     ----------
     path : Path
+        The HDF5 file.
     place : str
+        Path of the frames inside the file.
     frame_shape : tuple of int
         (H, W).
     dtype : dtype

@@ -45,6 +45,7 @@ class FrameStack:
     probe : ndarray, shape (modes, N, N), complex64, or None
         Illumination at the sample, in the file's own units.
     name : str
+        What the frames are called, after their file.
     source : Mapping
         The file's name, its form, and the dataset of the frames.
 

@@ -29,6 +29,7 @@ class Inspection:
     unwritten : ndarray, int
         Numbers of the frames that the file announces and doesn't hold.
     dtype : dtype
+        Type of the counts in the file.
     valid : ndarray, shape (H, W), bool
         Pixels that neither the mask leaves out nor hold flags.
     masked, flagged : int
@@ -67,7 +68,13 @@ class Inspection:
         return int((self.highest == self.highest.max()).sum())
 
     def saturated(self, level: float) -> int:
-        """Count frames that reach a number of counts."""
+        """Count frames that reach a number of counts.
+
+        Parameters
+        ----------
+        level : float
+            Counts.
+        """
         return int((self.highest >= level).sum())
 
 

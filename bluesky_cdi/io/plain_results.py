@@ -27,7 +27,17 @@ _OF_THE_ESTIMATE = (
 
 
 def notes_of(estimate: Estimate, geometry: Geometry, name: str) -> dict[str, Any]:
-    """Gather in plain values what is to be said of a result: optics, what made it, and its verdict."""
+    """Gather in plain values what is to be said of a result: optics, what made it, and its verdict.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The result.
+    geometry : Geometry
+        Of its frames.
+    name : str
+        What it is called.
+    """
     return {
         "name": name,
         "program": f"bluesky_cdi {__version__}",
@@ -82,6 +92,11 @@ def write_npz_result(
 
 def read_npz_result(path: Path | str) -> Estimate:
     """Read an estimate that `write_npz_result` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The NPZ file.
 
     Raises
     ------

@@ -41,27 +41,57 @@ class Preprocessing:
 
     @classmethod
     def recorded(cls, config: Config) -> Preprocessing | None:
-        """Take what a configuration wants for recorded scans; None: nothing. They state their geometry themselves."""
+        """Take what a configuration wants for recorded scans; None: nothing. They state their geometry themselves.
+
+        Parameters
+        ----------
+        config : Config
+            Its section `detector`.
+        """
         wanted = cls.live(config)
         return wanted if "frame_px" in config.geometry.model_fields_set or wanted is None else cls(config.detector)
 
     @classmethod
     def live(cls, config: Config) -> Preprocessing | None:
-        """Take what a configuration wants for a live run, whose geometry it states; None: nothing."""
+        """Take what a configuration wants for a live run, whose geometry it states; None: nothing.
+
+        Parameters
+        ----------
+        config : Config
+            Its sections `detector` and `geometry`.
+        """
         return cls(config.detector, config.geometry.frame_px) if config.detector.changes_frames else None
 
     @classmethod
     def stated_geometry(cls, config: Config) -> Geometry:
-        """Give the geometry of what comes out of a live run's preprocessing, if there is any, as configured."""
+        """Give the geometry of what comes out of a live run's preprocessing, if there is any, as configured.
+
+        Parameters
+        ----------
+        config : Config
+            Its sections `detector` and `geometry`.
+        """
         stated, wanted = Geometry(**config.geometry.model_dump()), cls.live(config)
         return stated if wanted is None else wanted.geometry(stated)
 
     def geometry(self, stated: Geometry) -> Geometry:
-        """Give the geometry of a configuration, whose `frame_px` is that of what comes out, with the binned pixel."""
+        """Give the geometry of a configuration, whose `frame_px` is that of what comes out, with the binned pixel.
+
+        Parameters
+        ----------
+        stated : Geometry
+            As it is configured.
+        """
         return replace(stated, detector_pixel_m=stated.detector_pixel_m * self.settings.bin)
 
     def side(self, shape: tuple[int, int]) -> int:
-        """Give the side of what comes out, pixels, as far as it is known before any frame (H, W) is."""
+        """Give the side of what comes out, pixels, as far as it is known before any frame (H, W) is.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (H, W) of the detector's frames.
+        """
         return self.frame_px or (self.settings.crop_px or min(shape)) // self.settings.bin
 
     def plan(

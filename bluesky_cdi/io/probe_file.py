@@ -25,6 +25,7 @@ class ProbeFile:
     Attributes
     ----------
     probe : ndarray, shape (modes, N, N), complex64
+        Incoherent modes; the sum of ``abs(probe)**2`` is the mean photons of a frame.
     geometry : Geometry
         Of the scan that it was found with.
     name : str
@@ -67,6 +68,11 @@ def write_probe(path: Path | str, content: ProbeFile) -> None:
 
 def read_probe(path: Path | str) -> ProbeFile:
     """Read what `write_probe` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The NPZ file.
 
     Raises
     ------

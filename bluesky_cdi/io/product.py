@@ -40,6 +40,7 @@ class Product:
     Attributes
     ----------
     name : str
+        What the product calls itself.
     geometry : Geometry
         In a Ptychodus product the detector pixel is not stated: it follows from the object's pixel.
     indexes : ndarray, shape (n,), int
@@ -47,7 +48,9 @@ class Product:
     positions_m : ndarray, shape (n, 2), float64
         (y, x), metres.
     probe : ndarray, shape (modes, N, N), complex64
+        Incoherent modes, square root of photons.
     object : ndarray, shape (Y, X), complex64
+        Transmission function; vacuum is 1.
     origin_m : tuple of float
         Sample position (y, x) of the object's pixel [0, 0], metres.
     comments : str
@@ -170,6 +173,11 @@ def write_contents(file: h5py.File, product: Product) -> None:
 
 def read_product(path: Path | str) -> Product:
     """Read a product file of one object layer and one coherent probe, with any number of incoherent modes.
+
+    Parameters
+    ----------
+    path : path
+        The HDF5 file of Ptychodus.
 
     Raises
     ------

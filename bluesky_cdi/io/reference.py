@@ -20,6 +20,7 @@ class Reference:
     Attributes
     ----------
     object : ndarray, shape (Y, X), complex64
+        Transmission function, as another program reconstructed it.
     origin_m : tuple of float
         Sample position (y, x) of pixel [0, 0] in the scan's coordinates, metres.
     """

@@ -45,11 +45,13 @@ class Scan:
     positions_m : ndarray, shape (n, 2), float64
         (y, x) of the probe on the sample, metres; y grows with the rows, x with the columns.
     geometry : Geometry
+        Energy, distances and pixel of the frames.
     probe : ndarray, shape (modes, N, N), complex64, or None
         First guess; the sum of ``abs(probe)**2`` is the mean photons of a frame.
     mask : ndarray, shape (H, W), bool, or None
         True where a pixel is valid; None: all are.
     name : str
+        What the scan is called, after its file.
     source : Mapping
         Where it came from and what the reader changed or assumed: ``nominal_geometry`` is True
         where only a nominal sample pixel is known; ``propagation`` says how the frames arose:
@@ -91,6 +93,11 @@ class Scan:
     def saturation(self, stated: float | None) -> float | None:
         """Give the counts from which on a pixel is saturated: what preprocessing made of them, else what is stated.
 
+        Parameters
+        ----------
+        stated : float or None
+            Counts of the detector, as configured.
+
         Raises
         ------
         ScanFileError
@@ -119,13 +126,24 @@ class Scan:
         """Keep only some frames, in the order of `indices` (or where a bool array is True).
 
         Frames of a file stay there.
+
+        Parameters
+        ----------
+        indices : ndarray, slice or sequence of int
+            Which frames.
         """
         chosen = np.asarray(indices)
         flux = None if self.flux is None else self.flux[chosen]
         return replace(self, counts=taken(self.counts, chosen), positions_m=self.positions_m[chosen], flux=flux)
 
     def refuse_rounded(self, form: str) -> None:
-        """Raise `ScanFileError` if counts are rounded, for a form of file that can't say so."""
+        """Raise `ScanFileError` if counts are rounded, for a form of file that can't say so.
+
+        Parameters
+        ----------
+        form : str
+            What the form of file is called.
+        """
         if ROUNDED in self.source:
             raise ScanFileError(
                 f"{form}'s files can't say that counts are rounded; write CXI or canonical NPZ, or don't round them."

@@ -57,6 +57,7 @@ class SingleShotImage:
     history : ndarray, shape (cycles + 1, s)
         R-factor of each start before the first cycle and after each.
     iterations : int
+        How many were made from each start.
     pixel_m : float or None
         Object pixel, metres; None where the geometry is not known.
     provenance : Mapping
@@ -119,6 +120,11 @@ def write_single_shot(
 
 def read_single_shot(path: Path | str) -> tuple[SingleShotImage, ...]:
     """Read reconstructions that `write_single_shot` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The CXI file.
 
     Raises
     ------

@@ -42,6 +42,11 @@ def latent_columns(estimate: Estimate) -> LatentColumns:
     """Compute the latents of a final estimate for its file; all is missing where there are none.
 
     What goes wrong is logged, and does not keep a result from being written.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The final one, with the embeddings of its frames.
     """
     if estimate.embedding.size:
         try:

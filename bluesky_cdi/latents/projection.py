@@ -80,7 +80,13 @@ class LatentProjection:
         return np.asarray((np.asarray(embedding, np.float64) - self.mean) @ self.axes)
 
     def colours(self, latents: FloatArray) -> FloatArray:
-        """Turn the first three latents into red, green and blue, (n, 3), 0 to 1; 1/2 for a latent that is missing."""
+        """Turn the first three latents into red, green and blue, (n, 3), 0 to 1; 1/2 for a latent that is missing.
+
+        Parameters
+        ----------
+        latents : ndarray, shape (n, k)
+            Of n frames.
+        """
         colours = np.full((len(latents), COLOURS), 0.5)
         steps = np.linspace(0, 1, len(self.knots))
         for i, knots in enumerate(self.knots.T):

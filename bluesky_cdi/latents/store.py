@@ -71,6 +71,11 @@ def save_projection(path: Path, projection: LatentProjection, record: Mapping[st
 def load_projection(path: Path) -> LatentProjection:
     """Read a projection of weights.
 
+    Parameters
+    ----------
+    path : Path
+        The file, ending in ``.latents.npz``.
+
     Raises
     ------
     WeightsError
@@ -123,7 +128,13 @@ def find_projection(source: Mapping[str, Any]) -> LatentProjection | None:
 
 
 def projection_for(estimate: Estimate) -> LatentProjection:
-    """Give the projection of an estimate: that of its weights, or its own where they have none."""
+    """Give the projection of an estimate: that of its weights, or its own where they have none.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        Whose embeddings are to be projected.
+    """
     return find_projection(estimate.source) or projection_of_run(estimate.embedding)
 
 

@@ -171,7 +171,13 @@ class UNet(nn.Module):
         self.graphs: dict[tuple[int, int, int], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute (B, outputs, Y, X) and features (B, C, Y / stem, X / stem) from (B, inputs, Y, X)."""
+        """Compute (B, outputs, Y, X) and features (B, C, Y / stem, X / stem) from (B, inputs, Y, X).
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, inputs, Y, X)
+            Images, as channels.
+        """
         *skips, coarsest = encoded(self.entry, self.encoder, self.down, F.pixel_unshuffle(x, self.stem))
         x = decoded(self.up, self.decoder, skips, self.attention(coarsest))
         return F.pixel_shuffle(self.exit(x), self.stem), x
@@ -246,6 +252,11 @@ class UnrolledNet(nn.Module):
         Further stages and steps are steps of the physics until they learn better; attention that it lacks changes
         nothing until then, nor does the size of the step, but for changes where the frames ask for next to none. Where
         it lacks sweeps, they take the place of steps.
+
+        Parameters
+        ----------
+        earlier : UnrolledNet
+            Of stages of the same size, and not of more of them.
 
         Raises
         ------

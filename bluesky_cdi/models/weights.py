@@ -53,6 +53,7 @@ class Trained:
     net : UnrolledNet or PtychoNN
         In evaluation mode.
     name : str
+        Name or path by which they were loaded.
     sha256 : str
         Checksum of the weights file.
     record : Mapping
@@ -82,7 +83,13 @@ class Trained:
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """Make an untrained network of a size."""
+    """Make an untrained network of a size.
+
+    Parameters
+    ----------
+    config : UnrolledConfig or PtychoNNConfig
+        The size.
+    """
     return UnrolledNet(config) if isinstance(config, UnrolledConfig) else PtychoNN(config)
 
 
@@ -175,6 +182,11 @@ def load_weights(name_or_path: str | Path = DEFAULT, device: torch.device | str 
 def weights_checksum(name_or_path: str | Path = DEFAULT) -> str:
     """Compute the SHA-256 of weights, named as for `load_weights`.
 
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Which weights.
+
     Raises
     ------
     WeightsError
@@ -189,12 +201,23 @@ def shipped_weights() -> list[str]:
 
 
 def is_shipped(path: Path) -> bool:
-    """Tell whether a file lies where the weights of the package do."""
+    """Tell whether a file lies where the weights of the package do.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    """
     return path.resolve().parent == SHIPPED.resolve()
 
 
 def path_of(name_or_path: str | Path) -> Path:
     """Find the file of weights, named as for `load_weights`.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Which weights.
 
     Raises
     ------
@@ -212,6 +235,11 @@ def path_of(name_or_path: str | Path) -> Path:
 
 def verified(path: Path) -> tuple[str, Mapping[str, Any]]:
     """Check a weights file by its record: its SHA-256, and the record.
+
+    Parameters
+    ----------
+    path : Path
+        The ``.safetensors`` file, with its record beside it.
 
     Raises
     ------

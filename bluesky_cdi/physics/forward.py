@@ -29,14 +29,26 @@ STEP_FLOOR = 1e-3
 
 
 def fft2c(field: Tensor) -> Tensor:
-    """Transform the last two axes: centred, orthonormal 2-D FFT, zero frequency at ``[H // 2, W // 2]``."""
+    """Transform the last two axes: centred, orthonormal 2-D FFT, zero frequency at ``[H // 2, W // 2]``.
+
+    Parameters
+    ----------
+    field : Tensor, shape (..., H, W), complex
+        Waves at the sample.
+    """
     centred = torch.fft.ifftshift(field, dim=(-2, -1))
     spectrum: Tensor = torch.fft.fftshift(torch.fft.fft2(centred, norm="ortho"), dim=(-2, -1))
     return spectrum
 
 
 def ifft2c(field: Tensor) -> Tensor:
-    """Invert `fft2c`; it is unitary, so this is its adjoint too."""
+    """Invert `fft2c`; it is unitary, so this is its adjoint too.
+
+    Parameters
+    ----------
+    field : Tensor, shape (..., H, W), complex
+        Waves at the detector.
+    """
     centred = torch.fft.ifftshift(field, dim=(-2, -1))
     original: Tensor = torch.fft.fftshift(torch.fft.ifft2(centred, norm="ortho"), dim=(-2, -1))
     return original
@@ -199,12 +211,24 @@ def diffract(probes: Tensor, patches: Tensor) -> Tensor:
 
 
 def to_corner(frames: Tensor) -> Tensor:
-    """Move the zero frequency of frames or masks from ``[H // 2, W // 2]`` to ``[0, 0]``."""
+    """Move the zero frequency of frames or masks from ``[H // 2, W // 2]`` to ``[0, 0]``.
+
+    Parameters
+    ----------
+    frames : Tensor, shape (..., H, W)
+        Frames or masks in the order of a detector.
+    """
     return FAR_FIELD.to_working(frames)
 
 
 def to_centre(frames: Tensor) -> Tensor:
-    """Move the zero frequency of frames or masks from ``[0, 0]`` to ``[H // 2, W // 2]``."""
+    """Move the zero frequency of frames or masks from ``[0, 0]`` to ``[H // 2, W // 2]``.
+
+    Parameters
+    ----------
+    frames : Tensor, shape (..., H, W)
+        Frames or masks in the working order of the far field.
+    """
     return FAR_FIELD.to_detector(frames)
 
 
@@ -229,7 +253,13 @@ def rate(probes: Tensor, patches: Tensor, background: Tensor | float = 0.0) -> T
 
 
 def intensity(waves: Tensor) -> Tensor:
-    """Sum the modes' intensities: (n, M, N, N) complex to (n, N, N) real."""
+    """Sum the modes' intensities: (n, M, N, N) complex to (n, N, N) real.
+
+    Parameters
+    ----------
+    waves : Tensor, shape (n, M, N, N), complex
+        Of incoherent modes.
+    """
     return (waves.real.square() + waves.imag.square()).sum(dim=1)
 
 
@@ -372,7 +402,13 @@ class Diffraction:
         )
 
     def chunks(self, size: int) -> Iterator[Diffraction]:
-        """Go through the frames `size` at a time."""
+        """Go through the frames `size` at a time.
+
+        Parameters
+        ----------
+        size : int
+            Most frames a time.
+        """
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
@@ -440,16 +476,34 @@ class Diffraction:
         return self.modulus_step(probes * patches[:, None], likelihood)
 
     def probes(self, probe: Tensor) -> Tensor:
-        """Give each frame its own probe: (B, M, N, N) to (n, M, N, N); see `frame_probes`."""
+        """Give each frame its own probe: (B, M, N, N) to (n, M, N, N); see `frame_probes`.
+
+        Parameters
+        ----------
+        probe : Tensor, shape (B, M, N, N), complex
+            Modes of each scene, square root of photons.
+        """
         return frame_probes(probe, self.shift_px, self.flux, self.scene)
 
     def patches(self, obj: Tensor) -> Tensor:
-        """Cut each frame's patch out of its object: (B, Y, X) to (n, N, N)."""
+        """Cut each frame's patch out of its object: (B, Y, X) to (n, N, N).
+
+        Parameters
+        ----------
+        obj : Tensor, shape (B, Y, X), complex
+            Transmission functions.
+        """
         return extract(obj, self.corner, self.counts.shape[-1], self.scene)
 
 
 def peak_intensity(probe: Tensor) -> Tensor:
-    """Find the intensity of the brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1)."""
+    """Find the intensity of the brightest pixel of each scene's probe: (B, M, N, N) to (B, 1, 1).
+
+    Parameters
+    ----------
+    probe : Tensor, shape (B, M, N, N), complex
+        Modes, square root of photons.
+    """
     return intensity(probe).amax(dim=(-2, -1))[:, None, None]
 
 

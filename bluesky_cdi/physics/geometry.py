@@ -304,7 +304,13 @@ class ObjectGrid:
         return nearest.astype(np.int64) - self.frame_px // 2, centre - nearest
 
     def contains(self, positions_m: FloatArray) -> np.ndarray[Any, Any]:
-        """Test which positions (n, 2), metres, have their patches on the grid; shape (n,), bool."""
+        """Test which positions (n, 2), metres, have their patches on the grid; shape (n,), bool.
+
+        Parameters
+        ----------
+        positions_m : ndarray, shape (n, 2)
+            Probe centres (y, x), metres.
+        """
         centre = np.rint((np.asarray(positions_m, float) - np.asarray(self.origin_m)) / self.pixel_m)
         low = centre - self.frame_px // 2
         return np.asarray(((low >= 0) & (low + self.frame_px <= np.asarray(self.shape))).all(axis=1))

@@ -20,12 +20,24 @@ from bluesky_cdi.physics.geometry import Geometry
 
 
 def pupil_step(geometry: Geometry) -> float:
-    """Compute the angle between neighbouring pixels of the pupil, radians."""
+    """Compute the angle between neighbouring pixels of the pupil, radians.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the experiment.
+    """
     return geometry.wavelength_m / (geometry.frame_px * geometry.pixel_m)
 
 
 def pupil_angles(geometry: Geometry) -> Tensor:
-    """Compute the angle of each row or column of the pupil from the axis, radians, shape (N,), float64."""
+    """Compute the angle of each row or column of the pupil from the axis, radians, shape (N,), float64.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of the experiment.
+    """
     index = torch.arange(geometry.frame_px, dtype=torch.float64) - geometry.frame_px // 2
     return index * pupil_step(geometry)
 

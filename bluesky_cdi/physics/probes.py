@@ -247,7 +247,13 @@ def scaled_to(probe: Tensor, photons: float) -> Tensor:
 
 
 def width_px(probe: Tensor) -> float:
-    """Compute the width of a probe (M, N, N): diameter of the disc with the same second moment, pixels."""
+    """Compute the width of a probe (M, N, N): diameter of the disc with the same second moment, pixels.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (M, N, N), complex
+        Incoherent modes.
+    """
     weight = probe.abs().square().sum(dim=0)
     weight = weight / weight.sum()
     index = torch.arange(probe.shape[-1], dtype=weight.dtype, device=weight.device)

@@ -132,6 +132,7 @@ class FresnelField(FarField):
     pixel_m : float
         Sample pixel, metres.
     wavelength_m : float
+        Of the beam, metres.
     distance_m : float
         ``z``, metres; may be negative (a converging beam).
 
@@ -211,11 +212,13 @@ class AngularSpectrum:
     pixel_m : float
         Pixel of sample and detector, metres.
     wavelength_m : float
+        Of the beam, metres.
     distance_m : float
         Metres; negative: upstream.
     paraxial : bool
         ``H = exp(-i z q^2 / (2 k))`` instead: Fresnel's transfer function.
     device : torch.device
+        Where waves are computed.
 
     Raises
     ------

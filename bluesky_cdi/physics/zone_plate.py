@@ -69,11 +69,13 @@ class ZonePlate:
     Parameters
     ----------
     outermost_zone_m : float
-        Width of the outermost zone.
+        Width of the outermost zone, metres.
     diameter_m : float
+        Outer diameter, metres.
     stop_diameter_m : float
-        Diameter of the central stop.
+        Diameter of the central stop, metres.
     sorting : OrderSortingAperture, optional
+        Aperture that lets the first order pass; none if absent.
     orders : Mapping of int to float
         Amplitude of each diffraction order; its square is the order's efficiency.
 
@@ -104,11 +106,23 @@ class ZonePlate:
             raise GeometryError(f"a zone plate needs an amplitude for its first order; orders has {dict(self.orders)}")
 
     def focal_length_m(self, wavelength_m: float) -> float:
-        """Compute the first order's focal length, ``diameter * outermost zone / wavelength`` (Kirz 1974), metres."""
+        """Compute the first order's focal length, ``diameter * outermost zone / wavelength`` (Kirz 1974), metres.
+
+        Parameters
+        ----------
+        wavelength_m : float
+            Metres.
+        """
         return self.diameter_m * self.outermost_zone_m / wavelength_m
 
     def numerical_aperture(self, wavelength_m: float) -> float:
-        """Compute the half opening angle of the first order, ``wavelength / (2 * outermost zone)``, radians."""
+        """Compute the half opening angle of the first order, ``wavelength / (2 * outermost zone)``, radians.
+
+        Parameters
+        ----------
+        wavelength_m : float
+            Metres.
+        """
         return wavelength_m / (2 * self.outermost_zone_m)
 
 

@@ -109,6 +109,7 @@ class FineTuned:
     steps : int
         Steps made.
     seconds : float
+        Time that the tuning took.
     kept : bool
         Whether network or probe differ from those given: only if the held-out frames are explained better.
     ended : {'time', 'not finite'}
@@ -144,6 +145,7 @@ class FineTuner:
     net : UnrolledNet
         Stays as it is.
     config : FineTuneConfig, optional
+        Learning rate, windows and what is judged; the defaults if absent.
     seed : int
         Seed of the windows and of the frames of them that the network is given.
     clock : callable

@@ -39,7 +39,13 @@ class Orientation:
     flip_x: bool = False
 
     def turn(self, positions_m: FloatArray) -> FloatArray:
-        """Turn positions (n, 2) into this orientation."""
+        """Turn positions (n, 2) into this orientation.
+
+        Parameters
+        ----------
+        positions_m : ndarray, shape (n, 2)
+            (y, x), metres.
+        """
         turned = positions_m[:, ::-1] if self.swap else positions_m
         return np.asarray(turned * np.where([self.flip_y, self.flip_x], -1.0, 1.0))
 

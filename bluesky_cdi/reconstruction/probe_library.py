@@ -130,6 +130,11 @@ def is_sure(estimate: Estimate) -> bool:
 
     The result is a good one (`evaluation.verdict`); the probe was checked by the run's own frames; a beam that changed
     since was followed; and there are enough frames.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        With the verdict in its `source`.
     """
     check, verdict = (estimate.source.get(name) or {} for name in ("probe_check_in", "verdict"))
     if estimate.n_frames < LEAST_FRAMES or "changed" not in check or verdict.get("word") != "good":
@@ -175,6 +180,14 @@ def _offer(path: Path, content: ProbeFile, geometry: Geometry, config: Config) -
 
 
 def strongest(probe: ComplexArray, most: int) -> ComplexArray:
-    """Take at most so many modes of a probe (M, N, N), those with most photons, in their order."""
+    """Take at most so many modes of a probe (M, N, N), those with most photons, in their order.
+
+    Parameters
+    ----------
+    probe : ndarray, shape (M, N, N), complex
+        Incoherent modes.
+    most : int
+        How many of them.
+    """
     powers: Sequence[float] = (np.abs(probe) ** 2).sum(axis=(1, 2))
     return probe[np.sort(np.argsort(powers)[::-1][:most])]

@@ -25,6 +25,7 @@ class MeasuredModulus:
     background : float
         Expected background, photons per pixel.
     propagator : Propagator
+        From the sample to the detector.
     """
 
     counts: Tensor
@@ -58,7 +59,13 @@ class MeasuredModulus:
         return self.propagator.adjoint(wanted[:, None])[:, 0]
 
     def detected(self, waves: Tensor) -> Tensor:
-        """Propagate exit waves (s, N, N) to the detector, in working order."""
+        """Propagate exit waves (s, N, N) to the detector, in working order.
+
+        Parameters
+        ----------
+        waves : Tensor, shape (s, N, N), complex
+            Exit waves, one a random start.
+        """
         return self.propagator.forward(waves[:, None])[:, 0]
 
     def r_factor(self, waves: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Stage:
     update : {'er', 'hio', 'raar'}
         Error reduction, hybrid input-output, relaxed averaged alternating reflections.
     iterations : int
+        How many updates of this kind follow each other.
     beta : float
         Feedback of 'hio', relaxation of 'raar'; 'er' has none.
     """

@@ -37,7 +37,13 @@ class ShrinkWrap:
     decay: float = 0.97
 
     def sigma_at(self, update: int) -> float:
-        """Return the blur of an update, counted from 0, pixels."""
+        """Return the blur of an update, counted from 0, pixels.
+
+        Parameters
+        ----------
+        update : int
+            Number of the update of the support, from 0.
+        """
         return max(self.sigma_end_px, self.sigma_px * self.decay**update)
 
 

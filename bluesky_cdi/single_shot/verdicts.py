@@ -41,6 +41,7 @@ class SingleShotResult:
     objects : ndarray, shape (s, N, N), complex64
         Transmission of the sample where the illumination is known, else exit waves.
     supports : ndarray, shape (s, N, N), bool
+        Support of each start, True where the sample is.
     r_factor : ndarray, shape (s,)
         ``sum |sqrt(rate) - sqrt(counts)| / sum sqrt(counts)`` over the valid pixels; NaN where diverged.
     noise_r_factor : float

@@ -60,6 +60,7 @@ class PretrainConfig:
     seconds : float
         Time to train; the learning rate falls to zero over it.
     seed : int
+        Of scenes and first weights.
     learning_rate : float
         Peak of the schedule.
     supervised : float
@@ -69,6 +70,7 @@ class PretrainConfig:
     photons : tuple of float
         Least and most photons of a frame.
     model : UnrolledConfig or PtychoNNConfig
+        Size of the network.
     """
 
     seconds: float = 520.0
@@ -402,7 +404,13 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draw
 
 @torch.no_grad()
 def weight_of(batch: Batch) -> Tensor:
-    """Weigh the pixels of scenes by how well light tells them, (B, Y, X)."""
+    """Weigh the pixels of scenes by how well light tells them, (B, Y, X).
+
+    Parameters
+    ----------
+    batch : Batch
+        Scenes with their frames.
+    """
     illumination, peak = summed_illumination(batch.probe, batch.data), peak_intensity(batch.probe)
     return (illumination > MEASURED_SHARE * peak) * illumination / (illumination + STEP_DAMPING * peak)
 

@@ -73,6 +73,7 @@ class Batch:
     Attributes
     ----------
     truth : Tensor, shape (B, Y, X), complex64
+        Objects that the frames are of; vacuum is 1.
     probe : Tensor, shape (B, M, N, N), complex64
         The assumed probe, which the network is given: the true one with an error.
     data : Diffraction
@@ -96,7 +97,9 @@ class SceneStream:
     Parameters
     ----------
     device : torch.device
+        Where scenes are drawn.
     seed : int
+        Of what is drawn.
     photons : tuple of float
         Least and most photons of a frame; drawn log-uniformly.
     pool : int
@@ -226,6 +229,11 @@ class SceneStream:
 
 def shapes_for(probe: Tensor | None) -> tuple[SceneShape, ...]:
     """List the shapes of `SHAPES` that have frames of a probe's size (..., N, N); all without one.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (..., N, N), or None
+        The one probe to train for.
 
     Raises
     ------

@@ -1,5 +1,6 @@
 """The documents: links, commands, configuration keys, environment variables, and their forms."""
 
+import importlib
 import re
 import shlex
 from functools import cache
@@ -13,7 +14,8 @@ from bluesky_cdi.config import RENAMED_KEYS, Config, load_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+# The front page of the site is a link to that of the folder.
+PAGES = [page for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")) if not page.is_symlink()]
 RECORDS = sorted((DOCS / "decisions").glob("0*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4}(\S.*)$", re.MULTILINE)
@@ -160,4 +162,59 @@ def test_decision_records_are_numbered_and_listed():
 
 def test_every_page_is_listed():
     listed = {(DOCS / target.partition("#")[0]).resolve() for target in LINK.findall(prose(DOCS / "README.md"))}
-    assert {page for page in DOCS.glob("*.md") if page.name != "README.md"} <= listed
+    # Two pages of the site include a file beside the folder, which is listed itself.
+    own = {page for page in DOCS.glob("*.md") if page.name not in ("README.md", "index.md")}
+    assert {page for page in own if not page.read_text(encoding="utf-8").startswith(":::{include} ../")} <= listed
+
+
+@pytest.fixture
+def extension(monkeypatch):
+    """Import a module that the build of the site uses."""
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    return importlib.import_module
+
+
+def entries(lines, directive):
+    """From the argument of each directive in the lines to all that is said in it."""
+    return dict(re.findall(rf"^:::{{{directive}}} (.*?)\n(.*?)^:::$", "\n".join(lines), re.MULTILINE | re.DOTALL))
+
+
+def test_the_configuration_page_has_each_key_with_bounds_unit_and_default(extension):
+    told = entries(extension("configuration").configuration_lines(), "confval")
+    keys = [f"{name}.{key}" for name, field in Config.model_fields.items() for key in field.annotation.model_fields]
+    assert list(told) == keys
+    assert ":type: number, > 0; electronvolts\n:default: `8000.0`\n\nPhoton energy, eV." in told["geometry.energy_ev"]
+    assert ":type: integer, ≥ 16, ≤ 1024, a multiple of 2; pixels" in told["geometry.frame_px"]
+    assert ":type: `far` | `near`\n:default: `far`" in told["geometry.propagation"]
+    assert ":type: list of 2 texts or null\n:default: `null`" in told["documents.position_keys"]
+    assert ":type: list of 4 integers or null; pixels" in told["detector.region_px"]
+    assert ":default: `[3.6, 3.6]`" in told["scan.extent_um"]
+    for key in keys:
+        default = re.search(r":default: `(.*)`", told[key])[1]
+        section, name = key.split(".")
+        value = getattr(load_config(overrides={section: {name: yaml.safe_load(default)}}), section)
+        assert getattr(value, name) == getattr(getattr(Config(), section), name), key
+
+
+def test_the_page_of_commands_has_each_command_and_option(extension, capsys):
+    lines = extension("commands").command_lines()
+    headings = [line.lstrip("# ") for line in lines if line.startswith("##")]
+    assert {"bluesky-cdi demo", "bluesky-cdi bench quality", "bluesky-cdi reconstruct"} <= set(headings)
+    with pytest.raises(SystemExit):
+        main(["reconstruct", "--help"])
+    start = lines.index("## bluesky-cdi reconstruct")
+    end = next(k for k in range(start + 1, len(lines)) if lines[k].startswith("## "))
+    told = " ".join(entries([*lines[:start], *lines[start:end]], "option"))
+    printed = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert len(printed) > 20
+    assert {option for option in printed if option not in told} == set()
+
+
+def test_the_side_bar_has_what_the_front_page_lists(extension):
+    item = "- [Two *x*](two.md#part): [again](one.md), [file](../CHANGELOG.md)"
+    page = f"# Title\n\n[Begin](one.md).\n\n## How to\n\n{item}\n"
+    before, after = extension("navigation").with_navigation(page).split("## How to")
+    assert "toctree" not in before
+    assert after.endswith(":::{toctree}\n:hidden:\n:caption: How to\n\nTwo *x* <two>\nagain <one>\n:::\n\n")
+    alone = extension("navigation").with_navigation("| [0001](0001-first.md) | [it](0001-first.md) |\n")
+    assert alone.endswith(":::{toctree}\n:hidden:\n\n0001-first\n:::\n\n")

@@ -39,6 +39,7 @@ class ScanCheckIn:
     scan : Scan
         With the changes, if there are any: probe, positions, frames.
     check : CheckIn
+        What was tried, and what came of it.
     says : str
         What was changed and how sure that is.
     """

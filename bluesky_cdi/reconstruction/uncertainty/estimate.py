@@ -26,6 +26,7 @@ class UncertaintyEstimate:
     std_amplitude, std_phase_rad : Tensor, shape (Y, X)
         Standard deviations of the whole error.
     embedding : Tensor, shape (n, d)
+        Features of each frame as the estimator sees it.
     epistemic_amplitude, epistemic_phase_rad : Tensor, shape (Y, X), or None
         The part of them that more training would take away: how far those differ that predict. None where the
         estimator can't tell it from the rest.
