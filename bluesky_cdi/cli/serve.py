@@ -9,6 +9,7 @@ import logging
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
+    from bluesky_cdi.catalog import Catalog
     from bluesky_cdi.config import Config
 
 logger = logging.getLogger(__name__)
@@ -48,17 +50,34 @@ def add_serve(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from bluesky_cdi.catalog import open_catalog
     from bluesky_cdi.catalog.server import served_at
 
     config = configured(args)
     settings = config.catalog
     if args.directory is None and settings.uri:
-        return _serve_page(args, config, settings.uri, settings.api_key, settings.uri.partition("?")[0])
+        uri, api_key = settings.uri, settings.api_key
+        return _serve_page(args, config, lambda: open_catalog(uri, api_key), uri.partition("?")[0])
     folder = (args.directory or settings.directory).expanduser().resolve()
     check_catalog(folder)
-    if running := served_at(folder):
-        return _serve_page(args, config, running, None, str(folder))
+    if served_at(folder):
+        return _serve_page(args, config, lambda: _open_served(folder), str(folder))
     return _serve_folder(args, config, folder)
+
+
+def _open_served(folder: Path) -> Catalog:
+    """Open the catalog of a folder at the server that a session has for it now."""
+    from bluesky_cdi.catalog import open_catalog
+    from bluesky_cdi.catalog.server import served_at
+    from bluesky_cdi.errors import CatalogError
+
+    running = served_at(folder)
+    if running is None:
+        raise CatalogError(
+            f"the session that had {folder} open has ended. The page waits for the next one; to look at the catalog "
+            "until then, start `bluesky-cdi serve` again."
+        ) from ConnectionError("no server has the folder")
+    return open_catalog(running)
 
 
 def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int:
@@ -96,9 +115,8 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
     return 0
 
 
-def _serve_page(args: argparse.Namespace, config: Config, uri: str, api_key: str | None, name: str) -> int:
+def _serve_page(args: argparse.Namespace, config: Config, connect: Callable[[], Catalog], name: str) -> int:
     """Serve the page of a catalog whose server is a session's, or another machine's."""
-    from bluesky_cdi.catalog import open_catalog
     from bluesky_cdi.catalog.server import serve_page
     from bluesky_cdi.web import Page
 
@@ -110,7 +128,7 @@ def _serve_page(args: argparse.Namespace, config: Config, uri: str, api_key: str
     key = args.key or secrets.token_hex(16)
     _warn(args)
     with contextlib.ExitStack() as stack:
-        page = Page(lambda: open_catalog(uri, api_key), key, public=args.public, config=config)
+        page = Page(connect, key, public=args.public, config=config)
         stack.callback(page.close)
         address = stack.enter_context(serve_page(page, api_key=key, port=args.port, host=args.host))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))

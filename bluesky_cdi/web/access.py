@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl, urlencode
 
 from bluesky_cdi.catalog.guard import Receive, Scope, Send, is_key, offered_keys
 
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Frameworks name the types of the three in ways of their own.
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 # Nothing from elsewhere is loaded, no script runs but the page's own files, and no other page may show this one.
 POLICY = "; ".join(
@@ -29,8 +30,8 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-# What is shown to those who have no key: the question for it.
-OPEN = ("/page/static/style.css",)
+# What is shown to those who have no key: the question for it, and that there is a server.
+OPEN = ("/page/static/style.css", "/healthz")
 
 
 class Access:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -107,7 +108,23 @@ class Page:
 
     async def _asked(self, question: Callable[[Reader], T]) -> T:
         """Ask the catalog in a thread: its answers are waited for, and its server may be in this one."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: question(self._opened()))
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, question)
+
+    def _answer(self, question: Callable[[Reader], T]) -> T:
+        reader = self._opened()
+        try:
+            return question(reader)
+        except CatalogError as err:
+            if isinstance(err.__cause__, httpx.TransportError):
+                self._forget(reader)
+            raise
+
+    def _forget(self, reader: Reader) -> None:
+        """Leave a catalog whose server is gone: the next question looks for it anew."""
+        with self._lock:
+            if self._reader is reader and self._catalog is not None:
+                self._catalog.close()
+                self._reader = self._catalog = None
 
     def _opened(self) -> Reader:
         with self._lock:
@@ -195,7 +212,9 @@ class Page:
 
     async def _pair_picture(self, request: Request) -> Response:
         first, second = request.path_params["first"], request.path_params["second"]
-        draw = partial(_drawn_pair, first, second, _one_of(request, "side", SIDES), _one_of(request, "quantity", QUANTITIES))
+        draw = partial(
+            _drawn_pair, first, second, _one_of(request, "side", SIDES), _one_of(request, "quantity", QUANTITIES)
+        )
         return _picture(await self._asked(draw), KEEP)
 
 

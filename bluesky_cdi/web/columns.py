@@ -37,7 +37,11 @@ class Columns:
         if self._table is not None and name in self._table:
             values = self._table[name]
             # Short arrays may stand in the table as lists.
-            return np.stack([np.asarray(each) for each in values]) if values.dtype == object and _has_rows(values) else values
+            return (
+                np.stack([np.asarray(each) for each in values])
+                if values.dtype == object and _has_rows(values)
+                else values
+            )
         return np.asarray(self._nodes[name].read()) if name in self._nodes else np.empty(0)
 
     def row(self, name: str, index: int) -> npt.NDArray[Any]:

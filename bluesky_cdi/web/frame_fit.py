@@ -28,7 +28,8 @@ class FrameFit:
     measured : ndarray, shape (H, W), float64
         Counts as the detector told them; NaN where it told a flag.
     fit : ndarray, shape (N, N), float64, or None
-        Expected counts of the result, with the sum of `measured` in its valid pixels where the two have one shape. None without a result.
+        Expected counts of the result, with the sum of `measured` in its valid pixels where the two have one shape. None
+        without a result.
     scale : float
         By what the fit was multiplied for that; 1 where shapes differ, for the frame was preprocessed.
     """
@@ -79,7 +80,7 @@ def measured_frame(catalog: Catalog, raw: Mapping[str, Any], number: int, settin
         if not 0 <= row < columns.rows_of(keys.frame):
             raise CatalogError(
                 f"run {raw['start']['uid']} holds {columns.rows_of(keys.frame)} event(s) with frames; frame {number} is "
-                "none of theirs"
+                "of none of them"
             )
         images = np.atleast_3d(columns.row(keys.frame, row).T).T  # (n, H, W)
     wanted = images[image : image + 1] if each else images

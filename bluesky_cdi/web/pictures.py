@@ -70,7 +70,8 @@ def draw(
     most_px : int
         Longer side of the PNG at most.
     """
-    seen = np.isfinite(values) if covered is None else covered & np.isfinite(values)
+    finite = np.asarray(np.isfinite(values))
+    seen = finite if covered is None else covered & finite
     low, high = limits or limits_of(np.ma.array(values, mask=~seen))
     small, share = _averaged(np.where(seen, values, 0.0).astype(np.float64), seen, most_px)
     level = np.clip((small - low) / (high - low), 0, 1)
@@ -119,4 +120,4 @@ def _encoded(pixels: npt.NDArray[np.uint8]) -> bytes:
 def _table(colours: str) -> npt.NDArray[np.uint8]:
     from matplotlib import colormaps
 
-    return np.rint(255 * colormaps[colours](np.arange(256))[:, :3]).astype(np.uint8)
+    return np.rint(255 * np.asarray(colormaps[colours](np.arange(256)))[:, :3]).astype(np.uint8)

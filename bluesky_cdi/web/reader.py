@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from bluesky_cdi.catalog import Catalog, load_result
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError
-from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, exported_files, load_to_export
+from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, load_to_export
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.web.frame_fit import FrameFit, fit_of, measured_frame
@@ -91,8 +92,10 @@ class Reader:
         def read() -> dict[str, Any]:
             return describe(self._catalog, raw, derived, self._settings)
 
-        ended = all(each is None or each.get("stop") for each in (raw, derived)) and derived is not None
-        found = self._views.get(_uids(raw, derived), read) if ended else read()
+        ended = derived is not None and all(each is None or each.get("stop") for each in (raw, derived))
+        # Of a run that goes on all who look within a second get one answer: its server has the scan to serve.
+        until = None if ended else int(time.monotonic())
+        found = self._views.get((*_uids(raw, derived), until), read)
         raw_uid = derived["start"]["raw_uid"] if derived is not None else uid
         others = [
             {
@@ -136,7 +139,9 @@ class Reader:
                 return FrameFit(measured, None)
             start = derived["start"]
             rows, columns = start["frame_shape"]
-            return fit_of(self._estimate(start["uid"]), Geometry.from_metadata(start, (rows, columns)), number, measured)
+            return fit_of(
+                self._estimate(start["uid"]), Geometry.from_metadata(start, (rows, columns)), number, measured
+            )
 
         return self._frames.get((_uids(raw, derived), number), make)
 
@@ -146,13 +151,13 @@ class Reader:
         if name == "misfit":
             if found.misfit is None:
                 raise NotFoundError("there is no misfit: the frame was preprocessed, or there is no final estimate")
-            return draw(found.misfit, limits=(-MISFIT_ENDS, MISFIT_ENDS), colours="RdBu_r", unit="standard deviations")
+            return draw(found.misfit, limits=(-MISFIT_ENDS, MISFIT_ENDS), colours="RdBu_r", unit="σ")
         counts = found.measured if name == "measured" else found.fit
         if counts is None:
             raise NotFoundError("there is no fit before there is a final estimate")
         # Of each its own where they are of different detectors' pixels.
         brightest = found.measured if found.misfit is not None else counts
-        top = float(np.log10(1 + max(1.0, np.nanquantile(brightest, 0.9999))))
+        top = float(np.log10(1 + max(1.0, float(np.nanquantile(brightest, 0.9999)))))
         return draw(np.log10(1 + counts), limits=(0.0, top), colours="magma", unit="log10(1 + counts)")
 
     def pair(self, first: str, second: str) -> Pair:

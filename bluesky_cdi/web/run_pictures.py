@@ -130,9 +130,7 @@ def _of_object(columns: Columns, name: str, row: int, coverage: FloatArray) -> F
     return phase_rad(image, measured_area(coverage)) if name == "phase" else np.asarray(np.abs(image))
 
 
-def _probe(
-    columns: Columns, uid: str, name: str, row: int, mode: int, limits: tuple[float, float] | None
-) -> Picture:
+def _probe(columns: Columns, uid: str, name: str, row: int, mode: int, limits: tuple[float, float] | None) -> Picture:
     probe = columns.row("probe", row)
     if not 0 <= mode < len(probe):
         raise CatalogError(f"the probe of the result {uid} has {len(probe)} mode(s), from 0; there is no mode {mode}")

@@ -108,7 +108,9 @@ def measured_points(run: Any, settings: DocumentsConfig) -> dict[str, Any]:
         # A run of another kind: it is listed, and there are no positions to show.
         return nothing
     columns = Columns(run, settings.stream)
-    y, x = (columns.read(key).astype(np.float64) * unit for key, unit in zip(keys.position, keys.metres_per, strict=True))
+    y, x = (
+        columns.read(key).astype(np.float64) * unit for key, unit in zip(keys.position, keys.metres_per, strict=True)
+    )
     times = columns.read("time").astype(np.float64)
     n = min(len(y), len(x))
     last = np.sort(times)[-RATE_FRAMES:]
@@ -156,6 +158,7 @@ def _about_result(derived: Metadata) -> dict[str, Any]:
         "causes": list(causes_of(noted)),
         "uncertainty": stop.get("uncertainty"),
         "halves": _halves(stop.get(RESOLUTION)),
+        "loss_history": stop.get("loss_history"),
         "start": dict(start),
     }
 
@@ -245,6 +248,6 @@ def _rounded(values: npt.NDArray[Any] | Sequence[float]) -> list[Any]:
     """Give numbers as short texts hold them, six digits; times and whole numbers are left as they are."""
     array = np.asarray(values)
     if array.dtype.kind != "f" or (array.size and np.nanmax(np.abs(array), initial=0.0) > 1e8):
-        return list(array.tolist())
+        return list(array)
     flat = [float(f"{value:.6g}") for value in array.ravel().tolist()]
-    return list(np.reshape(np.array(flat, dtype=np.float64), array.shape).tolist())
+    return list(np.reshape(np.array(flat, dtype=np.float64), array.shape))

@@ -32,6 +32,7 @@ async function asked(path, options) {
     detail = (await answer.json()).detail || detail;
   } catch { /* the body says nothing */ }
   if (answer.status === 401) say("The page needs its key: open the address that `bluesky-cdi serve` printed.");
+  if (answer.status === 503) say(detail);
   throw new Failure(answer.status, detail);
 }
 

@@ -75,6 +75,8 @@ export class CompareView {
       if (this.closed || this.uids[0] !== first || this.uids[1] !== second) return;
       this.found = found;
       put(this.status, "");
+      // Results of one run have one title.
+      found.names = found.names.map((title, k) => [title, this.runs.runs.get(this.uids[k])?.made_by, this.uids[k].slice(0, 8)].filter(Boolean).join(", "));
       put(this.titles.first, found.names[0]);
       put(this.titles.second, found.names[1]);
       const n = found.numbers;

@@ -109,6 +109,8 @@ export class FramePanel {
     if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
     image.src = found.url;
     image.alt = `${title} of frame ${number}`;
-    put(caption, title, scale(found));
+    // Patterns are drawn by the logarithm of their counts; what people read are the counts.
+    const counts = found.unit.startsWith("log10");
+    put(caption, title, scale(counts ? { ...found, high: 10 ** found.high - 1, unit: "counts (log)" } : found));
   }
 }

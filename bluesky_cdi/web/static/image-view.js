@@ -25,7 +25,8 @@ export class ImageView {
       h("button", { type: "button", "aria-label": `${label}: larger`, title: "larger (+)", onclick: () => this.pan.zoomIn() }, "+"),
       h("button", { type: "button", "aria-label": `${label}: smaller`, title: "smaller (-)", onclick: () => this.pan.zoomOut() }, "−"),
       h("button", { type: "button", "aria-label": `${label}: all of it`, title: "all of it (0)", onclick: () => this.pan.reset() }, "⤢"));
-    this.element = h("figure", { class: "view" }, h("div", { class: "window" }, this.frame, this.tools), this.caption);
+    this.window = h("div", { class: "window" }, this.frame, this.tools);
+    this.element = h("figure", { class: "view" }, this.window, this.caption);
     // The library wants what it moves to be in the document when it begins.
     document.body.append(this.element);
     this.pan = globalThis.Panzoom(this.stage, { maxScale: MOST_ZOOM, minScale: 1, contain: "outside", step: 0.4, cursor: "grab" });
@@ -72,7 +73,7 @@ export class ImageView {
     this.grid = grid;
     const [rows, columns] = grid.shape;
     this.frame.style.aspectRatio = `${columns} / ${rows}`;
-    this.frame.style.maxWidth = `calc(70vh * ${columns / rows})`;
+    this.window.style.maxWidth = `calc(70vh * ${columns / rows})`;
     this.overlay.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
     this.drawMarks();
   }
@@ -117,7 +118,7 @@ function scaleBar({ shape: [rows, columns], pixel_m: pixel }) {
   const decade = 10 ** Math.floor(Math.log10(most));
   const metres = Math.max(...[1, 2, 5].map((step) => step * decade).filter((each) => each <= most * 1.000001));
   const width = metres / pixel;
-  const high = Math.max(rows, columns) / 28;
+  const high = Math.max(rows, columns) / 36;
   const text = s("text", { x: 1.9 * high, y: rows - 2.1 * high, "font-size": high * 1.25, class: "bar-text" }, length(metres, 2));
   return [
     s("rect", { class: "bar-back", x: 0.8 * high, y: rows - 3.7 * high, width: width + 2.2 * high, height: 3 * high, rx: high / 3 }),

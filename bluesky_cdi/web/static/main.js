@@ -14,14 +14,16 @@ const main = document.getElementById("main");
 let view = null;
 let shown = "";
 
-function uidOf(run) {
-  return run ? run.uid : null;
+// Of the raw run: it is there before its result, and stays the same when that comes.
+function liveUid() {
+  const run = runs.running() || runs.newest();
+  return run ? run.raw_uid : null;
 }
 
 function make(parts) {
   const [what, ...names] = parts;
   if (what === "run" && names[0]) return new RunView(names[0]);
-  if (what === "live") return new RunView(uidOf(runs.running() || runs.newest()), true);
+  if (what === "live") return new RunView(liveUid(), true);
   if (what === "compare") return new CompareView(runs, names[0], names[1]);
   return new ListView(runs);
 }
@@ -47,7 +49,7 @@ async function look() {
   let wait = IDLE_MS;
   try {
     const changed = await runs.refresh();
-    if (shown === "live" && view.uid !== uidOf(runs.running() || runs.newest())) go();
+    if (shown === "live" && view.uid !== liveUid()) go();
     else if (changed && view.update) view.update();
     if (view.refresh) await view.refresh();
     if (runs.running()) wait = LIVE_MS;
@@ -65,7 +67,7 @@ function setTheme(theme) {
   else document.documentElement.setAttribute("data-theme", theme);
   localStorage.setItem("theme", theme);
   button.setAttribute("aria-label", `Colours: ${theme}. Change them.`);
-  put(button, `Colours: ${theme}`);
+  put(button, h("span", { "aria-hidden": "true" }, `◐ ${theme}`));
   redraw();
 }
 

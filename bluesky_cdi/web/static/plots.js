@@ -62,7 +62,7 @@ export function redraw() {
   for (const each of drawn) each.draw();
 }
 
-const WIDTH = 420, HEIGHT = 340, LEFT = 46, BELOW = 40, ABOVE = 10, RIGHT = 12;
+const WIDTH = 420, HEIGHT = 340, LEFT = 58, BELOW = 40, ABOVE = 10, RIGHT = 12;
 // More circles than this make a browser slow.
 const MOST_DOTS = 4000;
 

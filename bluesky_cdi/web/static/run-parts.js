@@ -34,7 +34,7 @@ export function decisionText(decision, index, total) {
   return h("div", {},
     h("p", {}, h("strong", {}, `Decision ${index + 1} of ${total}: ${decision.reason}`)),
     h("p", {}, n ? `${n} ${n === 1 ? "place" : "places"} by the rule “${decision.acquisition}”` : `nothing more (“${decision.acquisition}”)`,
-      `, knowing ${decision.n_ingested} frames`, decision.n_pending ? ` and waiting for ${decision.n_pending}` : "",
+      decision.n_ingested ? `, knowing ${decision.n_ingested} frames` : "", decision.n_pending ? ` and waiting for ${decision.n_pending}` : "",
       decision.decision_s === null ? "." : `; decided in ${duration(decision.decision_s)}.`,
       gain.length ? ` Expected gain ${digits(Math.min(...gain))} to ${digits(Math.max(...gain))}.` : ""));
 }
@@ -43,7 +43,7 @@ export function numbersPart({ result, grid, updates, frames }) {
   if (!result) return h("p", {}, "There is no result yet.");
   const measures = result.verdict?.measures || {};
   const intervals = result.uncertainty?.intervals || {};
-  const unusual = frames?.novelty_p ? frames.novelty_p.filter((p) => p !== null && p < 0.01).length : null;
+  const unusual = frames?.novelty_p?.some((p) => p !== null) ? frames.novelty_p.filter((p) => p !== null && p < 0.01).length : null;
   return pairs([
     ["frames", result.n_frames ?? "–"],
     ["object", grid ? `${grid.shape[0]} × ${grid.shape[1]} pixels of ${length(grid.pixel_m)}` : null],

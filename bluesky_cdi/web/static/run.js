@@ -66,7 +66,7 @@ export class RunView {
       series: [{ label: "correlation", ink: "first" }, { label: "half a bit", ink: "second", dash: [6, 4] }],
       axes: [{ label: "correlation" }],
     });
-    this.parts = Object.fromEntries(["head", "facts", "numbers", "files", "provenance", "frcNote"].map((each) => [each, h("div", { class: each })]));
+    this.parts = Object.fromEntries(["head", "facts", "numbers", "files", "provenance", "frcNote", "curvesNote"].map((each) => [each, h("div", { class: each })]));
     this.imageChoice = h("div", {});
     this.modes = h("select", { id: newId("mode"), onchange: () => { kept.mode = Number(this.modes.value); this.showImage(); } });
     this.modePart = h("div", { class: "modes" }, h("label", { for: this.modes.id }, "Mode of the probe"), this.modes);
@@ -87,7 +87,7 @@ export class RunView {
           h("section", { class: "panel", "aria-label": "State" }, this.parts.facts), this.decisionPart)),
       this.frames.element,
       h("div", { class: "columns even" },
-        h("section", { class: "panel", "aria-label": "Convergence" }, this.convergence.element),
+        h("section", { class: "panel", "aria-label": "Convergence" }, this.convergence.element, this.parts.curvesNote),
         h("section", { class: "panel", "aria-label": "Resolution" }, this.frc.element, this.parts.frcNote)),
       h("div", { class: "columns even" },
         h("section", { class: "panel" }, h("h2", {}, "Numbers"), this.parts.numbers),
@@ -101,7 +101,7 @@ export class RunView {
     const word = this.isOver() ? result.verdict?.word ?? (result.complete ? "not judged" : "no result") : "running";
     put(this.parts.head, h("h1", {}, this.live && !this.isOver() ? `Live: ${title}` : title),
       h("p", {}, h("span", { class: `word ${word.replace(" ", "-")}` }, word), " ", run?.sample ? `${run.sample}. ` : "",
-        result?.verdict_said && result.complete ? result.verdict_said : ""),
+        result?.complete ? (result.verdict_said || "").replace(/^\w+:?\s*/, "") : ""),
       (result?.causes || []).map((each) => h("p", { class: "cause" }, each)));
     put(this.parts.facts, facts(this.data, this.isOver()));
     const last = updates.n_frames.length - 1;
@@ -263,7 +263,11 @@ export class RunView {
     const rows = updates.n_frames.map((_, k) => k).filter((k) => updates.n_frames[k] !== updates.n_frames[k + 1]);
     const [misfit, error] = [numbers(updates.median_residual), numbers(updates.median_frame_uncertainty_rad)];
     const key = `${rows.length} ${this.last}`;
-    if (rows.length && key !== this.curvesKey) {
+    const losses = result?.loss_history;
+    this.convergence.element.hidden = rows.length < 2 && !losses;
+    put(this.parts.curvesNote, this.convergence.element.hidden ? h("p", {}, this.last < 0 ? "There is no image yet." : "There is one image alone: how it came about was not kept.") : "");
+    if (rows.length < 2 && losses && !this.losses) this.drawLosses(losses);
+    if (rows.length > 1 && key !== this.curvesKey) {
       this.curvesKey = key;
       this.convergence.set([rows.map((k) => updates.n_frames[k]), rows.map((k) => misfit[k]), rows.map((k) => error[k])],
         `with ${updates.n_frames[this.last]} frames a misfit of ${digits(misfit[this.last])} and an error of ${digits(error[this.last])} rad`);
@@ -274,6 +278,17 @@ export class RunView {
     put(this.parts.frcNote, halves
       ? h("p", {}, halves.resolution_m === null ? "No ring is above the threshold of half a bit." : `Resolution (full period, half a bit): ${length(halves.resolution_m)}; wanted: ${length(halves.target_m)}. What both halves share, as the probe and positions, does not show here.`)
       : [h("h2", {}, "Resolution"), h("p", {}, "Two halves of the frames were not compared: they are where a scan is given a resolution to stop at (agent.target_resolution_m).")]);
+  }
+
+  // Of what reconstructed all frames at once: its iterations.
+  drawLosses({ iteration, deviance }) {
+    this.convergence.close();
+    this.losses = new Curves("How the image became better", {
+      x: "iteration", series: [{ label: "misfit", ink: "first" }], axes: [{ label: "deviance per pixel" }],
+    });
+    this.convergence.element.replaceWith(this.losses.element);
+    this.convergence = this.losses;
+    this.losses.set([iteration, deviance], `${iteration.length} iterations, at the end ${digits(deviance[deviance.length - 1])}`);
   }
 
   close() {
