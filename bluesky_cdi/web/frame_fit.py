@@ -77,11 +77,9 @@ def measured_frame(catalog: Catalog, raw: Mapping[str, Any], number: int, settin
         each = settings.several == "each" and keys.n_images > 1
         event, image = divmod(number - 1, keys.n_images) if each else (number - 1, 0)
         row = _row_of(columns, event + 1)
-        if not 0 <= row < columns.rows_of(keys.frame):
-            raise CatalogError(
-                f"run {raw['start']['uid']} holds {columns.rows_of(keys.frame)} event(s) with frames; frame {number} is "
-                "of none of them"
-            )
+        n = columns.rows_of(keys.frame)
+        if not 0 <= row < n:
+            raise CatalogError(f"the run holds {n} event(s) with frames; frame {number} is of none of them")
         images = np.atleast_3d(columns.row(keys.frame, row).T).T  # (n, H, W)
     wanted = images[image : image + 1] if each else images
     counts = wanted.astype(np.float64).sum(axis=0)

@@ -71,7 +71,7 @@ def draw(
         Longer side of the PNG at most.
     """
     finite = np.asarray(np.isfinite(values))
-    seen = finite if covered is None else covered & finite
+    seen: BoolImage = finite if covered is None else np.asarray(covered & finite)
     low, high = limits or limits_of(np.ma.array(values, mask=~seen))
     small, share = _averaged(np.where(seen, values, 0.0).astype(np.float64), seen, most_px)
     level = np.clip((small - low) / (high - low), 0, 1)
@@ -120,4 +120,4 @@ def _encoded(pixels: npt.NDArray[np.uint8]) -> bytes:
 def _table(colours: str) -> npt.NDArray[np.uint8]:
     from matplotlib import colormaps
 
-    return np.rint(255 * np.asarray(colormaps[colours](np.arange(256)))[:, :3]).astype(np.uint8)
+    return np.asarray(np.rint(255 * np.asarray(colormaps[colours](np.arange(256)))[:, :3]), np.uint8)

@@ -117,7 +117,7 @@ export class RunView {
     this.setStep(Math.max(0, this.step ?? 0));
     this.frames.set(this.data);
     this.drawCurves();
-    const once = `${result?.uid} ${result?.status} ${frames !== null}`;
+    const once = `${result?.uid} ${result?.status} ${frames !== null} ${last}`;
     if (once === this.once) return;
     this.once = once;
     put(this.parts.numbers, numbersPart(this.data));
