@@ -11,19 +11,22 @@ import numpy.typing as npt
 TABLE = "internal"
 
 
+def streams_of(run: Any) -> dict[str, Any]:
+    """Give the streams of a run by name, in one look; none of a run that is None."""
+    return {} if run is None else dict(run.items())
+
+
 class Columns:
     """Reads columns of a stream; those that are not there, or not yet, are empty.
 
     Parameters
     ----------
-    run : BlueskyRun
-        The run.
-    stream : str
-        Name of its stream, which may be absent.
+    stream : BlueskyEventStream or None
+        The stream; None: there is none.
     """
 
-    def __init__(self, run: Any, stream: str) -> None:
-        self._nodes = dict(run[stream].base.items()) if run is not None and stream in run else {}
+    def __init__(self, stream: Any) -> None:
+        self._nodes = {} if stream is None else dict(stream.base.items())
         # As a whole: reading single columns of a growing table fails on the server.
         table = self._nodes.pop(TABLE).read() if TABLE in self._nodes else None
         # Of an event that was written twice the last row counts; rows of arrays are those of the events.

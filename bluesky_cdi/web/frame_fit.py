@@ -15,7 +15,7 @@ from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.io.frames import flagged_pixels
 from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.protocols import Estimate, FloatArray
-from bluesky_cdi.web.columns import Columns
+from bluesky_cdi.web.columns import Columns, streams_of
 from bluesky_cdi.web.run_view import stream_keys
 
 
@@ -71,9 +71,11 @@ def measured_frame(catalog: Catalog, raw: Mapping[str, Any], number: int, settin
         If its documents don't tell which of its keys holds frames.
     """
     with catalog.reaching():
-        run = catalog.raw[raw["start"]["uid"]]
-        keys = stream_keys(run, settings)
-        columns = Columns(run, settings.stream)
+        stream = streams_of(catalog.raw[raw["start"]["uid"]]).get(settings.stream)
+        if stream is None:
+            raise CatalogError(f"the run has no frames: there is no stream {settings.stream!r}")
+        keys = stream_keys(raw["start"], stream, settings)
+        columns = Columns(stream)
         each = settings.several == "each" and keys.n_images > 1
         event, image = divmod(number - 1, keys.n_images) if each else (number - 1, 0)
         row = _row_of(columns, event + 1)

@@ -70,8 +70,7 @@ def draw(
     most_px : int
         Longer side of the PNG at most.
     """
-    finite = np.asarray(np.isfinite(values))
-    seen: BoolImage = finite if covered is None else np.asarray(covered & finite)
+    seen = _seen(values) if covered is None else np.logical_and(covered, _seen(values))
     low, high = limits or limits_of(np.ma.array(values, mask=~seen))
     small, share = _averaged(np.where(seen, values, 0.0).astype(np.float64), seen, most_px)
     level = np.clip((small - low) / (high - low), 0, 1)
@@ -91,6 +90,10 @@ def draw_colours(values: FloatArray, most_px: int = MOST_PX) -> Picture:
     opaque = np.where(parts[0][1] >= 0.5, 255, 0).astype(np.uint8)
     shape = (int(values.shape[0]), int(values.shape[1]))
     return Picture(_encoded(np.dstack([levels, opaque])), math.nan, math.nan, "", "", shape)
+
+
+def _seen(values: FloatArray) -> BoolImage:
+    return np.asarray(np.isfinite(values), np.bool_)
 
 
 def _averaged(

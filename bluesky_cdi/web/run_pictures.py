@@ -14,7 +14,7 @@ from bluesky_cdi.catalog.results import MAPPED, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.protocols import FloatArray
-from bluesky_cdi.web.columns import Columns
+from bluesky_cdi.web.columns import Columns, streams_of
 from bluesky_cdi.web.pictures import Colours, Picture, draw, draw_colours
 
 # Of an image: unit, colour map, and whether only the measured area is drawn.
@@ -74,10 +74,10 @@ def picture(
         If there is no such update or mode, or the result holds no such image.
     """
     with catalog.reaching():
-        run = catalog.processed[uid]
+        streams = streams_of(catalog.processed[uid])
         if name == LATENT_MAP:
-            return _latent_map(run, uid)
-        columns = Columns(run, UPDATES)
+            return _latent_map(streams.get(MAPPED), uid)
+        columns = Columns(streams.get(UPDATES))
         row = _row(columns, uid, update)
         if name in PROBE:
             return _probe(columns, uid, name, row, mode, limits)
@@ -143,8 +143,8 @@ def _probe(columns: Columns, uid: str, name: str, row: int, mode: int, limits: t
     return draw(phase, covered=bright, limits=limits or (-np.pi, np.pi), colours=colours, unit=unit)
 
 
-def _latent_map(run: Any, uid: str) -> Picture:
-    columns = Columns(run, MAPPED)
+def _latent_map(stream: Any, uid: str) -> Picture:
+    columns = Columns(stream)
     if columns.rows_of(LATENT_MAP) == 0:
         raise CatalogError(f"the result {uid} holds no map of latents: only the final estimate of newer results does")
     return draw_colours(columns.row(LATENT_MAP, 0))

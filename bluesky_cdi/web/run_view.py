@@ -18,7 +18,7 @@ from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
 from bluesky_cdi.evaluation.resolution import noted_frc
 from bluesky_cdi.evaluation.verdict import verdict_said
-from bluesky_cdi.web.columns import Columns
+from bluesky_cdi.web.columns import Columns, streams_of
 from bluesky_cdi.web.run_list import sample_of
 
 # Stream of the decisions of an adaptive plan.
@@ -64,21 +64,30 @@ def describe(
         What the page needs; its keys are those that the page reads.
     """
     with catalog.reaching():
-        raw_run = None if raw is None else catalog.raw[raw["start"]["uid"]]
-        derived_run = None if derived is None else catalog.processed[derived["start"]["uid"]]
+        measured = streams_of(None if raw is None else catalog.raw[raw["start"]["uid"]])
+        made = streams_of(None if derived is None else catalog.processed[derived["start"]["uid"]])
         return {
             "run": _about_raw(raw),
             "result": None if derived is None else _about_result(derived),
-            "measured": measured_points(raw_run, settings),
-            "decisions": _decisions(raw_run),
-            "updates": _updates(derived_run),
-            "grid": _grid(derived_run),
-            "frames": _frames(derived_run, derived),
+            "measured": _measured_points(raw, measured.get(settings.stream), settings),
+            "decisions": _decisions(measured.get(DECISIONS)),
+            "updates": _updates(made.get(UPDATES)),
+            "grid": _grid(made.get(UPDATES)),
+            "frames": _frames(made.get(PER_FRAME), derived),
         }
 
 
-def stream_keys(run: Any, settings: DocumentsConfig) -> StreamKeys:
+def stream_keys(start: Metadata, stream: Any, settings: DocumentsConfig) -> StreamKeys:
     """Tell which data keys of a raw run are frames and positions.
+
+    Parameters
+    ----------
+    start : Mapping
+        The run's start document.
+    stream : BlueskyEventStream
+        That of its frames.
+    settings : DocumentsConfig
+        What the user fixes.
 
     Raises
     ------
@@ -86,28 +95,20 @@ def stream_keys(run: Any, settings: DocumentsConfig) -> StreamKeys:
         If its documents don't tell.
     """
     choice = KeyChoice(settings.frame_key, settings.position_keys, settings.position_unit, settings.monitor_key)
-    return StreamKeys.from_documents(run.metadata["start"], run[settings.stream].descriptors[0], choice)
+    return StreamKeys.from_documents(start, stream.descriptors[0], choice)
 
 
-def measured_points(run: Any, settings: DocumentsConfig) -> dict[str, Any]:
-    """Read where and when frames were measured, in the order of the events; empty if the run doesn't tell.
-
-    Parameters
-    ----------
-    run : BlueskyRun or None
-        The raw run, which may go on.
-    settings : DocumentsConfig
-        What of its documents makes frames.
-    """
+def _measured_points(raw: Metadata | None, stream: Any, settings: DocumentsConfig) -> dict[str, Any]:
+    """Read where and when frames were measured, in the order of the events; empty if the run doesn't tell."""
     nothing: dict[str, Any] = {"y_m": [], "x_m": [], "time": [], "rate_hz": None}
-    if run is None or settings.stream not in run:
+    if raw is None or stream is None:
         return nothing
     try:
-        keys = stream_keys(run, settings)
+        keys = stream_keys(raw["start"], stream, settings)
     except DocumentError:
         # A run of another kind: it is listed, and there are no positions to show.
         return nothing
-    columns = Columns(run, settings.stream)
+    columns = Columns(stream)
     y, x = (
         columns.read(key).astype(np.float64) * unit for key, unit in zip(keys.position, keys.metres_per, strict=True)
     )
@@ -179,18 +180,17 @@ def _halves(notes: Metadata | None) -> dict[str, Any] | None:
     }
 
 
-def _updates(run: Any) -> dict[str, list[Any]]:
-    columns = Columns(run, UPDATES)
+def _updates(stream: Any) -> dict[str, list[Any]]:
+    columns = Columns(stream)
     found = {name: columns.read(name) for name in OF_UPDATES}
     # Of a repeated row the last counts, as in `load_result`.
     last = list({int(number): row for row, number in enumerate(found["seq_num"])}.values())
     return {name: _rounded(values[last]) if len(values) else [] for name, values in found.items()}
 
 
-def _grid(run: Any) -> dict[str, Any] | None:
-    if run is None or UPDATES not in run:
+def _grid(stream: Any) -> dict[str, Any] | None:
+    if stream is None:
         return None
-    stream = run[UPDATES]
     told = stream.base.metadata["configuration"][SOURCE]["data"]
     shape = stream.descriptors[0]["data_keys"]["object"]["shape"]
     modes = stream.descriptors[0]["data_keys"]["probe"]["shape"][0]
@@ -202,19 +202,19 @@ def _grid(run: Any) -> dict[str, Any] | None:
     }
 
 
-def _frames(run: Any, derived: Metadata | None) -> dict[str, list[Any]] | None:
+def _frames(stream: Any, derived: Metadata | None) -> dict[str, list[Any]] | None:
     """Read what is told of each frame of a final estimate; None before there is one."""
-    if run is None or derived is None or not (derived.get("stop") or {}).get("complete") or PER_FRAME not in run:
+    if stream is None or derived is None or not (derived.get("stop") or {}).get("complete"):
         return None
-    columns = Columns(run, PER_FRAME)
+    columns = Columns(stream)
     return {name: _rounded(columns.read(column)) for column, name in OF_FRAMES.items() if column in columns}
 
 
-def _decisions(run: Any) -> list[dict[str, Any]]:
+def _decisions(stream: Any) -> list[dict[str, Any]]:
     """Read the decisions of an adaptive scan, in their order; none of another one."""
-    if run is None or DECISIONS not in run:
+    if stream is None:
         return []
-    columns = Columns(run, DECISIONS)
+    columns = Columns(stream)
     y, x, gain = (columns.read(f"agent_{name}") for name in ("y", "x", "expected_gain"))
     numbers = {name: columns.read(name) for name in OF_DECISIONS}
     words = {name: columns.read(f"agent_{name}") for name in ("reason", "acquisition")}

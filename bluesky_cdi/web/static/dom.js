@@ -70,7 +70,7 @@ export function tick(label, checked, onchange, attributes) {
 export function digits(value, n = 3) {
   if (value === null || value === undefined || !Number.isFinite(Number(value))) return "–";
   const number = Number(value);
-  if (number !== 0 && (Math.abs(number) >= 1e5 || Math.abs(number) < 1e-3)) return number.toExponential(n - 1);
+  if (number !== 0 && (Math.abs(number) >= 1e6 || Math.abs(number) < 1e-3)) return number.toExponential(n - 1);
   return String(Number(number.toPrecision(n)));
 }
 

@@ -111,11 +111,11 @@ def begin_raw(writer, uid, scan_id, n, time, decisions=1):
 
 
 def write_decisions(writer, run, time, n):
-    number, text = {"dtype": "number", "shape": []}, {"dtype": "string", "shape": []}
+    number, whole, text = ({"dtype": kind, "shape": []} for kind in ("number", "integer", "string"))
     array = {"dtype": "array", "shape": [4], "dtype_numpy": "<f8"}
     kinds = {
         **dict.fromkeys(("agent_y", "agent_x", "agent_expected_gain"), array),
-        **dict.fromkeys(("agent_n_proposed", "agent_n_ingested", "agent_n_pending"), {"dtype": "integer", "shape": []}),
+        **dict.fromkeys(("agent_n_proposed", "agent_n_ingested", "agent_n_pending"), whole),
         "agent_decision_s": number, "agent_acquisition": text, "agent_reason": text,
     }  # fmt: skip
     keys = {key: {"source": "test", **kind} for key, kind in kinds.items()}

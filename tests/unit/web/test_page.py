@@ -200,7 +200,7 @@ class TestList:
 
 
 class TestRun:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def view(self, ask, place):
         return ask(f"api/run/{place.complete}").json()
 
