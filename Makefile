@@ -10,7 +10,7 @@ PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist workst
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo docs test test-beamline test-busy test-faults lint types contracts wheel clean
+.PHONY: demo docs test test-beamline test-browser test-busy test-faults lint types contracts wheel clean
 
 demo: $(READY)
 	$(BIN)/bluesky-cdi demo
@@ -28,6 +28,10 @@ test: $(READY)
 # With the software of real detectors, queues and agents; about two minutes.
 test-beamline: $(READY)
 	$(BIN)/$(PYTEST) tests/beamline
+
+# The page in Debian's Chromium (`apt-get install chromium chromium-driver`); skipped without it.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser tests/unit/web
 
 # What a session does when parts of it are killed, hang, or run out of room; some minutes more.
 test-faults: $(READY)
@@ -75,5 +79,5 @@ $(READY): pyproject.toml constraints.txt
 		{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu torch==$(TORCH); } || \
 		$(BIN)/python -m pip install --quiet torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,test-beamline,docs]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev,test-beamline,browser,docs]"
 	touch $(READY)

@@ -65,12 +65,31 @@ class Guard:
         await self._app(scope, _Counted(receive, most), _closing(send) if ends else send)
 
     def _is_known(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-        kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        offered = [key.strip()] if kind.lower() == "apikey" else []
-        offered += parse_qs(scope.get("query_string", b"").decode("latin-1")).get("api_key", [])
-        cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-        offered += [cookie["tiled_api_key"].value] if "tiled_api_key" in cookie else []
-        return any(secrets.compare_digest(each.encode(), self._api_key.encode()) for each in offered)
+        return any(is_key(each, self._api_key) for each in offered_keys(scope, headers, "tiled_api_key"))
+
+
+def offered_keys(scope: Scope, headers: Mapping[bytes, bytes], cookie: str) -> list[str]:
+    """List the keys that a request carries: in its header, in its address, and in a cookie.
+
+    Parameters
+    ----------
+    scope : Mapping
+        Of the request.
+    headers : Mapping
+        Its headers, by their names in lower case.
+    cookie : str
+        Name of the cookie.
+    """
+    kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    offered = [key.strip()] if kind.lower() == "apikey" else []
+    offered += parse_qs(scope.get("query_string", b"").decode("latin-1")).get("api_key", [])
+    cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
+    return offered + ([cookies[cookie].value] if cookie in cookies else [])
+
+
+def is_key(offered: str, api_key: str) -> bool:
+    """Tell whether an offered key is the right one, in a time that does not tell how much of it is."""
+    return secrets.compare_digest(offered.encode(), api_key.encode())
 
 
 class _Counted:

@@ -16,12 +16,12 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.catalog.database import create_database
-from bluesky_cdi.catalog.guard import Guard
+from bluesky_cdi.catalog.guard import Guard, Receive, Scope, Send
 from bluesky_cdi.catalog.relocation import relocate
 from bluesky_cdi.errors import CatalogError
 
@@ -34,6 +34,8 @@ STOP_TIMEOUT_S = 10.0
 # up to a thousand batches of them.
 UPDATES_S = 10
 _SERVING = threading.Lock()
+# Makes an ASGI application from the server's address, which carries the key.
+MakePage = Callable[[str], Any]
 # In the catalog's folder: who has it, and where that one's server is.
 LOCK, ADDRESS = "session.lock", "server.address"
 
@@ -49,6 +51,7 @@ def serve(
     host: str = HOST,
     read_only: bool = False,
     public: bool = False,
+    page: MakePage | None = None,
 ) -> Iterator[str]:
     """Serve the catalog kept in a folder for as long as the context lasts.
 
@@ -74,6 +77,8 @@ def serve(
         Refuse whatever would change the catalog.
     public : bool
         Let those read who have no key.
+    page : callable, optional
+        Makes the ASGI application that answers at ``/`` and ``/page/``, from the address with the key.
 
     Yields
     ------
@@ -87,21 +92,57 @@ def serve(
         taken, or the server is not healthy within a minute.
     """
     root = _usable(Path(directory))
-    key = api_key or secrets.token_hex(16)
-    if not (key.isascii() and key.isalnum()):
-        raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
+    key = _checked_key(api_key or secrets.token_hex(16))
     with _claimed(root, claim_s), _alone(), _bound(host, port) as listener:
         relocate(root)
-        address = f"http://{HOST if host == EVERYWHERE else host}:{listener.getsockname()[1]}"
+        address = _address(host, listener)
+        uri = f"{address}/api/v1?api_key={key}"
         app = _build_app(root, readable, key, public=public)
+        if page is not None:
+            app = _with_page(app, page(uri))
         server = _Server(Guard(app, key, read_only=read_only), listener)
         server.start(address)
-        uri = f"{address}/api/v1?api_key={key}"
         try:
             _state_address(root, uri)
             yield uri
         finally:
             (root / ADDRESS).unlink(missing_ok=True)
+            server.stop()
+
+
+@contextlib.contextmanager
+def serve_page(page: Any, *, api_key: str, port: int = 0, host: str = HOST) -> Iterator[str]:
+    """Serve a page of a catalog that has its server elsewhere, for as long as the context lasts.
+
+    Parameters
+    ----------
+    page : ASGI application
+        It answers at ``/healthz`` too.
+    api_key : str
+        Its key.
+    port : int
+        TCP port; 0 takes a free one.
+    host : str
+        Address of this machine at which it listens; ``0.0.0.0``: all of them.
+
+    Yields
+    ------
+    str
+        The address.
+
+    Raises
+    ------
+    CatalogError
+        If the key can't be used, the port is taken, or the server is not healthy within a minute.
+    """
+    key = _checked_key(api_key)
+    with _bound(host, port) as listener:
+        address = _address(host, listener)
+        server = _Server(Guard(page, key, read_only=True), listener)
+        server.start(address)
+        try:
+            yield address
+        finally:
             server.stop()
 
 
@@ -128,6 +169,26 @@ def served_at(directory: Path | str) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         return (root / ADDRESS).read_text(encoding="utf-8").strip() or None
     return None
+
+
+def _checked_key(key: str) -> str:
+    if not (key.isascii() and key.isalnum()):
+        raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
+    return key
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    return f"http://{HOST if host == EVERYWHERE else host}:{listener.getsockname()[1]}"
+
+
+def _with_page(app: Any, page: Any) -> Any:
+    """Put a page beside Tiled: it answers at ``/`` and below ``/page/``, and Tiled everywhere else."""
+
+    async def both(scope: Scope, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and (scope["path"] in ("/", "/page") or scope["path"].startswith("/page/"))
+        await (page if ours else app)(scope, receive, send)
+
+    return both
 
 
 def _state_address(root: Path, uri: str) -> None:

@@ -6,14 +6,20 @@ import argparse
 import contextlib
 import ipaddress
 import logging
+import secrets
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import check_catalog, configured, count, reached_catalog
 from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    from bluesky_cdi.catalog import Catalog
+    from bluesky_cdi.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -44,40 +50,96 @@ def add_serve(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from bluesky_cdi.catalog import serve
-    from bluesky_cdi.catalog.feeder import ended_files
-    from bluesky_cdi.catalog.server import EVERYWHERE, served_at
+    from bluesky_cdi.catalog import open_catalog
+    from bluesky_cdi.catalog.server import served_at
 
-    settings = configured(args).catalog
+    config = configured(args)
+    settings = config.catalog
+    if args.directory is None and settings.uri:
+        uri, api_key = settings.uri, settings.api_key
+        return _serve_page(args, config, lambda: open_catalog(uri, api_key), uri.partition("?")[0])
     folder = (args.directory or settings.directory).expanduser().resolve()
     check_catalog(folder)
     if served_at(folder):
-        raise BlueskyCDIError(
-            f"{folder} is served already, by a session or another `serve`: {folder / 'server.address'} holds the "
-            "address. Close that one first, or look at it with `bluesky-cdi browse`."
-        )
-    if not _is_loopback(args.host):
-        logger.warning("other machines can reach the server, and what is sent is not encrypted")
+        return _serve_page(args, config, lambda: _open_served(folder), str(folder))
+    return _serve_folder(args, config, folder)
+
+
+def _open_served(folder: Path) -> Catalog:
+    """Open the catalog of a folder at the server that a session has for it now."""
+    from bluesky_cdi.catalog import open_catalog
+    from bluesky_cdi.catalog.server import served_at
+    from bluesky_cdi.errors import CatalogError
+
+    running = served_at(folder)
+    if running is None:
+        raise CatalogError(
+            f"the session that had {folder} open has ended. The page waits for the next one; to look at the catalog "
+            "until then, start `bluesky-cdi serve` again."
+        ) from ConnectionError("no server has the folder")
+    return open_catalog(running)
+
+
+def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int:
+    from bluesky_cdi.catalog import open_catalog, serve
+    from bluesky_cdi.catalog.feeder import ended_files
+    from bluesky_cdi.web import Page
+
+    key = args.key or secrets.token_hex(16)
+    _warn(args)
     if ended_files(folder / "journal"):
         # What a killed session has left can be brought to the catalog before it is served read-only, and not after.
-        with reached_catalog(folder, settings):
+        with reached_catalog(folder, config.catalog):
             pass
-    with (
-        serve(
-            folder,
-            port=args.port,
-            api_key=args.key,
-            host=args.host,
-            read_only=not args.writable,
-            public=args.public,
-        ) as uri,
-        contextlib.suppress(KeyboardInterrupt),
-    ):
-        if args.host == EVERYWHERE:
-            uri = uri.replace("127.0.0.1", _name_of_this_machine(), 1)
-        _say(args, folder, uri)
+    with contextlib.ExitStack() as stack:
+
+        def page(uri: str) -> Page:
+            made = Page(lambda: open_catalog(uri), key, public=args.public, config=config)
+            stack.callback(made.close)
+            return made
+
+        uri = stack.enter_context(
+            serve(
+                folder,
+                port=args.port,
+                api_key=key,
+                host=args.host,
+                read_only=not args.writable,
+                public=args.public,
+                page=page,
+            )
+        )
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        _say(args, str(folder), uri.partition("/api/v1")[0], key, tiled=True)
         _wait()
     return 0
+
+
+def _serve_page(args: argparse.Namespace, config: Config, connect: Callable[[], Catalog], name: str) -> int:
+    """Serve the page of a catalog whose server is a session's, or another machine's."""
+    from bluesky_cdi.catalog.server import serve_page
+    from bluesky_cdi.web import Page
+
+    if args.writable:
+        raise BlueskyCDIError(
+            f"{name} has a server, which is a session's, another `serve`'s, or the configured one: beside it only the "
+            "page is served, which changes nothing. Leave out --writable."
+        )
+    key = args.key or secrets.token_hex(16)
+    _warn(args)
+    with contextlib.ExitStack() as stack:
+        page = Page(connect, key, public=args.public, config=config)
+        stack.callback(page.close)
+        address = stack.enter_context(serve_page(page, api_key=key, port=args.port, host=args.host))
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        _say(args, name, address, key)
+        _wait()
+    return 0
+
+
+def _warn(args: argparse.Namespace) -> None:
+    if not _is_loopback(args.host):
+        logger.warning("other machines can reach the server, and what is sent is not encrypted")
 
 
 def _wait() -> None:
@@ -85,22 +147,23 @@ def _wait() -> None:
     threading.Event().wait()
 
 
-def _say(args: argparse.Namespace, folder: Path, uri: str) -> None:
-    address, _, key = uri.partition("/api/v1?api_key=")
-    if args.public and not args.writable:
-        key = ""
-    with_key = f"?api_key={key}" if key else ""
+def _say(args: argparse.Namespace, catalog: str, address: str, key: str, *, tiled: bool = False) -> None:
+    from bluesky_cdi.catalog.server import EVERYWHERE
+
+    if args.host == EVERYWHERE:
+        address = address.replace("127.0.0.1", _name_of_this_machine(), 1)
+    with_key = "" if args.public and not args.writable else f"?api_key={key}"
     numbers = {
-        "folder": str(folder),
-        "page": f"{address}/{with_key}",
-        "tiled": f"{address}/api/v1{with_key}",
+        "folder": catalog,
+        "page": f"{address}/page/{with_key}",
+        "tiled": f"{address}/api/v1{with_key}" if tiled else None,
         "read_only": not args.writable,
         "public": bool(args.public),
     }
     rows = [
-        ("catalog", str(folder)),
-        ("page", numbers["page"]),
-        ("in Python", f'open_catalog("{numbers["tiled"]}")'),
+        ("catalog", catalog),
+        ("page", str(numbers["page"])),
+        *([("in Python", f'open_catalog("{numbers["tiled"]}")')] if tiled else [("beside", "the server that it has")]),
         ("may", "read and write" if args.writable else "read only"),
         ("who", "whoever reaches the port" if args.public else "who has the key"),
         ("end", "Ctrl-C"),

@@ -270,7 +270,21 @@ class TestServeCommand:
         assert statuses == [401, 401, 200]
         assert not said["read_only"]
 
-    def test_a_folder_that_is_served_already(self, directory, capsys):
+    def test_beside_an_open_session_the_page_alone(self, directory, capsys, monkeypatch):
+        seen = []
+
+        def visit():
+            page = json.loads(capsys.readouterr().out)["page"]
+            with httpx.Client(trust_env=False, follow_redirects=True, timeout=240.0) as client:
+                address = page.partition("/page/")[0]
+                seen.append(client.get(f"{address}/page/api/runs").status_code)
+                seen.append("bluesky_cdi" in client.get(page).text)
+                seen.append(client.get(f"{address}/page/api/runs").json()["runs"])
+                seen.append(client.get(f"{address}/api/v1/", params={"api_key": page.partition("=")[2]}).status_code)
+
+        monkeypatch.setattr(serve_command, "_wait", visit)
         with serve(directory):
-            assert main(["serve", str(directory), "--port", "0"]) == 1
-        assert "is served already" in capsys.readouterr().err
+            assert main(["serve", str(directory), "--port", "0", "--json"]) == 0
+            assert seen == [401, True, [], 404]
+            assert main(["serve", str(directory), "--port", "0", "--writable"]) == 1
+        assert "Leave out --writable" in capsys.readouterr().err

@@ -1,0 +1,219 @@
+"""What the page asks of a catalog, with what was read before kept for a while."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bluesky_cdi.catalog import Catalog, load_result
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, load_to_export
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.web.frame_fit import FrameFit, fit_of, measured_frame
+from bluesky_cdi.web.pairs import Pair
+from bluesky_cdi.web.pictures import Picture, draw
+from bluesky_cdi.web.run_list import RunList
+from bluesky_cdi.web.run_pictures import LATENT_MAP, picture, thumbnail
+from bluesky_cdi.web.run_view import describe
+
+T = TypeVar("T")
+Metadata = Mapping[str, Any]
+
+FRAME_PICTURES = ("measured", "fit", "misfit")
+# Standard deviations at the ends of the scale of a misfit.
+MISFIT_ENDS = 5.0
+
+
+class NotFoundError(CatalogError):
+    """The catalog holds nothing of that name."""
+
+
+class Kept:
+    """Keeps the latest of what takes time to make.
+
+    Parameters
+    ----------
+    most : int
+        How many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._found: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Give what is kept under a key, or make it; two threads may make it at once."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                kept: T = self._found[key]
+                return kept
+        made = make()
+        with self._lock:
+            self._found[key] = made
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return made
+
+
+class Reader:
+    """Answers the page's questions; each may come from any thread.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the runs are.
+    config : Config
+        Its section `documents` tells what of raw runs makes frames.
+    """
+
+    def __init__(self, catalog: Catalog, config: Config) -> None:
+        self._catalog, self._settings = catalog, config.documents
+        self.runs = RunList(catalog)
+        self._views, self._pictures, self._small = Kept(32), Kept(128), Kept(2000)
+        self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
+        # Of exports one is made at a time: each holds a whole result in memory.
+        self._exporting = threading.Lock()
+
+    def view(self, uid: str) -> dict[str, Any]:
+        """Give all of a run that is no image; with the other results of its raw run."""
+        raw, derived = self._found(uid)
+
+        def read() -> dict[str, Any]:
+            return describe(self._catalog, raw, derived, self._settings)
+
+        ended = derived is not None and all(each is None or each.get("stop") for each in (raw, derived))
+        # Of a run that goes on all who look within a second get one answer: its server has the scan to serve.
+        until = None if ended else int(time.monotonic())
+        found = self._views.get((*_uids(raw, derived), until), read)
+        raw_uid = derived["start"]["raw_uid"] if derived is not None else uid
+        others = [
+            {
+                "uid": each["start"]["uid"],
+                "time": each["start"]["time"],
+                "made_by": (each["start"].get("source") or {}).get("reconstructor"),
+            }
+            for each in self.runs.results_of(raw_uid)
+        ]
+        return {**found, "results": others}
+
+    def image(self, uid: str, name: str, update: int, mode: int, limits: tuple[float, float] | None) -> Picture:
+        """Give an image of a result; see `run_pictures.picture`."""
+        derived = self._derived(uid)
+        key = (derived["start"]["uid"], name, update, mode, limits)
+
+        def make() -> Picture:
+            return picture(self._catalog, key[0], name, update, mode=mode, limits=limits)
+
+        # Counted from the end, or the map of a result that goes on, it may be another one next time.
+        return self._pictures.get(key, make) if update >= 0 and (name != LATENT_MAP or derived.get("stop")) else make()
+
+    def thumbnail(self, uid: str) -> bytes:
+        """Give a small PNG of a result."""
+        derived = self._derived(uid)
+
+        def make() -> bytes:
+            return thumbnail(self._catalog, derived)
+
+        return self._small.get(derived["start"]["uid"], make) if derived.get("stop") else make()
+
+    def frame(self, uid: str, number: int) -> FrameFit:
+        """Give a frame of a run beside its fit, if there is a final estimate."""
+        raw, derived = self._found(uid)
+        if raw is None:
+            raise NotFoundError(f"the catalog does not hold the raw run of {uid}, and so none of its frames")
+
+        def make() -> FrameFit:
+            measured = measured_frame(self._catalog, raw, number, self._settings)
+            if derived is None or not (derived.get("stop") or {}).get("complete"):
+                return FrameFit(measured, None)
+            start = derived["start"]
+            rows, columns = start["frame_shape"]
+            return fit_of(
+                self._estimate(start["uid"]), Geometry.from_metadata(start, (rows, columns)), number, measured
+            )
+
+        return self._frames.get((_uids(raw, derived), number), make)
+
+    def frame_picture(self, uid: str, number: int, name: str) -> Picture:
+        """Draw the pattern of a frame, its fit on the same scale, or their misfit in standard deviations."""
+        found = self.frame(uid, number)
+        if name == "misfit":
+            if found.misfit is None:
+                raise NotFoundError("there is no misfit: the frame was preprocessed, or there is no final estimate")
+            return draw(found.misfit, limits=(-MISFIT_ENDS, MISFIT_ENDS), colours="RdBu_r", unit="σ")
+        counts = found.measured if name == "measured" else found.fit
+        if counts is None:
+            raise NotFoundError("there is no fit before there is a final estimate")
+        # Of each its own where they are of different detectors' pixels.
+        brightest = found.measured if found.misfit is not None else counts
+        top = float(np.log10(1 + max(1.0, float(np.nanquantile(brightest, 0.9999)))))
+        return draw(np.log10(1 + counts), limits=(0.0, top), colours="magma", unit="log10(1 + counts)")
+
+    def pair(self, first: str, second: str) -> Pair:
+        """Give two results side by side."""
+        uids = [self._derived(uid)["start"]["uid"] for uid in (first, second)]
+        return self._pairs.get(tuple(uids), lambda: Pair.read(self._catalog, *uids))
+
+    def export(self, uid: str, form: str, folder: Path) -> Path:
+        """Write a result to a file in a folder; several files are put into a ZIP archive.
+
+        Parameters
+        ----------
+        uid : str
+            Of the result.
+        form : str
+            One of `FORMATS`.
+        folder : Path
+            An empty one.
+        """
+        derived = self._derived(uid)
+        suffix = next(each for each, meant in SUFFIXES.items() if meant == form)
+        # Only what the catalog's own numbers give: no text of the metadata goes into a file's name.
+        scan = derived["start"].get("scan_id")
+        path = folder / f"scan_{scan if isinstance(scan, int) else 'unnumbered'}{suffix}"
+        with self._exporting:
+            written = export_result(path, load_to_export(self._catalog, derived["start"]["uid"]), form)
+        if written == (path,):
+            return path
+        with zipfile.ZipFile(folder / f"{path.stem}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for each in written:
+                archive.write(each, each.name)
+        return folder / f"{path.stem}.zip"
+
+    def _estimate(self, uid: str) -> Estimate:
+        return self._estimates.get(uid, lambda: load_result(self._catalog, uid))
+
+    def _found(self, uid: str) -> tuple[Metadata | None, Metadata | None]:
+        raw, derived = self.runs.find(uid)
+        if raw is None and derived is None:
+            raise NotFoundError("the catalog holds no run of this uid")
+        return raw, derived
+
+    def _derived(self, uid: str) -> Metadata:
+        _, derived = self._found(uid)
+        if derived is None:
+            raise NotFoundError("there is no result of this run yet")
+        return derived
+
+
+def _uids(*runs: Metadata | None) -> tuple[str | None, ...]:
+    return tuple(None if each is None else each["start"]["uid"] for each in runs)
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for a file that is sent and then forgotten."""
+    return tempfile.TemporaryDirectory(prefix="bluesky_cdi-export-")
+
+
+__all__ = ["FORMATS", "FRAME_PICTURES", "Kept", "NotFoundError", "Reader", "temporary_folder"]

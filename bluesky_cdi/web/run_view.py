@@ -1,0 +1,253 @@
+"""One run and its result as a browser shows them: all but the images, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.callbacks import KeyChoice, StreamKeys
+from bluesky_cdi.catalog import Catalog
+from bluesky_cdi.catalog.results import PER_FRAME, SOURCE, UPDATES
+from bluesky_cdi.config import DocumentsConfig
+from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.evaluation.causes import causes_of
+from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
+from bluesky_cdi.evaluation.resolution import noted_frc
+from bluesky_cdi.evaluation.verdict import verdict_said
+from bluesky_cdi.web.columns import Columns, streams_of
+from bluesky_cdi.web.run_list import sample_of
+
+# Stream of the decisions of an adaptive plan.
+DECISIONS = "agent"
+# The rate of a scan is that of its last frames.
+RATE_FRAMES = 20
+OF_UPDATES = ("seq_num", "time", "n_frames", "seconds", "median_frame_uncertainty_rad", "median_residual")
+OF_FRAMES = {
+    "frame_seq_num": "number",
+    "y_m": "y_m",
+    "x_m": "x_m",
+    "uncertainty_rad": "uncertainty_rad",
+    "residual": "residual",
+    "vacuum_residual": "vacuum_residual",
+    "novelty": "novelty",
+    "latents": "latents",
+    "colour": "colour",
+    "cluster": "cluster",
+    "novelty_p": "novelty_p",
+}
+OF_DECISIONS = ("time", "agent_n_proposed", "agent_n_ingested", "agent_n_pending", "agent_decision_s")
+
+Metadata = Mapping[str, Any]
+
+
+def describe(
+    catalog: Catalog, raw: Metadata | None, derived: Metadata | None, settings: DocumentsConfig
+) -> dict[str, Any]:
+    """Read all of a run that is no image.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where it is.
+    raw, derived : Mapping or None
+        Metadata of the raw run and of its result.
+    settings : DocumentsConfig
+        What of the raw run's documents makes frames.
+
+    Returns
+    -------
+    dict
+        What the page needs; its keys are those that the page reads.
+    """
+    with catalog.reaching():
+        measured = streams_of(None if raw is None else catalog.raw[raw["start"]["uid"]])
+        made = streams_of(None if derived is None else catalog.processed[derived["start"]["uid"]])
+        return {
+            "run": _about_raw(raw),
+            "result": None if derived is None else _about_result(derived),
+            "measured": _measured_points(raw, measured.get(settings.stream), settings),
+            "decisions": _decisions(measured.get(DECISIONS)),
+            "updates": _updates(made.get(UPDATES)),
+            "grid": _grid(made.get(UPDATES)),
+            "frames": _frames(made.get(PER_FRAME), derived),
+        }
+
+
+def stream_keys(start: Metadata, stream: Any, settings: DocumentsConfig) -> StreamKeys:
+    """Tell which data keys of a raw run are frames and positions.
+
+    Parameters
+    ----------
+    start : Mapping
+        The run's start document.
+    stream : BlueskyEventStream
+        That of its frames.
+    settings : DocumentsConfig
+        What the user fixes.
+
+    Raises
+    ------
+    DocumentError
+        If its documents don't tell.
+    """
+    choice = KeyChoice(settings.frame_key, settings.position_keys, settings.position_unit, settings.monitor_key)
+    return StreamKeys.from_documents(start, stream.descriptors[0], choice)
+
+
+def _measured_points(raw: Metadata | None, stream: Any, settings: DocumentsConfig) -> dict[str, Any]:
+    """Read where and when frames were measured, in the order of the events; empty if the run doesn't tell."""
+    nothing: dict[str, Any] = {"y_m": [], "x_m": [], "time": [], "rate_hz": None}
+    if raw is None or stream is None:
+        return nothing
+    try:
+        keys = stream_keys(raw["start"], stream, settings)
+    except DocumentError:
+        # A run of another kind: it is listed, and there are no positions to show.
+        return nothing
+    columns = Columns(stream)
+    y, x = (
+        columns.read(key).astype(np.float64) * unit for key, unit in zip(keys.position, keys.metres_per, strict=True)
+    )
+    times = columns.read("time").astype(np.float64)
+    n = min(len(y), len(x))
+    last = np.sort(times)[-RATE_FRAMES:]
+    spent = float(last[-1] - last[0]) if len(last) > 1 else 0.0
+    return {
+        "y_m": _rounded(y[:n]),
+        "x_m": _rounded(x[:n]),
+        "time": times[:n].tolist(),
+        "rate_hz": (len(last) - 1) / spent if spent > 0 else None,
+    }
+
+
+def _about_raw(raw: Metadata | None) -> dict[str, Any] | None:
+    if raw is None:
+        return None
+    start, stop = raw["start"], raw.get("stop") or {}
+    return {
+        "uid": start["uid"],
+        "scan_id": start.get("scan_id"),
+        "plan": start.get("plan_name"),
+        "sample": sample_of(start),
+        "time": start["time"],
+        "ended": stop.get("time"),
+        "status": stop.get("exit_status"),
+        "reason": stop.get("reason"),
+        "budget": start.get("budget"),
+        "start": dict(start),
+    }
+
+
+def _about_result(derived: Metadata) -> dict[str, Any]:
+    start, stop = derived["start"], derived.get("stop") or {}
+    noted = {**(start.get("source") or {}), **stop}
+    return {
+        "uid": start["uid"],
+        "title": start.get("title") or f"scan {start.get('scan_id')}",
+        "time": start["time"],
+        "ended": stop.get("time"),
+        "status": stop.get("exit_status"),
+        "reason": stop.get("reason"),
+        "complete": bool(stop.get("complete")),
+        "n_frames": stop.get("n_frames"),
+        "verdict": stop.get("verdict"),
+        "verdict_said": verdict_said(noted),
+        "causes": list(causes_of(noted)),
+        "uncertainty": stop.get("uncertainty"),
+        "halves": _halves(stop.get(RESOLUTION)),
+        "loss_history": stop.get("loss_history"),
+        "start": dict(start),
+    }
+
+
+def _halves(notes: Metadata | None) -> dict[str, Any] | None:
+    """Give the ring correlation of two halves with its threshold; None where no halves were compared."""
+    if not notes or not notes.get("frequency_per_m"):
+        return None
+    frc = noted_frc(notes)
+    found = notes["resolution_m"][-1]
+    return {
+        "frequency_per_um": _rounded(frc.frequency_per_m * 1e-6),
+        "correlation": _rounded(frc.correlation),
+        "threshold": _rounded(frc.half_bit),
+        "resolution_m": found,
+        "target_m": notes.get("target_m"),
+        "n_frames": notes["n_frames"][-1],
+    }
+
+
+def _updates(stream: Any) -> dict[str, list[Any]]:
+    columns = Columns(stream)
+    found = {name: columns.read(name) for name in OF_UPDATES}
+    # Of a repeated row the last counts, as in `load_result`.
+    last = list({int(number): row for row, number in enumerate(found["seq_num"])}.values())
+    return {name: _rounded(values[last]) if len(values) else [] for name, values in found.items()}
+
+
+def _grid(stream: Any) -> dict[str, Any] | None:
+    if stream is None:
+        return None
+    told = stream.base.metadata["configuration"][SOURCE]["data"]
+    shape = stream.descriptors[0]["data_keys"]["object"]["shape"]
+    modes = stream.descriptors[0]["data_keys"]["probe"]["shape"][0]
+    return {
+        "pixel_m": told["pixel_m"],
+        "origin_m": [told["origin_y_m"], told["origin_x_m"]],
+        "shape": list(shape)[-2:],
+        "modes": int(modes),
+    }
+
+
+def _frames(stream: Any, derived: Metadata | None) -> dict[str, list[Any]] | None:
+    """Read what is told of each frame of a final estimate; None before there is one."""
+    if stream is None or derived is None or not (derived.get("stop") or {}).get("complete"):
+        return None
+    columns = Columns(stream)
+    return {name: _rounded(columns.read(column)) for column, name in OF_FRAMES.items() if column in columns}
+
+
+def _decisions(stream: Any) -> list[dict[str, Any]]:
+    """Read the decisions of an adaptive scan, in their order; none of another one."""
+    if stream is None:
+        return []
+    columns = Columns(stream)
+    y, x, gain = (columns.read(f"agent_{name}") for name in ("y", "x", "expected_gain"))
+    numbers = {name: columns.read(name) for name in OF_DECISIONS}
+    words = {name: columns.read(f"agent_{name}") for name in ("reason", "acquisition")}
+    # A decision that is being written may have its row and not yet its array.
+    n = min(len(each) for each in (y, x, *numbers.values(), *words.values()))
+    found = []
+    for k in range(n):
+        proposed = int(numbers["agent_n_proposed"][k])
+        found.append(
+            {
+                "y_m": _rounded(y[k][:proposed]),
+                "x_m": _rounded(x[k][:proposed]),
+                "gain": _rounded(gain[k][:proposed]) if k < len(gain) else [],
+                "reason": str(words["reason"][k]),
+                "acquisition": str(words["acquisition"][k]),
+                "time": float(numbers["time"][k]),
+                "n_ingested": int(numbers["agent_n_ingested"][k]),
+                "n_pending": int(numbers["agent_n_pending"][k]),
+                "decision_s": _number(numbers["agent_decision_s"][k]),
+            }
+        )
+    return found
+
+
+def _number(value: Any) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _rounded(values: npt.NDArray[Any] | Sequence[float]) -> list[Any]:
+    """Give numbers as short texts hold them, six digits; times and whole numbers are left as they are."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f" or (array.size and np.nanmax(np.abs(array), initial=0.0) > 1e8):
+        return list(array)
+    flat = [float(f"{value:.6g}") for value in array.ravel().tolist()]
+    return list(np.reshape(np.array(flat, dtype=np.float64), array.shape))
