@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bluesky_cdi.catalog.connect import Catalog
+    from bluesky_cdi.evaluation.fit import FittedFrame
+    from bluesky_cdi.viz import Course
 
 
 class Result:
@@ -117,8 +119,13 @@ class Result:
         found: Mapping[str, Sequence[float]] | None = self.stop.get("loss_history")
         return found
 
-    def plot(self) -> Figure:
-        """Draw phase and amplitude with a scale bar.
+    def plot(self, fit: FittedFrame | None = None) -> Figure:
+        """Draw phase, amplitude, predicted error, probe and convergence; see `bluesky_cdi.viz.show_result`.
+
+        Parameters
+        ----------
+        fit : FittedFrame, optional
+            A diffraction pattern and its fit, as `bluesky_cdi.recorded_run.frame_and_fit` gives them.
 
         Raises
         ------
@@ -127,7 +134,15 @@ class Result:
         """
         from bluesky_cdi import viz
 
-        return viz.show_object(self.estimate, self.name)
+        return viz.show_result(self.estimate, self.name, self._course(), fit)
+
+    def _course(self) -> Course:
+        from bluesky_cdi.viz import Course
+
+        if (losses := self.loss_history) is not None:
+            return Course("iteration", losses["deviance"])
+        updates = self.updates
+        return Course("update", updates.median_residual.values, updates.n_frames.values)
 
     def to_xarray(self) -> xr.Dataset:
         """Give all arrays with their axes in metres; see `tables.dataset_of`.
