@@ -85,7 +85,10 @@ FRAMES: Mapping[str, Column] = {
 }
 
 # What the final estimate's frames make of the object together.
-MAPS: Mapping[str, Column] = {"latent_map": Column("<f4", (*OBJECT_SHAPE, "red_green_blue"))}
+MAPS: Mapping[str, Column] = {
+    "latent_map": Column("<f4", (*OBJECT_SHAPE, "red_green_blue")),
+    "residual_map": Column("<f4", OBJECT_SHAPE),
+}
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

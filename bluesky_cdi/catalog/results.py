@@ -40,6 +40,7 @@ from bluesky_cdi.catalog.schema import (
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.gauge import shown_images
 from bluesky_cdi.latents.columns import LatentColumns, latent_columns
+from bluesky_cdi.latents.painting import paint_frames
 from bluesky_cdi.latents.projection import COLOURS, COMPONENTS
 from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import Estimate, FloatArray, RunInfo
@@ -223,7 +224,7 @@ class ResultPublisher:
         file, _ = self._open(estimate)
         latents = latent_columns(estimate)
         self._write_at_once(file, PER_FRAME, FRAMES, _frame_rows(estimate, latents), estimate)
-        self._write_at_once(file, MAPPED, MAPS, {"latent_map": latents.map[np.newaxis]}, estimate)
+        self._write_at_once(file, MAPPED, MAPS, _map_rows(estimate, latents), estimate)
         return latents
 
     def _write_at_once(
@@ -264,7 +265,7 @@ class _Layout:
         shapes |= {name: getattr(estimate, name).shape for name in IMAGES}
         shapes |= dict.fromkeys(("amplitude", "phase"), estimate.object.shape)
         shapes["latents"], shapes["colour"] = (min(COMPONENTS, estimate.embedding.shape[1]),), (COLOURS,)
-        shapes["latent_map"] = (*estimate.object.shape, COLOURS)
+        shapes["latent_map"], shapes["residual_map"] = (*estimate.object.shape, COLOURS), estimate.object.shape
         shapes |= dict.fromkeys(("probe_amplitude", "probe_phase"), estimate.probe.shape)
         origin = (float(estimate.origin_m[0]), float(estimate.origin_m[1]))
         return cls(float(estimate.pixel_m), origin, shapes)
@@ -348,6 +349,14 @@ def _configuration(layout: _Layout) -> dict[str, Any]:
         "timestamps": dict.fromkeys(data, time.time()),
         "data_keys": {name: dict(key) for name in data},
     }
+
+
+def _map_rows(estimate: Estimate, latents: LatentColumns) -> dict[str, npt.NDArray[Any]]:
+    """Put what the frames tell where their light fell."""
+    residual = np.full(estimate.object.shape, np.nan, np.float32)
+    if len(estimate.residual) and estimate.probe.any():
+        residual = paint_frames(estimate, estimate.residual[:, np.newaxis])[..., 0]
+    return {"latent_map": latents.map[np.newaxis], "residual_map": residual[np.newaxis]}
 
 
 def _end_notes(estimate: Estimate, latents: LatentColumns) -> dict[str, Any]:

@@ -71,6 +71,20 @@ def test_documents_of_a_whole_run(publisher, documents, make_estimate, tmp_path)
         np.testing.assert_array_equal(file["frames/y_m"], estimates[2].positions_m[:, 0])
 
 
+def test_residuals_lie_where_the_light_fell(publisher, make_estimate, tmp_path):
+    estimate = make_estimate(0, n=1, d=1)
+    probe = np.zeros((1, 8, 8), np.complex64)
+    probe[0, 4, 4:6] = 1.0
+    at = np.array([[5, 9]])
+    positions_m = np.array(estimate.origin_m) + at * estimate.pixel_m
+    publisher.close(dataclasses.replace(estimate, probe=probe, positions_m=positions_m))
+    with read_file(tmp_path) as file:
+        residual = file["maps/residual_map"][0]
+    wanted = np.full((16, 16), np.nan)
+    wanted[5, 9:11] = estimate.residual[0]
+    np.testing.assert_allclose(residual, wanted, rtol=1e-6)
+
+
 def test_any_client_can_draw_what_is_written_beside_the_complex_images(publisher, make_estimate, tmp_path):
     """Exit waves are what they were: the phase that the object loses goes to the probe."""
     estimate = dataclasses.replace(make_estimate(0), object=make_estimate(0).object + 3j)
