@@ -159,9 +159,13 @@ def serve_for_reading(directory: Path | str) -> Iterator[str]:
     root, key = Path(directory).expanduser().resolve(), secrets.token_hex(16)
     if not (root / "catalog.db").is_file():
         raise CatalogError(f"{root} holds no catalog. Give the folder of a session, or the address of a server.")
-    # Who has the folder has seen to it that its files are found.
-    with contextlib.suppress(CatalogError), _claimed(root, 0.0):
-        relocate(root)
+    with contextlib.ExitStack() as own:
+        try:
+            own.enter_context(_claimed(root, 0.0))
+        except CatalogError:
+            logger.debug("somebody has %s, who has seen to it that its files are found", root)
+        else:
+            relocate(root)
     with _alone(), _bound(HOST, 0) as listener:
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         server = _Server(Guard(_build_app(root, (), key, public=False), key, read_only=True), listener)
