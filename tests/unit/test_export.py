@@ -146,6 +146,24 @@ def test_cxi_and_ptychodus_are_what_their_readers_read(result, tmp_path):
         assert "doubtful" in file.attrs["comments"]
 
 
+def test_ptychodus_own_reader_reads_the_product(result, tmp_path):
+    reader = pytest.importorskip("ptychodus.api.io", reason="reads its product again; `pip install ptychodus`")
+    export_result(tmp_path / "a.h5", result)
+    product = reader.load_product(tmp_path / "a.h5")
+    np.testing.assert_array_equal(product.object_.get_array()[0], result.estimate.object)
+    np.testing.assert_array_equal(product.probes.get_array()[0], result.estimate.probe)
+    found = product.probe_positions
+    positions_m = np.stack([found.get_coordinates_y_m(), found.get_coordinates_x_m()], axis=-1)
+    np.testing.assert_allclose(positions_m, result.estimate.positions_m)
+    assert found.get_indexes().tolist() == result.estimate.frame_seq_nums.tolist()
+    assert product.object_.get_pixel_geometry().width_m == pytest.approx(GEOMETRY.pixel_m)
+    # The centre of the object lies where ours does: half an object from the centre of its first pixel.
+    centre, origin_m = product.object_.get_center(), result.estimate.origin_m
+    wanted_m = [o + (n - 1) / 2 * GEOMETRY.pixel_m for o, n in zip(origin_m, (20, 30), strict=True)]
+    assert (centre.y_m, centre.x_m) == pytest.approx(wanted_m, abs=0.51 * GEOMETRY.pixel_m)
+    assert (product.metadata.name, product.metadata.photon_energy_eV) == ("scan 7", 9000.0)
+
+
 def test_png_says_its_verdict(result, tmp_path):
     export_result(tmp_path / "a", result, "png")
     with Image.open(tmp_path / "a") as image:
