@@ -91,12 +91,12 @@ def _draw_probe(amplitude_axes: Axes, phase_axes: Axes, estimate: Estimate) -> N
     wave = estimate.probe[main]
     dim = np.abs(wave) < DIM_SHARE * np.abs(wave).max()
     phase = np.ma.array(np.angle(wave * np.conj(wave[~dim].sum())), mask=dim)
-    shares = ", ".join(f"{100 * share:.3g}" for share in powers / max(powers.sum(), 1e-30))
-    modes = f"{len(powers)} modes of {shares} %" if len(powers) > 1 else "one mode"
-    draw_scaled(amplitude_axes, np.ma.array(total), f"Probe, amplitude ({modes})", "√photons", estimate.pixel_m)
+    several, share = len(powers) > 1, powers[main] / max(powers.sum(), 1e-30)
+    title = "Probe, amplitude" + f" of its {len(powers)} modes" * several
+    draw_scaled(amplitude_axes, np.ma.array(total), title, "√photons", estimate.pixel_m)
     # It often winds; a cyclic scale has no edge where it does.
     scale = ("twilight", (-np.pi, np.pi))
-    title = "Probe, phase" + " of the strongest mode" * (len(powers) > 1)
+    title = "Probe, phase" + f" of the strongest mode ({100 * share:.3g} %)" * several
     draw_scaled(phase_axes, phase, title, "rad", estimate.pixel_m, scale)
 
 
@@ -110,6 +110,8 @@ def _draw_course(ax: Axes, course: Course | None) -> None:
     bright = loss[np.isfinite(loss) & (loss > 0)]
     if len(bright) and bright.max() > WIDE * bright.min():
         ax.set_yscale("log")
+        for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            which("{x:.3g}")
     ax.set(xlabel=course.step, ylabel="deviance per pixel")
     ax.set_title(f"Convergence: {loss[-1]:.3g} after {len(loss)} {course.step}s")
     ax.set_box_aspect(1)

@@ -387,7 +387,7 @@ def test_a_result_is_drawn_with_all_that_is_looked_at_before_it_is_believed(esti
     found = panels(fig)
     assert list(found) == [
         *("Phase", "Amplitude", "Predicted phase error", "Pattern of frame 4"),
-        *("Probe, amplitude (2 modes of 90, 10 %)", "Probe, phase of the strongest mode"),
+        *("Probe, amplitude of its 2 modes", "Probe, phase of the strongest mode (90 %)"),
         *("Convergence: 0.25 after 2 updates", "Its fit: deviance 1.04 per pixel"),
     ]
     assert fig.get_suptitle() == "scan 7, 9 frames, nominal pixel 20 nm"
