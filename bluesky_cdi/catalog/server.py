@@ -158,7 +158,9 @@ def serve_for_reading(directory: Path | str) -> Iterator[str]:
     """
     root, key = Path(directory).expanduser().resolve(), secrets.token_hex(16)
     if not (root / "catalog.db").is_file():
-        raise CatalogError(f"{root} holds no catalog. Give the folder of a session, or the address of a server.")
+        raise CatalogError(
+            f"{root} holds no catalog. Give the folder of a session, or the address of a server (http://...)."
+        )
     with contextlib.ExitStack() as own:
         try:
             own.enter_context(_claimed(root, 0.0))
