@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, load_config
+from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io import Preprocessing, Scan
 from bluesky_cdi.io.scan import recorded
 from bluesky_cdi.physics.geometry import Geometry
@@ -17,7 +19,9 @@ from bluesky_cdi.protocols import Estimate, RunInfo
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog
-    from bluesky_cdi.catalog.results import ExitStatus
+    from bluesky_cdi.catalog.documents import Document
+    from bluesky_cdi.catalog.schema import ExitStatus
+    from bluesky_cdi.evaluation.fit import FittedFrame
 
 # What `Scan.source` says of the file's form, of a scan that comes from no file.
 FORM = "catalog"
@@ -51,6 +55,7 @@ def recorded_run(
     config: Config,
     *,
     unfinished: bool = False,
+    only: int | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> RecordedRun:
     """Read a raw run from a catalog; its frames are preprocessed as a recorded scan's.
@@ -65,6 +70,8 @@ def recorded_run(
         Its sections `documents` and `detector`.
     unfinished : bool
         Take a run without a stop document: whoever measured it is gone.
+    only : int, optional
+        Number of the one frame that is wanted.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels of the detector.
 
@@ -81,7 +88,7 @@ def recorded_run(
     run = find_run(catalog, which)
     ended = ending_of(run, unfinished)
     info, frames = collect_frames(
-        run_documents(catalog, run, config.documents.stream),
+        _of_event(run_documents(catalog, run, config.documents.stream), only),
         settings=config.documents,
         mask=mask,
         preprocessing=Preprocessing.recorded(config),
@@ -97,6 +104,49 @@ def recorded_run(
         flux=np.array([frame.flux for frame in frames]),
     )
     return RecordedRun(info, scan, tuple(frame.seq_num for frame in frames), ended)
+
+
+def frame_and_fit(catalog: Catalog, which: str | int, seq_num: int, config: Config | None = None) -> FittedFrame:
+    """Read one frame of a run, and compute what a result of it expects there.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where both are.
+    which : str or int
+        The result, as `bluesky_cdi.catalog.load_result` takes it.
+    seq_num : int
+        Number of the frame.
+    config : Config, optional
+        Its sections `documents` and `detector`; by default what the result was made with.
+
+    Raises
+    ------
+    CatalogError, DocumentError, FrameError, GeometryError
+        If result, run or frame are not there, or the frame is not as it was for the result.
+    """
+    from bluesky_cdi.reconstruction.frame_fit import fitted_frame
+
+    result = catalog[which]
+    estimate = result.estimate
+    if config is None:
+        config = load_config(overrides=result.start.get("configuration", {}))
+    # Where the beam's centre is looked for, or an event has several frames, one alone says too little.
+    whole = config.detector.beam_centre_px == "find" or config.documents.several == "each"
+    only = None if whole else seq_num
+    run = recorded_run(catalog, result.summary.raw_uid, config, unfinished=True, only=only)
+    if seq_num not in run.numbers:
+        raise FrameError(f"the run {run.info.uid} has no frame {seq_num}")
+    counts = run.scan.counts[run.numbers.index(seq_num)]
+    return fitted_frame(estimate, result.geometry, seq_num, counts, run.scan.mask)
+
+
+def _of_event(documents: Iterable[Document], only: int | None) -> Iterator[Document]:
+    """Leave out what tells of other events than one."""
+    for name, doc in documents:
+        number = doc["seq_nums"]["start"] if name == "stream_datum" else doc.get("seq_num")
+        if only is None or number is None or number == only:
+            yield name, doc
 
 
 def with_known_probe(catalog: Catalog, run: RecordedRun) -> RecordedRun:
@@ -127,7 +177,9 @@ def with_known_probe(catalog: Catalog, run: RecordedRun) -> RecordedRun:
     return replace(run, scan=replace(run.scan, probe=scaled.astype(np.complex64)))
 
 
-def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path) -> str:
+def keep_result(
+    catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path, config: Config | None = None
+) -> str:
     """Write a reconstruction of a run into its catalog, as a new derived run beside those that are there.
 
     Parameters
@@ -140,6 +192,8 @@ def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, director
         What was made of it.
     directory : Path
         The session's folder, for the result's file.
+    config : Config, optional
+        What it was made with, to be told in the result.
 
     Returns
     -------
@@ -153,7 +207,8 @@ def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, director
     """
     from bluesky_cdi.catalog import publishing
 
-    with publishing(catalog, run.info, directory) as publisher:
+    notes = None if config is None else config.as_notes()
+    with publishing(catalog, run.info, directory, configuration=notes) as publisher:
         publisher.close(estimate, *run.ended)
     return publisher.uid
 

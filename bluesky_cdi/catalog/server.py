@@ -198,6 +198,47 @@ def _state_address(root: Path, uri: str) -> None:
         file.write(uri + "\n")
 
 
+@contextlib.contextmanager
+def serve_for_reading(directory: Path | str) -> Iterator[str]:
+    """Serve a folder's catalog to this process alone, for reading; a session may begin in the folder meanwhile.
+
+    Parameters
+    ----------
+    directory : path
+        Folder of a catalog, which nobody else serves.
+
+    Yields
+    ------
+    str
+        Address with the key.
+
+    Raises
+    ------
+    CatalogError
+        If there is no catalog in the folder, it can't be read, or this process serves one already.
+    """
+    root, key = Path(directory).expanduser().resolve(), secrets.token_hex(16)
+    if not (root / "catalog.db").is_file():
+        raise CatalogError(
+            f"{root} holds no catalog. Give the folder of a session, or the address of a server (http://...)."
+        )
+    with contextlib.ExitStack() as own:
+        try:
+            own.enter_context(_claimed(root, 0.0))
+        except CatalogError:
+            logger.debug("somebody has %s, who has seen to it that its files are found", root)
+        else:
+            relocate(root)
+    with _alone(), _bound(HOST, 0) as listener:
+        address = f"http://{HOST}:{listener.getsockname()[1]}"
+        server = _Server(Guard(_build_app(root, (), key, public=False), key, read_only=True), listener)
+        server.start(address)
+        try:
+            yield f"{address}/api/v1?api_key={key}"
+        finally:
+            server.stop()
+
+
 def _usable(directory: Path) -> Path:
     root = directory.expanduser().resolve()
     if {"?", "#"} & set(str(root)):

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import configured, make_folder, reached_catalog, run_or_result
+from bluesky_cdi.cli.arguments import configured, make_folder, positive, reached_catalog, run_or_result
 from bluesky_cdi.cli.output import say, say_result
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.plain import to_json
 
 if TYPE_CHECKING:
-    from bluesky_cdi.catalog import ResultSummary
+    from matplotlib.figure import Figure
+
+    from bluesky_cdi.catalog import Catalog, Result, ResultSummary
 
 
 def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -31,29 +33,34 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
     add("directory", type=Path, nargs="?", help="folder of an embedded catalog (default: the configured one)")
     add("--show", metavar="WHICH", help="a result: scan number, beginning of a uid, or -1 for the newest")
     add("--probe", type=Path, metavar="FILE", help="write the shown result's probe there: a first guess for other runs")
+    add("--frame", type=positive, metavar="SEQ_NUM", help="also draw probe, convergence, and this frame beside its fit")
     add("--figure", type=Path, metavar="FILE", help="where to draw the shown result (default: reconstruction.png)")
     browse.set_defaults(run=_browse)
 
 
 def _browse(args: argparse.Namespace) -> int:
-    from bluesky_cdi.catalog import find_raw, list_results, load_result, probe_file_of
+    from bluesky_cdi import viz
+    from bluesky_cdi.catalog import find_raw, list_results, probe_file_of
     from bluesky_cdi.evaluation.causes import causes_of
     from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import write_probe
 
     with reached_catalog(args.directory, configured(args).catalog, beside=True) as (catalog, _):
         if args.show is None:
+            if args.frame is not None:
+                raise BlueskyCDIError("--frame is of a result: name it with --show")
             _say_list(args, list_results(catalog))
             return 0
-        estimate = load_result(catalog, run_or_result(args.show))
+        which = run_or_result(args.show)
+        result = catalog[which]
+        estimate = result.estimate
         if args.probe:
             make_folder(args.probe.parent)
-            write_probe(args.probe, probe_file_of(estimate, find_raw(catalog, run_or_result(args.show)).start))
-    from bluesky_cdi import viz
-
+            write_probe(args.probe, probe_file_of(estimate, find_raw(catalog, which).start))
+        figure = viz.show_estimate(estimate) if args.frame is None else _with_frame(args, catalog, result)
     path = args.figure or Path("reconstruction.png")
     try:
-        viz.save_figure(viz.show_estimate(estimate), path)
+        viz.save_figure(figure, path)
     except (ValueError, OSError) as err:
         raise BlueskyCDIError(f"can't draw {path}: {err}. Give --figure another name.") from err
     numbers = {
@@ -77,6 +84,12 @@ def _browse(args: argparse.Namespace) -> int:
     ]
     say_result(args, numbers, rows)
     return 0
+
+
+def _with_frame(args: argparse.Namespace, catalog: Catalog, result: Result) -> Figure:
+    from bluesky_cdi.recorded_run import frame_and_fit
+
+    return result.plot(frame_and_fit(catalog, result.uid, args.frame, configured(args) if args.config else None))
 
 
 def _say_list(args: argparse.Namespace, results: Sequence[ResultSummary]) -> None:

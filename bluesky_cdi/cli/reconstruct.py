@@ -150,7 +150,7 @@ def _run_given(args: argparse.Namespace, config: Config, stack: contextlib.ExitS
         run = with_known_probe(catalog, run)
     if args.out:
         return _Given(run.scan, run.numbers)
-    return _Given(run.scan, run.numbers, lambda estimate: keep_result(catalog, run, estimate, directory))
+    return _Given(run.scan, run.numbers, lambda estimate: keep_result(catalog, run, estimate, directory, config))
 
 
 def _reconstruct_given(

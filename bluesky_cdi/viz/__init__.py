@@ -12,10 +12,13 @@ from bluesky_cdi.viz.masked_frames import MaskedFrame, show_masked_frames
 from bluesky_cdi.viz.objects import show_object
 from bluesky_cdi.viz.panels import save_figure
 from bluesky_cdi.viz.probes import show_probes
+from bluesky_cdi.viz.results import Course, show_result
 from bluesky_cdi.viz.single_shot import show_single_shot
+from bluesky_cdi.viz.thumbnail import thumbnail_png
 
 __all__ = [
     "MaskedFrame",
+    "Course",
     "figure_demo",
     "save_figure",
     "show_comparison",
@@ -26,5 +29,7 @@ __all__ = [
     "show_masked_frames",
     "show_object",
     "show_probes",
+    "show_result",
     "show_single_shot",
+    "thumbnail_png",
 ]

@@ -78,7 +78,7 @@ def _draw_map(ax: Axes, estimate: Estimate, latents: Latents) -> None:
     covered &= np.isfinite(painted).all(axis=-1)
     image = np.where(covered[..., None], painted, float(UNCOVERED))
     view = View(covered, estimate.origin_m, estimate.pixel_m)
-    ax.imshow(np.clip(image, 0, 1), extent=view.extent_um, origin="lower")
+    ax.imshow(np.clip(image, 0, 1), extent=view.extent_um, origin="upper")
     ax.set(title="Latents 1, 2, 3 as red, green, blue", xlabel="x (µm)", ylabel="y (µm)")
     _zoom(ax, covered, view)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
+from bluesky_cdi.evaluation.gauge import measured_area, shown_images
 from bluesky_cdi.evaluation.verdict import verdict_said
-from bluesky_cdi.protocols import Estimate
-from bluesky_cdi.viz.panels import BoolArray, colour_bar, limits_of, prepared
+from bluesky_cdi.protocols import Estimate, FloatArray
+from bluesky_cdi.viz.panels import BoolArray, Scale, bounds_of, colour_bar, limits_of, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,38 +41,77 @@ def show_object(estimate: Estimate, name: str = "") -> Figure:
     Figure
     """
     fig = prepared(None, (11.0, 5.0))
-    covered = measured_area(estimate.coverage)
-    rows, columns = _bounds(covered)
-    inside = ~covered[rows, columns]
-    phase = np.ma.array(phase_rad(estimate.object, covered)[rows, columns], mask=inside)
-    amplitude = np.ma.array(np.abs(estimate.object)[rows, columns], mask=inside)
+    shown, part = shown_images(estimate), Part.of(measured_area(estimate.coverage), estimate.pixel_m)
     left, right = fig.subplots(1, 2)
-    _draw(left, phase, "Phase", "rad (0: mean of the measured area)", estimate.pixel_m)
-    _draw(right, amplitude, "Amplitude", "relative to vacuum", estimate.pixel_m)
+    draw_part(left, part, shown["phase"], "Phase", "rad (0: mean of the measured area)")
+    draw_part(right, part, shown["amplitude"], "Amplitude", "relative to vacuum")
     said = verdict_said(estimate.source)
     word, _, why = said.partition(": ")
-    what = f"{estimate.n_frames} frames, pixel {1e9 * estimate.pixel_m:.3g} nm"
-    fig.suptitle(", ".join(filter(None, (name, what, word))), fontsize="large")
+    fig.suptitle(heading_of(estimate, name, word), fontsize="large")
     if why:
         fig.supxlabel(textwrap.fill(why, FOOTER_CHARACTERS), fontsize="small")
     return fig
 
 
-def _bounds(covered: BoolArray) -> tuple[slice, slice]:
-    """Give the smallest rectangle that holds the covered area; all of it where nothing is covered."""
-    if not covered.any():
-        return slice(None), slice(None)
-    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+def heading_of(estimate: Estimate, name: str, word: str) -> str:
+    """Say what a figure shows: name, frames, the pixel as energy and distances give it, and the verdict's word."""
+    what = f"{estimate.n_frames} frames, nominal pixel {1e9 * estimate.pixel_m:.3g} nm"
+    return ", ".join(filter(None, (name, what, word)))
 
 
-def _draw(
-    ax: Axes, image: np.ma.MaskedArray[tuple[int, ...], np.dtype[np.floating]], title: str, label: str, pixel_m: float
+@dataclass(frozen=True)
+class Part:
+    """The rectangle of an object in which something was measured.
+
+    Attributes
+    ----------
+    rows, columns : slice
+    inside : ndarray, bool
+        Where in it something was measured.
+    pixel_m : float
+        Sample pixel, metres.
+    """
+
+    rows: slice
+    columns: slice
+    inside: BoolArray
+    pixel_m: float
+
+    @classmethod
+    def of(cls, covered: BoolArray, pixel_m: float) -> Part:
+        """Find it from the measured area, shape (Y, X), bool."""
+        rows, columns = bounds_of(covered)
+        return cls(rows, columns, covered[rows, columns], pixel_m)
+
+
+def draw_part(ax: Axes, part: Part, image: FloatArray, title: str, label: str, cmap: str = "gray") -> None:
+    """Draw the measured part of an image of the object; see `draw_scaled`."""
+    seen = np.ma.array(image[part.rows, part.columns], mask=~part.inside)
+    draw_scaled(ax, seen, title, label, part.pixel_m, (cmap, limits_of(seen)))
+
+
+def draw_scaled(
+    ax: Axes, image: np.ma.MaskedArray[Any, Any], title: str, label: str, pixel_m: float, scale: Scale | None = None
 ) -> None:
+    """Draw an image, row 0 above, with a colour bar and a scale bar.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where.
+    image : MaskedArray, shape (Y, X)
+        What is masked was not measured.
+    title, label : str
+        Above it, and beside its colour bar.
+    pixel_m : float
+        Sample pixel, metres.
+    scale : Scale, optional
+        Its colours; by default grey, so that single bright pixels don't darken the rest.
+    """
     from matplotlib import colormaps
 
-    low, high = limits_of(image)
-    colours = colormaps["gray"].with_extremes(bad=NOT_MEASURED)
+    cmap, (low, high) = scale or ("gray", limits_of(image))
+    colours = colormaps[cmap].with_extremes(bad=NOT_MEASURED)
     drawn = ax.imshow(image, cmap=colours, vmin=low, vmax=high, origin="upper", interpolation="none")
     ax.set(title=title, xticks=[], yticks=[])
     colour_bar(ax, drawn, label)

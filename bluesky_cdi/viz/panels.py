@@ -30,10 +30,10 @@ PERCENTILES = (0.5, 99.5)
 
 def prepared(fig: Figure | None, size: tuple[float, float]) -> Figure:
     """Return a figure with nothing on it: the one that is given, or a new one of that size in inches."""
-    from matplotlib.figure import Figure
-
     if fig is None:
-        fig = Figure(figsize=size, dpi=100)
+        from bluesky_cdi.viz.figure import Drawn
+
+        fig = Drawn(figsize=size, dpi=100)
     fig.clear()
     fig.set_layout_engine("compressed", w_pad=0.1, h_pad=0.06)
     return fig
@@ -87,7 +87,8 @@ class View:
         self.covered = covered
         rows, columns = covered.shape
         (y, x), pixel = origin_m, pixel_m
-        edges = (x - pixel / 2, x + (columns - 0.5) * pixel, y - pixel / 2, y + (rows - 0.5) * pixel)
+        # Left, right, below, above: row 0 is above, as in files and other programs, so that y grows downwards.
+        edges = (x - pixel / 2, x + (columns - 0.5) * pixel, y + (rows - 0.5) * pixel, y - pixel / 2)
         self.extent_um = (1e6 * edges[0], 1e6 * edges[1], 1e6 * edges[2], 1e6 * edges[3])
 
     def masked(self, image: FloatArray) -> np.ma.MaskedArray[Any, Any]:
@@ -150,7 +151,7 @@ def draw_centred(
     """
     size = len(image)
     ends = ((-(size // 2) - 0.5) * step, (size - size // 2 - 0.5) * step)
-    _draw(ax, image, title, label, scale, (*ends, *ends), unit, interpolation)
+    _draw(ax, image, title, label, scale, (*ends, ends[1], ends[0]), unit, interpolation)
 
 
 def _draw(
@@ -163,20 +164,20 @@ def _draw(
     unit: str = "µm",
     interpolation: str | None = None,
 ) -> None:
-    """Draw an image, row 0 at the bottom and gaps in grey; with a label, a colour bar."""
+    """Draw an image, row 0 above and gaps in grey; with a label, a colour bar."""
     from matplotlib import colormaps
 
     cmap, (low, high) = scale
     colours = colormaps[cmap].with_extremes(bad=UNCOVERED)
     drawn = ax.imshow(
-        image, cmap=colours, vmin=low, vmax=high, extent=extent, origin="lower", interpolation=interpolation
+        image, cmap=colours, vmin=low, vmax=high, extent=extent, origin="upper", interpolation=interpolation
     )
     ax.set(title=title, xlabel=f"x ({unit})", ylabel=f"y ({unit})")
     if label:
         colour_bar(ax, drawn, label)
 
 
-def colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float = 1.03) -> None:
+def colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float = 1.03, *, linear: bool = True) -> None:
     """Draw a colour bar beside an image.
 
     Parameters
@@ -189,9 +190,13 @@ def colour_bar(ax: Axes, drawn: ScalarMappable, label: str, place: float = 1.03)
         Beside the bar.
     place : float
         Where, in widths of the image.
+    linear : bool
+        Whether the scale is; a logarithmic one has powers of ten as it is.
     """
     # An inset is as high as the image, which a bar beside axes of fixed aspect is not.
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((place, 0, 0.05, 1)), label=label)
+    if not linear:
+        return
     # Many photons as 1.5 with a power of ten above the bar: long numbers would run into what is beside it.
     bar.ax.ticklabel_format(axis="y", scilimits=(-3, 4))
 
@@ -205,6 +210,14 @@ def limits_of(image: np.ma.MaskedArray[Any, Any]) -> tuple[float, float]:
     # An even image would otherwise show its rounding errors in full colour.
     room = max(0.0, 1e-3 * max(abs(low), abs(high), 1e-9) - (high - low)) / 2
     return float(low - room), float(high + room)
+
+
+def bounds_of(covered: BoolArray) -> tuple[slice, slice]:
+    """Give the smallest rectangle that holds the covered area; all of it where nothing is covered."""
+    if not covered.any():
+        return slice(None), slice(None)
+    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def phase_scale(*phases_rad: np.ma.MaskedArray[Any, Any]) -> Scale:

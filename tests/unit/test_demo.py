@@ -37,6 +37,8 @@ def finished(image):
         "agent_x": [[1e-6, 0]],
         "agent_expected_gain": [[1.0, 0]],
         "agent_n_proposed": [1],
+        "agent_n_pending": [0],
+        "agent_n_ingested": [0],
         "agent_acquisition": ["gain"],
         "agent_reason": ["decision late"],
         "agent_decision_s": [0.25],

@@ -1,7 +1,7 @@
 """Results as files for other programs, opened again by other libraries."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
@@ -10,13 +10,24 @@ from PIL import Image
 
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.export import FORMATS, Result, export_result, exported_files, format_of
+from bluesky_cdi.evaluation.gauge import shown_images
+from bluesky_cdi.export import FORMATS, export_result, exported_files, format_of
 from bluesky_cdi.io import read_cxi_result, read_npz_result, read_product
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate
 
 GEOMETRY = Geometry(9000.0, 1.9, 75e-6, 16)
 VERDICT = {"word": "doubtful", "reasons": ["too few frames"], "remarks": [], "measures": {}}
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What is exported: a result as a catalog would give it."""
+
+    estimate: Estimate
+    geometry: Geometry
+    name: str
+    phase_rad: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +57,7 @@ def result():
         novelty=np.ones(n, np.float32),
         source={"reconstructor": "lsqml", "verdict": VERDICT},
     )
-    return Result(estimate, GEOMETRY, "scan 7")
+    return Made(estimate, GEOMETRY, "scan 7", shown_images(estimate)["phase"])
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +144,24 @@ def test_cxi_and_ptychodus_are_what_their_readers_read(result, tmp_path):
         np.testing.assert_allclose(found.positions_m, result.estimate.positions_m)
     with h5py.File(tmp_path / "a.h5") as file:
         assert "doubtful" in file.attrs["comments"]
+
+
+def test_ptychodus_own_reader_reads_the_product(result, tmp_path):
+    reader = pytest.importorskip("ptychodus.api.io", reason="reads its product again; `pip install ptychodus`")
+    export_result(tmp_path / "a.h5", result)
+    product = reader.load_product(tmp_path / "a.h5")
+    np.testing.assert_array_equal(product.object_.get_array()[0], result.estimate.object)
+    np.testing.assert_array_equal(product.probes.get_array()[0], result.estimate.probe)
+    found = product.probe_positions
+    positions_m = np.stack([found.get_coordinates_y_m(), found.get_coordinates_x_m()], axis=-1)
+    np.testing.assert_allclose(positions_m, result.estimate.positions_m)
+    assert found.get_indexes().tolist() == result.estimate.frame_seq_nums.tolist()
+    assert product.object_.get_pixel_geometry().width_m == pytest.approx(GEOMETRY.pixel_m)
+    # The centre of the object lies where ours does: half an object from the centre of its first pixel.
+    centre, origin_m = product.object_.get_center(), result.estimate.origin_m
+    wanted_m = [o + (n - 1) / 2 * GEOMETRY.pixel_m for o, n in zip(origin_m, (20, 30), strict=True)]
+    assert (centre.y_m, centre.x_m) == pytest.approx(wanted_m, abs=0.51 * GEOMETRY.pixel_m)
+    assert (product.metadata.name, product.metadata.photon_energy_eV) == ("scan 7", 9000.0)
 
 
 def test_png_says_its_verdict(result, tmp_path):

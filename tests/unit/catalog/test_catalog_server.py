@@ -187,7 +187,7 @@ def test_wrong_address_or_key(directory):
             uri.partition("?")[0]: "requires API key",
             uri + "0": "Invalid API key",
             uri.replace("/api/v1", "/elsewhere"): "404",
-            "not an address": "UnsupportedProtocol",
+            "not an address": r"or the address of a server \(http://",
         }.items():
             with pytest.raises(CatalogError, match=match) as caught:
                 open_catalog(wrong)

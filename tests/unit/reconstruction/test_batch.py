@@ -10,6 +10,7 @@ from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.evaluation import align, complex_nrmse
 from bluesky_cdi.io import Scan
 from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.reconstruction import batch
 from bluesky_cdi.reconstruction.batch import DARK_SHARE, reconstruct, without_dark
 
 STEP = 5
@@ -144,3 +145,14 @@ def test_the_flux_that_was_monitored_is_not_taken_for_the_sample():
     without, with_it = (error(each.object, sample, 64) for each in found)
     assert with_it < 0.75 * without
     assert replace(scan, flux=flux).subset([3, 1]).flux.tolist() == flux[[3, 1]].tolist()
+
+
+@pytest.mark.parametrize(("most", "kept"), [(500, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7]), (4, [1, 3, 5, 7])])
+def test_the_losses_of_a_reconstruction_are_kept(monkeypatch, most, kept):
+    monkeypatch.setattr(batch, "LOSSES_MAX", most)
+    told = {}
+    scan, _ = make_scan(32, n=3)
+    losses = reconstruct(scan, settings(), 7, told.__setitem__).source["loss_history"]
+    assert list(told) == [1, 2, 3, 4, 5, 6, 7] and told[7] < told[1]
+    assert losses["iteration"] == kept
+    assert losses["deviance"] == pytest.approx([told[k] for k in kept], rel=1e-5)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from bluesky_cdi import viz
 from bluesky_cdi.evaluation import fourier_ring_correlation
+from bluesky_cdi.evaluation.fit import FittedFrame
 from bluesky_cdi.evaluation.resolution import ResolutionCheck, resolution_notes
 from bluesky_cdi.io import SingleShotImage
 from bluesky_cdi.latents import latents_of, paint_frames, representatives
@@ -62,7 +63,7 @@ def test_show_estimate_has_four_panels_in_micrometres(estimate):
     found = panels(fig)
     assert list(found) == ["Amplitude", "Phase", "Predicted phase error", "Coverage and path"]
     for ax in found.values():
-        assert shown(ax).get_extent() == pytest.approx([-0.81, 0.79, -0.61, 0.59])
+        assert shown(ax).get_extent() == pytest.approx([-0.81, 0.79, 0.59, -0.61])  # row 0 is above
         assert ax.get_xlabel() == "x (µm)"
         assert ax.get_aspect() == 1
     assert fig.get_suptitle() == "Reconstruction from 9 frames"
@@ -264,7 +265,7 @@ def test_images_side_by_side_share_the_scales_of_the_first(pair):
     # Cut to the mask, whose first pixel's centre is at (-6e-7 + 10 * 2e-8, -8e-7 + 20 * 2e-8) m.
     assert second.get_array().shape == (40, 50)
     assert second.get_array().compressed() == pytest.approx(np.angle(b * gauge)[mask])
-    assert second.get_extent() == pytest.approx((-0.41, 0.59, -0.41, 0.39))
+    assert second.get_extent() == pytest.approx((-0.41, 0.59, 0.39, -0.41))
 
 
 def test_images_side_by_side_are_of_the_masks_shape(pair):
@@ -304,7 +305,8 @@ def test_a_single_shot_figure_shows_what_was_found(pixel_m, unit, step):
     assert amplitude.get_array().max() == pytest.approx(2.0, rel=1e-6)
     # Pixel N // 2 is at the origin.
     half = amplitude.get_array().shape[0] // 2
-    assert amplitude.get_extent() == pytest.approx(2 * [-(half + 0.5) * step, (half - 0.5) * step])
+    low, high = -(half + 0.5) * step, (half - 0.5) * step
+    assert amplitude.get_extent() == pytest.approx([low, high, high, low])
     assert found["Amplitude"].get_xlabel() == f"x ({unit})"
     phase = shown(found["Phase, inside the support"]).get_array()
     np.testing.assert_allclose(phase.compressed(), 0, atol=1e-6)
@@ -337,7 +339,7 @@ def test_show_object_is_cut_to_the_measured_area_with_row_0_above(estimate):
     (bar,) = (each for each in found["Phase"].artists if hasattr(each, "size_bar"))
     assert bar.size_bar.get_children()[0].get_width() * PIXEL_M == pytest.approx(2e-7)
     assert bar.txt_label.get_text() == "200 nm"
-    assert fig.get_suptitle() == "scan 7, 9 frames, pixel 20 nm"
+    assert fig.get_suptitle() == "scan 7, 9 frames, nominal pixel 20 nm"
 
 
 def test_latents_are_painted_in_the_colours_of_their_frames(estimate):
@@ -373,3 +375,33 @@ def test_scale_bars_have_round_lengths(width_m, length_m, said):
 
     assert bar_length_m(width_m) == pytest.approx(length_m)
     assert said_length(bar_length_m(width_m)) == said
+
+
+def test_a_result_is_drawn_with_all_that_is_looked_at_before_it_is_believed(estimate):
+    rng = np.random.default_rng(1)
+    valid = np.ones((8, 8), bool)
+    valid[0, 7] = False
+    fit = FittedFrame(4, rng.poisson(9.0, (8, 8)).astype(np.float32), np.full((8, 8), 9.0), valid, 1.0, 1.0414)
+    probe = np.concatenate([3 * estimate.probe, estimate.probe])
+    fig = viz.show_result(replace(estimate, probe=probe), "scan 7", viz.Course("update", [5.0, 0.25], [4, 9]), fit)
+    found = panels(fig)
+    assert list(found) == [
+        *("Phase", "Amplitude", "Predicted phase error", "Pattern of frame 4"),
+        *("Probe, amplitude of its 2 modes", "Probe, phase of the strongest mode (90 %)"),
+        *("Convergence: 0.25 after 2 updates", "Its fit: deviance 1.04 per pixel"),
+    ]
+    assert fig.get_suptitle() == "scan 7, 9 frames, nominal pixel 20 nm"
+    images = {title: shown(ax) for title, ax in found.items() if ax.images}
+    assert {image.origin for image in images.values()} == {"upper"}
+    assert {images[title].get_cmap().name for title in ("Phase", "Amplitude")} == {"gray"}
+    pattern, fitted = images["Pattern of frame 4"], images["Its fit: deviance 1.04 per pixel"]
+    assert pattern.norm is fitted.norm
+    np.testing.assert_array_equal(np.ma.getmaskarray(pattern.get_array()), ~valid)
+    with_bar = [title for title, ax in found.items() if any(hasattr(each, "size_bar") for each in ax.artists)]
+    assert with_bar == [title for title in found if title.startswith(("Ph", "Am", "Pre", "Pro"))]
+    curve = found["Convergence: 0.25 after 2 updates"]
+    assert curve.lines[0].get_ydata().tolist() == [5.0, 0.25] and curve.get_yscale() == "log"
+
+
+def test_a_notebook_draws_a_figure_by_itself(estimate):
+    assert viz.show_result(estimate)._repr_png_().startswith(b"\x89PNG")
