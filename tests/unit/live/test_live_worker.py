@@ -15,6 +15,7 @@ import pytest
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError, WorkerError
 from bluesky_cdi.evaluation.verdict import fault_of
 from bluesky_cdi.live import run_frames
+from bluesky_cdi.live.inbox import QueueLimits
 from bluesky_cdi.live.messages import LeftOut
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
@@ -273,7 +274,7 @@ def test_run_without_frames(bench):
 
 
 def test_full_queue_leaves_out_the_newest_and_warns_once(make_bench, caplog):
-    bench = make_bench(queue_frames=2)
+    bench = make_bench(queue=QueueLimits(2))
     ticket = bench.begin()
     bench.start(ticket)
     rebuild = bench.rebuilds[0]
@@ -303,7 +304,7 @@ def test_full_queue_leaves_out_the_newest_and_warns_once(make_bench, caplog):
 
 def test_queue_has_room_again_after_a_failure(make_bench):
     """Frames that were thrown away with a failed run don't count as waiting."""
-    bench = make_bench(queue_frames=4)
+    bench = make_bench(queue=QueueLimits(4))
     ticket = bench.begin()
     bench.start(ticket)
     rebuild = bench.rebuilds[0]
@@ -732,7 +733,7 @@ def missing_of(bench):
 
 
 def test_frames_too_many_are_read_again_when_the_run_is_over(make_bench, caplog):
-    bench, again = make_bench(queue_frames=2), []
+    bench, again = make_bench(queue=QueueLimits(2)), []
     overload(bench, lambda seq_num: again.append(seq_num) or frame(seq_num), 1, 2, 3, 4, 5, 6, 7)
     # One of them is taken once more in the meantime.
     bench.until(lambda: bench.worker.latest is not None and bench.worker.latest.n_frames == 3)
@@ -772,7 +773,7 @@ def test_file_that_comes_after_the_run(make_bench, monkeypatch):
 
 def test_what_stays_missing_is_named(make_bench, monkeypatch, caplog):
     monkeypatch.setattr(run_frames, "LATE_S", 0.0)
-    bench, tries = make_bench(queue_frames=2), []
+    bench, tries = make_bench(queue=QueueLimits(2)), []
 
     def read_again(seq_num):
         tries.append(seq_num)
@@ -813,7 +814,7 @@ def test_what_stays_missing_is_named(make_bench, monkeypatch, caplog):
 
 
 def test_newer_scan_ends_the_reading(make_bench):
-    bench, again = make_bench(queue_frames=2), []
+    bench, again = make_bench(queue=QueueLimits(2)), []
 
     def read_again(seq_num):
         again.append(seq_num)
@@ -834,7 +835,7 @@ def test_newer_scan_ends_the_reading(make_bench):
 
 
 def test_without_last_refinements_nothing_is_read_again(make_bench):
-    bench = make_bench(queue_frames=2, final_steps=0)
+    bench = make_bench(queue=QueueLimits(2), final_steps=0)
     overload(bench, frame, 1, 2, 3, 4)
     bench.worker.end_run("success", "")
     bench.worker.wait(SOON_S)
@@ -1118,7 +1119,7 @@ def test_state_is_kept_after_estimates_and_goes_with_the_end(make_bench):
 
 
 def test_state_stays_where_frames_were_left_out(make_bench):
-    bench = make_bench(queue_frames=1)
+    bench = make_bench(queue=QueueLimits(1))
     bench.start()
     bench.rebuilds[0].may_go_on.clear()
     bench.put(1)

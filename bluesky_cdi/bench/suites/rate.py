@@ -1,0 +1,253 @@
+"""What the live pipeline keeps up with: from a frame's documents to an image with it, at given rates.
+
+A raster of simulated frames lies in an HDF5 file, each frame a chunk. A process of its own sends the scan's documents
+at a rate; this process does with them what the reconstruction's process of a session does, with the same parts:
+documents are buffered, assembled to frames, reconstructed and published.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bluesky_cdi.agent.patterns import raster
+from bluesky_cdi.bench.beamline import half_window_m, measured_frames
+from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.paced_run import DATASET, Form, PacedRun, Sender
+from bluesky_cdi.config import Config, load_config
+from bluesky_cdi.evaluation.pipeline import KEY
+from bluesky_cdi.physics.geometry import Geometry
+from bluesky_cdi.protocols import Estimate, Frame, RunInfo, ScanArea
+from bluesky_cdi.sim_devices import SimulatedSource
+
+# Replays: frames a second, form of the documents, seconds. Half of the rate that is to be sustained comes first.
+REPLAYS: tuple[tuple[float, Form, float], ...] = (
+    (100, "rows", 15),
+    (200, "rows", 15),
+    (200, "pages", 15),
+    (400, "rows", 10),
+    (400, "pages", 10),
+    (1000, "pages", 4),
+)
+# How long the frames that are not in the image when a scan ends are waited for, seconds.
+MOST_S = 40.0
+LOOK_S = 0.02
+# Frames of a replay that is not told of: libraries are loaded, and memory is taken, in the first one.
+WARM_UP = 200
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Parameters
+    ----------
+    side : int
+        Frames along each side of the raster.
+    weights : str
+        The network's name or file.
+    threads : int
+        CPU threads of the reconstruction.
+    rates : sequence of float, optional
+        Frames a second; all of `REPLAYS` if absent.
+    share : float
+        Of the seconds of `REPLAYS` that each is sent for.
+    """
+
+    side: int = 64
+    weights: str = "canvas-small"
+    threads: int = 1
+    rates: Sequence[float] | None = None
+    share: float = 1.0
+
+
+def rate(options: Options | None = None, on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Measure the assembler alone, and replay the scan at all rates.
+
+    Parameters
+    ----------
+    options : Options, optional
+        The documented ones if absent.
+    on_progress : callable, optional
+        Called with what is measured next.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``settings``, ``assembler`` (by form of the documents: frames, frames/s, CPU microseconds a frame)
+        and ``replays``, a row each (see `_replay`).
+    """
+    options, tell = options or Options(), on_progress or (lambda _: None)
+    config = _config(options)
+    with tempfile.TemporaryDirectory(prefix="bluesky_cdi-") as name:
+        tell(f"simulating {options.side**2} frames")
+        run = _simulated(config, Path(name))
+        assembler = {}
+        for form in ("rows", "pages"):
+            tell(f"assembler, documents in {form}")
+            assembler[form] = _assembled(replace(run, form=form))
+        tell("warming up")
+        _replay(replace(run, positions_m=run.positions_m[:WARM_UP]), 100.0, config, Path(name) / "first")
+        rows = []
+        for frames_s, form, seconds in REPLAYS:
+            if options.rates is not None and frames_s not in options.rates:
+                continue
+            number = min(len(run.positions_m), max(1, round(frames_s * seconds * options.share)))
+            tell(f"{frames_s:g} frames/s, documents in {form}, {number} frames")
+            part = replace(run, form=form, positions_m=run.positions_m[:number])
+            rows.append(_replay(part, frames_s, config, Path(name) / f"{frames_s:g}-{form}"))
+    settings = {**asdict(options), "frames": options.side**2, "frame_px": config.geometry.frame_px}
+    return record([torch.device("cpu")], settings, assembler=assembler, replays=rows)
+
+
+def _config(options: Options) -> Config:
+    config = load_config(
+        overrides={
+            "simulation": {"sample": "natural"},
+            "reconstructor": {"weights": options.weights, "device": "cpu", "threads": options.threads},
+        }
+    )
+    extent_um = (options.side - 1) * config.scan.step_um
+    scan = {"extent_um": [extent_um, extent_um], "step_um": config.scan.step_um, "budget": options.side**2}
+    return Config.model_validate({**config.model_dump(), "scan": {**config.scan.model_dump(), **scan}})
+
+
+def _simulated(config: Config, folder: Path) -> PacedRun:
+    """Measure the raster, and write its frames."""
+    import h5py
+
+    from bluesky_cdi.io import filter_options
+
+    half_m = half_window_m(config)
+    positions_m = raster(-half_m, half_m, config.scan.step_um * 1e-6)
+    frames = measured_frames(config, SimulatedSource(config), positions_m)
+    counts = np.array([frame.counts for frame in frames])
+    with h5py.File(folder / "frames.h5", "w") as file:
+        file.create_dataset(DATASET, data=counts, chunks=(1, *counts.shape[1:]), **filter_options("bitshuffle-lz4"))
+    geometry = Geometry(**config.geometry.model_dump())
+    metadata = {"geometry": geometry.as_metadata(), "window_m": [(-half_m).tolist(), half_m.tolist()]}
+    shape = (geometry.frame_px, geometry.frame_px)
+    return PacedRun(folder / "frames.h5", positions_m, shape, metadata, "rows")
+
+
+class _Counter:
+    """A sink that only counts."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def start_run(self, info: RunInfo) -> None:
+        """Open a run."""
+
+    def put(self, frame: Frame) -> None:
+        """Count a frame."""
+        self.frames += 1
+
+    def leave_out(self, seq_num: int, error: Exception) -> None:
+        """Leave a frame out."""
+
+    def end_run(self, exit_status: str, reason: str) -> None:
+        """Close the run."""
+
+    def fail(self, error: Exception, start: Any) -> None:
+        """Give up on a run."""
+
+
+def _assembled(run: PacedRun) -> dict[str, float]:
+    """Hand all documents of a run to an assembler at once."""
+    from bluesky_cdi.callbacks import FrameAssembler
+
+    documents = [doc for _, docs in run.documents(1000.0) for doc in docs]
+    sink = _Counter()
+    assembler = FrameAssembler(sink)
+    began, cpu = time.perf_counter(), time.process_time()
+    for name, doc in documents:
+        assembler(name, doc)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"frames": sink.frames, "frames_per_s": sink.frames / seconds, "cpu_us_per_frame": 1e6 * cpu / sink.frames}
+
+
+class _Images:
+    """When each frame was first in an image, and the newest counts.
+
+    Parameters
+    ----------
+    frames : int
+        Of the run.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.first_s: npt.NDArray[np.float64] = np.full(frames, np.inf)
+        self.images = 0
+        self.counts: dict[str, Any] = {}
+
+    def __call__(self, estimate: Estimate) -> None:
+        """Take an image."""
+        there = estimate.frame_seq_nums - 1
+        self.first_s[there] = np.minimum(self.first_s[there], time.monotonic())
+        self.images, self.counts = self.images + 1, dict(estimate.source[KEY])
+
+
+def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dict[str, Any]:
+    """Reconstruct a run as a session does, while its documents come.
+
+    Returns
+    -------
+    dict
+        ``rate``, ``form``, ``frames``, ``scan_s``; ``imaged_at_end``: frames in an image when the last document was
+        sent; ``images`` by then; ``thinned``: frames that an image passed over; ``dropped``: frames that the full inbox
+        did not take; ``latency_p50_s``, ``latency_p95_s``, ``latency_last_s``: from a frame's documents to an image
+        with it, of all frames, and of the last; ``rest_s``: from the last document until all frames were in an image;
+        ``missing``: those that were not within `MOST_S`; ``cpu_ms_per_frame``: of this process while the scan lasted.
+    """
+    from bluesky_cdi.remote.setup import live_arguments, live_setup
+
+    number = len(run.positions_m)
+    images, setup = _Images(number), live_setup(live_arguments(config, folder))
+    worker, documents = setup.start([images])
+    try:
+        sent, cpu = np.zeros(number), time.process_time()
+        for name, doc in Sender(run, frames_s).documents():
+            if name == "sent":
+                sent = np.array(doc)
+            else:
+                documents(name, doc)
+                cpu = time.process_time() if name == "start" else cpu
+        cpu, shown = time.process_time() - cpu, images.images
+        counts = dict(images.counts)
+        while not np.isfinite(images.first_s).all() and time.monotonic() < sent[-1] + MOST_S:
+            worker.check()
+            time.sleep(LOOK_S)
+        first_s, dropped = images.first_s.copy(), worker.n_dropped
+        # A newer scan comes first: the last refinements of this one are not measured.
+        worker.begin(ScanArea((0.0, 0.0), (1e-6, 1e-6), 1e-7, 1, adaptive=False)).result(MOST_S * 2)
+    finally:
+        documents.close()
+        worker.close(MOST_S * 2)
+    there = np.isfinite(first_s)
+    latency = (first_s - sent)[there]
+    p50, p95 = np.quantile(latency, (0.5, 0.95)).tolist() if there.any() else (None, None)
+    return {
+        "rate": frames_s,
+        "form": run.form,
+        "frames": number,
+        "scan_s": float(sent[-1] - sent[0]),
+        "imaged_at_end": int((first_s <= sent[-1]).sum()),
+        "images": shown,
+        "thinned": int(counts.get("ever_thinned", 0)),
+        "dropped": dropped,
+        "latency_p50_s": p50,
+        "latency_p95_s": p95,
+        "latency_last_s": float(first_s[-1] - sent[-1]),
+        "rest_s": float(first_s.max() - sent[-1]),
+        "missing": int((~there).sum()),
+        "cpu_ms_per_frame": 1e3 * cpu / number,
+    }
