@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 
 # Share of the time that full steps may take where they take longer than an image may lag: the frames that come
-# meanwhile wait for them. Where quick readings keep the thread busy these are fewer than one in twenty; where they
-# don't, more.
+# meanwhile wait for them. Where quick readings keep the thread busy these are fewer than one in twenty. Where frames
+# come slowly it has time for more, and the better image is worth the wait.
 LEAST_SHARE, MOST_SHARE = 0.04, 0.5
 # A run's first step is a full one if there are no more frames than these.
 FIRST_FRAMES = 128
+# A step takes at least as long as for so many frames more: the network looks at the object too (250 to 350 of 64x64
+# pixels on 380x380, `bench steps`). Too few would take the first steps for the beginning of an overload.
+OBJECT_FRAMES = 256
 
 
 class Tempo:
@@ -51,7 +54,7 @@ class Tempo:
         if not self._full_frames:
             # Nothing is known of this run: of few frames even the first one does not take long.
             return frames <= FIRST_FRAMES or math.isinf(self._latency_s)
-        expected_s = self._full_s * max(1.0, frames / self._full_frames)
+        expected_s = self._full_s * (frames + OBJECT_FRAMES) / (self._full_frames + OBJECT_FRAMES)
         if expected_s <= self._latency_s:
             return True
         since_s = self._clock() - self._full_ended

@@ -99,7 +99,7 @@ def file_rate(
             raise BlueskyCDIError(f"frames are stitched by an unrolled network; {options.weights} is none")
         found = _measured(net, path, measured, work, device, options, tell)
     truth = textured(work.grid_px, np.random.default_rng(0), device).cpu().numpy()
-    found["complex_nrmse"] = _error(found.pop("object"), truth, work.frame_px)
+    found["complex_nrmse"] = _error(found.pop("object"), truth, work.frame_px // 2)
     return record([device], asdict(options), file=found)
 
 
@@ -187,7 +187,7 @@ def _computing(stream: Any, counts: Tensor, device: torch.device) -> float:
 
 
 def _error(obj: ComplexArray, truth: ComplexArray, border_px: int) -> float:
-    """Compute the complex NRMSE but for a border of a frame's width, where few frames have thrown light."""
+    """Compute the complex NRMSE but for a border, where few frames have thrown light."""
     inside = np.s_[border_px:-border_px, border_px:-border_px]
     found, true = obj[inside], truth[inside]
     scaled = found * (np.vdot(found, true) / np.vdot(found, found))
