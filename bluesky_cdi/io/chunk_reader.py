@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,10 +26,12 @@ from bluesky_cdi.io.hdf5 import CheckedFile
 # HDF5's number of the filter bitshuffle, and what its fifth parameter says was done after shuffling.
 BITSHUFFLE, LZ4, ZSTD = 32008, 2, 3
 # Before a chunk's blocks: its size and that of a block, bytes, big-endian.
-HEADER = np.dtype([("size", ">u8"), ("block", ">u4")])
+HEADER = struct.Struct(">QI")
+# Chunks that lie no further apart are read together, bytes: HDF5 keeps its index between them.
+GAP_BYTES = 2**16
 
 # Takes the bytes of a chunk; writes its values.
-Decode = Callable[[memoryview, npt.NDArray[Any]], None]
+Decode = Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], None]
 
 
 class ChunkReader:
@@ -138,21 +141,37 @@ class ChunkReader:
 
     def _read_chunks(self, low: int, high: int, start: int, out: npt.NDArray[Any]) -> None:
         """Read chunks, and put what of them is wanted into `out`, which begins with row `start`."""
-        for number in range(low, high):
-            offset, size = self._places[number].tolist()
-            row, data = number * self._chunk - start, b"" if offset < 0 else os.pread(self._bytes, size, offset)
-            if offset < 0 or len(data) < size or self._decode is None:
-                raise ScanFileError(
-                    f"rows from {number * self._chunk} of `{self._dataset.name}` of {self._dataset.file.filename} were "
-                    "never written, or the file is cut off"
-                )
-            if row >= 0 and row + self._chunk <= len(out):
-                self._decode(memoryview(data), out[row : row + self._chunk])
-                continue
-            block = np.empty((self._chunk, *self.shape[1:]), self.dtype)
-            self._decode(memoryview(data), block)
-            inside = slice(max(0, -row), min(self._chunk, len(out) - row))
-            out[max(0, row) : row + inside.stop] = block[inside]
+        offsets, sizes = self._places[low:high].T
+        if (missing := np.flatnonzero(offsets < 0)).size:
+            raise self._not_there(low + int(missing[0]))
+        # What lies together in the file is read at once, though something small may lie between.
+        far = np.flatnonzero(np.diff(offsets) - sizes[:-1] != np.clip(np.diff(offsets) - sizes[:-1], 0, GAP_BYTES)) + 1
+        for first, last in itertools.pairwise([0, *far.tolist(), len(offsets)]):
+            begin, end = int(offsets[first]), int(offsets[last - 1] + sizes[last - 1])
+            data = np.empty(end - begin, np.uint8)
+            if os.preadv(self._bytes, [data.data], begin) < len(data):
+                raise self._not_there(low + first)
+            for number in range(first, last):
+                place = int(offsets[number]) - begin
+                self._put(low + number, data[place : place + int(sizes[number])], start, out)
+
+    def _put(self, number: int, data: npt.NDArray[np.uint8], start: int, out: npt.NDArray[Any]) -> None:
+        """Decode a chunk into the rows that are its, of those that are wanted."""
+        row = number * self._chunk - start
+        decode = self._decode or _copy
+        if row >= 0 and row + self._chunk <= len(out):
+            decode(data, out[row : row + self._chunk])
+            return
+        block = np.empty((self._chunk, *self.shape[1:]), self.dtype)
+        decode(data, block)
+        inside = slice(max(0, -row), min(self._chunk, len(out) - row))
+        out[max(0, row) : row + inside.stop] = block[inside]
+
+    def _not_there(self, number: int) -> ScanFileError:
+        return ScanFileError(
+            f"rows from {number * self._chunk} of `{self._dataset.name}` of {self._dataset.file.filename} were never "
+            "written, or the file is cut off"
+        )
 
 
 def _decoder(dataset: h5py.Dataset) -> Decode | None:
@@ -168,8 +187,8 @@ def _decoder(dataset: h5py.Dataset) -> Decode | None:
     return None if function is None else _unshuffled(function)
 
 
-def _copy(data: memoryview, out: npt.NDArray[Any]) -> None:
-    out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)
+def _copy(data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
+    out[...] = data.view(out.dtype).reshape(out.shape)
 
 
 def _plugin_function(name: str) -> Any:
@@ -190,14 +209,14 @@ def _plugin_function(name: str) -> Any:
 def _unshuffled(function: Any) -> Decode:
     """Make a decoder of a function of bitshuffle; ctypes lets other threads run while it works."""
 
-    def decode(data: memoryview, out: npt.NDArray[Any]) -> None:
-        head = np.frombuffer(data[: HEADER.itemsize], HEADER)[0]
-        body = np.frombuffer(data, np.uint8, offset=HEADER.itemsize)
-        size = out.dtype.itemsize
-        if int(head["size"]) != out.nbytes:
-            raise ScanFileError(f"a chunk must hold {out.nbytes} bytes; it says {int(head['size'])}")
-        taken = function(body.ctypes.data, out.ctypes.data, out.size, size, int(head["block"]) // size)
-        if taken != len(body):
-            raise ScanFileError(f"a chunk of {len(body)} bytes is damaged (bitshuffle gives {taken})")
+    def decode(data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
+        size, block = HEADER.unpack_from(data.data)
+        if size != out.nbytes:
+            raise ScanFileError(f"a chunk must hold {out.nbytes} bytes; it says {size}")
+        width = out.dtype.itemsize
+        begin = data.__array_interface__["data"][0] + HEADER.size
+        taken = function(begin, out.__array_interface__["data"][0], out.size, width, block // width)
+        if taken != len(data) - HEADER.size:
+            raise ScanFileError(f"a chunk of {len(data)} bytes is damaged (bitshuffle gives {taken})")
 
     return decode

@@ -127,7 +127,7 @@ class PtychoReconstructor:
         judge = Judge(estimator, calibration or calibration_of(trained, estimator.name))
         known, final = (self._frames, self._metrics, self._probe, self._solver), final_judge(config, trained)
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
-        self._quick = None if net is None else QuickReading(*known[:3], net, judge)
+        self.quick = None if net is None else QuickReading(*known[:3], net, judge)
         self._resolution = ResolutionWatch(target_resolution_m, grid.pixel_m, config)
         self._tuner, self._beside = RunTuner(seed, config.fine_tune_s), Beside()
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
@@ -210,7 +210,7 @@ class PtychoReconstructor:
         """Read new frames alone, without refinement; see `QuickReader`."""
         started = time.monotonic()
         self._take_checked()
-        return self._estimate(started) if self._quick and self._quick.read(self._tiled, budget_s) else None
+        return self._estimate(started) if self.quick and self.quick.read(self._tiled, budget_s) else None
 
     def estimate(self) -> Estimate | None:
         """Give what is known by now, without any work; None before the first frame is reconstructed."""

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
 from bluesky_cdi.models.unrolled import UnrolledNet
-from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.physics.forward import Diffraction, intensity
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.reconstruction.calibration import Judge
+from bluesky_cdi.reconstruction.calibration.conditions import Conditions
 from bluesky_cdi.reconstruction.even_choice import evenly_spread
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
@@ -39,7 +40,7 @@ BOUNDED = 32
 
 
 class QuickReading:
-    """Read frames that no step has seen yet, as many as time allows, spread evenly over the object.
+    """Read frames that no step has seen yet: as many as time allows, spread evenly over where they are.
 
     Parameters
     ----------
@@ -55,6 +56,10 @@ class QuickReading:
         Predicts errors.
     clock : callable
         Tells the time, seconds.
+
+    Attributes
+    ----------
+    clock : callable
     """
 
     def __init__(
@@ -67,7 +72,9 @@ class QuickReading:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._frames, self._metrics, self._probe = frames, metrics, probe
-        self._net, self._judge, self._clock = net, judge, clock
+        self._net, self._judge, self.clock = net, judge, clock
+        # Rows from it on are of frames that came since the last reading.
+        self._passed = 0
         # Seconds a pixel of work.
         self._work_s: float | None = None
 
@@ -92,18 +99,29 @@ class QuickReading:
         bool
             Whether there was anything to read.
         """
-        waiting, started = self.waiting, self._clock()
+        waiting, started = self.waiting, self.clock()
         if not len(waiting):
             return False
-        room = self._room(self._groups(tiled, waiting), budget_s)
-        groups = self._groups(tiled, waiting[evenly_spread(self._frames.table.positions_m[waiting], room)])
+        groups = self._groups(tiled, self._chosen(tiled, waiting, budget_s))
         for rows, box in groups:
             self._read_together(tiled, rows, box)
-        took_s = (self._clock() - started) / (
+        took_s = (self.clock() - started) / (
             _of_object(groups) + self._of_frame() * sum(len(rows) for rows, _ in groups)
         )
         self._work_s = took_s if self._work_s is None else NEWEST * took_s + (1 - NEWEST) * self._work_s
         return True
+
+    def _chosen(self, tiled: TiledObject, waiting: IndexArray, budget_s: float) -> IndexArray:
+        """Choose what is read of that which waits: the frames since the last reading, and others where there is room.
+
+        Those that were passed over lie all over the object: with them a reading would be of all of it, each time.
+        """
+        new = waiting[waiting >= self._passed]
+        self._passed = len(self._frames)
+        room = self._room(self._groups(tiled, new), budget_s)
+        if len(new) <= room / 2:
+            new, room = waiting, self._room(self._groups(tiled, waiting), budget_s)
+        return new[evenly_spread(self._frames.table.positions_m[new], room)]
 
     def _groups(self, tiled: TiledObject, rows: IndexArray) -> list[tuple[IndexArray, Box]]:
         """Give frames that are read together, and the part of the grid that they lie on."""
@@ -130,23 +148,41 @@ class QuickReading:
         light = summed_illumination(probe, data)
         predicted = self._net(probe, data)[-1]
         obj, share = tiled.map.stitch(box, predicted, light)
-        deviance = deviance_of(obj, probe, data)
-        found = self._judge(
-            obj, probe, data, tiled.map.illumination[box.pixels], deviance, self._noise(rows, data, obj), 0
-        )
-        std_rad = tiled.map.stitch_errors(box, found, share)
+        deviance, illumination = deviance_of(obj, probe, data), tiled.map.illumination[box.pixels]
+        misfit = deviance.mean() - self._noise(rows, data, obj)
+        conditions = _conditions(probe, illumination, misfit)
+        found = self._judge.estimator(obj, probe, data, illumination, deviance)
+        std_rad = tiled.map.stitch_errors(box, self._judge.calibration(found, conditions), share)
         self._metrics.put(rows, deviance, under_frames(std_rad.square()[None], probe, data.corner))
         self._metrics.put_embedding(rows, found.embedding)
 
     def _noise(self, rows: IndexArray, data: Diffraction, obj: Tensor) -> Tensor:
-        """Compute the deviance that photon noise gives some frames, and what vacuum would give them; (n,)."""
+        """Compute the mean deviance that photon noise gives frames, from some; note what vacuum would give these."""
         some = np.arange(0, len(rows), -(-len(rows) // BOUNDED))
         part, probe = data[torch.from_numpy(some).to(obj.device)], self._probe.modes
         noise = noise_of(obj, probe, part)
         self._metrics.put_bounds(rows[some], deviance_of(torch.ones_like(obj), probe, part), noise)
-        return noise.mean().expand(len(rows))
+        return noise.mean()
 
 
 def _of_object(groups: list[tuple[IndexArray, Box]]) -> int:
     """Give the work that is the same however few frames there are, pixels."""
     return sum(UNET_WORK * math.prod(box.shape) for _, box in groups)
+
+
+def _conditions(probe: Tensor, illumination: Tensor, misfit: Tensor) -> Conditions:
+    """Give nearly what `conditions_of` computes frame by frame: for frames that lie evenly and misfit alike.
+
+    Parameters
+    ----------
+    probe : Tensor, shape (1, M, N, N), complex64
+        Its modes.
+    illumination : Tensor, shape (1, Y, X)
+        Photons summed on each pixel of the object.
+    misfit : Tensor, shape ()
+        Mean deviance of the frames beyond photon noise.
+    """
+    light = intensity(probe)[0]
+    of_a_frame = light.square().sum() / light.sum()
+    error = misfit * light.numel() / (4 * light.sum())
+    return Conditions(illumination[0], illumination[0] / of_a_frame, error.expand_as(illumination[0]), 0)

@@ -30,6 +30,22 @@ def documents(found: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
+        "images by the clock of the thread that makes them (a core to itself, frames in memory, one thread):",
+        "",
+        "| frames/s | frames | imaged at scan's end | latency p50, s | p95, s | thinned | images | CPU ms a frame |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in found["by_processor"]:
+        latency = f"{_seconds(each['latency_p50_s'])} | {_seconds(each['latency_p95_s'])}"
+        lines.append(
+            f"| {each['rate']:g} | {each['frames']} | {each['imaged_at_end']} | {latency} | {each['thinned']} | "
+            f"{each['images']} | {each['ms_per_frame']:.2f} |"
+        )
+    lines += [
+        "",
+        f"machine's load {settings['load']:.1f} on {machine['cores']} cores at the end; a machine that is busy with "
+        "something else is slower below, not above",
+        "",
         "live: documents from another process at a rate; latency is from a frame's documents to an image with it;",
         "thinned: an image passed them over, a later one has them; dropped: no room in memory, read again at the end",
         "",

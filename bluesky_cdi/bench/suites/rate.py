@@ -7,6 +7,7 @@ documents are buffered, assembled to frames, reconstructed and published.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +20,17 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.agent.patterns import raster
-from bluesky_cdi.bench.beamline import half_window_m, measured_frames
+from bluesky_cdi.bench.beamline import half_window_m, measured_frames, reconstructor_of
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.paced_run import DATASET, Form, PacedRun, Sender
 from bluesky_cdi.config import Config, load_config
 from bluesky_cdi.evaluation.pipeline import KEY
+from bluesky_cdi.live.flow import FrameFlow
+from bluesky_cdi.live.parts import Pace
+from bluesky_cdi.live.steps import Steps
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate, Frame, RunInfo, ScanArea
+from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.sim_devices import SimulatedSource
 
 # Replays: frames a second, form of the documents, seconds. Half of the rate that is to be sustained comes first.
@@ -82,8 +87,9 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
     Returns
     -------
     dict
-        ``machine``, ``settings``, ``assembler`` (by form of the documents: frames, frames/s, CPU microseconds a frame)
-        and ``replays``, a row each (see `_replay`).
+        ``machine``, ``settings`` (with the machine's load at the end), ``assembler`` (by form of the documents: frames,
+        frames/s, CPU microseconds a frame), ``by_processor`` and ``replays``, a row for each rate (see `_by_processor`,
+        `_replay`).
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     config = _config(options)
@@ -94,18 +100,94 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
         for form in ("rows", "pages"):
             tell(f"assembler, documents in {form}")
             assembler[form] = _assembled(replace(run, form=form))
+        by_processor = []
+        for frames_s, form, seconds in REPLAYS:
+            if form == "pages" and (options.rates is None or frames_s in options.rates):
+                number = _number(run, frames_s, seconds, options)
+                tell(f"{frames_s:g} frames/s by the processor's clock, {number} frames")
+                part = replace(run, positions_m=run.positions_m[:number])
+                by_processor.append(_by_processor(part, _counts(run), frames_s, config))
         tell("warming up")
         _replay(replace(run, positions_m=run.positions_m[:WARM_UP]), 100.0, config, Path(name) / "first")
         rows = []
         for frames_s, form, seconds in REPLAYS:
             if options.rates is not None and frames_s not in options.rates:
                 continue
-            number = min(len(run.positions_m), max(1, round(frames_s * seconds * options.share)))
+            number = _number(run, frames_s, seconds, options)
             tell(f"{frames_s:g} frames/s, documents in {form}, {number} frames")
             part = replace(run, form=form, positions_m=run.positions_m[:number])
             rows.append(_replay(part, frames_s, config, Path(name) / f"{frames_s:g}-{form}"))
     settings = {**asdict(options), "frames": options.side**2, "frame_px": config.geometry.frame_px}
-    return record([torch.device("cpu")], settings, assembler=assembler, replays=rows)
+    settings["load"] = os.getloadavg()[0]
+    return record([torch.device("cpu")], settings, assembler=assembler, by_processor=by_processor, replays=rows)
+
+
+def _number(run: PacedRun, frames_s: float, seconds: float, options: Options) -> int:
+    """Give the frames of a replay."""
+    return min(len(run.positions_m), max(1, round(frames_s * seconds * options.share)))
+
+
+def _counts(run: PacedRun) -> npt.NDArray[Any]:
+    import h5py
+    import hdf5plugin  # noqa: F401  # registers the compression filters
+
+    with h5py.File(run.path) as file:
+        counts: npt.NDArray[Any] = file[DATASET][:]
+    return counts
+
+
+class _ProcessorClock:
+    """A clock that runs while this thread computes, however busy the machine is; pauses are skipped."""
+
+    def __init__(self) -> None:
+        self._skipped_s = 0.0
+
+    def __call__(self) -> float:
+        return time.thread_time() + self._skipped_s
+
+    def wait_until(self, time_s: float) -> None:
+        """Skip the time until then, if it is to come."""
+        self._skipped_s += max(0.0, time_s - self())
+
+
+def _by_processor(run: PacedRun, counts: npt.NDArray[Any], frames_s: float, config: Config) -> dict[str, Any]:
+    """Make the images of a scan by the clock of the thread that makes them: as if it had a core to itself.
+
+    Frames are in memory, and come at their rate by that clock. The check of the probe has a thread, and so a core, of
+    its own.
+
+    Returns
+    -------
+    dict
+        ``rate``, ``frames``, ``imaged_at_end``, ``images``, ``thinned``, ``latency_p50_s``, ``latency_p95_s``, as of
+        `_replay`; ``ms_per_frame``, what each frame took.
+    """
+    clock, reconstructor = _ProcessorClock(), reconstructor_of(config)
+    if isinstance(reconstructor, PtychoReconstructor) and reconstructor.quick is not None:
+        reconstructor.quick.clock = clock
+    flow, number, came, images = FrameFlow(clock), len(run.positions_m), 0, 0
+    steps = Steps(reconstructor, Pace(latency_s=config.reconstructor.latency_s), flow, clock=clock)
+    began, spent = clock(), time.thread_time()
+    while came < number:
+        clock.wait_until(began + (came + 1) / frames_s)
+        due = min(number, max(came + 1, int(frames_s * (clock() - began))))
+        frames = [Frame(k + 1, run.positions_m[k], counts[k]) for k in range(came, due)]
+        for frame in frames:
+            flow.receive(frame.seq_num, began + frame.seq_num / frames_s)
+        reconstructor.add(frames)
+        images, came = images + (steps.make(lambda: False) is not None), due
+    spent, notes = time.thread_time() - spent, flow.notes()
+    reconstructor.close()
+    return {
+        "rate": frames_s,
+        "frames": number,
+        "imaged_at_end": notes["imaged"],
+        "images": images,
+        "thinned": notes["ever_thinned"],
+        "latency_p50_s": notes["latency_p50_s"],
+        "latency_p95_s": notes["latency_p95_s"],
+        "ms_per_frame": 1e3 * spent / number,
+    }
 
 
 def _config(options: Options) -> Config:

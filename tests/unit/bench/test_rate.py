@@ -69,9 +69,19 @@ def test_text_of_replays():
            "thinned": 5, "dropped": 0, "latency_p50_s": 0.5, "latency_p95_s": 1.25, "latency_last_s": 0.7,
            "rest_s": None, "missing": 1, "cpu_ms_per_frame": 2.125}  # fmt: skip
     found = {"machine": {"cores": 2, "devices": ["x86_64"]},
-             "settings": {"frame_px": 64, "weights": "canvas-small", "threads": 1},
+             "settings": {"frame_px": 64, "weights": "canvas-small", "threads": 1, "load": 3.5},
+             "by_processor": [],
              "assembler": {"rows": {"frames_per_s": 2500.0, "cpu_us_per_frame": 400.0}}, "replays": [row]}  # fmt: skip
     lines = report.documents(found).splitlines()
     assert lines[-1] == "| 200 | step | 3000 | 2900 | - | 0.50 | 1.25 | 5 | 0 | 1 | 30 | 2.12 |"
     assert lines[-1].count("|") == lines[-2].count("|") == lines[-3].count("|")
     assert "  step (a row a document): 2500 frames/s, 400 µs of a core a frame" in lines
+
+
+def test_images_by_the_clock_of_their_thread(run):
+    config = rate._config(rate.Options(side=4))
+    found = rate._by_processor(run, rate._counts(run), 5.0, config)
+    assert (found["frames"], found["imaged_at_end"], found["thinned"]) == (16, 16, 0)
+    assert 1 <= found["images"] <= 16
+    # A frame waits for its own image at least, and no longer than all of them took.
+    assert 0 < found["latency_p50_s"] <= found["latency_p95_s"] <= 16 * found["ms_per_frame"] / 1e3

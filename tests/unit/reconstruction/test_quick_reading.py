@@ -105,7 +105,7 @@ def test_of_too_many_frames_some_from_everywhere_are_read_and_then_the_rest(scen
     monkeypatch.setattr("bluesky_cdi.reconstruction.quick_reading.UNET_WORK", 4)
     reconstructor = scene.reconstructor(true_probe=True, trained=trained, name="pinn")
     clock = iter(np.arange(0.0, 1000.0))
-    reconstructor._quick._clock = lambda: next(clock)
+    reconstructor.quick.clock = lambda: next(clock)
     reconstructor.add(frames)
     reconstructor.read_quickly(1.0)
     read = [reconstructor.estimate().n_frames]
