@@ -28,6 +28,17 @@ def documents(found: Mapping[str, Any]) -> str:
         lines.append(
             f"  {FORMS[form]}: {each['frames_per_s']:.0f} frames/s, {each['cpu_us_per_frame']:.0f} µs of a core a frame"
         )
+    ways = found["quality"]
+    taken = max((len(each["complex_nrmse"]) for each in ways.values()), default=0)
+    lines += [
+        "",
+        "complex NRMSE after each 50 frames of a scan of 400, all read quickly but the first, or by full steps:",
+        "",
+        f"| | {' | '.join(str(50 * (k + 1)) for k in range(taken))} | end |",
+        "|---" * (taken + 2) + "|",
+    ]
+    for way, each in ways.items():
+        lines.append(f"| {way} | {' | '.join(f'{e:.3f}' for e in each['complex_nrmse'])} | {each['at_the_end']:.3f} |")
     lines += [
         "",
         "images by the clock of the thread that makes them (a core to itself, frames in memory, one thread):",

@@ -7,6 +7,7 @@ documents are buffered, assembled to frames, reconstructed and published.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.agent.patterns import raster
-from bluesky_cdi.bench.beamline import half_window_m, measured_frames, reconstructor_of
+from bluesky_cdi.bench.beamline import error_of, half_window_m, measured_frames, reconstructor_of
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.paced_run import DATASET, Form, PacedRun, Sender
 from bluesky_cdi.config import Config, load_config
@@ -29,7 +30,7 @@ from bluesky_cdi.live.flow import FrameFlow
 from bluesky_cdi.live.parts import Pace
 from bluesky_cdi.live.steps import Steps
 from bluesky_cdi.physics.geometry import Geometry
-from bluesky_cdi.protocols import Estimate, Frame, RunInfo, ScanArea
+from bluesky_cdi.protocols import Estimate, FloatArray, Frame, QuickReader, RunInfo, ScanArea
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.sim_devices import SimulatedSource
 
@@ -45,6 +46,8 @@ REPLAYS: tuple[tuple[float, Form, float], ...] = (
 # How long the frames that are not in the image when a scan ends are waited for, seconds.
 MOST_S = 40.0
 LOOK_S = 0.02
+# Quality is judged on so many frames along a side, which come so many at a time, and by steps that may take so long.
+JUDGED_SIDE, TAKEN, LONG_S = 20, 50, 1e6
 # Frames of a replay that is not told of: libraries are loaded, and memory is taken, in the first one.
 WARM_UP = 200
 
@@ -88,8 +91,8 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
     -------
     dict
         ``machine``, ``settings`` (with the machine's load at the end), ``assembler`` (by form of the documents: frames,
-        frames/s, CPU microseconds a frame), ``by_processor`` and ``replays``, a row for each rate (see `_by_processor`,
-        `_replay`).
+        frames/s, CPU microseconds a frame), ``quality`` (see `_quality`), ``by_processor`` and ``replays``, a row for
+        each rate (see `_by_processor`, `_replay`).
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     config = _config(options)
@@ -107,6 +110,8 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
                 tell(f"{frames_s:g} frames/s by the processor's clock, {number} frames")
                 part = replace(run, positions_m=run.positions_m[:number])
                 by_processor.append(_by_processor(part, _counts(run), frames_s, config))
+        tell("quality")
+        quality = _quality(_config(replace(options, side=JUDGED_SIDE)))
         tell("warming up")
         _replay(replace(run, positions_m=run.positions_m[:WARM_UP]), 100.0, config, Path(name) / "first")
         rows = []
@@ -119,7 +124,9 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
             rows.append(_replay(part, frames_s, config, Path(name) / f"{frames_s:g}-{form}"))
     settings = {**asdict(options), "frames": options.side**2, "frame_px": config.geometry.frame_px}
     settings["load"] = os.getloadavg()[0]
-    return record([torch.device("cpu")], settings, assembler=assembler, by_processor=by_processor, replays=rows)
+    return record(
+        [torch.device("cpu")], settings, assembler=assembler, quality=quality, by_processor=by_processor, replays=rows
+    )
 
 
 def _number(run: PacedRun, frames_s: float, seconds: float, options: Options) -> int:
@@ -190,6 +197,42 @@ def _by_processor(run: PacedRun, counts: npt.NDArray[Any], frames_s: float, conf
     }
 
 
+def _quality(config: Config) -> dict[str, Any]:
+    """Compare images of quick readings with those of full steps, on the same frames.
+
+    Frames come `TAKEN` at a time; the first of them are read by a full step both ways.
+
+    Returns
+    -------
+    dict
+        By way the complex NRMSE to the truth after each, and at the end of the last refinements.
+    """
+    source, found = SimulatedSource(config), {}
+    frames = measured_frames(config, source, _raster(config))
+    for way in ("full steps", "quick readings"):
+        reconstructor, errors = reconstructor_of(config), []
+        for first in range(0, len(frames), TAKEN):
+            reconstructor.add(frames[first : first + TAKEN])
+            if first and way == "quick readings" and isinstance(reconstructor, QuickReader):
+                image = reconstructor.read_quickly(LONG_S)
+            else:
+                image = reconstructor.step(LONG_S)
+            errors.append(math.nan if image is None else error_of(image, source))
+        end = errors[-1]
+        for _ in range(config.reconstructor.final_steps):
+            if (image := reconstructor.step(LONG_S)) is None:
+                break
+            end = error_of(image, source)
+        reconstructor.close()
+        found[way] = {"complex_nrmse": errors, "at_the_end": end}
+    return found
+
+
+def _raster(config: Config) -> FloatArray:
+    half_m = half_window_m(config)
+    return raster(-half_m, half_m, config.scan.step_um * 1e-6)
+
+
 def _config(options: Options) -> Config:
     config = load_config(
         overrides={
@@ -208,8 +251,7 @@ def _simulated(config: Config, folder: Path) -> PacedRun:
 
     from bluesky_cdi.io import filter_options
 
-    half_m = half_window_m(config)
-    positions_m = raster(-half_m, half_m, config.scan.step_um * 1e-6)
+    half_m, positions_m = half_window_m(config), _raster(config)
     frames = measured_frames(config, SimulatedSource(config), positions_m)
     counts = np.array([frame.counts for frame in frames])
     with h5py.File(folder / "frames.h5", "w") as file:

@@ -71,10 +71,12 @@ def test_text_of_replays():
     found = {"machine": {"cores": 2, "devices": ["x86_64"]},
              "settings": {"frame_px": 64, "weights": "canvas-small", "threads": 1, "load": 3.5},
              "by_processor": [],
+             "quality": {"full steps": {"complex_nrmse": [0.5, 0.25], "at_the_end": 0.125}},
              "assembler": {"rows": {"frames_per_s": 2500.0, "cpu_us_per_frame": 400.0}}, "replays": [row]}  # fmt: skip
     lines = report.documents(found).splitlines()
     assert lines[-1] == "| 200 | step | 3000 | 2900 | - | 0.50 | 1.25 | 5 | 0 | 1 | 30 | 2.12 |"
     assert lines[-1].count("|") == lines[-2].count("|") == lines[-3].count("|")
+    assert "| full steps | 0.500 | 0.250 | 0.125 |" in lines
     assert "  step (a row a document): 2500 frames/s, 400 µs of a core a frame" in lines
 
 
