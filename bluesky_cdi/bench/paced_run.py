@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -129,16 +129,22 @@ class Sender:
         self._process.join()
 
 
-def _send(connection: Connection, run: PacedRun, rate: float) -> None:
+def _send(
+    connection: Connection,
+    run: PacedRun,
+    rate: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Send, no sooner than is due; what a slow receiver holds up is sent as fast as it takes it."""
     # Before the clock runs: documents are made as fast as a RunEngine hands them on.
     ready = [(frames, [pack([name, doc]) for name, doc in docs]) for frames, docs in run.documents(rate)]
     sent = np.zeros(len(run.positions_m))
-    began, done = time.monotonic(), 0
+    began, done = clock(), 0
     for frames, messages in ready:
-        if (early := began + frames / rate - time.monotonic()) > 0:
-            time.sleep(early)
-        sent[done:frames], done = time.monotonic(), frames
+        if (early := began + frames / rate - clock()) > 0:
+            sleep(early)
+        sent[done:frames], done = clock(), frames
         for message in messages:
             connection.send_bytes(message)
     connection.send_bytes(pack(["sent", sent]))
