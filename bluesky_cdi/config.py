@@ -224,8 +224,13 @@ class ReconstructorConfig(Section):
     again from their files."""
     step_budget_s: float = Field(default=5.0, gt=0)
     """Time after which a step begins no further iteration, seconds."""
+    latency_s: float = Field(default=2.0, gt=0)
+    """How long a frame may wait for a live image with it, seconds. Where images of all frames take longer, the network
+    reads new frames alone, of too many some from everywhere; all are read before the result is final
+    (docs/pipeline.md). Scans that ask for decisions always wait for images of all frames; so do engines without a
+    network."""
     final_budget_s: float = Field(default=60.0, gt=0)
-    """Time after which no further final step begins, seconds."""
+    """Time after which no further final step begins, seconds, once all frames are in the image."""
     background: float = Field(default=0.002, ge=0)
     """Background that the detector is known to have, photons per pixel and frame."""
     refine_probe: bool = True
@@ -250,8 +255,9 @@ class ReconstructorConfig(Section):
     in_process: bool = False
     """Reconstruct in the session's own process: for debuggers and tests. Else there is one for it, which may fail, hang
     or be killed without harm to the scan, and is started again."""
-    queue_frames: int = Field(default=2048, ge=1)
-    """Frames that may wait for the worker; more are left out of the live image until the run is over."""
+    queue_frames: int | None = Field(default=None, ge=1)
+    """Frames that may wait for the worker; more are left out of the live image until the run is over. None: as many as
+    fit into a quarter of `memory_mb`, and 64 at least."""
 
     @model_validator(mode="after")
     def _fits_the_reconstructor(self) -> ReconstructorConfig:

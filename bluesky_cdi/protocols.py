@@ -35,6 +35,8 @@ class Frame:
         Exposure time in seconds; NaN where the documents don't tell.
     flux : float
         Incident flux, as a monitor tells it, on any fixed scale; 1 where nothing monitors it.
+    arrived_s : float
+        When its documents were complete, seconds of `time.monotonic`; NaN where nobody noted it.
     """
 
     seq_num: int
@@ -42,6 +44,7 @@ class Frame:
     counts: npt.NDArray[Any]
     exposure_s: float = float("nan")
     flux: float = 1.0
+    arrived_s: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +272,20 @@ class Reconstructor(Protocol):
 
     def close(self) -> None:
         """End what goes on beside the steps; no step follows."""
+
+
+@runtime_checkable
+class QuickReader(Protocol):
+    """A `Reconstructor` that can bring new frames into the image at a cost that does not grow with the scan."""
+
+    def read_quickly(self, budget_s: float) -> Estimate | None:
+        """Read new frames alone, without refinement; None where none waits, or it can't as it is configured.
+
+        Parameters
+        ----------
+        budget_s : float
+            About how long it may take, seconds; of more frames than fit, some from everywhere are read.
+        """
 
 
 @runtime_checkable

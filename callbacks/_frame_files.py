@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.request import url2pathname
@@ -25,6 +25,8 @@ _H5PY_ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError)
 LOOK_S = 0.1
 # HDF5 crashes where a dataset is refreshed while another handle of it is open: in one thread at a time there is one.
 _ONE_HANDLE = threading.RLock()
+# Frames are read together up to this size: enough to run at a disk's speed, little beside a computer's memory.
+BLOCK_BYTES = 2**24
 # More than any detector's frame: what states more is damaged, or would fill the memory.
 ROW_BYTES_MAX = 2**30
 
@@ -66,6 +68,22 @@ class Part:
         return rows.stop - rows.start, columns.stop - columns.start
 
 
+# File, dataset, and what of its rows.
+_Rows = tuple[str, Any, Part | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """Rows of a dataset that were read together."""
+
+    place: _Rows
+    rows: range
+    block: np.ndarray[Any, Any]
+
+    def row(self, index: int) -> np.ndarray[Any, Any]:
+        return self.block[index - self.rows.start :][:1]
+
+
 class FrameFiles:
     """The HDF5 files of one run, opened for reading at their first use.
 
@@ -85,9 +103,12 @@ class FrameFiles:
         self._datasets: dict[tuple[str, str], h5py.Dataset] = {}
         self._timeout_s = timeout_s
         self._patience_s: dict[str, float] = {}
+        self._paths: dict[str, str] = {}
+        self._ahead: _Ahead | None = None
+        self._row_bytes: dict[tuple[str, Any], int] = {}
 
     def images(
-        self, resource: Mapping[str, Any], index: int, n: int = 1, part: Part | None = None
+        self, resource: Mapping[str, Any], index: int, n: int = 1, part: Part | None = None, stop: int = 0
     ) -> np.ndarray[Any, Any]:
         """Read the images of one event from a dataset of shape (events, n, H, W) or (events * n, H, W).
 
@@ -101,13 +122,15 @@ class FrameFiles:
             Images an event.
         part : Part, optional
             What of them is read, if they have the shape that it is a part of; all otherwise.
+        stop : int
+            The row after the last that documents announce: rows from `index` to it are read together.
 
         Returns
         -------
         ndarray, shape (n, H, W)
             Counts, of the dataset's type.
         """
-        block = self._read(resource, index, index + 1, part)
+        block = self._read(resource, index, index + 1, part) if n > 1 else self._read_ahead(resource, index, stop, part)
         if block.ndim == 3 and n > 1:
             block = self._read(resource, index * n, (index + 1) * n, part)
         if block.ndim == 4 and block.shape[1] == n:
@@ -158,11 +181,30 @@ class FrameFiles:
             finally:
                 files.close()
 
+    def _read_ahead(
+        self, resource: Mapping[str, Any], index: int, stop: int, part: Part | None
+    ) -> np.ndarray[Any, Any]:
+        """Read a row, and keep those after it that will be asked for next."""
+        place = (self._path(resource), resource["parameters"].get("dataset"), part)
+        if self._ahead is not None and self._ahead.place == place and index in self._ahead.rows:
+            return self._ahead.row(index)
+        block = None
+        if index + 1 < stop and place[:2] in self._row_bytes:
+            stop = min(stop, index + max(1, BLOCK_BYTES // self._row_bytes[place[:2]]))
+            with suppress(ScanFileError), _ONE_HANDLE:
+                # Of rows of which one is late or bad each is read by itself.
+                block = self._read_now(place[0], resource, index, stop, part)
+        if block is None:
+            block = self._read(resource, index, index + 1, part)
+            self._row_bytes[place[:2]] = max(1, block.nbytes)
+        self._ahead = _Ahead(place, range(index, index + len(block)), block)
+        return self._ahead.row(index)
+
     def _read(
         self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None = None
     ) -> np.ndarray[Any, Any]:
         """Read rows, and wait for them where they are late."""
-        path = _local(resource)
+        path = self._path(resource)
         patience_s = self._patience_s.get(path, self._timeout_s)
         deadline = time.monotonic() + patience_s
         while True:
@@ -179,6 +221,15 @@ class FrameFiles:
             # Opened anew: what a file held is not looked up again where its writer is no SWMR writer.
             self._close(path)
             time.sleep(LOOK_S)
+
+    def _path(self, resource: Mapping[str, Any]) -> str:
+        """Give the path of a resource's file, which is looked for until it is there."""
+        uri = str(resource.get("uri"))
+        if (path := self._paths.get(uri)) is None:
+            path = _local(resource)
+            if os.path.exists(path):
+                self._paths[uri] = path
+        return path
 
     def _read_now(
         self, path: str, resource: Mapping[str, Any], start: int, stop: int, part: Part | None
@@ -225,7 +276,7 @@ class FrameFiles:
                     "Name the dataset itself in the stream_resource's parameters."
                 )
             self._datasets[path, name] = dataset
-        if dataset.file.swmr_mode:
+        if self._files[path].swmr_mode:
             dataset.id.refresh()
         return dataset
 

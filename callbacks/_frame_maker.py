@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,10 +25,11 @@ Check = Callable[[Frame, tuple[int, int]], None]
 
 @dataclass(frozen=True)
 class FileFrame:
-    """A frame that waits in its file."""
+    """A frame that waits in its file; rows up to `stop` were announced with it."""
 
     resource: Document
     index: int
+    stop: int = 0
 
 
 class FrameMaker:
@@ -46,6 +48,8 @@ class FrameMaker:
     region : callable, optional
         Gives what of the frames in files suffices who preprocesses them, None: all of it. Several images to be summed
         stay together for that, (n, H, W); if absent, nobody preprocesses, and they are added up here.
+    clock : callable
+        Tells the time, seconds: frames say when their documents were complete.
     """
 
     def __init__(
@@ -55,7 +59,9 @@ class FrameMaker:
         check: Check,
         several: Several,
         region: Callable[[], Region | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._files, self._tally, self._check, self._several = files, tally, check, several
         self._region = region
 
@@ -83,12 +89,14 @@ class FrameMaker:
         FrameError, ScanFileError
             If one of its images can't be used.
         """
+        arrived_s = self._clock()
         images, shape = self._images(parts["frame"], keys)
         numbers = self.numbers(seq_num, keys)
         position_m = np.array([_number(parts[axis], seq_num, axis) for axis in ("y", "x")]) * keys.metres_per
         flux = _number(parts.get("monitor", 1.0), seq_num, "monitor")
         frames = [
-            Frame(numbers[i % len(numbers)], position_m, image, exposure_s, flux) for i, image in enumerate(images)
+            Frame(numbers[i % len(numbers)], position_m, image, exposure_s, flux, arrived_s)
+            for i, image in enumerate(images)
         ]
         for frame in frames:
             self._check(frame, shape)
@@ -135,7 +143,7 @@ class FrameMaker:
         if isinstance(where, FileFrame):
             region = None if self._region is None else self._region()
             part = None if region is None else Part(region, shape)
-            counts = self._files.images(where.resource, where.index, n, part)
+            counts = self._files.images(where.resource, where.index, n, part, where.stop)
             self._tally.look(counts.dtype)
             return list(counts), part.size if part is not None and counts.shape[1:] == part.size else shape
         if where.ndim == 3 and len(where) == n:

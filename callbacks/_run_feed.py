@@ -224,7 +224,7 @@ class RunFeed:
         seq_nums, start, stop = self._seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
         values: list[Any]
         if part == "frame":
-            values = [FileFrame(resource, index) for index in range(start, stop)]
+            values = [FileFrame(resource, index, stop) for index in range(start, stop)]
         else:
             values = list(self._files.column(resource, start, stop))
         if len(seq_nums) != len(values):

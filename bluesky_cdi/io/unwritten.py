@@ -61,8 +61,9 @@ def unwritten_frames(dataset: h5py.Dataset, start: int = 0, stop: int | None = N
         missing = _without_chunk(dataset, leading, rows)
     elif dataset.size and not dataset.external and not dataset.id.get_storage_size():
         missing[:] = True
-    name = f"`{dataset.name}` of {dataset.file.filename}"
-    return Unwritten(missing, f"{name} has no values there: its writer did not come so far" if missing.any() else "")
+    # Names are asked for where they are told: HDF5 takes longer to find them than to look for a chunk.
+    name = f"`{dataset.name}` of {dataset.file.filename}" if missing.any() else ""
+    return Unwritten(missing, f"{name} has no values there: its writer did not come so far" if name else "")
 
 
 def _without_chunk(dataset: h5py.Dataset, leading: tuple[int, ...], rows: range) -> BoolArray:

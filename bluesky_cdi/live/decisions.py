@@ -39,6 +39,11 @@ class Scan:
         self._requests: list[Request] = []
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether it asks for positions."""
+        return self._agent is not None
+
+    @property
     def coverage_path_m(self) -> FloatArray:
         """Positions that cover the window evenly, shape (m, 2), metres; none for a scan that asks for nothing."""
         return np.empty((0, 2)) if self._agent is None else self._agent.coverage_path()

@@ -5,9 +5,35 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bluesky_cdi.live.messages import Begin, LeftOut, Message, PointsAfter, Request, Start, Wait, refuse
 from bluesky_cdi.protocols import Frame
+
+# Frames that may wait however large they are.
+LEAST_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How many frames may wait; of a further one only the number is kept.
+
+    Parameters
+    ----------
+    frames : int, optional
+        Most of them.
+    bytes : int
+        Most memory that they may take, where `frames` is absent; `LEAST_FRAMES` may wait whatever they take.
+    """
+
+    frames: int | None = None
+    bytes: int = 2**30
+
+    def hold(self, frames: int, of_bytes: int) -> bool:
+        """Tell whether another frame may wait beside those that do, which take `of_bytes`."""
+        if self.frames is not None:
+            return frames < self.frames
+        return of_bytes < self.bytes or frames < LEAST_FRAMES
 
 
 class Inbox:
@@ -15,15 +41,20 @@ class Inbox:
 
     Parameters
     ----------
-    frames_max : int
-        Frames that may wait; a further one is replaced by the note that it was left out.
+    limits : QueueLimits
+        Of the frames that may wait; a further one is replaced by the note that it was left out.
+
+    Attributes
+    ----------
+    frames : int
+        That wait now.
     """
 
-    def __init__(self, frames_max: int) -> None:
-        self._frames_max = frames_max
+    def __init__(self, limits: QueueLimits) -> None:
+        self._limits = limits
         self._messages: deque[Message] = deque()
         self._changed = threading.Condition()
-        self._frames = self._newer_runs = 0
+        self.frames = self._bytes = self._newer_runs = 0
         self._closed_with: Exception | None = None
         self._waits = False
 
@@ -37,7 +68,7 @@ class Inbox:
             and nothing else has an effect.
         """
         with self._changed:
-            fits = not isinstance(message, Frame) or self._frames < self._frames_max
+            fits = not isinstance(message, Frame) or self._limits.hold(self.frames, self._bytes)
             if self._closed_with is None:
                 self._append(message if fits or not isinstance(message, Frame) else LeftOut(message.seq_num))
                 return fits
@@ -45,18 +76,18 @@ class Inbox:
         _refuse(message, error)
         return True
 
-    def batch(self, *, wait: bool) -> Iterator[list[Frame | LeftOut] | Message]:
+    def batch(self, wait_s: float | None = None) -> Iterator[list[Frame | LeftOut] | Message]:
         """Hand out what is here now, message by message, with frames that follow one another as one list.
 
         Parameters
         ----------
-        wait : bool
-            Whether to wait for a message if there is none.
+        wait_s : float, optional
+            How long to wait for a message if there is none, seconds; for ever if absent.
         """
         with self._changed:
-            if wait:
+            if wait_s is None or wait_s > 0:
                 self._waits = True
-                self._changed.wait_for(lambda: self._messages)
+                self._changed.wait_for(lambda: self._messages, wait_s)
                 self._waits = False
             left = len(self._messages)
         while left:
@@ -108,7 +139,9 @@ class Inbox:
         return message
 
     def _count(self, message: Message, by: int) -> None:
-        self._frames += by * isinstance(message, Frame)
+        if isinstance(message, Frame):
+            self.frames += by
+            self._bytes += by * message.counts.nbytes
         self._newer_runs += by * isinstance(message, (Begin, Start))
 
 

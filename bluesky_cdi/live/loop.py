@@ -90,12 +90,16 @@ class WorkerLoop:
     def _turn(self) -> bool:
         """Handle everything in the inbox, then answer, then refine; False: close."""
         self._activity.begin(None)
-        for item in self._inbox.batch(wait=self._finishing is None):
+        came = False
+        for item in self._inbox.batch(None if self._job is None else self._job.rest_s):
+            came = True
             if isinstance(item, Close):
                 while self._finishing is not None:
                     self._refine(self._finishing, lambda: False)
                 return False
             self._handle(item)
+        if not came and self._finishing is None:
+            self._handle([])
         if self._scan is not None and self._scan.can_decide:
             self._attempt("a decision", self._scan.uid, self._scan.serve, self._parts.points_of)
         if self._finishing is not None and not self._inbox.newer_run_waits():
@@ -158,9 +162,11 @@ class WorkerLoop:
         self._hand_back()
         if self._job is not None and self._job.is_open:
             self._attempt("the end of a run", self._job.uid, self._job.abandon, "a new run has begun")
-        self._job = RunJob(message.info, message.uid, self._parts, self._pace)
-        if self._scan is not None and self._scan.uid == message.uid:
-            self._scan.job = self._job
+        scan = self._scan if self._scan is not None and self._scan.uid == message.uid else None
+        is_decided_on = scan is not None and scan.is_adaptive
+        self._job = RunJob(message.info, message.uid, self._parts, self._pace, is_decided_on=is_decided_on)
+        if scan is not None:
+            scan.job = self._job
         self._attempt("the start of a run", message.uid, self._job.open)
 
     def _end(self, message: End) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,6 +78,8 @@ class Pace:
         Time between two saved states, seconds.
     tune_s : float
         Time that a step may take beside to tune the network, seconds.
+    latency_s : float
+        How long a frame may wait for an image with it, seconds, before images are made quickly; see `Tempo`.
     """
 
     step_s: float = 5.0
@@ -84,3 +87,4 @@ class Pace:
     final_s: float = 60.0
     checkpoint_s: float = 60.0
     tune_s: float = 0.0
+    latency_s: float = math.inf

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bluesky_cdi.errors import BlueskyCDIError, FrameError, GeometryError, ScanFileError
 from bluesky_cdi.evaluation.missing import unreached
+from bluesky_cdi.live.flow import FrameFlow
 from bluesky_cdi.live.messages import LeftOut
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor, RunInfo
 
@@ -57,10 +58,12 @@ class RunFrames:
     ----------
     ingested : int
         The highest number of a frame that was taken or left out: no decision may wait for one that was left out.
+    flow : FrameFlow
+        How many are where.
     """
 
     def __init__(self, info: RunInfo) -> None:
-        self.ingested = 0
+        self.ingested, self.flow = 0, FrameFlow()
         self._info = info
         self._taken: set[int] = set()
         self._left_out: dict[int, _LeftOut] = {}
@@ -76,6 +79,9 @@ class RunFrames:
         messages : sequence of Frame or LeftOut
             In the order in which they came.
         """
+        for message in messages:
+            if isinstance(message, Frame):
+                self.flow.receive(message.seq_num, message.arrived_s)
         refused = self._add(reconstructor, [message for message in messages if isinstance(message, Frame)])
         taken = False
         for message in messages:
@@ -188,7 +194,8 @@ class RunFrames:
         return {}
 
     def _leave_out(self, seq_num: int, error: Exception | None) -> None:
-        self._left_out[seq_num] = _LeftOut(error)
+        left_out = self._left_out[seq_num] = _LeftOut(error)
+        self.flow.leave_out(seq_num, is_bad=not left_out.is_readable)
         if error is not None and not self._has_told:
             self._has_told = True
             logger.warning(
@@ -212,4 +219,6 @@ class RunFrames:
             if frame is not None:
                 return frame
             left_out.again, left_out.tries = "it is in no file to be read again from", TRIES
+        if left_out.tries >= TRIES:
+            self.flow.leave_out(seq_num, is_bad=True)
         return None

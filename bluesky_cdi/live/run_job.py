@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.evaluation.missing import with_missing
+from bluesky_cdi.evaluation.pipeline import pipeline_said
 from bluesky_cdi.evaluation.verdict import fault_of, verdict_said, with_verdict
 from bluesky_cdi.live.messages import End, LeftOut
 from bluesky_cdi.live.parts import Checkpoint, Pace, Recorder, WorkerParts
 from bluesky_cdi.live.run_frames import Interrupted, RunFrames
+from bluesky_cdi.live.steps import Steps
 from bluesky_cdi.protocols import Estimate, Frame, Reconstructor, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ class RunJob:
         Of the derived run.
     parts : WorkerParts
     pace : Pace
+    is_decided_on : bool
+        Whether a scan asks for decisions from its images.
 
     Attributes
     ----------
@@ -43,13 +47,15 @@ class RunJob:
     is_open : bool
     """
 
-    def __init__(self, info: RunInfo, uid: str, parts: WorkerParts, pace: Pace) -> None:
+    def __init__(self, info: RunInfo, uid: str, parts: WorkerParts, pace: Pace, *, is_decided_on: bool = False) -> None:
         self.info, self.uid = info, uid
         self.estimate: Estimate | None = None
         self.frames, self.ingested = RunFrames(info), 0
         self.is_open = True
         self._parts, self._pace, self._listeners = parts, pace, _Listeners(parts.listeners, info.scan_id)
+        self._is_decided_on = is_decided_on
         self._reconstructor: Reconstructor | None = None
+        self._steps: Steps | None = None
         self._recorder: Recorder | None = None
         self._state = _SavedState(None, pace.checkpoint_s)
         self._fault = ""
@@ -61,10 +67,18 @@ class RunJob:
         """Whether the run has ended and its last refinements have not."""
         return self.is_open and self._ended is not None
 
+    @property
+    def rest_s(self) -> float | None:
+        """Time after which something is due though nothing comes, seconds; None: nothing is."""
+        if self.is_finishing:
+            return 0.0
+        return self._steps.rest_s if self.is_open and self._steps is not None else None
+
     def open(self) -> None:
         """Make recorder and reconstructor."""
         self._recorder = self._parts.make_recorder(self.info, self.uid)
         self._reconstructor = self._parts.make_reconstructor(self.info)
+        self._steps = Steps(self._reconstructor, self._pace, self.frames.flow, always_full=self._is_decided_on)
         if self._parts.make_checkpoint is not None:
             self._state = _SavedState(self._parts.make_checkpoint(self.info, self.uid), self._pace.checkpoint_s)
 
@@ -74,15 +88,16 @@ class RunJob:
         Parameters
         ----------
         messages : sequence of Frame or LeftOut
-            In the order in which they came.
+            In the order in which they came; none where nothing came for a while.
         interrupted : callable
             Whether to come back before the time for a step is over.
         """
-        if self._reconstructor is None:
+        if self._reconstructor is None or self._steps is None:
             return
-        is_taken, self.ingested = self.frames.take(self._reconstructor, messages), self.frames.ingested
-        if is_taken:
-            self._step(interrupted)
+        is_taken = bool(messages) and self.frames.take(self._reconstructor, messages)
+        self.ingested = self.frames.ingested
+        if is_taken or not messages:
+            self._show(self._steps.make(interrupted, paused=not messages))
 
     def end(self, message: End) -> None:
         """Learn that no more frames come; `refine` is due until it closes the job."""
@@ -92,7 +107,8 @@ class RunJob:
     def refine(self, interrupted: Interrupted) -> None:
         """Read frames again that were left out, and do one of the last refinements; finish where that is all.
 
-        It ends where nothing is missing that may come and no refinement helps, or where time is over.
+        It ends where nothing is missing that may come and no refinement helps, or where time is over. That begins, and
+        steps count, once no further frames come into the image: it is not final before it has all.
 
         Parameters
         ----------
@@ -100,10 +116,15 @@ class RunJob:
             As in `take`.
         """
         if self._steps_left > 0 and time.monotonic() < self._deadline:
-            self._steps_left -= 1
+            unread = self.frames.flow.unread
             if self._reconstructor is not None:
                 self.frames.read_again(self._reconstructor, self._pace.step_s, interrupted)
-            if self._step(interrupted):
+            is_new = self._steps is not None and self._show(self._steps.make(interrupted, paused=True))
+            if self.frames.flow.unread < unread:
+                self._deadline = time.monotonic() + self._pace.final_s
+            else:
+                self._steps_left -= 1
+            if is_new:
                 return
             if self.frames.owed:
                 self.frames.wait(interrupted)
@@ -168,12 +189,9 @@ class RunJob:
         except Exception as second:
             logger.exception("the derived run of run %s could not be closed either: %s", self.info.scan_id, second)
 
-    def _step(self, interrupted: Interrupted) -> bool:
-        """Reconstruct for a while; whether that gave a new estimate."""
-        if self._reconstructor is None or self._recorder is None:
-            return False
-        estimate = self._reconstructor.step(self._pace.step_s, interrupted)
-        if estimate is None:
+    def _show(self, estimate: Estimate | None) -> bool:
+        """Tell everybody of a new estimate, if it is good; whether there is one."""
+        if estimate is None or self._recorder is None:
             return False
         before, self._fault = self._fault, fault_of(estimate)
         if self._fault:
@@ -200,17 +218,14 @@ class RunJob:
         try:
             self._judge()
         finally:
-            self._end(exit_status, reason)
-
-    def _end(self, exit_status: str, reason: str) -> None:
-        recorder, self._recorder = self._recorder, None
-        self.is_open = False
-        try:
-            if recorder is not None:
-                recorder.close(self.estimate, exit_status, reason)
-        finally:
-            if self._reconstructor is not None:
-                self._reconstructor.close()
+            recorder, self._recorder = self._recorder, None
+            self.is_open = False
+            try:
+                if recorder is not None:
+                    recorder.close(self.estimate, exit_status, reason)
+            finally:
+                if self._reconstructor is not None:
+                    self._reconstructor.close()
 
     def _judge(self) -> None:
         """Note in the final estimate whether it can be believed, and tell everybody."""
@@ -218,7 +233,8 @@ class RunJob:
             return
         doubt = f"the last image was not good, this is an earlier one: {self._fault}" if self._fault else ""
         missing = self.frames.missing_in(self.estimate)
-        self.estimate = with_verdict(with_missing(self.estimate, missing), doubt=doubt)
+        self.estimate = with_verdict(with_missing(self.frames.flow.noted(self.estimate), missing), doubt=doubt)
+        logger.info("run %s: %s", self.info.scan_id, pipeline_said(self.estimate.source))
         said = verdict_said(self.estimate.source)
         level = logging.INFO if said.startswith("good") and not missing else logging.WARNING
         logger.log(level, "the image of run %s is %s", self.info.scan_id, said)
@@ -273,7 +289,7 @@ class _SavedState:
         self._checkpoint, self._every_s = checkpoint, every_s
         self._saved_at = time.monotonic()
 
-    def save_if_due(self, reconstructor: Reconstructor) -> None:
+    def save_if_due(self, reconstructor: Reconstructor | None) -> None:
         if time.monotonic() >= self._saved_at + self._every_s:
             self.save(reconstructor)
 

@@ -2,10 +2,10 @@
 
 The RunEngine's thread and the document callbacks only put messages into this thread's inbox; all
 computing happens here. The policy of the inbox: messages keep their order; frames that came
-while a step was running are taken together by the next step; when more than `queue_frames` frames
-wait, the newest is left out, counted, and logged: the scan never waits for the reconstruction to
-catch up. Only its number is kept. After the run's last frame those that were left out are read
-again from their files, within the time for the last refinements.
+while a step was running are taken together by the next step, which keeps all and reads as many as it
+has time for (`Tempo`); when more frames wait than memory is for, the newest is left out, counted, and
+logged: the scan never waits for the reconstruction to catch up. Only its number is kept. After the
+run's last frame those that were left out are read again from their files.
 
 A newer run comes first: as soon as another scan is announced or another run starts, an old run that
 has ended keeps the estimate that it has, and its last refinements are left undone.
@@ -25,7 +25,7 @@ from typing import Any
 
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Activity
-from bluesky_cdi.live.inbox import Inbox
+from bluesky_cdi.live.inbox import Inbox, QueueLimits
 from bluesky_cdi.live.loop import NOT_RUNNING, WorkerLoop
 from bluesky_cdi.live.messages import (
     Begin,
@@ -59,8 +59,8 @@ class LiveWorker:
     ----------
     parts : WorkerParts
     pace : Pace
-    queue_frames : int
-        Frames that may wait.
+    queue : QueueLimits, optional
+        Of the frames that may wait.
 
     Attributes
     ----------
@@ -77,10 +77,9 @@ class LiveWorker:
         Frames of the latest run that were left out because the queue was full.
     """
 
-    def __init__(self, parts: WorkerParts, pace: Pace | None = None, *, queue_frames: int = 2048) -> None:
+    def __init__(self, parts: WorkerParts, pace: Pace | None = None, *, queue: QueueLimits | None = None) -> None:
         self._pace = pace or Pace()
-        self._queue_frames = queue_frames
-        self._inbox = Inbox(queue_frames)
+        self._inbox = Inbox(queue or QueueLimits())
         self._newest = NewestRun()
         self.activity = Activity(self._pace.step_s, self._pace.tune_s)
         self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest, self.activity)
@@ -177,7 +176,7 @@ class LiveWorker:
             logger.warning(
                 "the reconstruction is %d frames behind: "
                 "frames are left out of the live image, and read again from their files after the run",
-                self._queue_frames,
+                self._inbox.frames,
             )
 
     def leave_out(self, seq_num: int, error: Exception) -> None:

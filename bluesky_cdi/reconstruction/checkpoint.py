@@ -127,30 +127,34 @@ def parts_of(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, npt.N
     return parts
 
 
-def check_restorable(
-    parts: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+def restorable(
+    state: Mapping[str, npt.NDArray[Any]],
     grid_shape: tuple[int, int],
     modes_shape: tuple[int, ...],
     tiles: int,
-) -> None:
-    """Check that a checkpoint was made on the same grid.
+    frames: int,
+) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    """Give the parts of a checkpoint that was made on the same grid, for a reconstructor without frames.
 
     Parameters
     ----------
-    parts : Mapping
-        As `parts_of` gives them.
+    state : Mapping
+        The checkpoint's arrays, named ``part/name``.
     grid_shape : tuple of int
         (Y, X) of the object's grid.
     modes_shape : tuple of int
         (modes, N, N) of the probe.
     tiles : int
         Number of the grid's tiles.
+    frames : int
+        That the reconstructor has.
 
     Raises
     ------
     WorkerError
-        If grid, probe or tiles are others.
+        If grid, probe or tiles are others, or there are frames.
     """
+    parts = parts_of(state)
     found = parts["object"]["object"].shape[1:]
     if found != grid_shape or parts["probe"]["modes"].shape != modes_shape:
         raise WorkerError(
@@ -161,6 +165,9 @@ def check_restorable(
         raise WorkerError(
             f"the checkpoint's grid has {n} tiles, this one {tiles}: restore with the same reconstructor.window_px"
         )
+    if frames:
+        raise WorkerError(f"a checkpoint goes into a reconstructor without frames; {frames} are here already")
+    return parts
 
 
 def _renamed(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

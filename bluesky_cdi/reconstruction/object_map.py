@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.physics.illumination_shares import KNOWN_SHARE
-from bluesky_cdi.reconstruction.tiles import Region
+from bluesky_cdi.reconstruction.tiles import Box, Region
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, UncertaintyEstimate
 
 # A region goes over into its surroundings within this part of a frame's width.
@@ -195,6 +195,55 @@ class ObjectMap:
         both = UncertaintyEstimate(self.std_amplitude, self.std_phase_rad, self.std_phase_rad[:0])
         scaled = both.times(amplitude, phase)
         self.std_amplitude, self.std_phase_rad = scaled.std_amplitude, scaled.std_phase_rad
+
+    def stitch(self, box: Box, obj: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
+        """Add what further frames alone have shown: by its share of the light, in phase with what was known.
+
+        Parameters
+        ----------
+        box : Box
+            A part of the grid.
+        obj : Tensor, shape (1, Y, X), complex64
+            What they show there.
+        light : Tensor, shape (1, Y, X)
+            Theirs, photons per pixel.
+
+        Returns
+        -------
+        object : Tensor, shape (1, Y, X), complex64
+            As it is now.
+        share : Tensor, shape (1, Y, X)
+            That the further frames have in it.
+        """
+        known, before = self.object[box.pixels], self.illumination[box.pixels]
+        share = torch.where(light > 0, light / (light + before), 0.0)
+        turned = obj * phase_towards(known, obj, (before > 0) & (light > 0))
+        self.object[box.pixels] = torch.lerp(known, turned, share.to(known.dtype))
+        self.illumination[box.pixels] += light
+        return self.object[box.pixels], share
+
+    def stitch_errors(self, box: Box, found: UncertaintyEstimate, share: Tensor) -> Tensor:
+        """Take over predicted errors where further frames have most of the light.
+
+        Parameters
+        ----------
+        box : Box
+            A part of the grid.
+        found : UncertaintyEstimate
+            Predicted errors there.
+        share : Tensor, shape (1, Y, X)
+            Of the light.
+
+        Returns
+        -------
+        Tensor, shape (Y, X)
+            Those of the phase as they are now, radians.
+        """
+        most = share[0] > 0.5
+        for name in ("std_amplitude", "std_phase_rad"):
+            kept = getattr(self, name)[box.pixels]
+            kept.copy_(torch.where(most, getattr(found, name), kept))
+        return self.std_phase_rad[box.pixels]
 
     def clear(self, region: Region) -> None:
         """Forget a region that its last frames have left; what is of earlier epochs stays."""

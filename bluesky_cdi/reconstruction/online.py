@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.errors import GeometryError, WorkerError
+from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
@@ -33,7 +33,7 @@ from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 from bluesky_cdi.reconstruction.beside import Beside
 from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, Judge, calibration_of, final_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
-from bluesky_cdi.reconstruction.checkpoint import check_restorable, parts_of
+from bluesky_cdi.reconstruction.checkpoint import restorable
 from bluesky_cdi.reconstruction.error_watch import ErrorWatch
 from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -41,6 +41,7 @@ from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames
 from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
 from bluesky_cdi.reconstruction.probe_watch import ProbeWatch, Taken
+from bluesky_cdi.reconstruction.quick_reading import QuickReading
 from bluesky_cdi.reconstruction.region_solver import RegionSolver
 from bluesky_cdi.reconstruction.region_work import RegionWork
 from bluesky_cdi.reconstruction.resolution_watch import ResolutionWatch
@@ -128,6 +129,7 @@ class PtychoReconstructor:
         judge = Judge(estimator, calibration or calibration_of(trained, estimator.name))
         known, final = (self._frames, self._metrics, self._probe, self._solver), final_judge(config, trained)
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
+        self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)
         self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
         self._errors, self._beside = ErrorWatch(targets.std_rad), Beside()
         self._tuner = RunTuner(seed, config.fine_tune_s)
@@ -139,8 +141,7 @@ class PtychoReconstructor:
             return
         table = self._frames.table
         known, flux = len(table), table.flux.mean
-        replaced = table.rows_of(frame.seq_num for frame in frames)
-        left = table.corner[replaced]
+        left = table.corner[table.rows_of(frame.seq_num for frame in frames)]
         rows = self._frames.add(frames)
         self._metrics.make_room(len(table))
         self._metrics.forget(rows)
@@ -208,6 +209,13 @@ class PtychoReconstructor:
             self._beside.do("errors", self._errors.look, self._work, self._tiled, self._metrics, rows, is_interrupted)
         return self._estimate(started)
 
+    @torch.no_grad()
+    def read_quickly(self, budget_s: float) -> Estimate | None:
+        """Read new frames alone, without refinement; see `QuickReader`."""
+        started = time.monotonic()
+        self._take_checked()
+        return self._estimate(started) if self.quick and self.quick.read(self._tiled, budget_s) else None
+
     def estimate(self) -> Estimate | None:
         """Give what is known by now, without any work; None before the first frame is reconstructed."""
         return self._estimate(time.monotonic()) if self._metrics.known.any() else None
@@ -252,12 +260,8 @@ class PtychoReconstructor:
         WorkerError
             If the checkpoint's grid or probe has another shape, or its grid other tiles.
         """
-        parts = parts_of(state)
-        check_restorable(parts, self._tiled.grid.shape, tuple(self._probe.modes.shape[1:]), len(self._tiled.tiling))
-        if len(self._frames):
-            raise WorkerError(
-                f"a checkpoint goes into a reconstructor without frames; {len(self._frames)} are here already"
-            )
+        shapes = self._tiled.grid.shape, tuple(self._probe.modes.shape[1:])
+        parts = restorable(state, *shapes, len(self._tiled.tiling), len(self._frames))
         is_here = self._frames.restore(parts["frames"], frames)
         self._metrics.restore({name: values[is_here] for name, values in parts["metrics"].items()})
         self._tiled.scheduler.restore(parts["scheduler"])
@@ -280,8 +284,7 @@ class PtychoReconstructor:
     def _take_checked(self) -> None:
         """Go on with the probe of a check that has ended, if it is better; predict anew from the frames that had it."""
         had = self._probe.modes
-        taken = self._watch.take()
-        if taken is Taken.NOTHING:
+        if (taken := self._watch.take()) is Taken.NOTHING:
             return
         self._solver.forget()
         self._causes.begin()

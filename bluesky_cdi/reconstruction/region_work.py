@@ -57,7 +57,7 @@ class RegionWork:
     ) -> None:
         self._frames, self._metrics, self._probe = frames, metrics, probe
         self._solver, self._refine_positions = solver, refine_positions
-        self._judge, self._final = judge, final
+        self.judge, self._final = judge, final
 
     def do(self, tiled: TiledObject, region: Region, has_time: Callable[[], bool]) -> None:
         """Solve a region, and take over what is found.
@@ -107,7 +107,7 @@ class RegionWork:
         frames = self._of_fullest_region(tiled)
         data, obj = frames.data, tiled.map.object[frames.region.outer.pixels]
         kept, net = self._solver.courses.kept, self._solver.net
-        probe, estimator = self._probe.modes, self._judge.estimator
+        probe, estimator = self._probe.modes, self.judge.estimator
         return half_pixels(obj, probe, data, net, estimator, kept, len(self._frames), interrupted=interrupted)
 
     def rescale(self, tiled: TiledObject, interrupted: Callable[[], bool]) -> Mapping[str, float] | None:
@@ -139,7 +139,7 @@ class RegionWork:
             "phase": (found.std_phase_rad, tiled.map.std_phase_rad[box]),
         }
         factors = {part: (now.cpu()[lit] / before.cpu()[lit]).median().item() for part, (now, before) in both.items()}
-        self._judge = self._judge.scaled(factors)
+        self.judge = self.judge.scaled(factors)
         tiled.map.scale_errors(factors["amplitude"], factors["phase"])
         self._metrics.uncertainty *= factors["phase"]
         return factors
@@ -158,14 +158,14 @@ class RegionWork:
         """
         if self._final is not None:
             return self._judged_again(tiled, estimate, self._final(interrupted), interrupted)
-        if not self._judge.calibration.source["calibrated"]:
+        if not self.judge.calibration.source["calibrated"]:
             return estimate
         pixels = None if interrupted() else self.half_pixels(tiled, interrupted)
-        return estimate if interrupted() else checked_estimate(estimate, self._judge.calibration, pixels)
+        return estimate if interrupted() else checked_estimate(estimate, self.judge.calibration, pixels)
 
     def uncertainty(self, tiled: TiledObject) -> dict[str, Any]:
         """Say what predicts errors, whether they are calibrated, and how wide their intervals are."""
-        return self._said(self._judge, tiled)
+        return self._said(self.judge, tiled)
 
     def _said(self, judge: Judge, tiled: TiledObject) -> dict[str, Any]:
         widths = judge.calibration.intervals(tiled.map.illumination, self._solver.courses.kept)
@@ -223,7 +223,7 @@ class RegionWork:
         frames = self._frames.of_region(region, tiled.tiling, frames.rows)
         data, probe = frames.data, self._probe.modes
         tiled.map.write(tiled.map.view(region, probe), solved.object, summed_illumination(probe, data))
-        found = self._put_errors(tiled, frames, self._judge, solved.iterations)
+        found = self._put_errors(tiled, frames, self.judge, solved.iterations)
         self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
 
     def _put_errors(

@@ -63,6 +63,23 @@ class Box:
         return np.asarray(inside.all(axis=-1))
 
 
+def box_of(corner: IndexArray, size: int, shape: tuple[int, int]) -> Box:
+    """Give the part of a grid that patches lie on; it begins and ends where a block of the network does.
+
+    Parameters
+    ----------
+    corner : ndarray, shape (n, 2), int
+        First row and column of each patch.
+    size : int
+        Pixels along a side of a patch.
+    shape : tuple of int
+        (Y, X) of the grid.
+    """
+    low = corner.min(axis=0) // GRID_PX * GRID_PX
+    high = np.minimum(-(-(corner.max(axis=0) + size) // GRID_PX) * GRID_PX, shape)
+    return Box((int(low[0]), int(low[1])), (int(high[0]), int(high[1])))
+
+
 # A block's sides, moved outwards by one tile.
 SIDES = (Box((0, 0), (1, 0)), Box((0, 0), (0, 1)), Box((-1, 0), (0, 0)), Box((0, -1), (0, 0)))
 

@@ -16,6 +16,7 @@ from bluesky_cdi.config import Config, DocumentsConfig
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.io import Preprocessing
+from bluesky_cdi.live.inbox import QueueLimits
 from bluesky_cdi.live.parts import Pace, Recorder, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.protocols import Estimate, RunInfo
@@ -37,8 +38,8 @@ class Setup:
     ----------
     parts : WorkerParts
     pace : Pace
-    queue_frames : int
-        Frames that may wait for the worker.
+    queue : QueueLimits
+        Of the frames that may wait for the worker.
     documents : DocumentsConfig
         What of a run's documents makes a frame.
     file_timeout_s : float
@@ -51,7 +52,7 @@ class Setup:
 
     parts: WorkerParts
     pace: Pace
-    queue_frames: int = 2048
+    queue: QueueLimits = field(default_factory=QueueLimits)
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     file_timeout_s: float = 0.0
     mask: Any = None
@@ -68,7 +69,7 @@ class Setup:
         from dataclasses import replace
 
         parts = replace(self.parts, listeners=(*self.parts.listeners, *listeners))
-        worker = LiveWorker(parts, self.pace, queue_frames=self.queue_frames)
+        worker = LiveWorker(parts, self.pace, queue=self.queue)
         # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
         documents = DocumentBuffer(
             FrameAssembler(
@@ -174,8 +175,9 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
             settings.final_budget_s,
             settings.checkpoint_s,
             settings.fine_tune_s,
+            settings.latency_s,
         ),
-        settings.queue_frames,
+        QueueLimits(settings.queue_frames, settings.memory_mb * 2**20 // 4),
         config.documents,
         settings.file_timeout_s,
         None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),

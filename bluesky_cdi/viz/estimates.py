@@ -10,6 +10,7 @@ import numpy as np
 
 from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
+from bluesky_cdi.evaluation.pipeline import pipeline_said
 from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
@@ -31,7 +32,8 @@ MARKERS = ("o", "D", "s", "^", "v", "P")
 def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     """Draw amplitude, phase, predicted phase error, and coverage with the scan's path; in words what is said of it.
 
-    That is the verdict and its reasons, or before there is one the causes of misfit that were named.
+    That is how far frames have come, and the verdict and its reasons, or before there is one the causes of misfit that
+    were named.
 
     Where a resolution is wanted, what two halves of the frames agree on is drawn beside: the ring correlation of the
     last check, and the resolution of all checks.
@@ -66,8 +68,8 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     title = f"{_title_of(estimate.n_frames)}, {word}" if word else _title_of(estimate.n_frames)
     fig.suptitle(title, fontsize="x-large")
     why = why or "; ".join(causes_of(estimate.source))
-    if why:
-        fig.supxlabel(textwrap.fill(why, FOOTER_CHARACTERS), fontsize="small")
+    if told := [textwrap.fill(each, FOOTER_CHARACTERS) for each in (pipeline_said(estimate.source), why) if each]:
+        fig.supxlabel("\n".join(told), fontsize="small")
     return fig
 
 

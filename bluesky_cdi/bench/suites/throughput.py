@@ -165,8 +165,7 @@ def simulate(work: Workload, device: torch.device, seed: int = 0) -> Measured:
     rng = np.random.default_rng(seed)
     generator = torch.Generator(device).manual_seed(seed)
     side, size = work.grid_px, work.frame_px
-    thickness = torch.from_numpy(power_law_texture((side, side), rng)).to(device, torch.float32)
-    sample = torch.polar(torch.exp(-0.08 * thickness), -0.9 * thickness).expand(work.scans, side, side).contiguous()
+    sample = textured(side, rng, device).expand(work.scans, side, side).contiguous()
     probe = _defocused(size, work.modes).to(device).expand(work.scans, -1, -1, -1).contiguous()
     grid = torch.arange(work.side, device=device) * work.step_px
     corners = torch.cartesian_prod(grid, grid).repeat(work.scans, 1)
@@ -184,6 +183,22 @@ def simulate(work: Workload, device: torch.device, seed: int = 0) -> Measured:
         for part in data.chunks(frames_at_once(probe))
     ]
     return Measured(torch.cat(counts), centre.cpu(), scene.cpu(), probe.cpu())
+
+
+def textured(side: int, rng: np.random.Generator, device: torch.device) -> Tensor:
+    """Draw the objects of these benchmarks, complex64 (side, side).
+
+    Parameters
+    ----------
+    side : int
+        Pixels along a side.
+    rng : Generator
+        Draws it.
+    device : torch.device
+        Where it is to be.
+    """
+    thickness = torch.from_numpy(power_law_texture((side, side), rng)).to(device, torch.float32)
+    return torch.polar(torch.exp(-0.08 * thickness), -0.9 * thickness)
 
 
 def _defocused(size: int, modes: int) -> Tensor:

@@ -19,6 +19,7 @@ from bluesky_cdi.cli.bench.images import (
     add_scan,
 )
 from bluesky_cdi.cli.bench.pretraining import add_pretraining
+from bluesky_cdi.cli.bench.rate import add_rate
 from bluesky_cdi.cli.bench.resolution import add_resolution
 from bluesky_cdi.cli.bench.scaling import add_scaling
 from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
@@ -52,6 +53,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_live,
         add_steps,
         add_events,
+        add_rate,
         add_memory,
         add_compression,
         add_resolution,

@@ -10,7 +10,7 @@ from torch import Tensor
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.forward import Diffraction
-from bluesky_cdi.reconstruction.calibration.conditions import conditions_of
+from bluesky_cdi.reconstruction.calibration.conditions import Conditions, conditions_of
 from bluesky_cdi.reconstruction.calibration.files import calibration_of
 from bluesky_cdi.reconstruction.calibration.halves import MOST_ITERATIONS
 from bluesky_cdi.reconstruction.calibration.record import PARTS, Calibrating
@@ -69,8 +69,19 @@ class Judge:
             Since the prediction.
         """
         conditions = conditions_of(probe, data, illumination, deviance, noise, iterations)
-        found = self.calibration(self.estimator(obj, probe, data, illumination, deviance), conditions)
-        return found.times(self.scale["amplitude"], self.scale["phase"])
+        return self.sized(self.estimator(obj, probe, data, illumination, deviance), conditions)
+
+    def sized(self, found: UncertaintyEstimate, conditions: Conditions) -> UncertaintyEstimate:
+        """Give what the estimator has found the size that is to be expected under some conditions.
+
+        Parameters
+        ----------
+        found : UncertaintyEstimate
+            As predicted.
+        conditions : Conditions
+            Under which the object was found.
+        """
+        return self.calibration(found, conditions).times(self.scale["amplitude"], self.scale["phase"])
 
     def scaled(self, factors: Mapping[str, float]) -> Judge:
         """Give one whose errors are so many times as large, by part."""

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from ophyd.sim import SynAxis
 
 from bluesky_cdi.callbacks import FrameAssembler, FrameSink
-from bluesky_cdi.callbacks._frame_files import path_of
+from bluesky_cdi.callbacks._frame_files import FrameFiles, path_of
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.config import DetectorConfig
 from bluesky_cdi.errors import DocumentError, FrameError, NoPtychographyError, ScanFileError
@@ -231,6 +231,36 @@ class TestWays:
 
     def test_leading_axis_in_the_file(self, tmp_path):
         assert_the_frames(feed(stream_documents(write_frames(tmp_path / "a.h5", FRAMES[:, None])))[0])
+
+    def test_rows_that_were_announced_together_are_read_together(self, tmp_path, monkeypatch):
+        reads, read_now = [], FrameFiles._read_now
+
+        def read(self, path, resource, start, stop, part):
+            reads.append((start, stop))
+            return read_now(self, path, resource, start, stop, part)
+
+        monkeypatch.setattr(FrameFiles, "_read_now", read)
+        path = write_frames(tmp_path / "a.h5")
+        documents = fly_documents(path)
+        assert_the_frames(feed(documents)[0])
+        # Two columns of positions twice, the first frame, and then all others at once.
+        assert sorted(reads) == sorted([(0, 1), (0, 1), (0, 1), (1, N), (1, N), (1, N)])
+
+    def test_of_rows_read_together_one_that_is_late_is_left_out_alone(self, tmp_path):
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            data = file.create_dataset("/entry/data/data", FRAMES.shape, FRAMES.dtype, chunks=(1, H, W))
+            data[[0, 1, 3]] = FRAMES[[0, 1, 3]]
+            file["/entry/y"], file["/entry/x"] = POSITIONS_UM.T
+        sink, _ = feed(fly_documents(path))
+        assert sorted(sink.frames) == [1, 2, 4] and [number for number, _ in sink.left_out] == [3]
+        np.testing.assert_array_equal(sink.frames[4].counts, FRAMES[3])
+
+    def test_frames_say_when_their_documents_were_complete(self, path):
+        before = time.monotonic()
+        sink, _ = feed(stream_documents(path))
+        arrived = [sink.frames[k].arrived_s for k in range(1, N + 1)]
+        assert before <= arrived[0] and arrived == sorted(arrived) and arrived[-1] <= time.monotonic()
 
     def test_compressed(self, tmp_path):
         assert_the_frames(feed(stream_documents(write_frames(tmp_path / "a.h5", **hdf5plugin.Bitshuffle())))[0])

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError, WorkerError
 from bluesky_cdi.evaluation.verdict import fault_of
 from bluesky_cdi.live import run_frames
+from bluesky_cdi.live.inbox import QueueLimits
 from bluesky_cdi.live.messages import LeftOut
 from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
@@ -43,7 +45,7 @@ class Rebuild:
         self.may_go_on.set()
         self.fail_with = self.fail_check_with = None
         self.gains = False
-        self.refused = set()
+        self.refused, self.read, self.reads_quickly = set(), set(), False
         self.spoil = lambda estimate: estimate
 
     def add(self, frames):
@@ -59,10 +61,19 @@ class Rebuild:
         if self.fail_with is not None:
             raise self.fail_with
         self.steps.append(sorted(self.frames))
+        self.read = set(self.frames)
         if not self.new and not self.gains:
             return None
         self.new = False
         return self.spoil(make_estimate(sorted(self.frames)))
+
+    def read_quickly(self, budget_s):
+        """Take 100 frames more into the image, if there are."""
+        waiting = sorted(set(self.frames) - self.read)
+        if not self.reads_quickly or not waiting:
+            return None
+        self.read |= set(waiting[:100])
+        return make_estimate(sorted(self.read))
 
     def checked(self, estimate, interrupted=None):
         if self.fail_check_with is not None:
@@ -125,11 +136,11 @@ class Keep:
 class Bench:
     """A worker with its parts in reach."""
 
-    def __init__(self, final_steps=10, checkpoint_s=600.0, **options):
+    def __init__(self, final_steps=10, checkpoint_s=600.0, latency_s=math.inf, **options):
         self.rebuilds, self.agents, self.records, self.kept, self.heard = [], [], [], [], []
         self.listener_error = self.rebuild_error = self.agent_error = self.points_error = None
         parts = WorkerParts(self._rebuild, self._agent, self._record, self._points, self._keep, [self._listen])
-        self.worker = LiveWorker(parts, Pace(5.0, final_steps, 600.0, checkpoint_s), **options)
+        self.worker = LiveWorker(parts, Pace(5.0, final_steps, 600.0, checkpoint_s, latency_s=latency_s), **options)
 
     def _points(self, estimate):
         if self.points_error is not None:
@@ -273,7 +284,7 @@ def test_run_without_frames(bench):
 
 
 def test_full_queue_leaves_out_the_newest_and_warns_once(make_bench, caplog):
-    bench = make_bench(queue_frames=2)
+    bench = make_bench(queue=QueueLimits(2))
     ticket = bench.begin()
     bench.start(ticket)
     rebuild = bench.rebuilds[0]
@@ -303,7 +314,7 @@ def test_full_queue_leaves_out_the_newest_and_warns_once(make_bench, caplog):
 
 def test_queue_has_room_again_after_a_failure(make_bench):
     """Frames that were thrown away with a failed run don't count as waiting."""
-    bench = make_bench(queue_frames=4)
+    bench = make_bench(queue=QueueLimits(4))
     ticket = bench.begin()
     bench.start(ticket)
     rebuild = bench.rebuilds[0]
@@ -732,7 +743,7 @@ def missing_of(bench):
 
 
 def test_frames_too_many_are_read_again_when_the_run_is_over(make_bench, caplog):
-    bench, again = make_bench(queue_frames=2), []
+    bench, again = make_bench(queue=QueueLimits(2)), []
     overload(bench, lambda seq_num: again.append(seq_num) or frame(seq_num), 1, 2, 3, 4, 5, 6, 7)
     # One of them is taken once more in the meantime.
     bench.until(lambda: bench.worker.latest is not None and bench.worker.latest.n_frames == 3)
@@ -747,6 +758,46 @@ def test_frames_too_many_are_read_again_when_the_run_is_over(make_bench, caplog)
     assert estimate.frame_seq_nums.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert (status, reason, missing_of(bench)) == ("success", "", None) and bench.kept[0].removed
     assert "3 frame(s) of run 1 were read again from their files" in caplog.text
+
+
+def test_last_steps_count_once_all_frames_are_in_the_image(make_bench):
+    bench = make_bench(final_steps=2)
+    bench.start(bench.begin())
+    rebuild, taken = bench.rebuilds[0], iter(range(2, 100))
+    # A frame more in each image, as of an object whose regions come one after the other.
+    rebuild.gains, rebuild.spoil = True, lambda estimate: make_estimate(range(1, min(next(taken), 12)))
+    bench.put(*range(1, 12))
+    bench.worker.end_run("success", "")
+    bench.worker.wait(SOON_S)
+    ((estimate, _, _),) = bench.records[0].closed
+    assert estimate.frame_seq_nums.tolist() == list(range(1, 12)) and missing_of(bench) is None
+    counts = estimate.source["pipeline"]
+    assert (counts["received"], counts["imaged"], counts["waiting"]) == (11, 11, 0)
+    # The 11 images, and two more.
+    assert len(rebuild.steps) == 13
+
+
+def test_frames_that_an_image_passes_over_come_into_the_next_ones_without_further_frames(make_bench, caplog):
+    bench = make_bench(latency_s=0.01)
+    bench.start(bench.begin(ScanArea((0.0, 0.0), (1e-6, 1e-6), 1e-7, 50, adaptive=False)))
+    rebuild = bench.rebuilds[0]
+    rebuild.reads_quickly = True
+    rebuild.may_go_on.clear()
+    bench.put(1)
+    assert rebuild.started.wait(SOON_S)
+    bench.put(*range(2, 300))
+    # Longer than an image may lag.
+    time.sleep(0.05)
+    with caplog.at_level(logging.INFO, "bluesky_cdi"):
+        rebuild.may_go_on.set()
+        bench.until(lambda: bench.worker.latest is not None and bench.worker.latest.n_frames == 299)
+        bench.until(lambda: rebuild.steps[-1] == list(range(1, 300)))
+        bench.worker.end_run("success", "")
+        bench.worker.wait(SOON_S)
+    assert "frames come faster than they can be read" in caplog.text
+    assert "run 1: 299 of 299 frames in the image" in caplog.text
+    ((estimate, status, reason),) = bench.records[0].closed
+    assert (estimate.n_frames, status, reason, missing_of(bench)) == (299, "success", "", None)
 
 
 def test_file_that_comes_after_the_run(make_bench, monkeypatch):
@@ -772,7 +823,7 @@ def test_file_that_comes_after_the_run(make_bench, monkeypatch):
 
 def test_what_stays_missing_is_named(make_bench, monkeypatch, caplog):
     monkeypatch.setattr(run_frames, "LATE_S", 0.0)
-    bench, tries = make_bench(queue_frames=2), []
+    bench, tries = make_bench(queue=QueueLimits(2)), []
 
     def read_again(seq_num):
         tries.append(seq_num)
@@ -813,7 +864,7 @@ def test_what_stays_missing_is_named(make_bench, monkeypatch, caplog):
 
 
 def test_newer_scan_ends_the_reading(make_bench):
-    bench, again = make_bench(queue_frames=2), []
+    bench, again = make_bench(queue=QueueLimits(2)), []
 
     def read_again(seq_num):
         again.append(seq_num)
@@ -834,7 +885,7 @@ def test_newer_scan_ends_the_reading(make_bench):
 
 
 def test_without_last_refinements_nothing_is_read_again(make_bench):
-    bench = make_bench(queue_frames=2, final_steps=0)
+    bench = make_bench(queue=QueueLimits(2), final_steps=0)
     overload(bench, frame, 1, 2, 3, 4)
     bench.worker.end_run("success", "")
     bench.worker.wait(SOON_S)
@@ -1118,7 +1169,7 @@ def test_state_is_kept_after_estimates_and_goes_with_the_end(make_bench):
 
 
 def test_state_stays_where_frames_were_left_out(make_bench):
-    bench = make_bench(queue_frames=1)
+    bench = make_bench(queue=QueueLimits(1))
     bench.start()
     bench.rebuilds[0].may_go_on.clear()
     bench.put(1)

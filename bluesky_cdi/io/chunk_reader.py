@@ -1,0 +1,222 @@
+"""Frames of an HDF5 file by its chunks: read from the file and decompressed in several threads, without HDF5's lock.
+
+HDF5 reads and decompresses in one thread at a time. Here it only says where the chunks lie; their bytes are read by the
+system, and decompressed by the functions that hdf5plugin's filter itself calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from bluesky_cdi.errors import ScanFileError
+from bluesky_cdi.io.hdf5 import CheckedFile
+
+# HDF5's number of the filter bitshuffle, and what its fifth parameter says was done after shuffling.
+BITSHUFFLE, LZ4, ZSTD = 32008, 2, 3
+# Before a chunk's blocks: its size and that of a block, bytes, big-endian.
+HEADER = struct.Struct(">QI")
+# Chunks that lie no further apart are read together, bytes: HDF5 keeps its index between them.
+GAP_BYTES = 2**16
+
+# Takes the bytes of a chunk; writes its values.
+Decode = Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], None]
+
+
+class ChunkReader:
+    """Reads rows of a dataset (n, H, W); each chunk holds whole frames.
+
+    Chunks that are bitshuffled and compressed by LZ4 or Zstd, or not compressed, are read in threads; others by HDF5.
+    The file may not grow meanwhile.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    place : str
+        The dataset.
+    threads : int
+        That read at a time.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n, H, W).
+    dtype : dtype
+    is_direct : bool
+        Whether chunks are read in threads.
+
+    Raises
+    ------
+    ScanFileError
+        If there are no such frames.
+    """
+
+    def __init__(self, path: Path | str, place: str, threads: int) -> None:
+        import hdf5plugin  # noqa: F401  # registers the compression filters of fast detectors
+
+        try:
+            self._file = CheckedFile(path)
+            dataset = self._file[place]
+        except (OSError, KeyError) as err:
+            raise ScanFileError(f"no frames can be read from `{place}` of {path}: {err}") from err
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 3:
+            raise ScanFileError(f"`{place}` of {path} must be frames (n, H, W); it is {dataset}")
+        self._dataset, self.shape, self.dtype = dataset, tuple(dataset.shape), dataset.dtype
+        decode = _decoder(dataset)
+        whole = dataset.chunks is not None and dataset.chunks[1:] == dataset.shape[1:]
+        self._decode = decode if whole and not dataset.is_virtual else None
+        self._chunk = dataset.chunks[0] if dataset.chunks is not None else 1
+        self._places = self._index() if self._decode is not None else np.zeros((0, 2), np.int64)
+        self._bytes = os.open(path, os.O_RDONLY)
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads, "bluesky_cdi-chunks")
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether chunks are read in threads."""
+        return self._decode is not None
+
+    def read(self, start: int, stop: int, out: npt.NDArray[Any]) -> None:
+        """Read rows.
+
+        Parameters
+        ----------
+        start, stop : int
+            The first, and the one after the last.
+        out : ndarray, shape (stop - start, H, W)
+            Gets them; of the dataset's type.
+
+        Raises
+        ------
+        ScanFileError
+            If a chunk was never written, or is damaged.
+        """
+        if self._decode is None:
+            self._dataset.read_direct(out, np.s_[start:stop])
+            return
+        first, last = start // self._chunk, -(-stop // self._chunk)
+        edges = np.linspace(first, last, min(self._threads, last - first) + 1).astype(int)
+        parts = [
+            self._pool.submit(self._read_chunks, int(low), int(high), start, out)
+            for low, high in itertools.pairwise(edges)
+        ]
+        for part in parts:
+            part.result()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pool.shutdown()
+        os.close(self._bytes)
+        self._file.close()
+
+    def __enter__(self) -> ChunkReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _index(self) -> npt.NDArray[np.int64]:
+        """List where each chunk lies: offset and bytes, (chunks, 2); -1 where it was never written, or not filtered."""
+        places = np.full((-(-self.shape[0] // self._chunk), 2), -1, np.int64)
+
+        def note(info: Any) -> None:
+            if not info.filter_mask:
+                places[info.chunk_offset[0] // self._chunk] = info.byte_offset, info.size
+
+        self._dataset.id.chunk_iter(note)
+        return places
+
+    def _read_chunks(self, low: int, high: int, start: int, out: npt.NDArray[Any]) -> None:
+        """Read chunks, and put what of them is wanted into `out`, which begins with row `start`."""
+        offsets, sizes = self._places[low:high].T
+        if (missing := np.flatnonzero(offsets < 0)).size:
+            raise self._not_there(low + int(missing[0]))
+        # What lies together in the file is read at once, though something small may lie between.
+        far = np.flatnonzero(np.diff(offsets) - sizes[:-1] != np.clip(np.diff(offsets) - sizes[:-1], 0, GAP_BYTES)) + 1
+        for first, last in itertools.pairwise([0, *far.tolist(), len(offsets)]):
+            begin, end = int(offsets[first]), int(offsets[last - 1] + sizes[last - 1])
+            data = np.empty(end - begin, np.uint8)
+            if os.preadv(self._bytes, [data.data], begin) < len(data):
+                raise self._not_there(low + first)
+            for number in range(first, last):
+                place = int(offsets[number]) - begin
+                self._put(low + number, data[place : place + int(sizes[number])], start, out)
+
+    def _put(self, number: int, data: npt.NDArray[np.uint8], start: int, out: npt.NDArray[Any]) -> None:
+        """Decode a chunk into the rows that are its, of those that are wanted."""
+        row = number * self._chunk - start
+        decode = self._decode or _copy
+        if row >= 0 and row + self._chunk <= len(out):
+            decode(data, out[row : row + self._chunk])
+            return
+        block = np.empty((self._chunk, *self.shape[1:]), self.dtype)
+        decode(data, block)
+        inside = slice(max(0, -row), min(self._chunk, len(out) - row))
+        out[max(0, row) : row + inside.stop] = block[inside]
+
+    def _not_there(self, number: int) -> ScanFileError:
+        return ScanFileError(
+            f"rows from {number * self._chunk} of `{self._dataset.name}` of {self._dataset.file.filename} were never "
+            "written, or the file is cut off"
+        )
+
+
+def _decoder(dataset: h5py.Dataset) -> Decode | None:
+    """Find what decompresses the chunks of a dataset; None where that is left to HDF5."""
+    filters = dataset.id.get_create_plist()
+    if filters.get_nfilters() == 0:
+        return _copy
+    if filters.get_nfilters() != 1 or filters.get_filter(0)[0] != BITSHUFFLE:
+        return None
+    values = filters.get_filter(0)[2]
+    name = {LZ4: "bshuf_decompress_lz4", ZSTD: "bshuf_decompress_zstd"}.get(values[4] if len(values) > 4 else 0)
+    function = None if name is None else _plugin_function(name)
+    return None if function is None else _unshuffled(function)
+
+
+def _copy(data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
+    out[...] = data.view(out.dtype).reshape(out.shape)
+
+
+def _plugin_function(name: str) -> Any:
+    """Find a function of hdf5plugin's bitshuffle; None where its library does not have it."""
+    import hdf5plugin
+
+    library = Path(hdf5plugin.PLUGIN_PATH) / "libh5bshuf.so"
+    try:
+        function = getattr(ctypes.CDLL(str(library)), name)
+    except (OSError, AttributeError):
+        return None
+    # In, out, values, bytes of a value, values of a block; the bytes that it took, or an error below 0.
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t]
+    function.restype = ctypes.c_int64
+    return function
+
+
+def _unshuffled(function: Any) -> Decode:
+    """Make a decoder of a function of bitshuffle; ctypes lets other threads run while it works."""
+
+    def decode(data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
+        size, block = HEADER.unpack_from(data.data)
+        if size != out.nbytes:
+            raise ScanFileError(f"a chunk must hold {out.nbytes} bytes; it says {size}")
+        width = out.dtype.itemsize
+        begin = data.__array_interface__["data"][0] + HEADER.size
+        taken = function(begin, out.__array_interface__["data"][0], out.size, width, block // width)
+        if taken != len(data) - HEADER.size:
+            raise ScanFileError(f"a chunk of {len(data)} bytes is damaged (bitshuffle gives {taken})")
+
+    return decode
