@@ -19,8 +19,10 @@ from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
 from bluesky_cdi.callbacks._sink import FrameSink
+from bluesky_cdi.callbacks._stamped_run import StampedRun, position_stream
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
+from bluesky_cdi.config import TimeStampsConfig
 from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
 from bluesky_cdi.protocols import RunInfo
 
@@ -48,11 +50,15 @@ class RunFeed:
         Raises FrameError for a frame that can't be used; takes it, and the (H, W) that the descriptor announced.
     several : {'sum', 'each'}
         What becomes of several images an event: one frame, their sum, or a frame each.
+    time_stamps : TimeStampsConfig, optional
+        How frames find positions that have time stamps of their own.
 
     Attributes
     ----------
     start : Mapping
         The run's start document.
+    stamped : StampedRun or None
+        Of a run whose positions have a stream and time stamps of their own.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class RunFeed:
         file_timeout_s: float = 0.0,
         check: Check = check_frame,
         several: Several = "sum",
+        time_stamps: TimeStampsConfig | None = None,
     ) -> None:
         self.start = start
         self._stream = stream
@@ -86,6 +93,9 @@ class RunFeed:
         self._tally = FrameTally()
         region = sink.region if isinstance(sink, PreprocessingSink) else None
         self._maker = FrameMaker(self._files, self._tally, check, several, region)
+        settings = time_stamps or TimeStampsConfig()
+        samples = position_stream(start, settings)
+        self.stamped = StampedRun(start, stream, samples, settings, choice, self._files) if samples else None
 
     @property
     def is_fed(self) -> bool:
@@ -122,6 +132,15 @@ class RunFeed:
             for event in unpack_event_page(doc):
                 self.receive("event", event)
             return
+        if self.stamped is not None:
+            for each in self.stamped.translated(name, doc):
+                self._receive(*each)
+            for seq_num, why in self.stamped.positions.newly_overdue().items():
+                self._leave_out("are left out until their positions come", seq_num, _unplaced(seq_num, why))
+            return
+        self._receive(name, doc)
+
+    def _receive(self, name: str, doc: Document) -> None:
         if self._normalize is None and _is_legacy(name, doc):
             self._normalize = self._normalizer()
         if self._normalize is None:
@@ -141,6 +160,8 @@ class RunFeed:
         for seq_num, parts in [*((late, self._join.known(late)) for late in self._late), *self._join.renewed()]:
             self._hand_on(seq_num, parts)
         for seq_num in self._join.incomplete():
+            if self.stamped is not None and self._tell_unplaced(self.stamped, seq_num):
+                continue
             missing = " and ".join(self._join.missing(seq_num))
             self._leave_out(
                 "lack their frame or their position",
@@ -152,8 +173,26 @@ class RunFeed:
             )
         if self._beginning is not None:
             self._beginning.finish()
+        if self.stamped is not None and self._beginning is not None:
+            self._tell_of_motion(self.stamped, self._beginning.pixel_m)
         if told := self._tally.summary:
             logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
+
+    def _tell_unplaced(self, stamped: StampedRun, seq_num: int) -> bool:
+        """Tell of a frame whose position never came, unless that was told; whether it is one."""
+        if seq_num not in stamped.positions.waiting:
+            return False
+        if seq_num not in stamped.positions.overdue:
+            self._leave_out("never got a position", seq_num, _unplaced(seq_num, stamped.positions.why(seq_num)))
+        return True
+
+    def _tell_of_motion(self, stamped: StampedRun, pixel_m: float | None) -> None:
+        run = self.start.get("scan_id", self.start["uid"])
+        for line in stamped.summary:
+            logger.warning("run %s: %s", run, line)
+        if line := stamped.motion(pixel_m):
+            level = logging.WARNING if stamped.is_blurred(pixel_m) else logging.INFO
+            logger.log(level, "run %s: %s", run, line)
 
     def close(self) -> None:
         """Close the run's files."""
@@ -267,6 +306,13 @@ class RunFeed:
         if self._beginning is not None and self._keys is not None:
             for number in self._maker.numbers(seq_num, self._keys):
                 self._beginning.leave_out(number, error)
+
+
+def _unplaced(seq_num: int, why: str) -> FrameError:
+    return FrameError(
+        f"frame {seq_num} must have a position; {why}. Are samples lost, or does one clock show another time than the "
+        "other (documents.time_stamps.offset_s)?"
+    )
 
 
 def _image(value: Any) -> np.ndarray[Any, Any]:
