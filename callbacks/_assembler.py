@@ -44,8 +44,8 @@ class FrameAssembler:
 
     A callback for ``RE.subscribe``. It takes frames inside events and event pages, in HDF5 files
     announced by StreamResource and StreamDatum, and in those of the older Resource and Datum;
-    positions in events or, for fly scans, in StreamDatum columns: a row a frame, or samples with time stamps in a stream
-    of their own, which are interpolated to the middles of exposures. A frame is held until its
+    positions in events or, for fly scans, in StreamDatum columns: a row a frame, or samples with time
+    stamps in a stream of their own, which are interpolated to the middles of exposures. A frame is held until its
     position is known, whatever the order of the documents; of a `seq_num` that comes twice the
     last one counts.
 

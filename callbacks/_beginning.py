@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -131,4 +130,3 @@ class Beginning:
         held, self._held = self._held, []
         for call in held:
             call()
-

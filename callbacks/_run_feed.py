@@ -28,6 +28,9 @@ from bluesky_cdi.protocols import RunInfo
 
 logger = logging.getLogger(__name__)
 
+# After so many frames of a fly scan it is looked how far the probe moves during exposures.
+EARLY_FRAMES = 32
+
 Document = Mapping[str, Any]
 
 
@@ -89,6 +92,7 @@ class RunFeed:
         # Events whose files were late before the run was opened, for which their positions are needed.
         self._late: list[int] = []
         self._has_ended = False
+        self._has_warned = False
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
         region = sink.region if isinstance(sink, PreprocessingSink) else None
@@ -137,6 +141,7 @@ class RunFeed:
                 self._receive(*each)
             for seq_num, why in self.stamped.positions.newly_overdue().items():
                 self._leave_out("are left out until their positions come", seq_num, _unplaced(seq_num, why))
+            self._warn_of_blur(self.stamped)
             return
         self._receive(name, doc)
 
@@ -185,6 +190,14 @@ class RunFeed:
         if seq_num not in stamped.positions.overdue:
             self._leave_out("never got a position", seq_num, _unplaced(seq_num, stamped.positions.why(seq_num)))
         return True
+
+    def _warn_of_blur(self, stamped: StampedRun) -> None:
+        """Warn, once and early, of a motion that blurs the frames."""
+        if self._has_warned or self._beginning is None or len(stamped.positions.smear_m) < EARLY_FRAMES:
+            return
+        self._has_warned = True
+        if stamped.is_blurred(pixel_m := self._beginning.pixel_m):
+            logger.warning("run %s: %s", self.start.get("scan_id"), stamped.motion(pixel_m))
 
     def _tell_of_motion(self, stamped: StampedRun, pixel_m: float | None) -> None:
         run = self.start.get("scan_id", self.start["uid"])

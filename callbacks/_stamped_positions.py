@@ -87,6 +87,7 @@ class StampedPositions:
         Parameters
         ----------
         numbers : sequence of int
+            Of the frames.
         centres_s : ndarray, shape (n,)
             The middle of each exposure.
         exposure_s : float
@@ -152,7 +153,7 @@ class StampedPositions:
 
     def _is_bracketed(self, centres: FloatArray, after: np.ndarray[tuple[int], np.dtype[np.int64]]) -> FloatArray:
         inside = (centres >= self._times_s[0]) & (centres <= self._times_s[-1])
-        return inside & (self._times_s[after] - self._times_s[after - 1] <= self._longest_s())
+        return np.asarray(inside & (self._times_s[after] - self._times_s[after - 1] <= self._longest_s()))
 
     def _longest_s(self) -> float:
         if self._gap_s is not None:

@@ -15,7 +15,6 @@ from bluesky_cdi.callbacks._stamped_positions import StampedPositions
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.config import TimeStampsConfig
 from bluesky_cdi.errors import DocumentError, ScanFileError
-from bluesky_cdi.protocols import FloatArray
 from bluesky_cdi.units import seconds_per
 
 logger = logging.getLogger(__name__)
@@ -121,7 +120,9 @@ class StampedRun:
         """What is unusual, a line each."""
         said = []
         if self.dropped:
-            said.append(f"{len(self.dropped)} frame(s) were dropped by the detector, by its own count: {_few(self.dropped)}")
+            said.append(
+                f"{len(self.dropped)} frame(s) were dropped by the detector, by its own count: {_few(self.dropped)}"
+            )
         if self.positions.overdue:
             said.append(
                 f"{len(self.positions.overdue)} frame(s) had no position within {self._settings.lead_s:g} s, "
@@ -209,7 +210,9 @@ class StampedRun:
                 self._rows.setdefault(key, []).extend(self._files.column(resource, start, stop))
                 self._sample()
         elif key == time_key:
-            self._expect(range(doc["seq_nums"]["start"], doc["seq_nums"]["stop"]), self._files.column(resource, start, stop))
+            self._expect(
+                range(doc["seq_nums"]["start"], doc["seq_nums"]["stop"]), self._files.column(resource, start, stop)
+            )
         elif key == self._number_key:
             self._count(self._files.column(resource, start, stop))
 
@@ -224,7 +227,9 @@ class StampedRun:
             times, y, x = (np.array(self._rows[key][:n]) for key in keys)
             for key in keys:
                 del self._rows[key][:n]
-            self.positions.sample(times * seconds - self._settings.offset_s, np.stack([y, x], 1) * self._keys.metres_per)
+            self.positions.sample(
+                times * seconds - self._settings.offset_s, np.stack([y, x], 1) * self._keys.metres_per
+            )
 
     def _expect(self, seq_nums: Any, stamps: list[float]) -> None:
         if self._keys is None:
@@ -285,8 +290,8 @@ class StampedRun:
         unit, name = (pixel_m, "sample pixels") if pixel_m else (1e-9, "nm")
         return (
             f"{len(smear)} frame(s) got positions by time stamps; the probe moved by {np.nanmedian(smear) / unit:.2g} "
-            f"{name} during an exposure (at most {np.nanmax(smear) / unit:.2g}); between samples positions are known to "
-            f"{np.median(error) / unit:.1g} {name} (at worst {error.max() / unit:.1g})"
+            f"{name} during an exposure (at most {np.nanmax(smear) / unit:.2g}); between samples positions are known "
+            f"to {np.median(error) / unit:.1g} {name} (at worst {error.max() / unit:.1g})"
         )
 
 

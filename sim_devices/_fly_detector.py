@@ -118,6 +118,9 @@ class SimFlyDetector(SimAreaDetector):
             self._step_exposure_s = float(self.exposure_s.get())
         self.exposure_s.put(flight.exposure_s)
         status = DeviceStatus(self, call_stop_on_failure=False)
+        if self._series is not None and self._series.flight is flight and self._series.begun_s is None:
+            status.set_finished()
+            return status
 
         def work() -> None:
             try:

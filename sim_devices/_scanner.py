@@ -193,5 +193,3 @@ class SimScanner(Device):  # type: ignore[misc]
                 f"{self.name}_timestamp": times_s + self._begun_s + self._offset_s,
             })  # fmt: skip
         return self._done >= total
-
-

@@ -365,5 +365,5 @@ class SimStage(Device):  # type: ignore[misc]
         for axis, column in zip((self.y, self.x), positions_um.T, strict=True):
             for position in (column.min(), column.max()):
                 axis.check_value(float(position))
-        moves = [axis.follow(flight.times_s, c, begun_s) for axis, c in zip((self.y, self.x), positions_um.T, strict=True)]
-        return moves[0] & moves[1]
+        y_um, x_um = positions_um.T
+        return self.y.follow(flight.times_s, y_um, begun_s) & self.x.follow(flight.times_s, x_um, begun_s)
