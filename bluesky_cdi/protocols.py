@@ -303,6 +303,8 @@ class ScanArea:
         Most frames.
     adaptive : bool
         Whether positions will be asked for.
+    keep_out_m : tuple of ((y, x), (y, x))
+        Low and high corner of each box that no position may lie in, metres.
     """
 
     low_m: tuple[float, float]
@@ -310,6 +312,7 @@ class ScanArea:
     step_m: float
     budget: int
     adaptive: bool = True
+    keep_out_m: tuple[tuple[tuple[float, float], tuple[float, float]], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

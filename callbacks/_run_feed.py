@@ -28,9 +28,6 @@ from bluesky_cdi.protocols import RunInfo
 
 logger = logging.getLogger(__name__)
 
-# After so many frames of a fly scan it is looked how far the probe moves during exposures.
-EARLY_FRAMES = 32
-
 Document = Mapping[str, Any]
 
 
@@ -92,7 +89,6 @@ class RunFeed:
         # Events whose files were late before the run was opened, for which their positions are needed.
         self._late: list[int] = []
         self._has_ended = False
-        self._has_warned = False
         self._normalize: Callable[[str, Document], None] | None = None
         self._tally = FrameTally()
         region = sink.region if isinstance(sink, PreprocessingSink) else None
@@ -136,27 +132,24 @@ class RunFeed:
             for event in unpack_event_page(doc):
                 self.receive("event", event)
             return
+        translated = [(name, doc)] if self.stamped is None else self.stamped.translated(name, doc)
+        for kind, each in translated:
+            if self._normalize is None and _is_legacy(kind, each):
+                self._normalize = self._normalizer()
+            if self._normalize is None:
+                self._accept(kind, each)
+                continue
+            if kind == "event" and self._keys is not None:
+                # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
+                for key in (self._keys.frame, *self._keys.position, self._keys.monitor):
+                    if isinstance(datum_id := each["data"].get(key), str):
+                        self._seq_num_of_datum[datum_id] = each["seq_num"]
+            self._normalize(kind, each)
         if self.stamped is not None:
-            for each in self.stamped.translated(name, doc):
-                self._receive(*each)
             for seq_num, why in self.stamped.positions.newly_overdue().items():
                 self._leave_out("are left out until their positions come", seq_num, _unplaced(seq_num, why))
-            self._warn_of_blur(self.stamped)
-            return
-        self._receive(name, doc)
-
-    def _receive(self, name: str, doc: Document) -> None:
-        if self._normalize is None and _is_legacy(name, doc):
-            self._normalize = self._normalizer()
-        if self._normalize is None:
-            self._accept(name, doc)
-            return
-        if name == "event" and self._keys is not None:
-            # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
-            for key in (self._keys.frame, *self._keys.position, self._keys.monitor):
-                if isinstance(datum_id := doc["data"].get(key), str):
-                    self._seq_num_of_datum[datum_id] = doc["seq_num"]
-        self._normalize(name, doc)
+            if self._beginning is not None:
+                self.stamped.report.early(self._beginning.pixel_m)
 
     def finish(self, stop: Document) -> None:
         """Hand on what the last documents complete."""
@@ -164,8 +157,12 @@ class RunFeed:
         self._has_ended = True
         for seq_num, parts in [*((late, self._join.known(late)) for late in self._late), *self._join.renewed()]:
             self._hand_on(seq_num, parts)
+        waiting = set() if self.stamped is None else set(self.stamped.positions.waiting)
         for seq_num in self._join.incomplete():
-            if self.stamped is not None and self._tell_unplaced(self.stamped, seq_num):
+            if self.stamped is not None and seq_num in waiting:
+                if seq_num not in self.stamped.positions.overdue:
+                    why = self.stamped.positions.why(seq_num)
+                    self._leave_out("never got a position", seq_num, _unplaced(seq_num, why))
                 continue
             missing = " and ".join(self._join.missing(seq_num))
             self._leave_out(
@@ -179,33 +176,9 @@ class RunFeed:
         if self._beginning is not None:
             self._beginning.finish()
         if self.stamped is not None and self._beginning is not None:
-            self._tell_of_motion(self.stamped, self._beginning.pixel_m)
+            self.stamped.report.at_end(self._beginning.pixel_m)
         if told := self._tally.summary:
             logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
-
-    def _tell_unplaced(self, stamped: StampedRun, seq_num: int) -> bool:
-        """Tell of a frame whose position never came, unless that was told; whether it is one."""
-        if seq_num not in stamped.positions.waiting:
-            return False
-        if seq_num not in stamped.positions.overdue:
-            self._leave_out("never got a position", seq_num, _unplaced(seq_num, stamped.positions.why(seq_num)))
-        return True
-
-    def _warn_of_blur(self, stamped: StampedRun) -> None:
-        """Warn, once and early, of a motion that blurs the frames."""
-        if self._has_warned or self._beginning is None or len(stamped.positions.smear_m) < EARLY_FRAMES:
-            return
-        self._has_warned = True
-        if stamped.is_blurred(pixel_m := self._beginning.pixel_m):
-            logger.warning("run %s: %s", self.start.get("scan_id"), stamped.motion(pixel_m))
-
-    def _tell_of_motion(self, stamped: StampedRun, pixel_m: float | None) -> None:
-        run = self.start.get("scan_id", self.start["uid"])
-        for line in stamped.summary:
-            logger.warning("run %s: %s", run, line)
-        if line := stamped.motion(pixel_m):
-            level = logging.WARNING if stamped.is_blurred(pixel_m) else logging.INFO
-            logger.log(level, "run %s: %s", run, line)
 
     def close(self) -> None:
         """Close the run's files."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_cdi.callbacks._fly_report import FlyReport
 from bluesky_cdi.callbacks._frame_files import FrameFiles
 from bluesky_cdi.callbacks._positions import listed
 from bluesky_cdi.callbacks._stamped_positions import StampedPositions
@@ -21,12 +22,6 @@ logger = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
 
-# Waiting is told of once a frame has waited for this share of what it may.
-TOLD_SHARE = 0.1
-# A way of one pixel during the exposure takes a third off the contrast of the finest structures: sinc(1/2) = 0.64.
-BLUR_PX = 1.0
-# Positions are worth refining from here on.
-UNSURE_PX = 0.25
 # So many exposures lie between the moment that a stamp marks and the middle of the exposure.
 MIDDLE = {"start": 0.5, "centre": 0.0, "end": -0.5}
 
@@ -68,8 +63,8 @@ class StampedRun:
     ----------
     positions : StampedPositions
         Which frames wait, and which are overdue.
-    dropped : list of int
-        Numbers of the detector's own count that are missing.
+    report : FlyReport
+        Tells what is unusual.
     """
 
     def __init__(
@@ -77,7 +72,7 @@ class StampedRun:
         files: FrameFiles,
     ) -> None:  # fmt: skip
         self.positions = StampedPositions(settings.lead_s, settings.gap_s)
-        self.dropped: list[int] = []
+        self.report = FlyReport(start.get("scan_id", start["uid"]), self.positions, settings.lead_s)
         self._start, self._names, self._settings, self._choice = start, (stream, samples), settings, choice
         self._files = files
         self._described: dict[str, Document] = {}
@@ -90,7 +85,6 @@ class StampedRun:
         self._unread: list[Document] = []
         self._rows: dict[str, list[float]] = {}
         self._last_number: float | None = None
-        self._has_told = False
 
     def translated(self, name: str, doc: Document) -> Iterator[tuple[str, Document]]:
         """Yield what a document of the run becomes.
@@ -114,23 +108,6 @@ class StampedRun:
         else:
             yield from self._accept(name, doc)
             yield from self._placed()
-
-    @property
-    def summary(self) -> list[str]:
-        """What is unusual, a line each."""
-        said = []
-        if self.dropped:
-            said.append(
-                f"{len(self.dropped)} frame(s) were dropped by the detector, by its own count: {_few(self.dropped)}"
-            )
-        if self.positions.overdue:
-            said.append(
-                f"{len(self.positions.overdue)} frame(s) had no position within {self._settings.lead_s:g} s, "
-                f"{len(set(self.positions.overdue) & set(self.positions.waiting))} of them never got one"
-            )
-        if self._unread:
-            said.append(f"{len(self._unread)} block(s) of columns could not be read")
-        return said
 
     def _descriptor(self, doc: Document) -> Iterator[tuple[str, Document]]:
         self._described[doc["name"]] = doc
@@ -160,6 +137,7 @@ class StampedRun:
     def _accept(self, name: str, doc: Document) -> Iterator[tuple[str, Document]]:
         if name == "stop":
             self._read_again()
+            self.report.unread = len(self._unread)
             yield from self._placed()
             yield name, doc
             return
@@ -242,7 +220,7 @@ class StampedRun:
     def _count(self, numbers: list[float]) -> None:
         for number in numbers:
             if self._last_number is not None and number > self._last_number + 1:
-                self.dropped.extend(range(int(self._last_number) + 1, int(number)))
+                self.report.dropped.extend(range(int(self._last_number) + 1, int(number)))
             self._last_number = number
 
     def _placed(self) -> Iterator[tuple[str, Document]]:
@@ -254,45 +232,7 @@ class StampedRun:
             y, x = (float(value) for value in position_m / keys.metres_per)
             data = dict(zip(keys.position, (y, x), strict=True))
             yield "event", {"descriptor": self._described[self._names[0]]["uid"], "seq_num": seq_num, "data": data}
-        behind_s = self.positions.behind_s
-        if not self._has_told and behind_s > TOLD_SHARE * self._settings.lead_s:
-            self._has_told = True
-            logger.warning(
-                "run %s: %d frame(s) wait for their positions, the oldest for %.3g s; they are read when these come. "
-                "After %g s they are told as missing.",
-                self._start.get("scan_id"), len(self.positions.waiting), behind_s, self._settings.lead_s,
-            )  # fmt: skip
-
-    def is_blurred(self, pixel_m: float | None) -> bool:
-        """Tell whether frames are smeared by more than `BLUR_PX`, or positions known to less than `UNSURE_PX`.
-
-        Parameters
-        ----------
-        pixel_m : float or None
-            Sample pixel, metres; without it nobody can tell.
-        """
-        smear, error = self.positions.smear_m, self.positions.error_m
-        if pixel_m is None or not smear:
-            return False
-        return bool(np.nanmedian(smear) > BLUR_PX * pixel_m or max(error) > UNSURE_PX * pixel_m)
-
-    def motion(self, pixel_m: float | None) -> str:
-        """Say in words how the motion smears the frames, and how well positions are known between samples.
-
-        Parameters
-        ----------
-        pixel_m : float or None
-            Sample pixel, metres.
-        """
-        smear, error = (np.array(each) for each in (self.positions.smear_m, self.positions.error_m))
-        if not len(smear):
-            return ""
-        unit, name = (pixel_m, "sample pixels") if pixel_m else (1e-9, "nm")
-        return (
-            f"{len(smear)} frame(s) got positions by time stamps; the probe moved by {np.nanmedian(smear) / unit:.2g} "
-            f"{name} during an exposure (at most {np.nanmax(smear) / unit:.2g}); between samples positions are known "
-            f"to {np.median(error) / unit:.1g} {name} (at worst {error.max() / unit:.1g})"
-        )
+        self.report.waiting()
 
 
 def _merged(frames: Document, samples: Document) -> dict[str, Any]:
@@ -325,7 +265,3 @@ def _time_key(descriptor: Document, chosen: str | None) -> tuple[str, float]:
         f"ns){'' if chosen is None else f', under {chosen!r}'}; those that state one: {listed(found)}; all its keys: "
         f"{listed(keys)}. Name the key: documents.time_stamps.frame_key or position_key of the configuration."
     )
-
-
-def _few(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")

@@ -140,9 +140,9 @@ def adaptive_ptycho(
         "on_reconstruction_failure": on_reconstruction_failure,
     }
     args |= safety_args(keep_out_um, shutter)
-    instrument = yield from instrument_of(
-        detectors, axis_y, axis_x, safety_of(area, keep_out_um, shutter, shutter_states)
-    )
+    safety = safety_of(area, keep_out_um, shutter, shutter_states)
+    area = replace(area, keep_out_m=safety.keep_out.boxes_m)
+    instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
     yield from instrument.check(np.array([area.low_m, area.high_m]))
     batches = None
     if scanner is not None:

@@ -1,7 +1,5 @@
 """Fly scans: frames at a fixed rate while a controller moves the stage along a trajectory."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Mapping, Sequence

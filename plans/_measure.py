@@ -155,6 +155,11 @@ class Instrument:
         way: list[FloatArray] | None = [np.asarray(position_m)]
         if safety.keep_out.boxes_m:
             here = yield from self._here()
+            if not safety.keep_out.allows(here[None]).all():
+                raise GeometryError(
+                    f"the stage is at {_um(here)} um (y, x), where the probe must not go (keep_out_um): move it out of "
+                    "there by hand before the scan"
+                )
             way = safety.keep_out.way(here, np.asarray(position_m), np.array(safety.low_m), np.array(safety.high_m))
             if way is None:
                 raise GeometryError(

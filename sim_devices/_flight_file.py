@@ -135,6 +135,11 @@ class FlightFile:
         for bundle in self._bundles.values():
             yield "stream_datum", bundle.compose_stream_datum(indices={"start": start, "stop": stop})
 
+    def skip(self) -> None:
+        """Tell of none of the rows that are written by now."""
+        with self._lock:
+            self._announced = self._rows
+
     def close(self) -> None:
         """Set the attribute ``complete`` and close the file."""
         with self._lock:

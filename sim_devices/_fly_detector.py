@@ -178,9 +178,11 @@ class SimFlyDetector(SimAreaDetector):
             self._ticker.end(success, f"{self.name} was stopped during a flight")
 
     def pause(self) -> None:
-        """End the flight in progress: it is flown again when the scan goes on."""
+        """End the flight in progress: it is flown again when the scan goes on; frames not told of yet are given up."""
         super().pause()
         self.stop(success=True)
+        if self._flight_file is not None:
+            self._flight_file.skip()
 
     def unstage(self) -> list[object]:
         """End what is in progress, complete the files, and take the exposure of step scans back."""

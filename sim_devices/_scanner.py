@@ -174,13 +174,18 @@ class SimScanner(Device):  # type: ignore[misc]
         y, x = self._stage.y.name, self._stage.x.name
         return {y: column("y", UNIT), x: column("x", UNIT), f"{self.name}_timestamp": column("timestamp", "s")}
 
+    def _samples_until(self, time_s: float) -> int:
+        """Count the samples from the flight's beginning to a time."""
+        # To a part in a million, so that rounding does not move a sample into the next block.
+        return int(np.floor(time_s * self._encoder_hz + 1e-6)) + 1
+
     def _record_due(self, now_s: float) -> bool:
         """Write the samples that have come by now; whether they are all."""
         if self._flight is None or self._file is None:
             return True
-        last_s = min(self._flight.duration_s, self._ended_s)
-        total = int(np.floor(last_s * self._encoder_hz + 1e-6)) + 1
-        come = min(total, int(np.floor((now_s - self._begun_s - self._latency_s) * self._encoder_hz + 1e-6)) + 1)
+        total = self._samples_until(self._flight.duration_s)
+        come_s = min(now_s - self._begun_s - self._latency_s, self._ended_s)
+        come = min(total, self._samples_until(come_s))
         if come > self._done:
             times_s = np.arange(self._done, come) / self._encoder_hz
             self._done = come
