@@ -286,6 +286,29 @@ class ReconstructorConfig(Section):
         return self
 
 
+class TimeStampsConfig(Section):
+    """How frames of fly scans find their positions, where these have time stamps of their own."""
+
+    stream: str | None = None
+    """Name of the stream that holds the positions. None: what the run's metadata name (``position_stream``), if any."""
+    frame_key: str | None = None
+    """Data key of the frames' time stamps. None: the only key of their stream that states a unit of time."""
+    position_key: str | None = None
+    """Data key of the positions' time stamps. None: the only key of their stream that states a unit of time."""
+    number_key: str | None = None
+    """Data key of the detector's own count of frames, which tells of dropped ones. None: what the run's metadata name
+    (``frame_number_key``), if any."""
+    frame_marks: Literal["start", "centre", "end"] = "start"
+    """What moment of its exposure a frame's time stamp is."""
+    offset_s: float = 0.0
+    """What the positions' clock shows beyond the frames' clock, seconds."""
+    lead_s: float = Field(default=30.0, ge=0)
+    """How far frames may run ahead of their positions before they are told as missing, by their own time stamps,
+    seconds. Positions that come still later are used all the same."""
+    gap_s: float | None = Field(default=None, gt=0)
+    """Longest time between two samples that positions are interpolated in, seconds. None: ten times the usual one."""
+
+
 class DocumentsConfig(Section):
     """What of a run's documents makes a frame; None leaves it to what the documents themselves say."""
 
@@ -301,6 +324,8 @@ class DocumentsConfig(Section):
     """Unit of length of positions whose device states none."""
     monitor_key: str | None = None
     """Data key of the incident flux. None: that which the run's metadata name (``monitor``), if any."""
+    time_stamps: TimeStampsConfig = TimeStampsConfig()
+    """Positions with time stamps of their own."""
 
 
 class CatalogConfig(Section):

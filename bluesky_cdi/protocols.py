@@ -345,6 +345,8 @@ class ScanArea:
         Most frames.
     adaptive : bool
         Whether positions will be asked for.
+    keep_out_m : tuple of ((y, x), (y, x))
+        Low and high corner of each box that no position may lie in, metres.
     """
 
     low_m: tuple[float, float]
@@ -352,6 +354,74 @@ class ScanArea:
     step_m: float
     budget: int
     adaptive: bool = True
+    keep_out_m: tuple[tuple[tuple[float, float], tuple[float, float]], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Flight:
+    """A motion without stops, and the frames that are taken during it at a fixed rate.
+
+    Devices of a fly scan get it by ``prepare``. Times count from the beginning of the motion.
+
+    Attributes
+    ----------
+    times_s : ndarray, shape (k,)
+        Ascending, from 0, seconds.
+    positions_m : ndarray, shape (k, 2)
+        (y, x) at these times, metres; between them the motion is straight and even.
+    first_s : float
+        When the first exposure begins, seconds.
+    period_s, exposure_s : float
+        From one exposure's beginning to the next one's, and how long each lasts, seconds.
+    n_frames : int
+    """
+
+    times_s: FloatArray
+    positions_m: FloatArray
+    first_s: float
+    period_s: float
+    exposure_s: float
+    n_frames: int
+
+    @property
+    def duration_s(self) -> float:
+        """How long the motion lasts, seconds."""
+        return float(self.times_s[-1])
+
+    @property
+    def starts_s(self) -> FloatArray:
+        """When each exposure begins, shape (n,), seconds."""
+        return self.first_s + self.period_s * np.arange(self.n_frames)
+
+    def at(self, times_s: FloatArray) -> FloatArray:
+        """Compute where the motion is, shape (..., 2), metres; it rests before its beginning and after its end.
+
+        Parameters
+        ----------
+        times_s : ndarray, shape (...,)
+            Seconds.
+        """
+        y, x = (np.interp(times_s, self.times_s, self.positions_m[:, axis]) for axis in (0, 1))
+        return np.stack([y, x], axis=-1)
+
+    def during_exposures(self, n: int) -> FloatArray:
+        """Compute where each exposure is at `n` moments in the middles of equal parts of it, shape (n_frames, n, 2).
+
+        Parameters
+        ----------
+        n : int
+            At least 1; with one, it is the middle of the exposure.
+        """
+        moments_s = self.exposure_s * (np.arange(n) + 0.5) / n
+        return self.at(self.starts_s[:, None] + moments_s)
+
+    def smear_m(self) -> FloatArray:
+        """Compute the length of the way during each exposure, shape (n_frames,), metres."""
+        knots_s = np.concatenate([self.times_s, self.starts_s, self.starts_s + self.exposure_s])
+        order = np.sort(knots_s)
+        way_m = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(self.at(order), axis=0).T))])
+        begin, end = (np.interp(t, order, way_m) for t in (self.starts_s, self.starts_s + self.exposure_s))
+        return np.asarray(end - begin)
 
 
 @dataclass(frozen=True, eq=False)

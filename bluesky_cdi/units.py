@@ -1,4 +1,4 @@
-"""Lengths as devices state them, in metres."""
+"""Lengths and times as devices state them, in metres and seconds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ _WORDS = {
 }
 _SHORT = {"angstroms": 1e-10, "ang": 1e-10, "inches": 25.4e-3, "in": 25.4e-3, "µ": 1e-6}
 
+_SECONDS = {
+    "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "millisecond": 1e-3, "milliseconds": 1e-3,
+    "us": 1e-6, "µs": 1e-6, "microsecond": 1e-6, "microseconds": 1e-6, "ns": 1e-9, "nanosecond": 1e-9,
+    "nanoseconds": 1e-9,
+}  # fmt: skip
+
 # What else axes and sensors state, in lower case: a scan of these is no scan of the sample.
 _OTHERS = frozenset({
     "deg", "degree", "degrees", "°", "rad", "radian", "radians", "mrad", "urad", "μrad", "nrad", "arcsec",
@@ -33,6 +39,7 @@ def _plain(unit: str) -> str:
 
 # Both signs for micro are one after this.
 _BY_PLAIN_NAME = {_plain(name): factor for name, factor in {**METRES_PER, **_WORDS, **_SHORT}.items()}
+_SECONDS_BY_PLAIN_NAME = {_plain(name): factor for name, factor in _SECONDS.items()}
 
 
 def metres_per(unit: str | None, what: str) -> float:
@@ -59,6 +66,17 @@ def metres_per(unit: str | None, what: str) -> float:
             "be placed."
         )
     return factor
+
+
+def seconds_per(unit: str | None) -> float | None:
+    """Return how many seconds one `unit` is; None where it is no unit of time.
+
+    Parameters
+    ----------
+    unit : str or None
+        As a data key states it: its sign or its name.
+    """
+    return _SECONDS_BY_PLAIN_NAME.get(_plain(unit)) if isinstance(unit, str) else None
 
 
 def is_other_quantity(unit: str | None) -> bool:

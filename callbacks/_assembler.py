@@ -17,6 +17,7 @@ from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
 from bluesky_cdi.callbacks._run_feed import RunFeed
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
+from bluesky_cdi.config import TimeStampsConfig
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError
 from bluesky_cdi.io import Preprocessing
 
@@ -43,7 +44,8 @@ class FrameAssembler:
 
     A callback for ``RE.subscribe``. It takes frames inside events and event pages, in HDF5 files
     announced by StreamResource and StreamDatum, and in those of the older Resource and Datum;
-    positions in events or, for fly scans, in StreamDatum columns. A frame is held until its
+    positions in events or, for fly scans, in StreamDatum columns: a row a frame, or samples with time
+    stamps in a stream of their own, which are interpolated to the middles of exposures. A frame is held until its
     position is known, whatever the order of the documents; of a `seq_num` that comes twice the
     last one counts.
 
@@ -89,6 +91,8 @@ class FrameAssembler:
         Whether all runs are meant to be reconstructed: one that is no scan of frames is an error then.
     preprocessing : Preprocessing, optional
         What is done to frames before the sink gets them; None: nothing.
+    time_stamps : TimeStampsConfig or Mapping, optional
+        How frames find positions that have a stream and time stamps of their own.
 
     Attributes
     ----------
@@ -110,6 +114,7 @@ class FrameAssembler:
         mask: BoolImage | None = None,
         every_run: bool = False,
         preprocessing: Preprocessing | None = None,
+        time_stamps: TimeStampsConfig | Mapping[str, Any] | None = None,
     ) -> None:
         self.error: BlueskyCDIError | None = None
         self._sink, self._check = sink, cast(Check, partial(check_frame, mask=mask))
@@ -119,6 +124,7 @@ class FrameAssembler:
         self._stream = stream
         self._choice = KeyChoice(frame_key, position_keys, position_unit, monitor_key)
         self._every_run = every_run
+        self._time_stamps = TimeStampsConfig.model_validate(time_stamps or {})
         self._several, self._file_timeout_s = several, file_timeout_s
         self._feeds: dict[str, RunFeed] = {}
         self._left_out: set[str] = set()
@@ -134,8 +140,9 @@ class FrameAssembler:
             self.error = None
             self._silent.update(self._feeds)
             self._feeds[doc["uid"]] = RunFeed(
-                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._check, self._several
-            )
+                doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._check, self._several,
+                self._time_stamps,
+            )  # fmt: skip
         elif name == "stop":
             self._stop(doc)
         else:
@@ -188,6 +195,9 @@ class FrameAssembler:
 
     def _has_frames(self, run: str, descriptor: Mapping[str, Any]) -> bool:
         """Tell whether frames can be made of a stream; what is wrong otherwise is told when it is fed."""
+        if self._feeds[run].stamped is not None:
+            # Its positions are described elsewhere.
+            return True
         try:
             StreamKeys.from_documents(self._feeds[run].start, descriptor, self._choice)
         except _BAD_INPUT:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -60,9 +59,18 @@ class Beginning:
         self._seen, self._held_max = seen or info, HELD_MAX * images
         self._held: list[Callable[[], None]] = []
         self._positions_m: list[FloatArray] = []
-        self._pixel_m = _pixel_m(self._seen.metadata, self._seen.frame_shape)
+        # Nothing is to be waited for where the window is stated.
+        self._pixel_m = None if self._seen.metadata.get("window_m") is not None else self.pixel_m
         if self._pixel_m is None:
             self._open(info)
+
+    @property
+    def pixel_m(self) -> float | None:
+        """Sample pixel, metres; None where the run does not state its geometry: who reconstructs it tells that."""
+        try:
+            return Geometry.from_metadata(self._seen.metadata, self._seen.frame_shape).pixel_m
+        except GeometryError:
+            return None
 
     def put(self, frame: Frame) -> None:
         """Take a frame.
@@ -122,14 +130,3 @@ class Beginning:
         held, self._held = self._held, []
         for call in held:
             call()
-
-
-def _pixel_m(metadata: Mapping[str, Any], frame_shape: tuple[int, int]) -> float | None:
-    """Give the sample pixel, metres; None where nothing is to be waited for."""
-    if metadata.get("window_m") is not None:
-        return None
-    try:
-        return Geometry.from_metadata(metadata, frame_shape).pixel_m
-    except GeometryError:
-        # Told by who reconstructs the run.
-        return None

@@ -19,8 +19,10 @@ from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
 from bluesky_cdi.callbacks._sink import FrameSink
+from bluesky_cdi.callbacks._stamped_run import StampedRun, position_stream
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._tally import FrameTally
+from bluesky_cdi.config import TimeStampsConfig
 from bluesky_cdi.errors import DocumentError, FrameError, ScanFileError
 from bluesky_cdi.protocols import RunInfo
 
@@ -48,11 +50,15 @@ class RunFeed:
         Raises FrameError for a frame that can't be used; takes it, and the (H, W) that the descriptor announced.
     several : {'sum', 'each'}
         What becomes of several images an event: one frame, their sum, or a frame each.
+    time_stamps : TimeStampsConfig, optional
+        How frames find positions that have time stamps of their own.
 
     Attributes
     ----------
     start : Mapping
         The run's start document.
+    stamped : StampedRun or None
+        Of a run whose positions have a stream and time stamps of their own.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class RunFeed:
         file_timeout_s: float = 0.0,
         check: Check = check_frame,
         several: Several = "sum",
+        time_stamps: TimeStampsConfig | None = None,
     ) -> None:
         self.start = start
         self._stream = stream
@@ -86,6 +93,9 @@ class RunFeed:
         self._tally = FrameTally()
         region = sink.region if isinstance(sink, PreprocessingSink) else None
         self._maker = FrameMaker(self._files, self._tally, check, several, region)
+        settings = time_stamps or TimeStampsConfig()
+        samples = position_stream(start, settings)
+        self.stamped = StampedRun(start, stream, samples, settings, choice, self._files) if samples else None
 
     @property
     def is_fed(self) -> bool:
@@ -122,17 +132,24 @@ class RunFeed:
             for event in unpack_event_page(doc):
                 self.receive("event", event)
             return
-        if self._normalize is None and _is_legacy(name, doc):
-            self._normalize = self._normalizer()
-        if self._normalize is None:
-            self._accept(name, doc)
-            return
-        if name == "event" and self._keys is not None:
-            # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
-            for key in (self._keys.frame, *self._keys.position, self._keys.monitor):
-                if isinstance(datum_id := doc["data"].get(key), str):
-                    self._seq_num_of_datum[datum_id] = doc["seq_num"]
-        self._normalize(name, doc)
+        translated = [(name, doc)] if self.stamped is None else self.stamped.translated(name, doc)
+        for kind, each in translated:
+            if self._normalize is None and _is_legacy(kind, each):
+                self._normalize = self._normalizer()
+            if self._normalize is None:
+                self._accept(kind, each)
+                continue
+            if kind == "event" and self._keys is not None:
+                # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
+                for key in (self._keys.frame, *self._keys.position, self._keys.monitor):
+                    if isinstance(datum_id := each["data"].get(key), str):
+                        self._seq_num_of_datum[datum_id] = each["seq_num"]
+            self._normalize(kind, each)
+        if self.stamped is not None:
+            for seq_num, why in self.stamped.positions.newly_overdue().items():
+                self._leave_out("are left out until their positions come", seq_num, _unplaced(seq_num, why))
+            if self._beginning is not None:
+                self.stamped.report.early(self._beginning.pixel_m)
 
     def finish(self, stop: Document) -> None:
         """Hand on what the last documents complete."""
@@ -140,7 +157,13 @@ class RunFeed:
         self._has_ended = True
         for seq_num, parts in [*((late, self._join.known(late)) for late in self._late), *self._join.renewed()]:
             self._hand_on(seq_num, parts)
+        waiting = set() if self.stamped is None else set(self.stamped.positions.waiting)
         for seq_num in self._join.incomplete():
+            if self.stamped is not None and seq_num in waiting:
+                if seq_num not in self.stamped.positions.overdue:
+                    why = self.stamped.positions.why(seq_num)
+                    self._leave_out("never got a position", seq_num, _unplaced(seq_num, why))
+                continue
             missing = " and ".join(self._join.missing(seq_num))
             self._leave_out(
                 "lack their frame or their position",
@@ -152,6 +175,8 @@ class RunFeed:
             )
         if self._beginning is not None:
             self._beginning.finish()
+        if self.stamped is not None and self._beginning is not None:
+            self.stamped.report.at_end(self._beginning.pixel_m)
         if told := self._tally.summary:
             logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
 
@@ -267,6 +292,13 @@ class RunFeed:
         if self._beginning is not None and self._keys is not None:
             for number in self._maker.numbers(seq_num, self._keys):
                 self._beginning.leave_out(number, error)
+
+
+def _unplaced(seq_num: int, why: str) -> FrameError:
+    return FrameError(
+        f"frame {seq_num} must have a position; {why}. Are samples lost, or does one clock show another time than the "
+        "other (documents.time_stamps.offset_s)?"
+    )
 
 
 def _image(value: Any) -> np.ndarray[Any, Any]:

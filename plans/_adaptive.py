@@ -3,17 +3,29 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import bluesky.plan_stubs as bps
 import numpy as np
-from bluesky.protocols import Movable, Readable
+from bluesky.protocols import Flyable, Movable, Readable
 
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.plans._beside import Beside, OnFailure
 from bluesky_cdi.plans._decisions import STREAM, DecisionRecord
-from bluesky_cdi.plans._measure import Instrument, Plan, as_run, instrument_of, run_metadata, scan_area, window_args
+from bluesky_cdi.plans._flights import check_rate, pieces, resting
+from bluesky_cdi.plans._fly import Flyer, fly_metadata
+from bluesky_cdi.plans._measure import (
+    Instrument,
+    as_run,
+    instrument_of,
+    run_metadata,
+    safety_args,
+    safety_of,
+    scan_area,
+    window_args,
+)
+from bluesky_cdi.plans._plan import Plan
 from bluesky_cdi.protocols import FloatArray, Proposal, ScanArea, ScanSource, ScanTicket
 
 logger = logging.getLogger(__name__)
@@ -23,6 +35,8 @@ FALLBACK_POINTS = 4
 # Why the scan measures its coverage path, or ends.
 LATE, FAILED = "decision late", "reconstruction failed"
 BUDGET_SPENT = "budget"
+# The part of a period for which a flight with rests exposes: the rest is for moving.
+DUTY_AT_REST = 0.5
 # Positions closer than this share of the step are one place: rounding in the units of the stage.
 SAME_PLACE = 1e-3
 
@@ -40,6 +54,13 @@ def adaptive_ptycho(
     batch: int = 16,
     decision_timeout_s: float = 5.0,
     on_reconstruction_failure: OnFailure = "continue",
+    scanner: Flyable | None = None,
+    rate_hz: float = 100.0,
+    exposure_s: float | None = None,
+    speed_um_per_s: float | None = None,
+    keep_out_um: Sequence[Sequence[Sequence[float]]] = (),
+    shutter: Movable | None = None,
+    shutter_states: Sequence[str | int] = ("open", "closed"),
     md: Mapping[str, Any] | None = None,
 ) -> Plan[str]:
     """Scan where the live reconstruction learns most, until the agent stops or the budget is spent.
@@ -71,6 +92,23 @@ def adaptive_ptycho(
         How long to wait for a decision, seconds.
     on_reconstruction_failure : {'continue', 'pause', 'abort'}
         What becomes of the scan when the reconstruction fails. What is measured is kept in any case.
+    scanner : Flyable, optional
+        A controller as `ptycho_fly` takes it: each batch is one flight then, at rest at each position while it is
+        exposed, and `detectors` are those that fly.
+    rate_hz : float
+        Most frames a second of a flight.
+    exposure_s : float, optional
+        Exposure of a flight's frames, seconds; by default half of 1 / `rate_hz`.
+    speed_um_per_s : float, optional
+        Highest speed of a flight, micrometres per second: where the next position is far, frames come less often.
+    keep_out_um : sequence of ((y, x), (y, x))
+        Low and high corner of each box that the probe must not enter, micrometres: proposals in it are left out, and
+        ways lead around it.
+    shutter : Movable, optional
+        Opened for the scan; closed at its end, however it ends, and while it is paused. How long it was open is in the
+        stream ``dose``.
+    shutter_states : sequence
+        What it is set to: open, closed.
     md : Mapping, optional
         Metadata.
 
@@ -82,7 +120,7 @@ def adaptive_ptycho(
     Raises
     ------
     GeometryError
-        If the window, budget or batch is not sound.
+        If the window, budget, batch, rate or a box is not sound.
     DocumentError
         If an axis states no unit of length.
     ConfigError
@@ -101,22 +139,60 @@ def adaptive_ptycho(
         "decision_timeout_s": float(decision_timeout_s),
         "on_reconstruction_failure": on_reconstruction_failure,
     }
-    instrument = yield from instrument_of(detectors, axis_y, axis_x)
+    args |= safety_args(keep_out_um, shutter)
+    safety = safety_of(area, keep_out_um, shutter, shutter_states)
+    area = replace(area, keep_out_m=safety.keep_out.boxes_m)
+    instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
+    yield from instrument.check(np.array([area.low_m, area.high_m]))
+    batches = None
+    if scanner is not None:
+        period_s, exposed_s = check_rate(rate_hz, exposure_s, DUTY_AT_REST)
+        speed = np.inf if speed_um_per_s is None else speed_um_per_s * 1e-6
+        batches = _Batches(Flyer(instrument, scanner), period_s, exposed_s, speed)
+        args |= {"scanner": scanner.name, "rate_hz": float(rate_hz), "exposure_s": exposed_s}
+        md = {**fly_metadata(detectors, (), area.step_m), **(md or {})}
     ticket = yield from beside.begin(area)
     metadata = run_metadata("adaptive_ptycho", instrument, area, args, md)
-    scan = _AdaptiveScan(instrument, beside, area, ticket, batch, decision_timeout_s)
+    scan = _AdaptiveScan(instrument, beside, area, ticket, batch, decision_timeout_s, batches)
     metadata["reconstruction_uid"] = ticket.reconstruction_uid
-    return (yield from as_run(instrument, scan.run(), metadata))
+    return (yield from as_run(instrument, scan.run(), metadata, [] if scanner is None else [scanner]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    """Flies the positions of a batch, in one flight if nothing is in the way."""
+
+    flyer: Flyer
+    period_s: float
+    exposure_s: float
+    speed_m_per_s: float
+
+    def measure(self, points_m: FloatArray) -> Plan[int]:
+        """Measure positions, shape (n, 2); give how many frames came."""
+        came = 0
+        for piece in pieces(points_m, self.flyer.instrument.safety.keep_out):
+            came += yield from self.flyer.fly(resting(piece, self.period_s, self.exposure_s, self.speed_m_per_s))
+        return came
 
 
 class _AdaptiveScan:
     """One scan's loop and what it has to remember."""
 
     def __init__(
-        self, instrument: Instrument, beside: Beside, area: ScanArea, ticket: ScanTicket, batch: int, timeout_s: float
+        self,
+        instrument: Instrument,
+        beside: Beside,
+        area: ScanArea,
+        ticket: ScanTicket,
+        batch: int,
+        timeout_s: float,
+        batches: _Batches | None = None,
     ) -> None:
-        self._instrument, self._beside, self._area = instrument, beside, area
-        self._path = list(ticket.coverage_path_m)
+        self._instrument, self._beside, self._area, self._batches = instrument, beside, area, batches
+        path_m = np.asarray(ticket.coverage_path_m).reshape(-1, 2)
+        self._path = list(path_m[instrument.safety.keep_out.allows(path_m)])
+        # Frames that came: a detector that flies may drop some.
+        self._frames = 0
         self._batch, self._timeout_s = batch, timeout_s
         self._record = DecisionRecord(batch)
         self._measured: list[FloatArray] = []
@@ -138,18 +214,27 @@ class _AdaptiveScan:
             if left > 0 and (decided is not None or (yield from self._must_ask_again(future))):
                 # Decided while the points below are measured, from what is measured by now.
                 future = self._ask(left)
-            for point in proposal.positions_m:
-                yield from self._beside.is_well()
-                yield from self._instrument.measure(point)
-                self._measured.append(point)
+            yield from self._measure(proposal.positions_m)
             if left <= 0:
                 # The run tells why it ended, as it does where the agent stops it.
                 yield from self._save(Proposal(np.empty((0, 2)), np.empty(0), "plan", BUDGET_SPENT))
                 return BUDGET_SPENT
 
+    def _measure(self, points_m: FloatArray) -> Plan[None]:
+        if self._batches is not None:
+            yield from self._beside.is_well()
+            self._frames += yield from self._batches.measure(points_m)
+            self._measured.extend(points_m)
+            return
+        for point in points_m:
+            yield from self._beside.is_well()
+            yield from self._instrument.measure(point)
+            self._measured.append(point)
+            self._frames += 1
+
     def _ask(self, left: int) -> Future[Proposal]:
         self._overtaken = False
-        return self._beside.request(min(self._batch, left), len(self._measured))
+        return self._beside.request(min(self._batch, left), self._frames)
 
     def _must_ask_again(self, future: Future[Proposal]) -> Plan[bool]:
         """Tell whether a question went down with a worker that is there again."""
@@ -192,6 +277,10 @@ class _AdaptiveScan:
             logger.warning(
                 "%d proposed positions lie outside the window or are not finite: left out", int((~inside).sum())
             )
+        allowed = self._instrument.safety.keep_out.allows(points)
+        if not allowed.all():
+            logger.warning("%d proposed positions lie where the probe must not go: left out", int((~allowed).sum()))
+        inside &= allowed
         new = np.array([_distance(point, self._measured) > same for point in points], dtype=bool)
         kept = np.flatnonzero(inside & new)[: min(self._batch, self._area.budget - len(self._measured))]
         return replace(proposal, positions_m=points[kept], expected_gain=np.asarray(proposal.expected_gain)[kept])

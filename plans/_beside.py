@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 import bluesky.plan_stubs as bps
 
 from bluesky_cdi.errors import ConfigError, WorkerError
-from bluesky_cdi.plans._measure import Plan
+from bluesky_cdi.plans._plan import Plan
 from bluesky_cdi.protocols import ScanArea, ScanSource, ScanTicket
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,20 @@ class Beside:
                 )
             yield from _wait(future, LOOK_S)
         return future.result()
+
+    def announced(self, area: ScanArea) -> Plan[dict[str, str]]:
+        """Announce a scan that asks for nothing; give what its start document says of the reconstruction.
+
+        Raises
+        ------
+        WorkerError
+            If the reconstruction has failed and that is to end the scan.
+        """
+        try:
+            return {"reconstruction_uid": (yield from self.begin(area)).reconstruction_uid}
+        except WorkerError as err:
+            yield from self.failed(err)
+            return {}
 
     def is_well(self) -> Plan[bool]:
         """Look whether the reconstruction is there; tell it where it is not any more.

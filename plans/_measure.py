@@ -3,21 +3,98 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
-from bluesky.utils import Msg
 
 from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.plans._keep_out import KeepOut
+from bluesky_cdi.plans._plan import Plan
+from bluesky_cdi.plans._shutter import BeamTime, Shutter, in_beam
 from bluesky_cdi.protocols import FloatArray, ScanArea
 from bluesky_cdi.units import metres_per
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
-Plan = Generator[Msg, Any, T]
+
+
+@dataclass(frozen=True, eq=False)
+class Safety:
+    """What a scan must heed.
+
+    Attributes
+    ----------
+    keep_out : KeepOut
+        Where the probe must not go.
+    low_m, high_m : tuple of float
+        Corners (y, x) of the window that ways around that stay in, metres.
+    beam : BeamTime or None
+        The shutter, where the scan opens one.
+    """
+
+    keep_out: KeepOut = field(default_factory=KeepOut)
+    low_m: tuple[float, float] = (-np.inf, -np.inf)
+    high_m: tuple[float, float] = (np.inf, np.inf)
+    beam: BeamTime | None = None
+
+    def kept(self, points_m: FloatArray) -> FloatArray:
+        """Leave out what must not be measured, and tell of it.
+
+        Parameters
+        ----------
+        points_m : ndarray, shape (n, 2)
+            (y, x), metres.
+
+        Raises
+        ------
+        GeometryError
+            If nothing is left.
+        """
+        allowed = self.keep_out.allows(points_m)
+        if not allowed.any():
+            raise GeometryError(
+                f"all {len(points_m)} positions of the scan lie where the probe must not go (keep_out_um)"
+            )
+        if not allowed.all():
+            logger.warning("%d positions lie where the probe must not go: left out", int((~allowed).sum()))
+        return points_m[allowed]
+
+
+def safety_of(
+    area: ScanArea,
+    keep_out_um: Sequence[Sequence[Sequence[float]]],
+    shutter: Any,
+    shutter_states: Sequence[str | int],
+) -> Safety:
+    """Check what a scan must heed, before anything moves.
+
+    Parameters
+    ----------
+    area : ScanArea
+        Its window.
+    keep_out_um : sequence of ((y, x), (y, x))
+        Low and high corner of each box that the probe must not enter, micrometres.
+    shutter : Movable or None
+        Opened for the scan, and closed at its end.
+    shutter_states : sequence
+        What it is set to: open, closed.
+
+    Raises
+    ------
+    GeometryError
+        If a box is none.
+    """
+    beam = None
+    if shutter is not None:
+        is_open, is_closed = shutter_states
+        beam = BeamTime(Shutter(shutter, is_open, is_closed))
+    return Safety(KeepOut.of_um(keep_out_um), area.low_m, area.high_m, beam)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,26 +109,89 @@ class Instrument:
         Stage axes.
     metres : tuple of float
         Metres that one unit of (y, x) is.
+    safety : Safety
+        What it must heed.
     """
 
     detectors: Sequence[Any]
     axis_y: Any
     axis_x: Any
     metres: tuple[float, float]
+    safety: Safety = field(default_factory=Safety)
+
+    def check(self, points_m: FloatArray) -> Plan[None]:
+        """Ask the axes whether they reach positions; nothing moves.
+
+        Parameters
+        ----------
+        points_m : ndarray, shape (n, 2)
+            (y, x), metres.
+
+        Raises
+        ------
+        Exception
+            What an axis raises for a position outside its limits; one without ``check_value`` can't be asked.
+        """
+        for axis, column, metres in zip((self.axis_y, self.axis_x), np.asarray(points_m).T, self.metres, strict=True):
+            ask = getattr(axis, "check_value", None)
+            if ask is None:
+                continue
+            for value in (float(column.min()) / metres, float(column.max()) / metres):
+                if inspect.iscoroutinefunction(ask):
+                    (asked,) = yield from bps.wait_for([lambda ask=ask, value=value: ask(value)])
+                    asked.result()
+                else:
+                    ask(value)
+
+    def go(self, position_m: FloatArray) -> Plan[None]:
+        """Go to a position (y, x), metres, around what must be kept out of.
+
+        Raises
+        ------
+        GeometryError
+            If there is no way.
+        """
+        safety = self.safety
+        way: list[FloatArray] | None = [np.asarray(position_m)]
+        if safety.keep_out.boxes_m:
+            here = yield from self._here()
+            if not safety.keep_out.allows(here[None]).all():
+                raise GeometryError(
+                    f"the stage is at {_um(here)} um (y, x), where the probe must not go (keep_out_um): move it out of "
+                    "there by hand before the scan"
+                )
+            way = safety.keep_out.way(here, np.asarray(position_m), np.array(safety.low_m), np.array(safety.high_m))
+            if way is None:
+                raise GeometryError(
+                    f"there is no way from {_um(here)} to {_um(position_m)} um (y, x) inside the window around what "
+                    "the probe must not enter (keep_out_um)"
+                )
+        for place in way or ():
+            yield from bps.checkpoint()
+            y, x = place / self.metres
+            yield from bps.mv(self.axis_y, float(y), self.axis_x, float(x))
+
+    def _here(self) -> Plan[FloatArray]:
+        y = yield from bps.rd(self.axis_y)
+        x = yield from bps.rd(self.axis_x)
+        return np.array([y, x], dtype=np.float64) * self.metres
 
     def measure(self, position_m: FloatArray) -> Plan[None]:
         """Go to a position (y, x), metres, and take one event of the stream ``primary``.
 
         The second checkpoint keeps a pause right after the event from taking the point again.
         """
-        y, x = np.asarray(position_m) / self.metres
-        yield from bps.checkpoint()
-        yield from bps.mv(self.axis_y, float(y), self.axis_x, float(x))
+        yield from self.go(position_m)
         yield from bps.trigger_and_read([*self.detectors, self.axis_y, self.axis_x])
         yield from bps.checkpoint()
 
 
-def instrument_of(detectors: Sequence[Any], axis_y: Any, axis_x: Any) -> Plan[Instrument]:
+def _um(position_m: FloatArray) -> str:
+    y, x = np.asarray(position_m) * 1e6
+    return f"({y:.6g}, {x:.6g})"
+
+
+def instrument_of(detectors: Sequence[Any], axis_y: Any, axis_x: Any, safety: Safety | None = None) -> Plan[Instrument]:
     """Ask the axes for their unit, before anything moves.
 
     Parameters
@@ -60,6 +200,8 @@ def instrument_of(detectors: Sequence[Any], axis_y: Any, axis_x: Any) -> Plan[In
         Triggered and read at each point.
     axis_y, axis_x : Movable
         Stage axes. They state their unit as ophyd's do (`egu`), or in what they describe, as those of ophyd-async.
+    safety : Safety, optional
+        What the scan must heed.
 
     Returns
     -------
@@ -72,7 +214,7 @@ def instrument_of(detectors: Sequence[Any], axis_y: Any, axis_x: Any) -> Plan[In
     """
     y = metres_per((yield from _unit_of(axis_y)), axis_y.name)
     x = metres_per((yield from _unit_of(axis_x)), axis_x.name)
-    return Instrument(detectors, axis_y, axis_x, (y, x))
+    return Instrument(detectors, axis_y, axis_x, (y, x), safety or Safety())
 
 
 def _unit_of(axis: Any) -> Plan[str | None]:
@@ -147,6 +289,20 @@ def window_args(centre_um: Sequence[float], extent_um: Sequence[float], step_um:
     }
 
 
+def safety_args(keep_out_um: Sequence[Any], shutter: Any) -> dict[str, Any]:
+    """Give what a scan heeds as plan arguments; nothing where it heeds nothing.
+
+    Parameters
+    ----------
+    keep_out_um : sequence of ((y, x), (y, x))
+        Boxes that the probe must not enter, micrometres.
+    shutter : Movable or None
+        The shutter.
+    """
+    boxes = {"keep_out_um": np.asarray(keep_out_um, dtype=np.float64).tolist()} if len(keep_out_um) else {}
+    return boxes | ({} if shutter is None else {"shutter": shutter.name})
+
+
 def run_metadata(
     name: str, instrument: Instrument, area: ScanArea, args: Mapping[str, Any], md: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -180,8 +336,10 @@ def run_metadata(
     }
 
 
-def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any]) -> Plan[T]:
+def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any], others: Sequence[Any] = ()) -> Plan[T]:
     """Do a plan as one run with the detectors staged, and give its result (`run_wrapper` gives the run's uid).
+
+    Where the scan has a shutter, it is open meanwhile.
 
     Parameters
     ----------
@@ -191,6 +349,8 @@ def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any]) -
         What is done inside the run.
     metadata : Mapping
         For the start document.
+    others : sequence of Stageable
+        Staged beside the detectors.
 
     Returns
     -------
@@ -200,7 +360,8 @@ def as_run(instrument: Instrument, plan: Plan[T], metadata: Mapping[str, Any]) -
     results: list[T] = []
 
     def keep() -> Plan[None]:
-        results.append((yield from plan))
+        results.append((yield from in_beam(plan, instrument.safety.beam)))
 
-    yield from bpp.stage_wrapper(bpp.run_wrapper(keep(), md=dict(metadata)), list(instrument.detectors))
+    devices = [*instrument.detectors, *others]
+    yield from bpp.stage_wrapper(bpp.run_wrapper(keep(), md=dict(metadata)), devices)
     return results[0]

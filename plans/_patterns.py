@@ -6,9 +6,18 @@ from typing import Any
 from bluesky.protocols import Movable, Readable
 
 from bluesky_cdi.agent.patterns import fermat_spiral, raster
-from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.plans._beside import Beside, OnFailure
-from bluesky_cdi.plans._measure import Instrument, Plan, as_run, instrument_of, run_metadata, scan_area, window_args
+from bluesky_cdi.plans._measure import (
+    Instrument,
+    as_run,
+    instrument_of,
+    run_metadata,
+    safety_args,
+    safety_of,
+    scan_area,
+    window_args,
+)
+from bluesky_cdi.plans._plan import Plan
 from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
 
 
@@ -22,6 +31,9 @@ def ptycho_raster(
     step_um: float,
     centre_um: Sequence[float] = (0.0, 0.0),
     on_reconstruction_failure: OnFailure = "continue",
+    keep_out_um: Sequence[Sequence[Sequence[float]]] = (),
+    shutter: Movable | None = None,
+    shutter_states: Sequence[str | int] = ("open", "closed"),
     md: Mapping[str, Any] | None = None,
 ) -> Plan[str]:
     """Scan a window line by line, to and fro.
@@ -42,6 +54,14 @@ def ptycho_raster(
         Centre (y, x) of the window, micrometres.
     on_reconstruction_failure : {'continue', 'pause', 'abort'}
         What becomes of the scan when the reconstruction fails. What is measured is kept in any case.
+    keep_out_um : sequence of ((y, x), (y, x))
+        Low and high corner of each box that the probe must not enter, micrometres: positions in it are left out, and
+        ways lead around it.
+    shutter : Movable, optional
+        Opened for the scan; closed at its end, however it ends, and while it is paused. How long it was open is in the
+        stream ``dose``.
+    shutter_states : sequence
+        What it is set to: open, closed.
     md : Mapping, optional
         Metadata.
 
@@ -53,7 +73,7 @@ def ptycho_raster(
     Raises
     ------
     GeometryError
-        If the window is not sound.
+        If the window or a box is not sound, or no position may be measured.
     DocumentError
         If an axis states no unit of length.
     ConfigError
@@ -63,9 +83,10 @@ def ptycho_raster(
     """
     area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
     points = raster(area.low_m, area.high_m, area.step_m)
-    args = window_args(centre_um, extent_um, step_um)
+    safety = safety_of(area, keep_out_um, shutter, shutter_states)
+    args = {**window_args(centre_um, extent_um, step_um), **safety_args(keep_out_um, shutter)}
     beside = None if live is None else Beside(live, on_reconstruction_failure)
-    instrument = yield from instrument_of(detectors, axis_y, axis_x)
+    instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
     return (yield from _scan("ptycho_raster", instrument, beside, area, points, args, md))
 
 
@@ -79,6 +100,9 @@ def ptycho_spiral(
     step_um: float,
     centre_um: Sequence[float] = (0.0, 0.0),
     on_reconstruction_failure: OnFailure = "continue",
+    keep_out_um: Sequence[Sequence[Sequence[float]]] = (),
+    shutter: Movable | None = None,
+    shutter_states: Sequence[str | int] = ("open", "closed"),
     md: Mapping[str, Any] | None = None,
 ) -> Plan[str]:
     """Scan a window along a Fermat spiral with one point for each square of the step.
@@ -99,6 +123,14 @@ def ptycho_spiral(
         Centre (y, x) of the window, micrometres.
     on_reconstruction_failure : {'continue', 'pause', 'abort'}
         What becomes of the scan when the reconstruction fails. What is measured is kept in any case.
+    keep_out_um : sequence of ((y, x), (y, x))
+        Low and high corner of each box that the probe must not enter, micrometres: positions in it are left out, and
+        ways lead around it.
+    shutter : Movable, optional
+        Opened for the scan; closed at its end, however it ends, and while it is paused. How long it was open is in the
+        stream ``dose``.
+    shutter_states : sequence
+        What it is set to: open, closed.
     md : Mapping, optional
         Metadata.
 
@@ -110,7 +142,7 @@ def ptycho_spiral(
     Raises
     ------
     GeometryError
-        If the window is not sound.
+        If the window or a box is not sound, or no position may be measured.
     DocumentError
         If an axis states no unit of length.
     ConfigError
@@ -120,9 +152,10 @@ def ptycho_spiral(
     """
     area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
     points = fermat_spiral(area.low_m, area.high_m, area.step_m)
-    args = window_args(centre_um, extent_um, step_um)
+    safety = safety_of(area, keep_out_um, shutter, shutter_states)
+    args = {**window_args(centre_um, extent_um, step_um), **safety_args(keep_out_um, shutter)}
     beside = None if live is None else Beside(live, on_reconstruction_failure)
-    instrument = yield from instrument_of(detectors, axis_y, axis_x)
+    instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
     return (yield from _scan("ptycho_spiral", instrument, beside, area, points, args, md))
 
 
@@ -136,13 +169,12 @@ def _scan(
     md: Mapping[str, Any] | None,
 ) -> Plan[str]:
     """Measure points in their order."""
+    points = instrument.safety.kept(points)
+    yield from instrument.check(points)
     area = ScanArea(area.low_m, area.high_m, area.step_m, len(points), adaptive=False)
     metadata = run_metadata(name, instrument, area, args, {"num_points": len(points), **(md or {})})
     if beside is not None:
-        try:
-            metadata["reconstruction_uid"] = (yield from beside.begin(area)).reconstruction_uid
-        except WorkerError as err:
-            yield from beside.failed(err)
+        metadata |= yield from beside.announced(area)
 
     def inner() -> Plan[str]:
         for point in points:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bluesky_cdi.protocols import FloatArray
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -57,13 +59,21 @@ class Beam:
         """The latest exposure."""
         return self._last
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the shutter lets the beam through."""
+        return self._is_open is None or self._is_open()
+
     def expose(self, exposure_s: float) -> Shot:
         """Draw the flux of a new exposure of `exposure_s` seconds."""
         # Drawn behind a closed shutter too: what follows does not depend on the shutter's history.
-        flux = max(0.0, 1.0 + self._fluctuation * float(self._rng.standard_normal()))
-        is_open = self._is_open is None or self._is_open()
-        self._last = Shot(self._last.number + 1, flux if is_open else 0.0, exposure_s)
+        (flux,) = self.draw(1)
+        self._last = Shot(self._last.number + 1, float(flux) if self.is_open else 0.0, exposure_s)
         return self._last
+
+    def draw(self, n: int) -> FloatArray:
+        """Draw the flux of `n` exposures before the shutter, relative to the mean flux."""
+        return np.maximum(0.0, 1.0 + self._fluctuation * self._rng.standard_normal(n))
 
 
 def relative_exposure(exposure_s: float, nominal_s: float) -> float:

@@ -9,11 +9,14 @@ from bluesky_cdi.config import Config
 from bluesky_cdi.sim_devices._beam import Beam
 from bluesky_cdi.sim_devices._clock import Clock
 from bluesky_cdi.sim_devices._detector import FrameMode, SimAreaDetector
+from bluesky_cdi.sim_devices._fly_detector import SimFlyDetector
 from bluesky_cdi.sim_devices._monitor import SimMonitor
 from bluesky_cdi.sim_devices._replayed import RecordedScan, ReplayedSource
+from bluesky_cdi.sim_devices._scanner import SimScanner
 from bluesky_cdi.sim_devices._shutter import SimShutter
 from bluesky_cdi.sim_devices._simulated import SimulatedSource, Truth, travel_limits_um
 from bluesky_cdi.sim_devices._stage import SimStage
+from bluesky_cdi.sim_devices._ticker import TriggerLine
 
 UM_PER_M = 1e6
 
@@ -25,13 +28,15 @@ class Beamline:
     Attributes
     ----------
     detector : SimAreaDetector
-        ``diff``: frames under ``diff_image``.
+        ``diff``: frames under ``diff_image``; a `SimFlyDetector` where there is a `scanner`.
     stage : SimStage
         ``stage``: axes ``stage_y`` and ``stage_x``.
     monitor : SimMonitor
         ``i0``.
     shutter : SimShutter
         ``shutter``.
+    scanner : SimScanner or None
+        ``scanner``: flies the stage; None for a recorded scan, which has frames at its positions only.
     truth : Truth or None
         What the simulation knows, for tests and figures; None for a recorded scan.
     """
@@ -40,6 +45,7 @@ class Beamline:
     stage: SimStage
     monitor: SimMonitor
     shutter: SimShutter
+    scanner: SimScanner | None
     truth: Truth | None
 
 
@@ -73,18 +79,23 @@ def simulated_beamline(config: Config, directory: Path | str, clock: Clock | Non
         start_um=config.scan.centre_um,
         clock=clock,
     )
-    detector = SimAreaDetector(
+    line = TriggerLine()
+    monitor = SimMonitor(name="i0", beam=beam, nominal_s=exposure_s, seed=(simulation.seed, 2))
+    detector = SimFlyDetector(
         name="diff",
         source=source,
         beam=beam,
+        line=line,
+        flux_key=monitor.name,
+        nominal_s=exposure_s,
         position_m=lambda: stage.position_m,
         directory=directory,
         frame_mode=simulation.frames,
         exposure_s=exposure_s,
         clock=clock,
     )
-    monitor = SimMonitor(name="i0", beam=beam, nominal_s=exposure_s, seed=(simulation.seed, 2))
-    return Beamline(detector, stage, monitor, shutter, source.truth)
+    scanner = SimScanner(name="scanner", stage=stage, line=line, directory=directory, clock=clock)
+    return Beamline(detector, stage, monitor, shutter, scanner, source.truth)
 
 
 def replayed_beamline(scan: RecordedScan, directory: Path | str, frames: FrameMode = "file") -> Beamline:
@@ -127,4 +138,4 @@ def replayed_beamline(scan: RecordedScan, directory: Path | str, frames: FrameMo
         directory=directory,
         frame_mode=frames,
     )
-    return Beamline(detector, stage, SimMonitor(name="i0", beam=beam), shutter, None)
+    return Beamline(detector, stage, SimMonitor(name="i0", beam=beam), shutter, None, None)

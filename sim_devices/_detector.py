@@ -30,7 +30,7 @@ UNUSABLE_IN_URI = "%?#"
 class SimAreaDetector(Device):  # type: ignore[misc]
     """Detector whose frames come from a `FrameSource`.
 
-    With `frame_mode` ``'file'`` each staging makes one HDF5 file, announced by stream_resource and
+    With `frame_mode` ``'file'`` the first trigger after staging makes one HDF5 file, announced by stream_resource and
     stream_datum documents; with ``'inline'`` the frame is in the event. The data key is
     ``<name>_image`` in both. Exposures run on a worker thread. A trigger or `unstage` cuts an
     exposure short that is still in progress: that one's status finishes, and its frame is dropped.
@@ -114,12 +114,8 @@ class SimAreaDetector(Device):  # type: ignore[misc]
         return f"{self.name}_image"
 
     def stage(self) -> list[object]:
-        """Prepare for a run: a worker, and a new file."""
+        """Prepare for a run: a worker, and, with the first trigger, a new file."""
         staged: list[object] = super().stage()
-        if self._frame_mode == "file":
-            self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._directory / f"{self.name}_{uuid.uuid4().hex}.h5"
-            self._file = FrameFile(path, self.frame_key, self._source.frame_shape, self._source.frame_dtype)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
         return staged
 
@@ -149,6 +145,9 @@ class SimAreaDetector(Device):  # type: ignore[misc]
                 f"or wrap yours in bluesky.preprocessors.stage_wrapper(plan, [{self.name}])."
             )
         self._exposure.cut_short()
+        if self._frame_mode == "file" and self._file is None:
+            shape, dtype = self._source.frame_shape, self._source.frame_dtype
+            self._file = FrameFile(self._new_path(), self.frame_key, shape, dtype)
         shot = self._beam.expose(float(self.exposure_s.get()))
         self._exposure = _Exposure(self._clock.now_s() + shot.exposure_s)
         status = DeviceStatus(self, call_stop_on_failure=False)
@@ -191,6 +190,10 @@ class SimAreaDetector(Device):  # type: ignore[misc]
         """Yield the documents of the frame that the event being read claims; `index` is ophyd's, and not used."""
         if self._file is not None:
             yield from self._file.claim()
+
+    def _new_path(self) -> Path:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return self._directory / f"{self.name}_{uuid.uuid4().hex}.h5"
 
     def _expose(self, position_m: tuple[float, float], shot: Shot, exposure: _Exposure) -> None:
         frame = self._source.expose(position_m, shot.exposure_s, shot.flux)

@@ -18,6 +18,8 @@ from bluesky_cdi.sim_devices._source import Counts
 PixelMask = npt.NDArray[np.bool_]
 # The stage may leave the window of the scan by this share of its extent, on each side.
 TRAVEL_MARGIN = 0.1
+# So many rates are computed at a time: their fields fill some megabytes.
+BLOCK_RATES = 128
 # Position errors beyond this many standard deviations don't happen in a simulation's lifetime.
 LARGEST_ERROR_SIGMA = 8
 
@@ -129,10 +131,41 @@ class SimulatedSource:
         true_m = (position_m[0] + float(error[0]), position_m[1] + float(error[1]))
         mean = self.expected(true_m, exposure_s, flux)
         self.truth.positions_m.append(true_m)
-        counts = np.minimum(self._noise_rng.poisson(mean), self._simulation.saturation)
-        counts[self.truth.dead] = 0
-        counts[self.truth.hot] = self._simulation.saturation
-        return counts.astype(self._dtype)
+        return self._counted(mean)
+
+    def expose_along(self, paths_m: FloatArray, exposure_s: float, flux: FloatArray) -> Counts:
+        """Take frames during each of which the stage moves: their rates are means over the way.
+
+        Parameters
+        ----------
+        paths_m : ndarray, shape (n, k, 2)
+            Where the stage (y, x) is at k moments, evenly spread over each exposure, metres.
+        exposure_s : float
+            Exposure of each, seconds.
+        flux : ndarray, shape (n,)
+            Incident flux of each relative to its mean.
+
+        Returns
+        -------
+        ndarray, shape (n, N, N)
+            Counts, zero frequency at ``[N // 2, N // 2]``.
+
+        Raises
+        ------
+        GeometryError
+            If a position is so far outside the scan's window that the sample is not defined there.
+        """
+        n, k, _ = paths_m.shape
+        true_m = paths_m + self._error_rng.normal(0.0, self._simulation.position_error_m, (n, 1, 2))
+        share = relative_exposure(exposure_s, self._nominal_s)
+        counts = np.empty((n, *self.frame_shape), self._dtype)
+        block = max(1, BLOCK_RATES // k)
+        for i in range(0, n, block):
+            rates = self._intensities(true_m[i : i + block].reshape(-1, 2)).reshape(-1, k, *self.frame_shape)
+            mean = rates.mean(axis=1) * flux[i : i + block, None, None] + self._simulation.background
+            counts[i : i + block] = self._counted(mean * share)
+        self.truth.positions_m.extend((float(y), float(x)) for y, x in true_m.mean(axis=1))
+        return counts
 
     def expected(self, position_m: tuple[float, float], exposure_s: float, flux: float) -> FloatArray:
         """Compute mean counts at a true position, before saturation and bad pixels.
@@ -152,20 +185,28 @@ class SimulatedSource:
             Photons.
         """
         share = relative_exposure(exposure_s, self._nominal_s)
-        sample = self._intensity(position_m) * flux if flux > 0 else np.zeros(self.frame_shape)
+        sample = self._intensities(np.array([position_m]))[0] * flux if flux > 0 else np.zeros(self.frame_shape)
         return (sample + self._simulation.background) * share
 
-    def _intensity(self, position_m: tuple[float, float]) -> FloatArray:
+    def _counted(self, mean: FloatArray) -> Counts:
+        """Draw counts (..., N, N) of their means, as the detector reads them."""
+        counts = np.minimum(self._noise_rng.poisson(mean), self._simulation.saturation)
+        counts[..., self.truth.dead] = 0
+        counts[..., self.truth.hot] = self._simulation.saturation
+        return counts.astype(self._dtype)
+
+    def _intensities(self, positions_m: FloatArray) -> FloatArray:
+        """Compute rates (n, N, N) at true positions (n, 2)."""
         import torch
 
         from bluesky_cdi.physics.forward import extract, frame_probes, rate
 
         grid = self.truth.grid
-        corner, shift = grid.place(np.array([position_m]))
-        probes = frame_probes(torch.from_numpy(self.truth.probe)[None], torch.from_numpy(shift))  # (1, M, N, N)
+        corner, shift = grid.place(positions_m)
+        probes = frame_probes(torch.from_numpy(self.truth.probe)[None], torch.from_numpy(shift))  # (n, M, N, N)
         sample = torch.from_numpy(self.truth.object)[None]  # (1, Y, X)
-        patches = extract(sample, torch.from_numpy(corner), grid.frame_px)  # (1, N, N)
-        return np.asarray(rate(probes, patches)[0].numpy(), np.float64)
+        patches = extract(sample, torch.from_numpy(corner), grid.frame_px)  # (n, N, N)
+        return np.asarray(rate(probes, patches).numpy(), np.float64)
 
 
 def counts_dtype(saturation: int) -> np.dtype[Any]:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bluesky_cdi.protocols import FloatArray
+
 Counts = npt.NDArray[Any]
 
 
@@ -45,4 +47,26 @@ class FrameSource(Protocol):
         -------
         ndarray, shape (H, W)
             Counts, zero frequency at ``[H // 2, W // 2]``.
+        """
+
+
+class MovingSource(FrameSource, Protocol):
+    """Source whose frames may also be taken while the stage moves."""
+
+    def expose_along(self, paths_m: FloatArray, exposure_s: float, flux: FloatArray) -> Counts:
+        """Take frames during each of which the stage moves.
+
+        Parameters
+        ----------
+        paths_m : ndarray, shape (n, k, 2)
+            Where the stage (y, x) is at k moments, evenly spread over each exposure, metres.
+        exposure_s : float
+            Exposure of each, seconds.
+        flux : ndarray, shape (n,)
+            Incident flux of each relative to its mean.
+
+        Returns
+        -------
+        ndarray, shape (n, H, W)
+            Counts.
         """

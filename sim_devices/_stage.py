@@ -7,14 +7,16 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from ophyd import Component, Device, Signal
 from ophyd.positioner import PositionerBase
-from ophyd.status import MoveStatus
+from ophyd.status import MoveStatus, StatusBase
 from ophyd.utils.errors import UnknownStatusFailure
 
+from bluesky_cdi.protocols import Flight, FloatArray
 from bluesky_cdi.sim_devices._clock import Alarm, Clock, RealClock
 from bluesky_cdi.sim_devices._errors import OutOfRangeError
 from bluesky_cdi.sim_devices._signals import BoundedSignal
@@ -37,6 +39,17 @@ class _Move:
     def at(self, now_s: float) -> float:
         share = min(1.0, (now_s - self.begun_s) / self.duration_s) if self.duration_s > 0 else 1.0
         return self.start + share * (self.target - self.start)
+
+
+@dataclass(eq=False)
+class _Path(_Move):
+    """A move along given positions, at given times from its beginning."""
+
+    times_s: FloatArray = field(default_factory=lambda: np.zeros(1))
+    positions: FloatArray = field(default_factory=lambda: np.zeros(1))
+
+    def at(self, now_s: float) -> float:
+        return float(np.interp(now_s - self.begun_s, self.times_s, self.positions))
 
 
 class _Readback(Signal):  # type: ignore[misc]
@@ -199,9 +212,41 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
         status = MoveStatus(self, target, timeout=timeout, settle_time=self.settle_time)
         if moved_cb is not None:
             status.add_callback(functools.partial(moved_cb, obj=self))
-        self._begin(target, status)
+        start = self.encoder
+        self._begin(_Move(start, target, self.clock.now_s(), abs(target - start) / self.velocity.get(), status))
         if wait:
             status.wait()
+        return status
+
+    def follow(self, times_s: FloatArray, positions: FloatArray, begun_s: float) -> MoveStatus:
+        """Move along positions without stopping, whatever the velocity is set to.
+
+        Parameters
+        ----------
+        times_s : ndarray, shape (k,)
+            Ascending, from 0, seconds.
+        positions : ndarray, shape (k,)
+            Where the axis is at these times, micrometres.
+        begun_s : float
+            When it begins, seconds of the axis' clock.
+
+        Returns
+        -------
+        MoveStatus
+            Finished at the end of the motion.
+
+        Raises
+        ------
+        OutOfRangeError
+            If a position is outside the limits; the axis does not move.
+        """
+        for position in (float(np.min(positions)), float(np.max(positions))):
+            self.check_value(position)
+        self.stop()
+        target = float(positions[-1])
+        status = MoveStatus(self, target, settle_time=self.settle_time)
+        duration_s = float(times_s[-1])
+        self._begin(_Path(float(positions[0]), target, begun_s, duration_s, status, None, times_s, positions))
         return status
 
     def stop(self, *, success: bool = False) -> None:
@@ -221,9 +266,7 @@ class SimAxis(Device, PositionerBase):  # type: ignore[misc]
             where = f"at {self.position:g} {UNIT} on its way to {ended.target:g} {UNIT}"
             ended.status.set_exception(UnknownStatusFailure(f"{self.name} was stopped {where}"))
 
-    def _begin(self, target: float, status: MoveStatus) -> None:
-        start = self.encoder
-        move = _Move(start, target, self.clock.now_s(), abs(target - start) / self.velocity.get(), status)
+    def _begin(self, move: _Move) -> None:
         with self._state_lock:
             self._move = move
         move.arrival = self.clock.call_at(move.begun_s + move.duration_s, functools.partial(self._arrive, move))
@@ -297,3 +340,30 @@ class SimStage(Device):  # type: ignore[misc]
         """Read-back (y, x), metres."""
         here = (self.y.encoder * METRES_PER[UNIT], self.x.encoder * METRES_PER[UNIT])
         return here if self._snap is None else self._snap(here)
+
+    def follow(self, flight: Flight, begun_s: float) -> StatusBase:
+        """Move both axes along a flight.
+
+        Parameters
+        ----------
+        flight : Flight
+            Its motion.
+        begun_s : float
+            When it begins, seconds of the axes' clock.
+
+        Returns
+        -------
+        Status
+            Finished when both have arrived.
+
+        Raises
+        ------
+        OutOfRangeError
+            If a position is outside the limits; no axis moves.
+        """
+        positions_um = flight.positions_m / METRES_PER[UNIT]
+        for axis, column in zip((self.y, self.x), positions_um.T, strict=True):
+            for position in (column.min(), column.max()):
+                axis.check_value(float(position))
+        y_um, x_um = positions_um.T
+        return self.y.follow(flight.times_s, y_um, begun_s) & self.x.follow(flight.times_s, x_um, begun_s)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bluesky_cdi.agent.constraints import Box
     from bluesky_cdi.agent.space import SearchSpace
     from bluesky_cdi.config import AgentConfig
     from bluesky_cdi.protocols import Agent
@@ -13,7 +15,14 @@ __all__ = ["make_agent"]
 
 
 def make_agent(
-    config: AgentConfig, space: SearchSpace, *, probe_width_m: float, budget: int, seed: int, step_m: float
+    config: AgentConfig,
+    space: SearchSpace,
+    *,
+    probe_width_m: float,
+    budget: int,
+    seed: int,
+    step_m: float,
+    keep_out_m: Sequence[Box] = (),
 ) -> Agent:
     """Make the agent that a configuration names.
 
@@ -34,6 +43,8 @@ def make_agent(
         Of what it draws at random.
     step_m : float
         Step of the full scan, metres.
+    keep_out_m : sequence of ((y, x), (y, x))
+        Low and high corner of each box that nothing is proposed in, metres.
 
     Returns
     -------
@@ -52,8 +63,10 @@ def make_agent(
             target_std_rad=config.target_std_rad,
             target_resolution_m=config.target_resolution_m,
             seed=seed,
+            keep_out_m=keep_out_m,
         )
     from bluesky_cdi.agent import patterns
+    from bluesky_cdi.agent.constraints import outside_boxes
     from bluesky_cdi.agent.static import StaticAgent
 
     low, high = space.low_m, space.high_m
@@ -62,4 +75,5 @@ def make_agent(
     else:
         pattern = patterns.raster if config.name == "raster" else patterns.fermat_spiral
         order = patterns.within_budget(pattern, low, high, step_m, budget)
+    order = order[outside_boxes(order, keep_out_m)]
     return StaticAgent(space, order, config.name, budget)

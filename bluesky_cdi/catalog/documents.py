@@ -18,7 +18,9 @@ BLOCK_ROWS = 64
 
 
 def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterator[Document]:
-    """Yield the documents of one stream of a run, as an assembler of frames takes them.
+    """Yield the documents of the stream of frames of a run, as an assembler of frames takes them.
+
+    Of a fly scan the stream of its positions (``position_stream`` of the start document) comes before it.
 
     A run whose process died has no stop document; one is made up for it, with the exit status ``fail``. Events have
     the order in which they were written, and a point that was measured twice is there twice, with its two frames.
@@ -40,8 +42,9 @@ def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterat
     start = dict(run.start)
     yield "start", start
     with catalog.reaching():
-        if stream in run:
-            yield from _stream_documents(run[stream])
+        for name in (start.get("position_stream"), stream):
+            if name is not None and name in run:
+                yield from _stream_documents(run[name])
     stop = run.metadata.get("stop") or {
         "run_start": start["uid"], "uid": f"stop-{start['uid']}", "time": start["time"], "exit_status": "fail",
         "reason": "the run has no stop document",
@@ -89,21 +92,30 @@ def _file_documents(
     }
     yield "stream_resource", resource
     rows = int(node.shape[0])
-    # Without events, as in a fly scan, or beyond the last one that was written, rows are numbered through.
-    known = (numbers or [])[:rows]
+    if numbers is None:
+        # A fly scan has no events: rows are numbered through.
+        for first in range(0, rows, BLOCK_ROWS):
+            yield "stream_datum", _datum(resource, descriptor, first, min(first + BLOCK_ROWS, rows), first + 1)
+        return
+    # Beyond the last one that was written, rows are numbered through.
+    known = numbers[:rows]
     beyond = max(known, default=0) - len(known) + 1
     for row in range(rows):
         number = known[row] if row < len(known) else row + beyond
-        yield (
-            "stream_datum",
-            {
-                "uid": f"{resource['uid']}/{row}",
-                "stream_resource": resource["uid"],
-                "descriptor": descriptor["uid"],
-                "indices": {"start": row, "stop": row + 1},
-                "seq_nums": {"start": number, "stop": number + 1},
-            },
-        )
+        yield "stream_datum", _datum(resource, descriptor, row, row + 1, number)
+
+
+def _datum(
+    resource: Mapping[str, Any], descriptor: Mapping[str, Any], start: int, stop: int, number: int
+) -> dict[str, Any]:
+    """Say which events rows belong to, from the number of the first one."""
+    return {
+        "uid": f"{resource['uid']}/{start}",
+        "stream_resource": resource["uid"],
+        "descriptor": descriptor["uid"],
+        "indices": {"start": start, "stop": stop},
+        "seq_nums": {"start": number, "stop": number + stop - start},
+    }
 
 
 def _events(table: Any, inside: Mapping[str, Any], descriptors: list[dict[str, Any]]) -> Iterator[Document]:

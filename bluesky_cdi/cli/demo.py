@@ -25,7 +25,10 @@ def add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add = demo.add_argument
     add("--out", type=Path, default=DEMO_OUTPUT, metavar="DIR", help="catalog and figure (default: %(default)s)")
-    add("--replay", type=Path, metavar="FILE", help="a recorded scan instead of the simulated beamline")
+    # A recorded scan has frames at its positions only.
+    on = demo.add_mutually_exclusive_group().add_argument
+    on("--replay", type=Path, metavar="FILE", help="a recorded scan instead of the simulated beamline")
+    on("--fly", action="store_true", help="each batch is one flight of the simulated stage")
     add("--reference", type=Path, metavar="FILE", help="its reference (default: reference.npz beside it)")
     demo.set_defaults(run=_demo)
 
@@ -36,7 +39,7 @@ def _demo(args: argparse.Namespace) -> int:
     config = configured(args)
     set_threads(config)
     setting = demo.replayed(config, args.replay, args.reference) if args.replay else demo.simulated(config)
-    outcome = demo.run(setting, args.out, show_progress=not args.quiet)
+    outcome = demo.run(setting, args.out, show_progress=not args.quiet, fly=args.fly)
     results = f"{args.out} ({command_line('browse', args.out)})"
     rows = [*outcome.table.items(), ("results", results), ("figure", str(outcome.figure))]
     say_result(args, dict(outcome.numbers), rows)

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from bluesky_cdi.sim_devices import Beamline
 
 FINISH_TIMEOUT_S = 600.0
+# The part of a flight's time for which frames are exposed; the rest is for moving.
+FLIGHT_DUTY = 0.5
 
 
-def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
+def run(setting: Setting, out: Path, show_progress: bool = True, fly: bool = False) -> Outcome:
     """Run a demonstration.
 
     Parameters
@@ -32,6 +34,8 @@ def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
         Folder for the catalog, the frames, the results and the figure.
     show_progress : bool
         Whether a progress bar goes to standard error.
+    fly : bool
+        Whether each batch is one flight of the stage.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
         with Session(setting.config, out, listeners=listeners, **setting.session_options) as session:
             beamline = setting.make_beamline(session.frames_directory)
             started = time.monotonic()
-            uid, reason = _scan(session, beamline, progress, setting.sample)
+            uid, reason = _scan(session, beamline, progress, setting.sample, fly)
             scanned = time.monotonic()
             session.wait(FINISH_TIMEOUT_S)
             finished = time.monotonic()
@@ -60,7 +64,7 @@ def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
     return report(done, setting, target, out)
 
 
-def _scan(session: Session, beamline: Beamline, progress: _Progress, sample: str) -> tuple[str, str]:
+def _scan(session: Session, beamline: Beamline, progress: _Progress, sample: str, fly: bool) -> tuple[str, str]:
     """Run the adaptive plan; return the raw run's uid and why the scan ended."""
     from bluesky_cdi.plans import adaptive_ptycho
 
@@ -69,12 +73,20 @@ def _scan(session: Session, beamline: Beamline, progress: _Progress, sample: str
 
     def plan() -> Any:
         stage = beamline.stage
-        detectors = [beamline.detector, beamline.monitor]
+        detectors: list[Any] = [beamline.detector, beamline.monitor]
         options = {**session.config.scan.as_plan_arguments(), "md": {"sample": sample}}
+        if fly:
+            # In flights the flux comes with the frames.
+            progress.flown_key = beamline.detector.frame_key
+            detectors = [beamline.detector]
+            exposure_s = session.config.scan.exposure_s
+            options |= {"scanner": beamline.scanner, "rate_hz": FLIGHT_DUTY / exposure_s, "exposure_s": exposure_s}
         reasons.append((yield from adaptive_ptycho(detectors, stage.y, stage.x, session.live, **options)))
 
     session.RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")
     session.RE.subscribe(progress.event, "event")
+    session.RE.subscribe(progress.resource, "stream_resource")
+    session.RE.subscribe(progress.rows, "stream_datum")
     session.RE(plan())
     return uids[0], reasons[0]
 
@@ -99,6 +111,8 @@ class _Progress:
     def __init__(self, budget: int, shown: bool) -> None:
         from tqdm import tqdm
 
+        self.flown_key: str | None = None
+        self._resource = ""
         self._bar = tqdm(total=budget, unit="frame", disable=not shown, desc="measured")
 
     def event(self, name: str, doc: Mapping[str, Any]) -> None:
@@ -106,6 +120,18 @@ class _Progress:
         del name
         if not any(key.startswith("agent_") for key in doc["data"]):
             self._bar.update()
+
+    def resource(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Learn in which file the frames of flights are."""
+        del name
+        if doc["data_key"] == self.flown_key:
+            self._resource = doc["uid"]
+
+    def rows(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Count the frames of a flight; step scans have an event for each."""
+        del name
+        if doc["stream_resource"] == self._resource:
+            self._bar.update(doc["seq_nums"]["stop"] - 1 - self._bar.n)
 
     def estimate(self, estimate: Estimate) -> None:
         """Take the worker's newest image."""

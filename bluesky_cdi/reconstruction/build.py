@@ -142,6 +142,7 @@ def build_agent(
         budget=area.budget,
         seed=config.agent.seed,
         step_m=area.step_m,
+        keep_out_m=area.keep_out_m,
     )
 
 

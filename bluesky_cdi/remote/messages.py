@@ -44,13 +44,14 @@ BEAT_S = 0.5
 
 def pack_area(area: ScanArea) -> list[Any]:
     """Give what `unpack_area` makes an area from."""
-    return [area.low_m, area.high_m, area.step_m, area.budget, area.adaptive]
+    return [area.low_m, area.high_m, area.step_m, area.budget, area.adaptive, area.keep_out_m]
 
 
 def unpack_area(values: list[Any]) -> ScanArea:
     """Make an area from what came."""
-    low, high, step, budget, adaptive = values
-    return ScanArea((low[0], low[1]), (high[0], high[1]), step, budget, adaptive)
+    low, high, step, budget, adaptive, boxes = values
+    keep_out = tuple(((a[0], a[1]), (b[0], b[1])) for a, b in boxes)
+    return ScanArea((low[0], low[1]), (high[0], high[1]), step, budget, adaptive, keep_out)
 
 
 def pack_answer(value: ScanTicket | Proposal | Points | None) -> dict[str, Any] | list[Any] | None:

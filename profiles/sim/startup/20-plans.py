@@ -10,7 +10,7 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 
 from bluesky_cdi.catalog import list_results, load_result
-from bluesky_cdi.plans import adaptive_ptycho, ptycho_raster, ptycho_spiral
+from bluesky_cdi.plans import adaptive_ptycho, ptycho_fly, ptycho_raster, ptycho_spiral
 
 
 def adaptive(
@@ -54,6 +54,35 @@ def full(
     return (
         yield from ptycho_raster(
             [diff, i0], stage.y, stage.x, live, extent_um=extent_um, step_um=step_um, centre_um=centre_um, md=md
+        )
+    )
+
+
+def fly(
+    rate_hz: float = 50.0,
+    exposure_s: float = 0.002,
+    *,
+    extent_um: Sequence[float] = config.scan.extent_um,
+    step_um: float = config.scan.step_um,
+    centre_um: Sequence[float] = config.scan.centre_um,
+    pattern: Literal["raster", "spiral"] = "raster",
+    md: dict[str, Any] | None = None,
+):
+    """Fly over the configured window without stopping, reconstructed live, e.g. ``RE(fly())``."""
+    return (
+        yield from ptycho_fly(
+            [diff],
+            stage.y,
+            stage.x,
+            scanner,
+            live,
+            extent_um=extent_um,
+            step_um=step_um,
+            rate_hz=rate_hz,
+            centre_um=centre_um,
+            exposure_s=exposure_s,
+            pattern=pattern,
+            md=md,
         )
     )
 

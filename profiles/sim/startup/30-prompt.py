@@ -6,6 +6,7 @@ at_prompt(
     session,
     {
         "RE(adaptive(budget=120))": "an adaptive scan, reconstructed live",
+        "RE(fly())": "a fly scan of the whole window",
         "show()": "draw the newest result",
         "list_results(catalog)": "what the catalog holds",
     },
