@@ -177,7 +177,7 @@ class Session:
                 )
             self.live.wait(timeout_s)
         finally:
-            self._wait_for_catalog(timeout_s)
+            _wait_for_catalog(self.directory / "journal", self._latest_uid, timeout_s)
 
     def close(self) -> None:
         """Finish what is under way and stop the server; the catalog's folder can be served again."""
@@ -285,21 +285,22 @@ class Session:
             with contextlib.suppress(WorkerError):
                 self.wait()
 
-    def _wait_for_catalog(self, timeout_s: float) -> None:
-        """Wait until the catalog has taken what has ended."""
-        journal, deadline = self.directory / "journal", time.monotonic() + timeout_s
-        while left := ended_files(journal):
-            if time.monotonic() > deadline:
-                raise CatalogError(
-                    f"the catalog did not take all documents within {timeout_s:g} s; {len(left)} run(s) wait in "
-                    f"{journal}, and nothing is lost. Check that the Tiled server runs, and wait again."
-                )
-            time.sleep(LOOK_S)
-        if refused := refused_files(journal, self._latest_uid):
+
+def _wait_for_catalog(journal: Path, latest_uid: str, timeout_s: float) -> None:
+    """Wait until the catalog has taken what has ended."""
+    deadline = time.monotonic() + timeout_s
+    while left := ended_files(journal):
+        if time.monotonic() > deadline:
             raise CatalogError(
-                f"the catalog did not take all of the run {self._latest_uid}: what it refused is in "
-                f"{', '.join(map(str, refused))}; the log says why."
+                f"the catalog did not take all documents within {timeout_s:g} s; {len(left)} run(s) wait in "
+                f"{journal}, and nothing is lost. Check that the Tiled server runs, and wait again."
             )
+        time.sleep(LOOK_S)
+    if refused := refused_files(journal, latest_uid):
+        raise CatalogError(
+            f"the catalog did not take all of the run {latest_uid}: what it refused is in "
+            f"{', '.join(map(str, refused))}; the log says why."
+        )
 
 
 def _with_catalog(config: Config, client: Any) -> Config:

@@ -31,7 +31,7 @@ from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 from bluesky_cdi.reconstruction.beside import Beside
-from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, Judge, calibration_of, final_judge
+from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, final_judge, live_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
 from bluesky_cdi.reconstruction.checkpoint import restorable
 from bluesky_cdi.reconstruction.error_watch import ErrorWatch
@@ -48,7 +48,6 @@ from bluesky_cdi.reconstruction.resolution_watch import ResolutionWatch
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.targets import Targets
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
-from bluesky_cdi.reconstruction.uncertainty import configured_estimator
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -113,10 +112,9 @@ class PtychoReconstructor:
         notes: Mapping[str, Any] | None = None,
         calibration: Calibrating | None = None,
     ) -> None:
-        side, device = grid.frame_px, torch.device(device)
+        side, device, net = grid.frame_px, torch.device(device), trained.unrolled_net if trained else None
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
             raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
-        net = trained.unrolled_net if trained else None
         self._config, self._device = config, device
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
@@ -125,8 +123,7 @@ class PtychoReconstructor:
         self._tiled = TiledObject.on(grid, config.window_px, device)
         self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
-        estimator = configured_estimator(config, trained, device)
-        judge = Judge(estimator, calibration or calibration_of(trained, estimator.name))
+        judge = live_judge(config, trained, device, calibration)
         known, final = (self._frames, self._metrics, self._probe, self._solver), final_judge(config, trained)
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
         self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)

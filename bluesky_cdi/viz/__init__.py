@@ -17,8 +17,8 @@ from bluesky_cdi.viz.single_shot import show_single_shot
 from bluesky_cdi.viz.thumbnail import thumbnail_png
 
 __all__ = [
-    "MaskedFrame",
     "Course",
+    "MaskedFrame",
     "figure_demo",
     "save_figure",
     "show_comparison",

@@ -4,7 +4,7 @@ from bluesky_cdi.reconstruction.calibration.check import checked_estimate, judge
 from bluesky_cdi.reconstruction.calibration.conditions import Conditions, conditions_of
 from bluesky_cdi.reconstruction.calibration.files import calibration_of
 from bluesky_cdi.reconstruction.calibration.halves import HalfPixels, half_pixels
-from bluesky_cdi.reconstruction.calibration.judge import Judge, final_judge
+from bluesky_cdi.reconstruction.calibration.judge import Judge, final_judge, live_judge
 from bluesky_cdi.reconstruction.calibration.record import LEVELS, Calibrating, Calibration, Uncalibrated
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "final_judge",
     "half_pixels",
     "judged_again",
+    "live_judge",
 ]

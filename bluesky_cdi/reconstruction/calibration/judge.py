@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from bluesky_cdi.config import ReconstructorConfig
@@ -20,6 +21,7 @@ from bluesky_cdi.reconstruction.uncertainty import (
     PhotonNoiseEstimator,
     UncertaintyEstimate,
     UncertaintyEstimator,
+    configured_estimator,
 )
 
 
@@ -86,6 +88,34 @@ class Judge:
     def scaled(self, factors: Mapping[str, float]) -> Judge:
         """Give one whose errors are so many times as large, by part."""
         return replace(self, scale={part: self.scale[part] * factors[part] for part in PARTS})
+
+
+def live_judge(
+    config: ReconstructorConfig,
+    trained: Trained | None,
+    device: torch.device | str,
+    calibration: Calibrating | None = None,
+) -> Judge:
+    """Give what predicts errors while frames come.
+
+    Parameters
+    ----------
+    config : ReconstructorConfig
+        Names the estimator, and its weights if they are not where they are looked for.
+    trained : Trained or None
+        The network that reconstructs.
+    device : torch.device or str
+        Where to compute.
+    calibration : Calibrating, optional
+        In place of the record of the network, or of engines.
+
+    Raises
+    ------
+    ConfigError, WeightsError
+        If the estimator needs what is not there.
+    """
+    estimator = configured_estimator(config, trained, device)
+    return Judge(estimator, calibration or calibration_of(trained, estimator.name))
 
 
 def final_judge(config: ReconstructorConfig, trained: Trained | None) -> Callable[[Callable[[], bool]], Judge] | None:
