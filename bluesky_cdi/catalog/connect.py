@@ -142,7 +142,8 @@ def open_catalog(where: str | Path | None = None, api_key: str | None = None, *,
 
         settings = load_config().catalog
         where, api_key = settings.uri or settings.directory, api_key or settings.api_key
-    if isinstance(where, str) and "://" in where:
+    # What carries a key is meant as an address, however it is written: as a folder it would be told in full.
+    if isinstance(where, str) and ("://" in where or "api_key=" in where):
         return connect(where, api_key)
     from bluesky_cdi.catalog.folders import open_folder
 
