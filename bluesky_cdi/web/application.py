@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import numpy as np
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -33,14 +29,12 @@ from bluesky_cdi.plain import to_json
 from bluesky_cdi.web.access import Access
 from bluesky_cdi.web.pairs import QUANTITIES, SIDES
 from bluesky_cdi.web.pictures import Picture
+from bluesky_cdi.web.questions import Questions
 from bluesky_cdi.web.reader import FORMATS, FRAME_PICTURES, NotFoundError, Reader, temporary_folder
 from bluesky_cdi.web.run_pictures import NAMES
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# Questions that are answered at a time: the server of the catalog is often in this process, and has work of its own.
-WORKERS = 4
 STATIC = "static"
 MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -69,17 +63,12 @@ class Page:
     """
 
     def __init__(self, connect: Callable[[], Catalog], api_key: str, *, public: bool, config: Config) -> None:
-        self._connect, self._config = connect, config
-        self._lock = threading.Lock()
-        self._catalog: Catalog | None = None
-        self._reader: Reader | None = None
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="bluesky_cdi-page")
-        self._static = static_files()
+        self._questions, self._static = Questions(connect, config), static_files()
         api = "/page/api"
         routes = [
-            Route("/", self._to_page),
-            Route("/page", self._to_page),
-            Route("/healthz", self._health),
+            Route("/", _to_page),
+            Route("/page", _to_page),
+            Route("/healthz", _health),
             Route("/page/", self._index),
             Route("/page/static/{name:path}", self._static_file),
             Route(f"{api}/runs", self._runs),
@@ -101,44 +90,7 @@ class Page:
 
     def close(self) -> None:
         """Close the connection to the catalog; no request follows."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            if self._catalog is not None:
-                self._catalog.close()
-
-    async def _asked(self, question: Callable[[Reader], T]) -> T:
-        """Ask the catalog in a thread: its answers are waited for, and its server may be in this one."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, question)
-
-    def _answer(self, question: Callable[[Reader], T]) -> T:
-        reader = self._opened()
-        try:
-            return question(reader)
-        except CatalogError as err:
-            if isinstance(err.__cause__, httpx.TransportError):
-                self._forget(reader)
-            raise
-
-    def _forget(self, reader: Reader) -> None:
-        """Leave a catalog whose server is gone: the next question looks for it anew."""
-        with self._lock:
-            if self._reader is reader and self._catalog is not None:
-                self._catalog.close()
-                self._reader = self._catalog = None
-
-    def _opened(self) -> Reader:
-        with self._lock:
-            if self._reader is None:
-                self._catalog = self._connect()
-                self._reader = Reader(self._catalog, self._config)
-            return self._reader
-
-    async def _to_page(self, request: Request) -> Response:
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"/page/{query}", 303)
-
-    async def _health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ready"})
+        self._questions.close()
 
     async def _index(self, request: Request) -> Response:
         return Response(self._static["index.html"], media_type=MEDIA_TYPES["html"], headers=FRESH)
@@ -153,31 +105,31 @@ class Page:
 
     async def _runs(self, request: Request) -> Response:
         epoch, after = request.query_params.get("epoch", ""), _whole(request, "after", -1)
-        return _json(await self._asked(lambda reader: reader.runs.changes(epoch, after)))
+        return _json(await self._questions.ask(lambda reader: reader.runs.changes(epoch, after)))
 
     async def _run(self, request: Request) -> Response:
-        answer = _json(await self._asked(lambda reader: reader.view(request.path_params["uid"])))
+        answer = _json(await self._questions.ask(lambda reader: reader.view(request.path_params["uid"])))
         # Who looks at a run may ask for a frame and its fit next; loading what computes it takes seconds.
         answer.background = BackgroundTask(self._prepare)
         return answer
 
     async def _prepare(self) -> None:
         if "torch" not in sys.modules:
-            await asyncio.get_running_loop().run_in_executor(self._workers, partial(import_module, "torch"))
+            await self._questions.do(partial(import_module, "torch"))
 
     async def _thumbnail(self, request: Request) -> Response:
-        png = await self._asked(lambda reader: reader.thumbnail(request.path_params["uid"]))
+        png = await self._questions.ask(lambda reader: reader.thumbnail(request.path_params["uid"]))
         return Response(png, media_type="image/png", headers=KEEP)
 
     async def _image(self, request: Request) -> Response:
         uid, name = request.path_params["uid"], _one_of(request, "name", NAMES)
         update, mode, limits = _whole(request, "update", -1), _whole(request, "mode", 0), _limits(request)
-        found = await self._asked(lambda reader: reader.image(uid, name, update, mode, limits))
+        found = await self._questions.ask(lambda reader: reader.image(uid, name, update, mode, limits))
         return _picture(found, KEEP if update >= 0 else FRESH)
 
     async def _frame(self, request: Request) -> Response:
         uid, number = request.path_params["uid"], request.path_params["number"]
-        found = await self._asked(lambda reader: reader.frame(uid, number))
+        found = await self._questions.ask(lambda reader: reader.frame(uid, number))
         fit = found.fit
         return _json(
             {
@@ -194,13 +146,13 @@ class Page:
     async def _frame_picture(self, request: Request) -> Response:
         uid, number = request.path_params["uid"], request.path_params["number"]
         name = _one_of(request, "name", FRAME_PICTURES)
-        return _picture(await self._asked(lambda reader: reader.frame_picture(uid, number, name)), FRESH)
+        return _picture(await self._questions.ask(lambda reader: reader.frame_picture(uid, number, name)), FRESH)
 
     async def _file(self, request: Request) -> Response:
         uid, form = request.path_params["uid"], _one_of(request, "form", FORMATS)
         folder = temporary_folder()
         try:
-            path = await self._asked(lambda reader: reader.export(uid, form, Path(folder.name)))
+            path = await self._questions.ask(lambda reader: reader.export(uid, form, Path(folder.name)))
         except BaseException:
             folder.cleanup()
             raise
@@ -208,14 +160,14 @@ class Page:
 
     async def _pair(self, request: Request) -> Response:
         first, second = request.path_params["first"], request.path_params["second"]
-        return _json(await self._asked(lambda reader: reader.pair(first, second).describe()))
+        return _json(await self._questions.ask(lambda reader: reader.pair(first, second).describe()))
 
     async def _pair_picture(self, request: Request) -> Response:
         first, second = request.path_params["first"], request.path_params["second"]
         draw = partial(
             _drawn_pair, first, second, _one_of(request, "side", SIDES), _one_of(request, "quantity", QUANTITIES)
         )
-        return _picture(await self._asked(draw), KEEP)
+        return _picture(await self._questions.ask(draw), KEEP)
 
 
 def static_files() -> dict[str, bytes]:
@@ -224,6 +176,15 @@ def static_files() -> dict[str, bytes]:
     found = {each.name: each for each in root.iterdir() if each.is_file()}
     found |= {f"vendor/{each.name}": each for each in (root / "vendor").iterdir() if each.is_file()}
     return {name: each.read_bytes() for name, each in found.items() if name.rpartition(".")[2] in MEDIA_TYPES}
+
+
+async def _to_page(request: Request) -> Response:
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"/page/{query}", 303)
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ready"})
 
 
 def _drawn_pair(first: str, second: str, side: str, quantity: str, reader: Reader) -> Picture:

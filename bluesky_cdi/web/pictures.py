@@ -70,7 +70,7 @@ def draw(
     most_px : int
         Longer side of the PNG at most.
     """
-    seen = _seen(values) if covered is None else np.logical_and(covered, _seen(values))
+    seen = _seen(values, covered)
     low, high = limits or limits_of(np.ma.array(values, mask=~seen))
     small, share = _averaged(np.where(seen, values, 0.0).astype(np.float64), seen, most_px)
     level = np.clip((small - low) / (high - low), 0, 1)
@@ -84,7 +84,7 @@ def draw(
 
 def draw_colours(values: FloatArray, most_px: int = MOST_PX) -> Picture:
     """Draw an image whose colours are given, (Y, X, 3), 0 to 1; pixels that are not finite are transparent."""
-    seen = np.isfinite(values).all(axis=-1)
+    seen = _seen(values.sum(axis=-1), None)
     parts = [_averaged(np.where(seen, values[..., k], 0.0).astype(np.float64), seen, most_px) for k in range(3)]
     levels = np.dstack([np.rint(255 * np.clip(part, 0, 1)) for part, _ in parts]).astype(np.uint8)
     opaque = np.where(parts[0][1] >= 0.5, 255, 0).astype(np.uint8)
@@ -92,8 +92,9 @@ def draw_colours(values: FloatArray, most_px: int = MOST_PX) -> Picture:
     return Picture(_encoded(np.dstack([levels, opaque])), math.nan, math.nan, "", "", shape)
 
 
-def _seen(values: FloatArray) -> BoolImage:
-    return np.asarray(np.isfinite(values), np.bool_)
+def _seen(values: FloatArray, covered: BoolImage | None) -> BoolImage:
+    finite = np.isfinite(values)
+    return np.asarray(finite if covered is None else finite & covered, np.bool_)
 
 
 def _averaged(

@@ -1,0 +1,78 @@
+"""Questions to a catalog that are answered in threads, whether its server is there or comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import httpx
+
+from bluesky_cdi.catalog import Catalog
+from bluesky_cdi.config import Config
+from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.web.reader import Reader
+
+T = TypeVar("T")
+
+# Questions that are answered at a time: the server of the catalog is often in this process, and has work of its own.
+WORKERS = 4
+
+
+class Questions:
+    """Asks a catalog: in threads, since answers are waited for, and the catalog's server may be in this process.
+
+    Parameters
+    ----------
+    connect : callable
+        Opens the catalog; asked by the first question, and again if that failed or the server is gone.
+    config : Config
+        What of raw runs makes frames: section `documents`.
+    """
+
+    def __init__(self, connect: Callable[[], Catalog], config: Config) -> None:
+        self._connect, self._config = connect, config
+        self._lock = threading.Lock()
+        self._catalog: Catalog | None = None
+        self._reader: Reader | None = None
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="bluesky_cdi-page")
+
+    async def ask(self, question: Callable[[Reader], T]) -> T:
+        """Put a question to the catalog's reader."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, question)
+
+    async def do(self, work: Callable[[], object]) -> None:
+        """Do something that no catalog is needed for in one of the threads."""
+        await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    def close(self) -> None:
+        """Close the connection to the catalog; no question follows."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            if self._catalog is not None:
+                self._catalog.close()
+
+    def _answer(self, question: Callable[[Reader], T]) -> T:
+        reader = self._opened()
+        try:
+            return question(reader)
+        except CatalogError as err:
+            if isinstance(err.__cause__, httpx.TransportError):
+                self._forget(reader)
+            raise
+
+    def _opened(self) -> Reader:
+        with self._lock:
+            if self._reader is None:
+                self._catalog = self._connect()
+                self._reader = Reader(self._catalog, self._config)
+            return self._reader
+
+    def _forget(self, reader: Reader) -> None:
+        """Leave a catalog whose server is gone: the next question looks for it anew."""
+        with self._lock:
+            if self._reader is reader and self._catalog is not None:
+                self._catalog.close()
+                self._reader = self._catalog = None
