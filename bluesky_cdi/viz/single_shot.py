@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def _draw_transfer(ax: Axes, image: SingleShotImage) -> None:
     ring = np.arange(len(image.transfer))
     averaged = max(1, image.status.count("converged"))
     ax.plot(ring, image.transfer, color="#1f4e9c", label=f"mean of {averaged} start{'' if averaged == 1 else 's'}")
-    ax.axhline(1 / np.e, color="0.35", linestyle="--", linewidth=0.8, label="1/e")
+    ax.axhline(math.exp(-1), color="0.35", linestyle="--", linewidth=0.8, label="1/e")
     period_px = transfer_resolution_px(image.transfer, len(image.object))
     if period_px is not None and np.isfinite(period_px):
         ax.axvline(len(image.object) / period_px, color="0.35", linestyle=":", linewidth=0.8)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.results import PLAN_NAME
+from bluesky_cdi.catalog.schema import PLAN_NAME
 
 # So many runs are read at a time: about half a second.
 CHUNK = 250

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.results import MAPPED, UPDATES
+from bluesky_cdi.catalog.schema import MAPPED, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.protocols import FloatArray

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bluesky_cdi.callbacks import KeyChoice, StreamKeys
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.results import PER_FRAME, SOURCE, UPDATES
+from bluesky_cdi.catalog.schema import PER_FRAME, SOURCE, UPDATES
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.causes import causes_of
