@@ -370,6 +370,10 @@ class Config(Section):
     catalog: CatalogConfig = CatalogConfig()
     simulation: SimulationConfig = SimulationConfig()
 
+    def as_notes(self) -> dict[str, Any]:
+        """Give what differs from the defaults as plain values; nothing of the catalog, which may have a key."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"catalog"})
+
     def with_documents(self, **chosen: Any) -> Config:
         """Choose keys of `documents`; what is None stays as it is configured.
 

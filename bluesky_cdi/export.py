@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.evaluation.gauge import shown_images
@@ -25,7 +24,7 @@ from bluesky_cdi.plain import to_json
 from bluesky_cdi.protocols import Estimate, FloatArray
 
 if TYPE_CHECKING:
-    from bluesky_cdi.catalog import Catalog
+    from bluesky_cdi.catalog import Catalog, Result
 
 logger = logging.getLogger(__name__)
 
@@ -43,27 +42,24 @@ SUFFIXES: Mapping[str, str] = {
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A result of a catalog, with what its files need besides.
+class Exported(Protocol):
+    """What is written to files; `bluesky_cdi.catalog.Result` is one."""
 
-    Attributes
-    ----------
-    estimate : Estimate
-    geometry : Geometry
-        Of the frames that were reconstructed.
-    name : str
-        What its files are to be called inside.
-    """
+    @property
+    def estimate(self) -> Estimate:
+        """What was reconstructed."""
 
-    estimate: Estimate
-    geometry: Geometry
-    name: str
+    @property
+    def geometry(self) -> Geometry:
+        """Optics of the frames that were reconstructed."""
+
+    @property
+    def name(self) -> str:
+        """What its files are to be called inside."""
 
     @property
     def phase_rad(self) -> FloatArray:
         """The object's phase as figures show it, (Y, X), radians: its mean over the measured area is 0."""
-        return shown_images(self.estimate)["phase"]
 
 
 def load_to_export(catalog: Catalog, which: str | int) -> Result:
@@ -83,15 +79,8 @@ def load_to_export(catalog: Catalog, which: str | int) -> Result:
     GeometryError
         If it doesn't tell its geometry.
     """
-    from bluesky_cdi.catalog import find_result, load_result
-
-    estimate = load_result(catalog, which)
-    start = find_result(catalog, which).start
-    rows, columns = start["frame_shape"]
-    # Results of earlier versions have no title.
-    name = start.get("title", f"scan {start['scan_id']}")
-    result = Result(estimate, Geometry.from_metadata(start, (rows, columns)), name)
-    said = verdict_said(estimate.source)
+    result = catalog[which]
+    said = verdict_said(result.estimate.source)
     if not said.startswith("good"):
         logger.warning("the verdict on %s is %s", result.name, said or "not known: it was never judged")
     return result
@@ -127,15 +116,15 @@ def exported_files(path: Path, form: str | None = None) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{path.stem}_{part}{path.suffix}") for part in ("phase", "amplitude"))
 
 
-def export_result(path: Path | str, result: Result, form: str | None = None) -> tuple[Path, ...]:
+def export_result(path: Path | str, result: Exported, form: str | None = None) -> tuple[Path, ...]:
     """Write a result to a file: all of it, or nothing. A file that exists is replaced.
 
     Parameters
     ----------
     path : path
         The file to write; of TIFF the name to which ``_phase`` and ``_amplitude`` are added.
-    result : Result
-        What `load_to_export` has read.
+    result : Exported
+        A result of a catalog.
     form : str, optional
         One of `FORMATS`; by default what the suffix says.
 
@@ -157,7 +146,7 @@ def export_result(path: Path | str, result: Result, form: str | None = None) -> 
     return files
 
 
-def _write_tiffs(path: Path, result: Result) -> None:
+def _write_tiffs(path: Path, result: Exported) -> None:
     estimate = result.estimate
     notes = notes_of(estimate, result.geometry, result.name)
     images = shown_images(estimate)
@@ -166,7 +155,7 @@ def _write_tiffs(path: Path, result: Result) -> None:
         write_tiff(target, images[what], estimate.pixel_m, {"image": what, "unit": unit, **notes})
 
 
-def _write_png(path: Path, result: Result) -> None:
+def _write_png(path: Path, result: Exported) -> None:
     from bluesky_cdi import viz
 
     said = to_json(notes_of(result.estimate, result.geometry, result.name))
@@ -177,15 +166,15 @@ def _write_png(path: Path, result: Result) -> None:
         raise ScanFileError(f"can't write {path}: {err}. Check that its folder exists and has room.") from err
 
 
-def _plain(write: Callable[..., None]) -> Callable[[Path, Result], None]:
+def _plain(write: Callable[..., None]) -> Callable[[Path, Exported], None]:
     return lambda path, result: write(path, result.estimate, result.geometry, result.name)
 
 
-def _with_phase(write: Callable[..., None]) -> Callable[[Path, Result], None]:
+def _with_phase(write: Callable[..., None]) -> Callable[[Path, Exported], None]:
     return lambda path, result: write(path, result.estimate, result.geometry, result.name, phase_rad=result.phase_rad)
 
 
-_WRITERS: Mapping[str, Callable[[Path, Result], None]] = {
+_WRITERS: Mapping[str, Callable[[Path, Exported], None]] = {
     "cxi": _plain(write_cxi_result),
     "nexus": _with_phase(write_nexus_result),
     "npz": _with_phase(write_npz_result),

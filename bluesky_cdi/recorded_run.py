@@ -17,7 +17,7 @@ from bluesky_cdi.protocols import Estimate, RunInfo
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog
-    from bluesky_cdi.catalog.results import ExitStatus
+    from bluesky_cdi.catalog.schema import ExitStatus
 
 # What `Scan.source` says of the file's form, of a scan that comes from no file.
 FORM = "catalog"
@@ -126,7 +126,9 @@ def with_known_probe(catalog: Catalog, run: RecordedRun) -> RecordedRun:
     return replace(run, scan=replace(run.scan, probe=scaled.astype(np.complex64)))
 
 
-def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path) -> str:
+def keep_result(
+    catalog: Catalog, run: RecordedRun, estimate: Estimate, directory: Path, config: Config | None = None
+) -> str:
     """Write a reconstruction of a run into its catalog, as a new derived run beside those that are there.
 
     Parameters
@@ -139,6 +141,8 @@ def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, director
         What was made of it.
     directory : Path
         The session's folder, for the result's file.
+    config : Config, optional
+        What it was made with, to be told in the result.
 
     Returns
     -------
@@ -152,7 +156,8 @@ def keep_result(catalog: Catalog, run: RecordedRun, estimate: Estimate, director
     """
     from bluesky_cdi.catalog import publishing
 
-    with publishing(catalog, run.info, directory) as publisher:
+    notes = None if config is None else config.as_notes()
+    with publishing(catalog, run.info, directory, configuration=notes) as publisher:
         publisher.close(estimate, *run.ended)
     return publisher.uid
 

@@ -23,7 +23,7 @@ from bluesky_cdi.reconstruction.checkpoint import checkpoint_file, going_on, wit
 
 if TYPE_CHECKING:
     from bluesky_cdi.catalog import Catalog, ResultPublisher
-    from bluesky_cdi.catalog.results import ExitStatus
+    from bluesky_cdi.catalog.schema import ExitStatus
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,8 @@ def resume_run(
     reconstructor = build_reconstructor(info, config, probe=probe, mask=mask, on_progress=on_progress)
     n_restored = _restore(reconstructor, frames, stored[-1].path if newest else None)
     continues = newest.reconstruction_uid if newest else None
-    with contextlib.closing(reconstructor), publishing(catalog, info, directory, continues) as publisher:
+    publishing_run = publishing(catalog, info, directory, continues, config.as_notes())
+    with contextlib.closing(reconstructor), publishing_run as publisher:
         file = checkpoint_file(info, publisher.uid, config, checkpoints_folder(directory))
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)

@@ -1,98 +1,22 @@
-"""What the catalog holds: runs with their reconstructions, and an estimate read back."""
+"""Runs and their reconstructions found in a catalog, and an estimate read back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bluesky_cdi.catalog.connect import Catalog
+from bluesky_cdi.catalog.listing import ResultSummary, results_of
 from bluesky_cdi.catalog.result_file import FRAMES, IMAGES
-from bluesky_cdi.catalog.results import NOTED_AT_END, PER_FRAME, PLAN_NAME, SOURCE, UPDATES
+from bluesky_cdi.catalog.schema import NOTED_AT_END, PER_FRAME, SOURCE, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.protocols import Estimate
 
 if TYPE_CHECKING:
     from bluesky_cdi.io import ProbeFile
-
-
-@dataclass(frozen=True)
-class ResultSummary:
-    """One reconstruction, or one raw run that has none.
-
-    Attributes
-    ----------
-    uid : str or None
-        The derived run; None where there is none.
-    raw_uid : str
-        The raw run.
-    scan_id : int or None
-        The raw run's number.
-    plan_name : str or None
-        The raw run's plan; None if the catalog does not hold that run.
-    time : float
-        Start of the derived run, else of the raw run, seconds since 1970.
-    n_frames : int or None
-        Frames that the final estimate rests on, or of the raw run where there is no result; None
-        while the run goes on, or without a final estimate.
-    exit_status : str or None
-        ``success``, ``abort`` or ``fail``; None while the run goes on (or if its process died).
-    complete : bool
-        Whether there is a final estimate.
-    verdict : str or None
-        ``good``, ``doubtful`` or ``failed``; None where there is none.
-    """
-
-    uid: str | None
-    raw_uid: str
-    scan_id: int | None
-    plan_name: str | None
-    time: float
-    n_frames: int | None
-    exit_status: str | None
-    complete: bool
-    verdict: str | None = None
-
-
-def list_results(catalog: Catalog) -> list[ResultSummary]:
-    """List all reconstructions, and the raw runs that have none, oldest first.
-
-    Raises
-    ------
-    CatalogError
-        If the server can't be reached.
-    """
-    with catalog.reaching():
-        raw = {uid: run.metadata for uid, run in catalog.raw.items()}
-        results = [_result_summary(run.metadata, raw) for run in _results(catalog).values()]
-    reconstructed = {result.raw_uid for result in results}
-    rest = [_raw_summary(metadata) for uid, metadata in raw.items() if uid not in reconstructed]
-    return sorted(results + rest, key=lambda row: row.time)
-
-
-def find_results(catalog: Catalog, raw_uid: str) -> list[ResultSummary]:
-    """List the reconstructions of one raw run, oldest first; empty if there are none.
-
-    Parameters
-    ----------
-    catalog : Catalog
-        Where to look.
-    raw_uid : str
-        Uid of the raw run, in full.
-
-    Raises
-    ------
-    CatalogError
-        If the server can't be reached.
-    """
-    from tiled.queries import Key
-
-    with catalog.reaching():
-        raw = {uid: run.metadata for uid, run in catalog.raw.search(Key("uid") == raw_uid).items()}
-        found = _results(catalog).search(Key("raw_uid") == raw_uid).values()
-        return sorted((_result_summary(run.metadata, raw) for run in found), key=lambda row: row.time)
 
 
 def find_raw(catalog: Catalog, result: ResultSummary | str | int) -> Any:
@@ -220,44 +144,8 @@ def probe_file_of(estimate: Estimate, start: Mapping[str, Any]) -> ProbeFile:
     return ProbeFile(estimate.probe, geometry, f"run {start['uid']}", dict(estimate.source))
 
 
-def _results(catalog: Catalog) -> Any:
-    from tiled.queries import Key
-
-    return catalog.processed.search(Key("plan_name") == PLAN_NAME)
-
-
-def _result_summary(metadata: Mapping[str, Any], raw: Mapping[str, Mapping[str, Any]]) -> ResultSummary:
-    start, stop = metadata["start"], metadata.get("stop") or {}
-    raw_start = raw.get(start["raw_uid"], {}).get("start", {})
-    return ResultSummary(
-        uid=start["uid"],
-        raw_uid=start["raw_uid"],
-        scan_id=start.get("scan_id"),
-        plan_name=raw_start.get("plan_name"),
-        time=float(start["time"]),
-        n_frames=stop.get("n_frames"),
-        exit_status=stop.get("exit_status"),
-        complete=bool(stop.get("complete", False)),
-        verdict=(stop.get("verdict") or {}).get("word"),
-    )
-
-
-def _raw_summary(metadata: Mapping[str, Any]) -> ResultSummary:
-    start, stop = metadata["start"], metadata.get("stop") or {}
-    return ResultSummary(
-        uid=None,
-        raw_uid=start["uid"],
-        scan_id=start.get("scan_id"),
-        plan_name=start.get("plan_name"),
-        time=float(start["time"]),
-        n_frames=(stop.get("num_events") or {}).get("primary"),
-        exit_status=stop.get("exit_status"),
-        complete=False,
-    )
-
-
 def _find(catalog: Catalog, which: str | int) -> Any:
-    results = _results(catalog)
+    results = results_of(catalog)
     if isinstance(which, str):
         return _find_uid(catalog, results, which)
     if which < 0:
@@ -300,7 +188,7 @@ def _find_run_uid(catalog: Catalog, uid: str) -> Any:
     runs = catalog.raw.search(Like("start.uid", f"{uid}%"))
     uids = list(runs.keys())
     if not uids:
-        made_from = _results(catalog).search(Like("start.uid", f"{uid}%")).values()
+        made_from = results_of(catalog).search(Like("start.uid", f"{uid}%")).values()
         uids = sorted({run.start["raw_uid"] for run in made_from} & set(catalog.raw.keys()))
     if len(uids) == 1:
         return catalog.raw[uids[0]]
@@ -328,6 +216,17 @@ def _read(run: Any, update: int) -> Estimate:
         **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
         **_frames(dict(streams[PER_FRAME].items()) if final else {}),
     )
+
+
+def update_rows(run: Any) -> list[dict[str, Any]]:
+    """Read the scalars of a derived run's updates in order; of a repeated row the last counts.
+
+    Parameters
+    ----------
+    run : BlueskyRun
+        The derived run.
+    """
+    return _events(dict(run[UPDATES].base.items())) if UPDATES in run else []
 
 
 def _events(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:

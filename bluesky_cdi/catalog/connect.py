@@ -7,9 +7,13 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.errors import CatalogError
+
+if TYPE_CHECKING:
+    from bluesky_cdi.catalog.result import Result, Results
 
 # A server that is gone refuses at once; one that shares its cores with other work may take seconds to answer.
 REACH_TIMEOUT_S = 30.0
@@ -29,16 +33,72 @@ class Catalog:
         Runs derived from them: reconstructions.
     settle : callable, optional
         Waits until the result of a run that was just measured is there; takes what `load_result` is asked for.
+    directory : Path, optional
+        The folder that it was opened in.
+    read_only : bool
+        Whether it takes no results.
+    release : callable, optional
+        Ends what serves that folder for this catalog.
     """
 
     uri: str
     raw: Any
     processed: Any
     settle: Callable[[str | int], None] | None = None
+    directory: Path | None = None
+    read_only: bool = False
+    release: Callable[[], None] | None = None
+
+    def latest(self) -> Result:
+        """Give the newest complete result; in an open session, that of the run that was measured last is waited for.
+
+        Raises
+        ------
+        CatalogError
+            If there is none, or the server can't be reached.
+        """
+        if self.settle is not None:
+            self.settle(-1)
+        if not (found := self.search()):
+            raise CatalogError(f"the catalog at {self.uri} holds no complete result yet")
+        return found[-1]
+
+    def search(self, **wanted: Any) -> Results:
+        """Find results by sample, plan, date and quality; see `bluesky_cdi.catalog.search`."""
+        from bluesky_cdi.catalog.searching import search
+
+        return search(self, **wanted)
+
+    def __getitem__(self, which: str | int) -> Result:
+        """Give one result, named as `load_result` takes it: a scan number, the beginning of a uid, or -1, -2, ..."""
+        from bluesky_cdi.catalog.browse import find_result
+        from bluesky_cdi.catalog.listing import find_results
+        from bluesky_cdi.catalog.result import Result
+
+        if self.settle is not None:
+            self.settle(which)
+        start = find_result(self, which).start
+        (summary,) = (row for row in find_results(self, start["raw_uid"]) if row.uid == start["uid"])
+        return Result(self, summary)
 
     def close(self) -> None:
         """Close the connections."""
         self.raw.context.close()
+        if self.release is not None:
+            self.release()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Catalog at {self.directory or self.uri}>"
+
+    def _repr_html_(self) -> str:
+        """Show its results in a notebook."""
+        return self.search(complete=False)._repr_html_()
 
     @contextlib.contextmanager
     def reaching(self) -> Iterator[None]:
@@ -56,8 +116,41 @@ class Catalog:
             raise failed(self.uri, err) from err
 
 
-def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
-    """Connect to a Tiled server and create the containers ``raw`` and ``processed`` when absent.
+def open_catalog(where: str | Path | None = None, api_key: str | None = None, *, writable: bool = False) -> Catalog:
+    """Open the catalog of a session's folder, or connect to a Tiled server.
+
+    A folder is read beside a session that has it, by that session's server; without one, by a server of this process,
+    and a session may begin meanwhile. A server's containers ``raw`` and ``processed`` are made where they are absent.
+
+    Parameters
+    ----------
+    where : str or Path, optional
+        A folder, or a server's address, which may carry ``?api_key=...``; by default the configured one.
+    api_key : str, optional
+        The key, if the address does not carry it; wins if it does.
+    writable : bool
+        Of a folder: take results too. No session can then have the folder.
+
+    Raises
+    ------
+    CatalogError
+        If there is no catalog in the folder, no server answers within half a minute, it is no Tiled server, the key
+        is refused, or one of the two names is taken by something that holds no runs.
+    """
+    if where is None:
+        from bluesky_cdi.config import load_config
+
+        settings = load_config().catalog
+        where, api_key = settings.uri or settings.directory, api_key or settings.api_key
+    if isinstance(where, str) and "://" in where:
+        return connect(where, api_key)
+    from bluesky_cdi.catalog.folders import open_folder
+
+    return open_folder(Path(where), writable=writable)
+
+
+def connect(uri: str, api_key: str | None = None) -> Catalog:
+    """Connect to a Tiled server; see `open_catalog`.
 
     Parameters
     ----------
@@ -65,12 +158,6 @@ def open_catalog(uri: str, api_key: str | None = None) -> Catalog:
         The server's address, which may carry ``?api_key=...``.
     api_key : str, optional
         The key, if the address does not carry it; wins if it does.
-
-    Raises
-    ------
-    CatalogError
-        If no server answers within half a minute, it is no Tiled server, the key is refused, or
-        one of the two names is taken by something that holds no runs.
     """
     import httpx
     from tiled.client import from_context

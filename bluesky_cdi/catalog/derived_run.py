@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.catalog.connect import Catalog
 from bluesky_cdi.catalog.feeder import PROCESSED, Feeder, refused_files
-from bluesky_cdi.catalog.results import ExitStatus, ResultPublisher
+from bluesky_cdi.catalog.results import ResultPublisher
+from bluesky_cdi.catalog.schema import ExitStatus
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.journal import SUFFIX, Journal
 from bluesky_cdi.protocols import RunInfo
@@ -48,7 +49,11 @@ def ending_of(run: Any, unfinished: bool) -> tuple[ExitStatus, str]:
 
 @contextlib.contextmanager
 def publishing(
-    catalog: Catalog, info: RunInfo, directory: Path, continues: str | None = None
+    catalog: Catalog,
+    info: RunInfo,
+    directory: Path,
+    continues: str | None = None,
+    configuration: Mapping[str, Any] | None = None,
 ) -> Iterator[ResultPublisher]:
     """Give the publisher of a new derived run, which ends whatever happens; all of it is in the catalog then.
 
@@ -62,15 +67,24 @@ def publishing(
         Folder of the session's own files.
     continues : str, optional
         Uid of the derived run that this one goes on from.
+    configuration : Mapping, optional
+        Settings that it is made with.
 
     Raises
     ------
     CatalogError
-        If the catalog does not take all of it.
+        If the catalog is open for reading only, or does not take all of it.
     """
+    if catalog.read_only:
+        raise CatalogError(
+            f"the catalog at {catalog.uri} is open for reading, and takes no result. Open its folder with "
+            "open_catalog(folder, writable=True), or use the catalog of an open session."
+        )
     folder = directory / "journal"
     with contextlib.closing(Journal(folder / PROCESSED)) as journal:
-        publisher = ResultPublisher(info, directory / "results", journal, continues=continues)
+        publisher = ResultPublisher(
+            info, directory / "results", journal, continues=continues, configuration=configuration
+        )
         try:
             yield publisher
         except BaseException as err:

@@ -61,6 +61,14 @@ SHOWN: Mapping[str, Column] = {
 # What an update holds.
 UPDATED: Mapping[str, Column] = {**IMAGES, **SHOWN}
 
+# What an update tells besides, in its event.
+SCALARS: Mapping[str, dict[str, Any]] = {
+    "n_frames": {"dtype": "integer", "dtype_numpy": "<i8", "units": None},
+    "seconds": {"dtype": "number", "dtype_numpy": "<f8", "units": "s"},
+    "median_frame_uncertainty_rad": {"dtype": "number", "dtype_numpy": "<f8", "units": "rad"},
+    "median_residual": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+}
+
 FRAMES: Mapping[str, Column] = {
     "frame_seq_num": Column("<i8"),
     "y_m": Column("<f8", (), "m"),

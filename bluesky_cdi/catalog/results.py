@@ -7,45 +7,47 @@ for each frame) and ``maps`` (one row).
 
 from __future__ import annotations
 
+import base64
+import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi import __version__
-from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, MAPS, UPDATED, Column, ResultFile, chunk_shape
+from bluesky_cdi.catalog.provenance import versions
+from bluesky_cdi.catalog.result_file import FRAMES, IMAGES, MAPS, SCALARS, UPDATED, Column, ResultFile, chunk_shape
+from bluesky_cdi.catalog.schema import (
+    MAPPED,
+    NOTED_AT_END,
+    PER_FRAME,
+    PLAN_NAME,
+    SOURCE,
+    SPEC,
+    UPDATES,
+    ExitStatus,
+    StartNotes,
+    StopNotes,
+    checked,
+    sample_of,
+    title_of,
+)
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.gauge import shown_images
 from bluesky_cdi.latents.columns import LatentColumns, latent_columns
 from bluesky_cdi.latents.projection import COLOURS, COMPONENTS
 from bluesky_cdi.plain import as_plain
 from bluesky_cdi.protocols import Estimate, FloatArray, RunInfo
+from bluesky_cdi.viz import thumbnail_png
 
-PLAN_NAME = "cdi_reconstruction"
-SPEC = "CDIReconstruction"
-UPDATES = "reconstruction"
-PER_FRAME = "frames"
-MAPPED = "maps"
-SOURCE = "bluesky_cdi"
-# Parts of an estimate's source that are known when the run is over, and stand in the stop document.
-NOTED_AT_END = ("verdict", "causes", "resolution", "uncertainty")
+logger = logging.getLogger(__name__)
 
-ExitStatus = Literal["success", "abort", "fail"]
 Emit = Callable[[str, dict[str, Any]], Any]
-
-_SCALARS: Mapping[str, dict[str, Any]] = {
-    "n_frames": {"dtype": "integer", "dtype_numpy": "<i8", "units": None},
-    "seconds": {"dtype": "number", "dtype_numpy": "<f8", "units": "s"},
-    "median_frame_uncertainty_rad": {"dtype": "number", "dtype_numpy": "<f8", "units": "rad"},
-    "median_residual": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
-}
 
 
 class ResultPublisher:
@@ -67,6 +69,8 @@ class ResultPublisher:
         The derived run's uid, when something refers to it before; a random one by default.
     continues : str, optional
         Uid of the derived run that this one goes on from.
+    configuration : Mapping, optional
+        Settings that it was made with.
     """
 
     def __init__(
@@ -76,10 +80,12 @@ class ResultPublisher:
         emit: Emit,
         derived_uid: str | None = None,
         continues: str | None = None,
+        configuration: Mapping[str, Any] | None = None,
     ) -> None:
         self.uid = derived_uid or str(uuid.uuid4())
         self._info = info
         self._continues = continues
+        self._configuration = as_plain(configuration or {})
         self._path = Path(directory).expanduser().resolve() / f"{self.uid}.h5"
         self._emit = emit
         self._lock = threading.RLock()
@@ -89,7 +95,6 @@ class ResultPublisher:
         self._layout: _Layout | None = None
         self._updates: _Stream | None = None
         self._last: Estimate | None = None
-        self._latents: LatentColumns | None = None
         self._closed = False
 
     def publish(self, estimate: Estimate) -> None:
@@ -138,14 +143,17 @@ class ResultPublisher:
             if self._closed:
                 return
             ended: tuple[ExitStatus, str] = ("fail", "the final estimate could not be written")
+            notes: dict[str, Any] = {"complete": False, "n_frames": None}
             try:
                 self._start({} if estimate is None else estimate.source)
                 if estimate is not None:
-                    self._finish(estimate)
+                    latents = self._finish(estimate)
+                    if exit_status != "fail":
+                        notes = checked(StopNotes, _end_notes(estimate, latents))
                 ended = (exit_status, reason)
             finally:
                 self._closed = True
-                self._stop(*ended, estimate if ended[0] != "fail" else None)
+                self._stop(*ended, notes)
 
     def _update(self, estimate: Estimate) -> None:
         file, updates = self._open(estimate)
@@ -162,19 +170,24 @@ class ResultPublisher:
             return
         from event_model import compose_run
 
+        info = self._info
         metadata = {
             "plan_name": PLAN_NAME,
-            "title": _title_of(self._info),
-            "raw_uid": self._info.uid,
-            "scan_id": int(self._info.scan_id),
+            "title": title_of({**info.metadata, "scan_id": info.scan_id}),
+            "raw_uid": info.uid,
+            "scan_id": int(info.scan_id),
             "source": as_plain({key: value for key, value in source.items() if key not in NOTED_AT_END}),
-            "geometry": as_plain(self._info.metadata.get("geometry", {})),
-            "frame_shape": [int(side) for side in self._info.frame_shape],
-            "versions": {"bluesky_cdi": __version__},
+            "geometry": as_plain(info.metadata.get("geometry", {})),
+            "frame_shape": [int(side) for side in info.frame_shape],
+            "versions": versions(),
+            "configuration": self._configuration,
             "tiled_specs": [SPEC],
         }
         if self._continues is not None:
             metadata["continues"] = self._continues
+        if (sample := sample_of(info.metadata)) is not None:
+            metadata["sample"] = sample
+        metadata = checked(StartNotes, metadata)
         self._bundle = compose_run(uid=self.uid, metadata=metadata, event_counters=self._counters)
         self._emit("start", self._bundle.start_doc)
 
@@ -186,7 +199,7 @@ class ResultPublisher:
             groups = {UPDATES: UPDATED, PER_FRAME: FRAMES, MAPPED: MAPS}
             self._file = ResultFile(self._path, groups, layout.row_shapes, self._attributes(layout))
             self._layout = layout
-            self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, UPDATED, layout, _SCALARS)
+            self._updates = _Stream(self._bundle, self._emit, self._file, UPDATES, UPDATED, layout, SCALARS)
         elif layout != self._layout:
             raise DocumentError(
                 f"all estimates of a run must share one grid and one layout; the first had {self._layout}, "
@@ -203,14 +216,15 @@ class ResultPublisher:
             "origin_m": np.asarray(layout.origin_m),
         }
 
-    def _finish(self, estimate: Estimate) -> None:
+    def _finish(self, estimate: Estimate) -> LatentColumns:
         # A final estimate that was published before may have a verdict since; its errors may have been checked.
         if self._last is None or any(getattr(estimate, name) is not getattr(self._last, name) for name in IMAGES):
             self._update(estimate)
         file, _ = self._open(estimate)
-        latents = self._latents = latent_columns(estimate)
+        latents = latent_columns(estimate)
         self._write_at_once(file, PER_FRAME, FRAMES, _frame_rows(estimate, latents), estimate)
         self._write_at_once(file, MAPPED, MAPS, {"latent_map": latents.map[np.newaxis]}, estimate)
+        return latents
 
     def _write_at_once(
         self,
@@ -225,21 +239,14 @@ class ResultPublisher:
         _Stream(self._bundle, self._emit, file, stream, columns, _Layout.of(estimate)).announce(n)
         self._counters[stream] += n  # only events count themselves
 
-    def _stop(self, exit_status: ExitStatus, reason: str, final: Estimate | None) -> None:
+    def _stop(self, exit_status: ExitStatus, reason: str, notes: Mapping[str, Any]) -> None:
         try:
             if self._file is not None:
-                if final is not None:
+                if notes["complete"]:
                     self._file.mark_complete()
                 self._file.close()
         finally:
-            doc = self._bundle.compose_stop(exit_status=exit_status, reason=reason)
-            doc["complete"] = final is not None
-            doc["n_frames"] = None if final is None else int(final.n_frames)
-            if final is not None:
-                doc.update({key: as_plain(final.source[key]) for key in NOTED_AT_END if key in final.source})
-            if final is not None and self._latents is not None:
-                doc["latents"] = {"projection_sha256": self._latents.projection_sha256}
-            self._emit("stop", doc)
+            self._emit("stop", {**self._bundle.compose_stop(exit_status=exit_status, reason=reason), **notes})
 
 
 @dataclass(frozen=True)
@@ -343,12 +350,24 @@ def _configuration(layout: _Layout) -> dict[str, Any]:
     }
 
 
-def _title_of(info: RunInfo) -> str:
-    """Say for people which run it is: plan, scan number, and when it was measured."""
-    parts = [str(info.metadata.get("plan_name", "")), f"scan {info.scan_id}"]
-    if "time" in info.metadata:
-        parts.append(datetime.fromtimestamp(info.metadata["time"]).strftime("%Y-%m-%d %H:%M"))
-    return ", ".join(filter(None, parts))
+def _end_notes(estimate: Estimate, latents: LatentColumns) -> dict[str, Any]:
+    """Gather what a stop document says of a final estimate."""
+    return {
+        "complete": True,
+        "n_frames": int(estimate.n_frames),
+        **{key: as_plain(estimate.source[key]) for key in NOTED_AT_END if key in estimate.source},
+        **_thumbnail(estimate),
+        "latents": {"projection_sha256": latents.projection_sha256},
+    }
+
+
+def _thumbnail(estimate: Estimate) -> dict[str, str]:
+    """Draw the phase small, as text; what goes wrong is logged, and does not keep a result from being written."""
+    try:
+        return {"thumbnail": base64.b64encode(thumbnail_png(estimate)).decode("ascii")}
+    except Exception as err:
+        logger.exception("the result is written without a thumbnail: %s", err)
+        return {}
 
 
 def _row(values: npt.NDArray[Any], column: Column) -> npt.NDArray[Any]:

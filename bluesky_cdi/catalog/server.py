@@ -92,17 +92,57 @@ def serve(
         raise CatalogError("the server's API key must consist of letters and digits, so that it fits into an address")
     with _claimed(root, claim_s), _alone(), _bound(host, port) as listener:
         relocate(root)
-        address = f"http://{HOST if host == EVERYWHERE else host}:{listener.getsockname()[1]}"
         app = _build_app(root, readable, key, public=public)
-        server = _Server(Guard(app, key, read_only=read_only), listener)
-        server.start(address)
-        uri = f"{address}/api/v1?api_key={key}"
-        try:
-            _state_address(root, uri)
-            yield uri
-        finally:
-            (root / ADDRESS).unlink(missing_ok=True)
-            server.stop()
+        with _running(Guard(app, key, read_only=read_only), listener, host) as address:
+            uri = f"{address}/api/v1?api_key={key}"
+            try:
+                _state_address(root, uri)
+                yield uri
+            finally:
+                (root / ADDRESS).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def serve_for_reading(directory: Path | str) -> Iterator[str]:
+    """Serve a folder's catalog to this process alone, for reading; a session may begin in the folder meanwhile.
+
+    Parameters
+    ----------
+    directory : path
+        Folder of a catalog, which nobody else serves.
+
+    Yields
+    ------
+    str
+        Address with the key.
+
+    Raises
+    ------
+    CatalogError
+        If there is no catalog in the folder, it can't be read, or this process serves one already.
+    """
+    root, key = Path(directory).expanduser().resolve(), secrets.token_hex(16)
+    if not (root / "catalog.db").is_file():
+        raise CatalogError(f"{root} holds no catalog. Give the folder of a session, or the address of a server.")
+    # Who has the folder has seen to it that its files are found.
+    with contextlib.suppress(CatalogError), _claimed(root, 0.0):
+        relocate(root)
+    with _alone(), _bound(HOST, 0) as listener:
+        app = _build_app(root, (), key, public=False)
+        with _running(Guard(app, key, read_only=True), listener, HOST) as address:
+            yield f"{address}/api/v1?api_key={key}"
+
+
+@contextlib.contextmanager
+def _running(app: Any, listener: socket.socket, host: str) -> Iterator[str]:
+    """Run a server for as long as the context lasts; its address."""
+    address = f"http://{HOST if host == EVERYWHERE else host}:{listener.getsockname()[1]}"
+    server = _Server(app, listener)
+    server.start(address)
+    try:
+        yield address
+    finally:
+        server.stop()
 
 
 def served_at(directory: Path | str) -> str | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.catalog.browse import _find, _results
+from bluesky_cdi.catalog.browse import find_result
 from bluesky_cdi.catalog.connect import Catalog
-from bluesky_cdi.catalog.results import PER_FRAME
+from bluesky_cdi.catalog.listing import results_of
+from bluesky_cdi.catalog.schema import PER_FRAME
 from bluesky_cdi.errors import CatalogError, WeightsError
 from bluesky_cdi.latents import LatentProjection, find_projection
 from bluesky_cdi.protocols import FloatArray
@@ -95,7 +96,7 @@ def find_like(
         If the result's weights have no projection.
     """
     with catalog.reaching():
-        own = _find(catalog, which)
+        own = find_result(catalog, which)
         projection = find_projection(own.start["source"])
         if projection is None:
             raise WeightsError(
@@ -109,7 +110,7 @@ def find_like(
             raise CatalogError(f"the result {own.start['uid']} holds no frame {seq_num}; it holds {held}")
         wanted = mine.latents[mine.seq_num == seq_num][0]
         found, searched, left_out = [], 0, {"other weights": 0, "no embeddings": 0}
-        for run in _results(catalog).values() if everywhere else [own]:
+        for run in results_of(catalog).values() if everywhere else [own]:
             if _key(run) != _key(own):
                 left_out["other weights"] += 1
                 continue

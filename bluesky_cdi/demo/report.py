@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_cdi.catalog.history import proposals_of
 from bluesky_cdi.demo.settings import Setting, Target
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.evaluation import Comparison, compare_estimate, dose
-from bluesky_cdi.protocols import Estimate, FloatArray, Proposal
+from bluesky_cdi.protocols import Estimate, FloatArray
 
 # The complex NRMSE of any constant, by its definition.
 VACUUM_NRMSE = 1.0
@@ -183,21 +184,11 @@ def _draw(done: Finished, setting: Setting, compared: Comparison | None, numbers
         path_m=_in_scan_order(done.estimate),
         table=shown,
         title=setting.title,
-        proposals=_proposals(done.decisions),
+        proposals=proposals_of(done.decisions),
     )
     path = out / "demo.png"
     viz.save_figure(figure, path)
     return path
-
-
-def _proposals(decisions: Mapping[str, Any]) -> list[Proposal]:
-    """Return the decisions as the raw run recorded them."""
-    fields = ("agent_y", "agent_x", "agent_expected_gain", "agent_n_proposed", "agent_acquisition", "agent_reason")
-    rows = zip(*(decisions[key] for key in fields), strict=True)
-    return [
-        Proposal(np.stack([y[:n], x[:n]], axis=1), gain[:n], str(rule), str(reason))
-        for y, x, gain, n, rule, reason in rows
-    ]
 
 
 def _in_scan_order(estimate: Estimate) -> FloatArray:

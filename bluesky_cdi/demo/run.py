@@ -50,7 +50,7 @@ def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
         with Session(setting.config, out, listeners=listeners, **setting.session_options) as session:
             beamline = setting.make_beamline(session.frames_directory)
             started = time.monotonic()
-            uid, reason = _scan(session, beamline, progress)
+            uid, reason = _scan(session, beamline, progress, setting.sample)
             scanned = time.monotonic()
             session.wait(FINISH_TIMEOUT_S)
             finished = time.monotonic()
@@ -60,7 +60,7 @@ def run(setting: Setting, out: Path, show_progress: bool = True) -> Outcome:
     return report(done, setting, target, out)
 
 
-def _scan(session: Session, beamline: Beamline, progress: _Progress) -> tuple[str, str]:
+def _scan(session: Session, beamline: Beamline, progress: _Progress, sample: str) -> tuple[str, str]:
     """Run the adaptive plan; return the raw run's uid and why the scan ended."""
     from bluesky_cdi.plans import adaptive_ptycho
 
@@ -70,7 +70,7 @@ def _scan(session: Session, beamline: Beamline, progress: _Progress) -> tuple[st
     def plan() -> Any:
         stage = beamline.stage
         detectors = [beamline.detector, beamline.monitor]
-        options = session.config.scan.as_plan_arguments()
+        options = {**session.config.scan.as_plan_arguments(), "md": {"sample": sample}}
         reasons.append((yield from adaptive_ptycho(detectors, stage.y, stage.x, session.live, **options)))
 
     session.RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")

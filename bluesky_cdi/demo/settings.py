@@ -54,6 +54,8 @@ class Setting:
     make_target : callable
         From the devices to what the result is compared with; gives None if there is nothing.
     title : str
+    sample : str
+        What is measured, as the run's metadata name it.
     full_scan_frames : int
         Frames of the full scan of the same window.
     session_options : Mapping
@@ -64,6 +66,7 @@ class Setting:
     make_beamline: Callable[[Path], Beamline]
     make_target: Callable[[Beamline], Target | None]
     title: str
+    sample: str
     full_scan_frames: int
     session_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +89,7 @@ def simulated(config: Config) -> Setting:
         make_beamline=lambda directory: simulated_beamline(config, directory),
         make_target=target,
         title=f"Adaptive ptychography of a simulated sample ({config.simulation.sample})",
+        sample=config.simulation.sample,
         full_scan_frames=len(full),
         session_options={"monitor_key": "i0"},
     )
@@ -131,6 +135,7 @@ def replayed(config: Config, path: Path, reference: Path | None = None) -> Setti
         make_beamline=lambda directory: replayed_beamline(scan, directory),
         make_target=lambda _: Target("reference", found.object, found.origin_m) if found else None,
         title=f"Adaptive ptychography, replayed from a recorded scan ({scan.name or path.name})",
+        sample=scan.name or path.name,
         full_scan_frames=len(scan),
         session_options=options,
     )

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Iterations after which the network predicts again, if the probe has changed enough.
 PREDICT_EVERY = 10
+# Losses that are kept of a reconstruction: a curve shows no more, and they stand in the result's metadata.
+LOSSES_MAX = 500
 
 
 def reconstruct(
@@ -90,7 +92,8 @@ def reconstruct(
     side = scan.geometry.frame_px
     preprocessed = Preprocessed(scan.mask, scan.saturation(config.detector.saturation), notes or {})
     info = RunInfo(scan.name, 0, metadata, (side, side), preprocessed=preprocessed)
-    reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), on_progress=on_progress)
+    losses = _Losses(on_progress)
+    reconstructor = build_reconstructor(info, config, probe=first_guess(scan, config), on_progress=losses)
     # Not by a name: the reconstructor has its own copy of the counts.
     reconstructor.add(_frames(scan, names))
     is_over = interrupted or (lambda: False)
@@ -105,6 +108,7 @@ def reconstruct(
     noted = {
         key: scan.source[key] for key in ("dark_frames", "unwritten_frames", "flagged_pixels") if key in scan.source
     }
+    noted["loss_history"] = losses.as_notes()
     if is_over():
         noted["ended"] = "interrupted"
     result = replace(
@@ -114,6 +118,38 @@ def reconstruct(
     )
     result = reconstructor.checked(result, is_over)
     return with_verdict(with_missing(result, unreached(result, names)))
+
+
+class _Losses:
+    """Keeps the mean deviance after each iteration, and tells it on.
+
+    Parameters
+    ----------
+    on_progress : callable, optional
+        Called with the iterations so far and the mean deviance of the frames.
+    """
+
+    def __init__(self, on_progress: Callable[[int, float], None] | None) -> None:
+        self._on_progress = on_progress
+        self._iterations: list[int] = []
+        self._deviances: list[float] = []
+
+    def __call__(self, iterations: int, deviance: float) -> None:
+        """Take the loss of an iteration."""
+        self._iterations.append(int(iterations))
+        self._deviances.append(float(deviance))
+        if self._on_progress is not None:
+            self._on_progress(iterations, deviance)
+
+    def as_notes(self) -> dict[str, list[Any]]:
+        """Give them as plain values, to six digits, of many iterations at most `LOSSES_MAX`, evenly."""
+        every = max(1, math.ceil(len(self._iterations) / LOSSES_MAX))
+        # Counted back from the last, which is always kept.
+        kept = range(len(self._iterations) - 1, -1, -every)
+        return {
+            "iteration": [self._iterations[k] for k in kept][::-1],
+            "deviance": [float(f"{self._deviances[k]:.6g}") for k in kept][::-1],
+        }
 
 
 def without_dark(scan: Scan, numbers: Sequence[int] | None = None) -> tuple[Scan, list[int]]:

@@ -148,8 +148,8 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
     def recorder(info: RunInfo, uid: str) -> Recorder:
         # A process that has died may have begun this derived run, which can't go on.
         began = (directory / "results" / f"{uid}.h5").exists()
-        name = {"continues": uid} if began else {"derived_uid": uid}
-        made = ResultPublisher(info, directory / "results", emitted, **name)
+        name: dict[str, Any] = {"continues": uid} if began else {"derived_uid": uid}
+        made = ResultPublisher(info, directory / "results", emitted, **name, configuration=config.as_notes())
         return made if config.probe.library is None else ProbeKeeper(made, info, config)
 
     settings = config.reconstructor

@@ -13,6 +13,7 @@ from bluesky_cdi.viz.objects import show_object
 from bluesky_cdi.viz.panels import save_figure
 from bluesky_cdi.viz.probes import show_probes
 from bluesky_cdi.viz.single_shot import show_single_shot
+from bluesky_cdi.viz.thumbnail import thumbnail_png
 
 __all__ = [
     "MaskedFrame",
@@ -27,4 +28,5 @@ __all__ = [
     "show_object",
     "show_probes",
     "show_single_shot",
+    "thumbnail_png",
 ]

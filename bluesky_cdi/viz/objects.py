@@ -11,7 +11,7 @@ import numpy as np
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.protocols import Estimate
-from bluesky_cdi.viz.panels import BoolArray, colour_bar, limits_of, prepared
+from bluesky_cdi.viz.panels import bounds_of, colour_bar, limits_of, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def show_object(estimate: Estimate, name: str = "") -> Figure:
     """
     fig = prepared(None, (11.0, 5.0))
     covered = measured_area(estimate.coverage)
-    rows, columns = _bounds(covered)
+    rows, columns = bounds_of(covered)
     inside = ~covered[rows, columns]
     phase = np.ma.array(phase_rad(estimate.object, covered)[rows, columns], mask=inside)
     amplitude = np.ma.array(np.abs(estimate.object)[rows, columns], mask=inside)
@@ -55,14 +55,6 @@ def show_object(estimate: Estimate, name: str = "") -> Figure:
     if why:
         fig.supxlabel(textwrap.fill(why, FOOTER_CHARACTERS), fontsize="small")
     return fig
-
-
-def _bounds(covered: BoolArray) -> tuple[slice, slice]:
-    """Give the smallest rectangle that holds the covered area; all of it where nothing is covered."""
-    if not covered.any():
-        return slice(None), slice(None)
-    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _draw(

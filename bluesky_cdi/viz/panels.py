@@ -207,6 +207,14 @@ def limits_of(image: np.ma.MaskedArray[Any, Any]) -> tuple[float, float]:
     return float(low - room), float(high + room)
 
 
+def bounds_of(covered: BoolArray) -> tuple[slice, slice]:
+    """Give the smallest rectangle that holds the covered area; all of it where nothing is covered."""
+    if not covered.any():
+        return slice(None), slice(None)
+    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def phase_scale(*phases_rad: np.ma.MaskedArray[Any, Any]) -> Scale:
     """Choose a diverging scale around 0, or the whole circle in a cyclic one if a phase wraps."""
     reach = max(0.01, *(abs(limit) for phase in phases_rad for limit in limits_of(phase)))

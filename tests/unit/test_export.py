@@ -1,7 +1,7 @@
 """Results as files for other programs, opened again by other libraries."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
@@ -10,13 +10,24 @@ from PIL import Image
 
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import ScanFileError
-from bluesky_cdi.export import FORMATS, Result, export_result, exported_files, format_of
+from bluesky_cdi.evaluation.gauge import shown_images
+from bluesky_cdi.export import FORMATS, export_result, exported_files, format_of
 from bluesky_cdi.io import read_cxi_result, read_npz_result, read_product
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate
 
 GEOMETRY = Geometry(9000.0, 1.9, 75e-6, 16)
 VERDICT = {"word": "doubtful", "reasons": ["too few frames"], "remarks": [], "measures": {}}
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What is exported: a result as a catalog would give it."""
+
+    estimate: Estimate
+    geometry: Geometry
+    name: str
+    phase_rad: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +57,7 @@ def result():
         novelty=np.ones(n, np.float32),
         source={"reconstructor": "lsqml", "verdict": VERDICT},
     )
-    return Result(estimate, GEOMETRY, "scan 7")
+    return Made(estimate, GEOMETRY, "scan 7", shown_images(estimate)["phase"])
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from event_model import DocumentNames, schema_validators
 
 from bluesky_cdi.catalog import ResultPublisher, load_result, results
 from bluesky_cdi.catalog.result_file import IMAGES, SHOWN
+from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError, DocumentError
 
 SOON_S = 120.0
@@ -234,6 +235,8 @@ def test_results_of_before_amplitude_and_phase_stay_readable(
         publisher.close(estimate)
     assert "amplitude" not in catalog.processed[publisher.uid]["reconstruction"].base
     assert_equal(load_result(catalog, publisher.uid), estimate)
+    arrays = catalog.latest().to_xarray()
+    np.testing.assert_allclose(arrays.amplitude, abs(estimate.object), rtol=1e-6)
 
 
 def test_reader_beside_the_writer_sees_every_update(
@@ -289,6 +292,25 @@ def test_what_is_known_at_the_end_stands_in_the_stop_document_and_nothing_is_wri
     assert {key: stop[key] for key in told} == told
     assert not set(told) & set(start["source"])
     assert stop["num_events"]["reconstruction"] == 1
+
+
+def test_a_result_that_says_what_no_result_may_say_is_none(publisher, documents, make_estimate, tmp_path):
+    """What is not documented can't be read by others: a reconstructor of one's own learns it at its first run."""
+    estimate = make_estimate(0)
+    with pytest.raises(DocumentError, match=r"StopNotes \(causes: Input should be a valid list"):
+        publisher.close(dataclasses.replace(estimate, source={**estimate.source, "causes": "a bad day"}))
+    stop = documents[-1][1]
+    assert (stop["exit_status"], stop["complete"], "causes" in stop) == ("fail", False, False)
+    with read_file(tmp_path) as file:
+        assert not file.attrs["complete"]
+
+
+def test_the_settings_of_a_run_are_told_without_the_key_of_the_catalog(info, tmp_path, documents):
+    config = load_config(
+        overrides={"scan": {"budget": 99}, "catalog": {"uri": "http://a/?api_key=secret", "api_key": "secret"}}
+    )
+    ResultPublisher(info, tmp_path, documents, configuration=config.as_notes()).close(None)
+    assert documents[0][1]["configuration"] == {"scan": {"budget": 99}}
 
 
 def test_errors_that_were_checked_at_the_end_are_written_with_what_the_check_said(
