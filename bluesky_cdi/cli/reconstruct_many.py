@@ -56,14 +56,14 @@ def add_reconstruct_many(commands: Any, common: argparse.ArgumentParser) -> None
     command.set_defaults(run=_reconstruct_many)
 
 
-def _runs(text: str) -> list[str | int]:
-    """Read one run, or a range of scan numbers."""
+def _runs(text: str) -> str | int | range:
+    """Read which run is meant, or a range of scan numbers."""
     if found := re.fullmatch(r"(\d{1,7})-(\d{1,7})", text):
         first, last = map(int, found.groups())
         if last < first:
             raise argparse.ArgumentTypeError(f"must be a range such as 5-9; got {text!r}")
-        return list(range(first, last + 1))
-    return [run_or_result(text)]
+        return range(first, last + 1)
+    return run_or_result(text)
 
 
 def _reconstruct_many(args: argparse.Namespace) -> int:
@@ -127,22 +127,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _catalog_runs(args: argparse.Namespace, config: Config) -> list[CatalogRun]:
-    """Find the runs that are named; each once."""
     if not args.runs:
         return []
-    from bluesky_cdi.catalog import find_run, open_catalog
-    from bluesky_cdi.many import CatalogRun
+    from bluesky_cdi.catalog import open_catalog
+    from bluesky_cdi.many import runs_in
 
     directory = args.directory.expanduser().absolute() if args.directory else None
     where = directory or config.catalog.uri or config.catalog.directory
-    found: dict[str, CatalogRun] = {}
     with open_catalog(where, None if directory else config.catalog.api_key) as catalog:
-        for which in (each for several in args.runs for each in several):
-            start = find_run(catalog, which).start
-            number = start.get("scan_id")
-            uid = str(start["uid"])
-            found[uid] = CatalogRun(uid, None if number is None else int(number), directory, args.unfinished)
-    return list(found.values())
+        return runs_in(catalog, args.runs, directory, unfinished=args.unfinished)
 
 
 def _done(args: argparse.Namespace, left: Sequence[Task], ctrl_c: FirstInterrupt) -> list[Row]:

@@ -4,6 +4,7 @@ from bluesky_cdi.many.page import write_page
 from bluesky_cdi.many.plan import files_in, named, planned
 from bluesky_cdi.many.rows import Row, row_of_result
 from bluesky_cdi.many.run import run_tasks
+from bluesky_cdi.many.runs import runs_in
 from bluesky_cdi.many.summary import summary_of, table, write_summary
 from bluesky_cdi.many.task import CatalogRun, Method, ScanFile, Source, Task
 
@@ -19,6 +20,7 @@ __all__ = [
     "planned",
     "row_of_result",
     "run_tasks",
+    "runs_in",
     "summary_of",
     "table",
     "write_page",

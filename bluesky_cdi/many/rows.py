@@ -31,7 +31,9 @@ class Row:
     frames, iterations : int or None
     engine, ended, probe : str or None
         Which engine, how its iterations ended, what the check of the probe said.
-    deviance_per_pixel, pixel_m, seconds : float or None
+    deviance_per_pixel, pixel_m : float or None
+    seconds, cpu_s : float or None
+        Of the reconstruction alone, and of the worker's processors for all that was done with the scan.
     warnings : tuple of str
     result : str or None
         The file.
@@ -54,6 +56,7 @@ class Row:
     deviance_per_pixel: float | None = None
     pixel_m: float | None = None
     seconds: float | None = None
+    cpu_s: float | None = None
     warnings: tuple[str, ...] = ()
     result: str | None = None
     earlier: bool = False
@@ -110,6 +113,7 @@ def row_of_result(task: Task, *, earlier: bool = False) -> Row:
         deviance_per_pixel=said.get("deviance_per_pixel"),
         pixel_m=said.get("pixel_m"),
         seconds=notes.get("seconds"),
+        cpu_s=said.get("cpu_s"),
         warnings=tuple(said.get("warnings", ())),
         result=str(task.out),
         earlier=earlier,

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.many.rows import Row, row_of_result, row_without_result
 from bluesky_cdi.many.task import Task
-from bluesky_cdi.many.work import Outcome, reconstruct_one
+from bluesky_cdi.many.work import reconstruct_one
 
 # How often it is looked whether Ctrl-C was pressed.
 LOOK_UP_S = 0.2
@@ -22,7 +22,7 @@ def run_tasks(
     workers: Executor,
     on_row: Callable[[Row], None] = lambda row: None,
     interrupted: Callable[[], bool] = lambda: False,
-    work: Callable[[Task], Outcome] = reconstruct_one,
+    work: Callable[[Task], str] = reconstruct_one,
 ) -> list[Row]:
     """Have tasks done, and read back from its file what each of them has made.
 
@@ -37,14 +37,14 @@ def run_tasks(
     interrupted : callable
         Asked all the while whether to end; what is under way is then given up.
     work : callable
-        What a worker does with a task.
+        What a worker does with a task; says why there is no result, or nothing.
 
     Returns
     -------
     list of Row
         One a task, in the order of the tasks.
     """
-    ended: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
     waiting = {workers.submit(work, task): task for task in tasks}
     rows: dict[str, Row] = {}
     for future in list(waiting):
@@ -64,15 +64,15 @@ def run_tasks(
     return [rows[task.name] for task in tasks]
 
 
-def _row(task: Task, future: Future[Outcome]) -> Row:
+def _row(task: Task, future: Future[str]) -> Row:
     try:
-        outcome = future.result()
+        error = future.result()
     except CancelledError:
         return row_without_result(task, "not done", LOST)
     except Exception as err:  # noqa: BLE001 - whatever happened to a worker is told, and the others go on
         return row_without_result(task, "failed", f"{type(err).__name__}: {err}")
-    if outcome.error:
-        return row_without_result(task, "failed", outcome.error)
+    if error:
+        return row_without_result(task, "failed", error)
     try:
         return row_of_result(task)
     except ScanFileError as err:

@@ -7,48 +7,35 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.log import ROOT_NAME, keep_traceback
 from bluesky_cdi.many.rows import NOTES
 from bluesky_cdi.many.task import Task
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a worker says when it is done with a scan.
-
-    Attributes
-    ----------
-    error : str
-        Why there is no result; empty where there is one.
-    cpu_s : float
-        Of the worker's processors, seconds.
-    """
-
-    error: str = ""
-    cpu_s: float = 0.0
-
-
-def reconstruct_one(task: Task) -> Outcome:
+def reconstruct_one(task: Task) -> str:
     """Reconstruct a scan and write its result; what fails is told, and nothing is written.
 
     Parameters
     ----------
     task : Task
         The scan.
+
+    Returns
+    -------
+    str
+        Why there is no result; empty where there is one.
     """
-    began = time.process_time()
     try:
         _write_result(task)
     except Exception as err:  # noqa: BLE001 - the reason is told in the summary, and the other scans go on
-        where = keep_traceback(err)
-        said = str(err) or "no message"
-        error = said if type(err).__module__.startswith(ROOT_NAME) else f"{type(err).__name__}: {said} ({where})"
-        return Outcome(error, time.process_time() - began)
-    return Outcome("", time.process_time() - began)
+        where, said = keep_traceback(err), str(err) or "no message"
+        return said if isinstance(err, BlueskyCDIError) else f"{type(err).__name__}: {said} ({where})"
+    return ""
 
 
 def _write_result(task: Task) -> None:
@@ -59,7 +46,7 @@ def _write_result(task: Task) -> None:
     from bluesky_cdi.reconstruction.recorded import noted, prepared
     from bluesky_cdi.viz import thumbnail_png
 
-    method = task.method
+    began, method = time.process_time(), task.method
     if threads := method.config.reconstructor.threads:
         torch.set_num_threads(threads)
     # Before the scan is read: if the file changes meanwhile, the result is one of another file.
@@ -79,6 +66,7 @@ def _write_result(task: Task) -> None:
         "engine": method.config.reconstructor.name,
         "deviance_per_pixel": float(np.mean(estimate.residual)),
         "pixel_m": estimate.pixel_m,
+        "cpu_s": time.process_time() - began,
         "warnings": warnings,
         "thumbnail": base64.b64encode(thumbnail_png(estimate)).decode("ascii"),
     }

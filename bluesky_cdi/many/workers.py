@@ -119,7 +119,8 @@ def local_workers(number: int, gpus: Sequence[str] = ()) -> Iterator[Executor]:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             security=Security.temporary(),
-            silence_logs=logging.ERROR,
+            # What becomes of each scan is told here; Dask would also tell of every connection that is closed.
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):
