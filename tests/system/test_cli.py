@@ -110,7 +110,7 @@ def test_runs_are_reconstructed_by_workers(demo, capsys, caplog, tmp_path, monke
     monkeypatch.setattr(workers, "check_installed", lambda: None)
     line = ["reconstruct-many", "--runs", "-1", "1-2", "--directory", str(out), "--out", str(tmp_path / "many")]
     line += ["--engine", "rpie", "--iterations", "2", "--modes", "1", "--trust-probe", "--trust-orientation"]
-    main([*line, "--quiet", "--json"])
+    main([*line, "--json"])
     (row,) = json.loads(capsys.readouterr().out)["scans"]
     assert (row["state"], row["frames"], row["scan"][:10]) == ("done", 24, "scan00001-")
     assert len(read_cxi_result(row["result"]).positions_m) == 24
