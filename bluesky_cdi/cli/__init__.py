@@ -31,6 +31,7 @@ from bluesky_cdi.cli.output import say_error
 from bluesky_cdi.cli.pretrain import add_pretrain
 from bluesky_cdi.cli.probe import add_probe
 from bluesky_cdi.cli.reconstruct import add_reconstruct
+from bluesky_cdi.cli.reconstruct_many import add_reconstruct_many
 from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
 from bluesky_cdi.cli.restore import add_restore
 from bluesky_cdi.cli.resume import add_resume
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         add_demo,
         add_inspect,
         add_reconstruct,
+        add_reconstruct_many,
         add_probe,
         add_reconstruct_single,
         add_convert,

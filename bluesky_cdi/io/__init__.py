@@ -1,11 +1,11 @@
 """Recorded scans and reconstructions in files: every reader of scans returns one `Scan`."""
 
-from bluesky_cdi.io._files import open_npz
+from bluesky_cdi.io._files import open_npz, written_whole
 from bluesky_cdi.io.canonical import read_canonical, write_canonical
 from bluesky_cdi.io.checkpoint import CheckpointFile, CheckpointHeader, read_checkpoint, remove_checkpoint
 from bluesky_cdi.io.compression import COMPRESSIONS, Rounding, filter_options, with_rounded_counts
 from bluesky_cdi.io.cxi import read_cxi, write_cxi
-from bluesky_cdi.io.cxi_result import read_cxi_result, write_cxi_result
+from bluesky_cdi.io.cxi_result import read_cxi_notes, read_cxi_result, write_cxi_result
 from bluesky_cdi.io.detector import DetectorPlan
 from bluesky_cdi.io.formats import read_reconstruction, read_scan, scan_files, scan_formats, write_scan
 from bluesky_cdi.io.frame_dataset import FrameDataset
@@ -51,6 +51,7 @@ __all__ = [
     "read_canonical",
     "read_checkpoint",
     "read_cxi",
+    "read_cxi_notes",
     "read_cxi_result",
     "read_frames",
     "read_image",
@@ -79,4 +80,5 @@ __all__ = [
     "write_scan",
     "write_single_shot",
     "write_tiff",
+    "written_whole",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 
 from bluesky_cdi import __version__
 from bluesky_cdi.errors import GeometryError, ScanFileError
-from bluesky_cdi.io._files import array, naming, one, open_hdf5, real, text, written_whole
+from bluesky_cdi.io._files import array, json_object, naming, one, open_hdf5, real, text, written_whole
 from bluesky_cdi.io._writing import fixed_text
 from bluesky_cdi.io.cxi import (
     DETECTOR,
@@ -35,6 +35,7 @@ from bluesky_cdi.protocols import Estimate
 
 OBJECT = "entry_1/image_1"
 PROBE = "entry_1/image_2"
+NOTE = "process_1/note_1/data"
 INDEXES = "entry_1/sample_1/geometry_1/frame_indexes"
 _KEYS = {**KEYS, "index": f"`{INDEXES}`", "object": f"`{OBJECT}/data`", "probe": f"`{PROBE}/data`"}
 # CXI's bit of an image's mask for pixels inside the support, and the part of the largest coverage that makes it so.
@@ -139,6 +140,24 @@ def read_cxi_result(path: Path | str) -> Product:
                 origin_m=(float(corner[1]), float(corner[0])),
             )
         )
+
+
+def read_cxi_notes(path: Path | str) -> dict[str, Any]:
+    """Read what `write_cxi_result` noted of what made a reconstruction: seconds, frames, and the estimate's source.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Raises
+    ------
+    ScanFileError
+        If the file can't be read, or holds no such notes.
+    """
+    path, place = Path(path), f"{OBJECT}/{NOTE}"
+    with open_hdf5(path, "a CXI reconstruction") as file, naming(path):
+        return json_object(array(file, place), place)
 
 
 def _write_image(file: h5py.File, place: str, values: Any, pixel_m: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bluesky_cdi.cli import main
 from bluesky_cdi.config import load_config
 from bluesky_cdi.evaluation import compare, crop_to
 from bluesky_cdi.io import read_cxi_result, read_probe, read_product
+from bluesky_cdi.many import workers
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.reconstruction.probe_guess import first_probe
 from bluesky_cdi.sim_devices import SimulatedSource
@@ -99,6 +101,21 @@ def test_a_result_is_handed_on(demo, capsys, tmp_path):
     # Before anything is read: what is there is kept, and a suffix that means nothing is told.
     assert main(line) == 1 and "a.cxi exists" in capsys.readouterr().err
     assert main(["export", "-1", str(tmp_path / "a.jpg")]) == 1 and "'a.jpg' is none" in capsys.readouterr().err
+
+
+def test_runs_are_reconstructed_by_workers(demo, capsys, caplog, tmp_path, monkeypatch):
+    """By threads in place of Dask's processes; each worker opens the catalog for itself."""
+    _, out, _ = demo
+    monkeypatch.setattr(workers, "local_workers", lambda number, gpus: ThreadPoolExecutor(number))
+    monkeypatch.setattr(workers, "check_installed", lambda: None)
+    line = ["reconstruct-many", "--runs", "-1", "1-2", "--directory", str(out), "--out", str(tmp_path / "many")]
+    line += ["--engine", "rpie", "--iterations", "2", "--modes", "1", "--trust-probe", "--trust-orientation"]
+    main([*line, "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["scans"]
+    assert (row["state"], row["frames"], row["scan"][:10]) == ("done", 24, "scan00001-")
+    assert len(read_cxi_result(row["result"]).positions_m) == 24
+    assert "of scans 1-2 the catalog holds no run of 2" in caplog.text
+    assert main([*line, "--runs", "7-9"]) == 1 and "holds no run of scans 7-9" in capsys.readouterr().err
 
 
 def test_browse_without_a_catalog_says_so(tmp_path, capsys):

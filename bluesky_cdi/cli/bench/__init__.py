@@ -18,6 +18,7 @@ from bluesky_cdi.cli.bench.images import (
     add_quality,
     add_scan,
 )
+from bluesky_cdi.cli.bench.many import add_many
 from bluesky_cdi.cli.bench.pretraining import add_pretraining
 from bluesky_cdi.cli.bench.rate import add_rate
 from bluesky_cdi.cli.bench.resolution import add_resolution
@@ -56,6 +57,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_rate,
         add_memory,
         add_compression,
+        add_many,
         add_resolution,
         add_fine_tuning,
         add_scaling,
