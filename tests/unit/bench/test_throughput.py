@@ -126,7 +126,7 @@ def test_models_by_name_and_by_size():
 
 @pytest.mark.parametrize("text", ["quick", "stages", "stages=0", "stages=x", "layers=3", "stages=2,", ""])
 def test_a_size_that_means_nothing_is_refused(text):
-    with pytest.raises(ConfigError, match="a model is one of small, large, or positive numbers such as"):
+    with pytest.raises(ConfigError, match="a model is one of tiny, small, large, or positive numbers such as"):
         bench.model_config(text)
 
 
