@@ -198,6 +198,30 @@ def test_counts_of_bad_dark_and_late_frames():
     assert pipeline_said({}) == ""
 
 
+def test_counts_are_those_of_the_image_that_they_are_told_with():
+    def said(image):
+        counts = image.source[KEY]
+        assert_adds_up(counts)
+        assert counts["imaged"] == image.n_frames
+        return [counts[name] for name in ("waiting", "thinned", "bad", "dark")]
+
+    clock = Clock()
+    flow = FrameFlow(clock)
+    for number in range(1, 7):
+        flow.receive(number, 90.0)
+    older = flow.show(image_of([3, 4], dark_frames=[1, 2]), 80.0)
+    assert said(older) == [2, 0, 0, 2]
+    # What is dark more frames tell: 1 is no more, 3 is now.
+    assert said(flow.show(image_of([1, 4, 5], dark_frames=[2, 3]), 95.0)) == [0, 1, 0, 2]
+    # 2 is not dark any more, and is still to be read.
+    assert said(flow.show(image_of([1, 4, 5, 6], dark_frames=[3]), 95.0)) == [1, 0, 0, 1]
+    assert flow.unread == 1
+    flow.leave_out(4, is_bad=True)
+    # Measured again in vain: the image has it as it was. And an image before that is shown in place of a bad one.
+    assert said(flow.show(image_of([1, 2, 4, 5, 6], dark_frames=[3]), 100.0)) == [0, 0, 0, 1]
+    assert said(flow.noted(older)) == [2, 0, 0, 2]
+
+
 def test_order_of_frames_does_not_matter():
     numbers, counts = np.arange(1, 41), []
     for order in (numbers, numbers[::-1], np.random.default_rng(0).permutation(numbers)):
