@@ -83,11 +83,6 @@ class TileScheduler:
         """Tiles with new frames that no work has seen yet, in the order in which they were touched first."""
         return list(self._waiting)
 
-    @property
-    def has_new_frames(self) -> bool:
-        """Whether there are frames that no work has seen yet."""
-        return bool(self._waiting)
-
     def touch(self, tiles: Iterable[int]) -> None:
         """Note new frames on tiles."""
         self._waiting.update(dict.fromkeys(int(tile) for tile in tiles))
