@@ -170,6 +170,15 @@ def test_frames_are_handed_on_as_soon_as_their_positions_come(fly):
     assert sink.puts == list(range(1, 9))
 
 
+def test_a_run_whose_positions_never_come_is_told(fly):
+    run = fly()
+    without = [each for each in run.beginning if each[1].get("name") != "positions"]
+    (error,) = feed(without, run.frames(), run.stop()).errors
+    assert isinstance(error, DocumentError) and "must have the stream of positions 'positions'" in str(error)
+    # One that ended before the first frame is no error.
+    assert not feed(without, fly().stop()).errors
+
+
 @pytest.mark.parametrize(("marks", "shift"), [("start", 0.5), ("centre", 0.0), ("end", -0.5)])
 def test_what_a_stamp_marks(fly, marks, shift):
     run = fly()
