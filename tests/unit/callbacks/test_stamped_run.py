@@ -12,6 +12,7 @@ import pytest
 from bluesky_cdi.callbacks import FrameAssembler
 from bluesky_cdi.catalog import run_documents
 from bluesky_cdi.errors import DocumentError, FrameError
+from bluesky_cdi.recorded_run import _of_event
 
 N, SIDE = 12, 6
 PERIOD_S, EXPOSURE_S, FIRST_S = 0.01, 0.004, 0.02
@@ -356,3 +357,6 @@ def test_as_the_catalog_gives_the_run_back(fly):
     assert [doc["name"] for name, doc in found if name == "descriptor"] == ["positions", "primary"]
     assert len(found) < 30
     assert_positions(feed(found, lead_s=0.0))
+    # One frame alone, of a block of them, with the samples around it.
+    assert_positions(feed(_of_event(found, "primary", 5), lead_s=0.0), [5])
+    assert not feed(_of_event(found, "primary", N + 1), lead_s=0.0).frames
