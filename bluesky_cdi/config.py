@@ -221,7 +221,7 @@ class ReconstructorConfig(Section):
     """Time that each step with new frames takes to tune the network on those measured so far, seconds; 0: none."""
     final_steps: int = Field(default=10, ge=0)
     """Further steps of such iterations after the last frame; each begins with frames that were left out and can be read
-    again from their files."""
+    again from their files. 0: none, but for a full image where the last one was made quickly."""
     step_budget_s: float = Field(default=5.0, gt=0)
     """Time after which a step begins no further iteration, seconds."""
     latency_s: float = Field(default=2.0, gt=0)

@@ -88,7 +88,7 @@ def recorded_run(
     run = find_run(catalog, which)
     ended = ending_of(run, unfinished)
     info, frames = collect_frames(
-        _of_event(run_documents(catalog, run, config.documents.stream), only),
+        _of_event(run_documents(catalog, run, config.documents.stream), config.documents.stream, only),
         settings=config.documents,
         mask=mask,
         preprocessing=Preprocessing.recorded(config),
@@ -141,11 +141,24 @@ def frame_and_fit(catalog: Catalog, which: str | int, seq_num: int, config: Conf
     return fitted_frame(estimate, result.geometry, seq_num, counts, run.scan.mask)
 
 
-def _of_event(documents: Iterable[Document], only: int | None) -> Iterator[Document]:
-    """Leave out what tells of other events than one."""
+def _of_event(documents: Iterable[Document], stream: str, only: int | None) -> Iterator[Document]:
+    """Leave out what the stream of frames tells of other events than one; positions with time stamps all stay."""
+    frames: set[str] = set()
     for name, doc in documents:
-        number = doc["seq_nums"]["start"] if name == "stream_datum" else doc.get("seq_num")
-        if only is None or number is None or number == only:
+        if name == "start" and only is not None:
+            # One frame is no scan, unless that states where it measures.
+            doc = {"window_m": ((0.0, 0.0), (0.0, 0.0)), **doc}
+        if name == "descriptor" and doc["name"] == stream:
+            frames.add(doc["uid"])
+        if only is None or doc.get("descriptor") not in frames:
+            yield name, doc
+        elif name == "stream_datum":
+            row = only - doc["seq_nums"]["start"]
+            if 0 <= row < doc["seq_nums"]["stop"] - doc["seq_nums"]["start"]:
+                first = doc["indices"]["start"] + row
+                one = {"seq_nums": {"start": only, "stop": only + 1}, "indices": {"start": first, "stop": first + 1}}
+                yield name, {**doc, **one}
+        elif doc.get("seq_num", only) == only:
             yield name, doc
 
 

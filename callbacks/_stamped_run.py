@@ -99,15 +99,28 @@ class StampedRun:
         Raises
         ------
         DocumentError
-            If time stamps can't be found, or the middle of exposures can't be told from them.
+            If time stamps can't be found, the middle of exposures can't be told from them, or the run ends with frames
+            and without a stream of positions.
         """
         if name == "descriptor" and doc["name"] in self._names:
             yield from self._descriptor(doc)
         elif self._keys is None and name != "stop":
             self._held.append((name, doc))
         else:
+            if self._keys is None:
+                self._check_no_frames()
             yield from self._accept(name, doc)
             yield from self._placed()
+
+    def _check_no_frames(self) -> None:
+        """Raise an error if there are frames: only one of the streams is described when the run ends."""
+        frames, samples = self._names
+        rows = [doc for name, doc in self._held if name in ("event", "stream_datum")]
+        if any(self._streams.get(doc["descriptor"]) == frames for doc in rows):
+            raise DocumentError(
+                f"the run must have the stream of positions {samples!r}, which its start document (position_stream) or "
+                "documents.time_stamps.stream names; it has ended without. Does the plan declare and collect it?"
+            )
 
     def _descriptor(self, doc: Document) -> Iterator[tuple[str, Document]]:
         self._described[doc["name"]] = doc

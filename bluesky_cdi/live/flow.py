@@ -33,6 +33,8 @@ class FrameFlow:
         self._waiting: dict[int, float] = {}
         self._thinned: set[int] = set()
         self._bad: set[int] = set()
+        # Of the newest image.
+        self._imaged: set[int] = set()
         self._dark: set[int] = set()
         self._ever_thinned = 0
         self._latencies_s: list[float] = []
@@ -63,8 +65,8 @@ class FrameFlow:
             When its documents were there; NaN: now.
         """
         self._received.add(seq_num)
-        self._bad.discard(seq_num)
-        self._dark.discard(seq_num)
+        for kind in (self._bad, self._dark, self._imaged):
+            kind.discard(seq_num)
         self._waiting.setdefault(seq_num, self._clock() if math.isnan(arrived_s) else arrived_s)
 
     def leave_out(self, seq_num: int, *, is_bad: bool) -> None:
@@ -100,38 +102,46 @@ class FrameFlow:
         Estimate
             With the counts in its `source`.
         """
-        now, numbers = self._clock(), np.fromiter(self._waiting, np.int64, len(self._waiting))
-        dark = np.asarray(estimate.source.get("dark_frames", ()), np.int64)
-        for number in numbers[np.isin(numbers, estimate.frame_seq_nums)].tolist():
+        now, (self._imaged, self._dark) = self._clock(), self._in(estimate)
+        for number in self._waiting.keys() & self._imaged:
             came_s = self._waiting.pop(number)
-            if number in self._thinned:
-                self._thinned.remove(number)
-            else:
+            if number not in self._thinned:
                 self._latencies_s.append(now - came_s)
-        for number in numbers[np.isin(numbers, dark)].tolist():
-            self._waiting.pop(number, None)
-            self._thinned.discard(number)
-            self._dark.add(number)
+        for number in self._waiting.keys() & self._dark:
+            del self._waiting[number]
+        self._thinned &= self._waiting.keys()
+        # Which frames are dark all of them tell: one that was may be one to be read now.
+        for number in self._received - self._imaged - self._dark - self._bad - self._waiting.keys():
+            self._waiting[number] = now
         for number, came_s in self._waiting.items():
             if came_s < began_s and number not in self._thinned:
                 self._thin(number)
         return self.noted(estimate)
 
     def noted(self, estimate: Estimate) -> Estimate:
-        """Put the counts into the `source` of an estimate."""
-        return replace(estimate, source={**estimate.source, KEY: self.notes()})
+        """Put the counts into the `source` of an estimate, the newest one or one before."""
+        return replace(estimate, source={**estimate.source, KEY: self._counts(*self._in(estimate))})
 
     def notes(self) -> dict[str, Any]:
         """Give all counts, and the latency that half and 95 % of the frames had at most, seconds."""
-        missing = len(self._waiting) + len(self._bad) + len(self._dark)
+        return self._counts(self._imaged, self._dark)
+
+    def _in(self, estimate: Estimate) -> tuple[set[int], set[int]]:
+        """Give the frames that are in an image, and those that were dark for it."""
+        imaged = self._received.intersection(estimate.frame_seq_nums.tolist())
+        return imaged, self._received.intersection(estimate.source.get("dark_frames", ())) - imaged
+
+    def _counts(self, imaged: set[int], dark: set[int]) -> dict[str, Any]:
+        left = self._received - imaged - dark
+        bad, thinned = len(left & self._bad), len(left & self._thinned)
         p50, p95 = np.quantile(self._latencies_s, (0.5, 0.95)).tolist() if self._latencies_s else (None, None)
         return {
             "received": len(self._received),
-            "imaged": len(self._received) - missing,
-            "waiting": len(self._waiting) - len(self._thinned),
-            "thinned": len(self._thinned),
-            "bad": len(self._bad),
-            "dark": len(self._dark),
+            "imaged": len(imaged),
+            "waiting": len(left) - bad - thinned,
+            "thinned": thinned,
+            "bad": bad,
+            "dark": len(dark),
             "ever_thinned": self._ever_thinned,
             "latency_p50_s": p50,
             "latency_p95_s": p95,

@@ -71,7 +71,7 @@ class Pace:
         Time for a step, seconds.
     final_steps : int
         Most steps after a run's last frame: frames that were left out are read again, for at most `step_s`, and then
-        one of the last refinements is done. 0: neither.
+        one of the last refinements is done. 0: neither; a quick image is followed by a full one in any case.
     final_s : float
         Time for all of them, seconds.
     checkpoint_s : float

@@ -108,16 +108,18 @@ class RunJob:
         """Read frames again that were left out, and do one of the last refinements; finish where that is all.
 
         It ends where nothing is missing that may come and no refinement helps, or where time is over. That begins, and
-        steps count, once no further frames come into the image: it is not final before it has all.
+        steps count, once no further frames come into the image: it is not final before it has all. Where there is but a
+        quick image, a full one is due in any case.
 
         Parameters
         ----------
         interrupted : callable
             As in `take`.
         """
-        if self._steps_left > 0 and time.monotonic() < self._deadline:
+        owes_full = self._steps is not None and self._steps.owes_full
+        if (self._steps_left > 0 or owes_full) and time.monotonic() < self._deadline:
             unread = self.frames.flow.unread
-            if self._reconstructor is not None:
+            if self._reconstructor is not None and self._steps_left > 0:
                 self.frames.read_again(self._reconstructor, self._pace.step_s, interrupted)
             is_new = self._steps is not None and self._show(self._steps.make(interrupted, paused=True))
             if self.frames.flow.unread < unread:
@@ -126,7 +128,7 @@ class RunJob:
                 self._steps_left -= 1
             if is_new:
                 return
-            if self.frames.owed:
+            if self.frames.owed and self._steps_left > 0:
                 self.frames.wait(interrupted)
                 return
         self.finish(interrupted)

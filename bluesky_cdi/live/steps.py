@@ -28,6 +28,11 @@ class Steps:
         Whether decisions rest on the images: these wait for full ones.
     clock : callable
         Tells the time, seconds.
+
+    Attributes
+    ----------
+    owes_full : bool
+        Whether the newest image is a quick one.
     """
 
     def __init__(
@@ -42,12 +47,12 @@ class Steps:
         self._reconstructor, self._pace, self._flow, self._clock = reconstructor, pace, flow, clock
         self._tempo = Tempo(pace.latency_s, clock)
         self._quick = reconstructor if isinstance(reconstructor, QuickReader) and not always_full else None
-        self._owes_full = self._has_told = False
+        self.owes_full = self._has_told = False
 
     @property
     def rest_s(self) -> float | None:
         """Time after which the next image is due though nothing comes, seconds; None: it waits for a frame."""
-        if not self._owes_full:
+        if not self.owes_full:
             return None
         return 0.0 if self._flow.thins else self._pace.latency_s
 
@@ -72,7 +77,7 @@ class Steps:
         if is_full := estimate is None:
             estimate = self._reconstructor.step(self._pace.step_s, interrupted)
         self._tempo.stepped(began_s, frames, full=is_full)
-        self._owes_full = not is_full
+        self.owes_full = not is_full
         return None if estimate is None else self._shown(estimate, began_s)
 
     def _read_quickly(self) -> Estimate | None:

@@ -121,15 +121,14 @@ class PtychoReconstructor:
         )
         self._metrics, self._probe = FrameMetrics(device), SharedProbe(probe, device)
         self._tiled = TiledObject.on(grid, config.window_px, device)
-        self._watch, self._causes = ProbeWatch(self._probe, check_in), CauseWatch()
+        self._watch, self._causes, self._beside = ProbeWatch(self._probe, check_in), CauseWatch(), Beside()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
         judge = live_judge(config, trained, device, calibration)
         known, final = (self._frames, self._metrics, self._probe, self._solver), final_judge(config, trained)
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
         self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)
         self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
-        self._errors, self._beside = ErrorWatch(targets.std_rad), Beside()
-        self._tuner = RunTuner(seed, config.fine_tune_s)
+        self._errors, self._tuner = ErrorWatch(targets.std_rad), RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
@@ -173,7 +172,7 @@ class PtychoReconstructor:
             None before the first frame, and when neither new frames nor refinement change anything. Frames
             whose region was left for the next step are not in the estimate yet.
         """
-        started, learning = time.monotonic(), self._tiled.scheduler.has_new_frames
+        started, learning = time.monotonic(), bool(self._tiled.scheduler.waiting)
         is_interrupted = interrupted or (lambda: False)
         self._take_checked()
         due, checking = self._tiled.due(self._frames, self._metrics), self._watch.is_running
@@ -236,13 +235,12 @@ class PtychoReconstructor:
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
             "scheduler": self._tiled.scheduler.checkpoint(),
             "solver": self._solver.checkpoint(),
+            "judge": self._work.judge.checkpoint(),
         }
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
-        """Go on from a checkpoint of a reconstructor with the same grid.
-
-        An engine with a memory begins anew, and a network is tuned anew.
+        """Go on from a checkpoint of one with the same grid; an engine's memory and tuning of a network begin anew.
 
         Parameters
         ----------
@@ -267,6 +265,7 @@ class PtychoReconstructor:
         self._solver.restore(parts["solver"])
         self._watch.restore(parts.get("check_in", {}))
         self._causes.restore(parts.get("causes", {}))
+        self._work.judge = self._work.judge.restored(parts.get("judge", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
             self._tiled.scheduler.touch(range(len(self._tiled.tiling)))
@@ -286,10 +285,11 @@ class PtychoReconstructor:
         self._solver.forget()
         self._causes.begin()
         if taken is Taken.ONWARD:
+            if self.quick is not None:
+                self.quick.catch_up(self._tiled, self._watch.before, had)
             before = self._metrics.reconstructed(self._watch.before)
             self._tiled.begin_epoch(self._frames, before, had, self._probe.dark_border())
-        # Between what deviances a frame lies depends on the probe as well.
-        self._metrics.forget_vacuum(self._frames.light.newest)
+        self._metrics.forget_vacuum(self._frames.light.newest)  # It depends on the probe as well.
         self._tiled.scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:

@@ -22,6 +22,7 @@ from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.reconstruction.calibration import Judge
 from bluesky_cdi.reconstruction.calibration.conditions import Conditions
 from bluesky_cdi.reconstruction.even_choice import evenly_spread
+from bluesky_cdi.reconstruction.frame_light import CHUNK
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
@@ -104,12 +105,29 @@ class QuickReading:
             return False
         groups = self._groups(tiled, self._chosen(tiled, waiting, budget_s))
         for rows, box in groups:
-            self._read_together(tiled, rows, box)
+            self._read_together(tiled, rows, box, self._probe.modes)
         took_s = (self.clock() - started) / (
             _of_object(groups) + self._of_frame() * sum(len(rows) for rows, _ in groups)
         )
         self._work_s = took_s if self._work_s is None else NEWEST * took_s + (1 - NEWEST) * self._work_s
         return True
+
+    def catch_up(self, tiled: TiledObject, rows: IndexArray, probe: Tensor) -> None:
+        """Read those of some frames that are in no image, with the probe that they had.
+
+        Parameters
+        ----------
+        tiled : TiledObject
+            The object.
+        rows : ndarray, shape (n,)
+            The frames.
+        probe : Tensor, shape (1, M, N, N), complex64
+            Modes.
+        """
+        unread = rows[~self._metrics.known[rows] & ~np.isin(rows, self._frames.light.dark)]
+        for part in np.split(unread, range(CHUNK, len(unread), CHUNK)) if len(unread) else []:
+            for group, box in self._groups(tiled, part):
+                self._read_together(tiled, group, box, probe)
 
     def _chosen(self, tiled: TiledObject, waiting: IndexArray, budget_s: float) -> IndexArray:
         """Choose what is read of that which waits: the frames since the last reading, and others where there is room.
@@ -141,26 +159,27 @@ class QuickReading:
         """Give the work of a frame, pixels."""
         return int(self._probe.modes.shape[-1]) ** 2
 
-    def _read_together(self, tiled: TiledObject, rows: IndexArray, box: Box) -> None:
+    def _read_together(self, tiled: TiledObject, rows: IndexArray, box: Box, probe: Tensor) -> None:
         """Predict the object under some frames, stitch it in, and judge it."""
-        probe = self._probe.modes
         data = self._frames.diffraction(rows, box)
         light = summed_illumination(probe, data)
         predicted = self._net(probe, data)[-1]
         obj, share = tiled.map.stitch(box, predicted, light)
         deviance, illumination = deviance_of(obj, probe, data), tiled.map.illumination[box.pixels]
-        misfit = deviance.mean() - self._noise(rows, data, obj)
+        misfit = deviance.mean() - self._noise(rows, data, obj, probe)
         conditions = _conditions(probe, illumination, misfit)
         judge = self._judge()
         found = judge.estimator(obj, probe, data, illumination, deviance)
         std_rad = tiled.map.stitch_errors(box, judge.sized(found, conditions), share)
         self._metrics.put(rows, deviance, under_frames(std_rad.square()[None], probe, data.corner))
         self._metrics.put_embedding(rows, found.embedding)
+        # A step may have written a part of that already, with these frames: they would be in it twice.
+        tiled.scheduler.touch(tiled.tiling.touched(self._frames.table.corner[rows], self._probe.dark_border()))
 
-    def _noise(self, rows: IndexArray, data: Diffraction, obj: Tensor) -> Tensor:
+    def _noise(self, rows: IndexArray, data: Diffraction, obj: Tensor, probe: Tensor) -> Tensor:
         """Compute the mean deviance that photon noise gives frames, from some; note what vacuum would give these."""
         some = np.arange(0, len(rows), -(-len(rows) // BOUNDED))
-        part, probe = data[torch.from_numpy(some).to(obj.device)], self._probe.modes
+        part = data[torch.from_numpy(some).to(obj.device)]
         noise = noise_of(obj, probe, part)
         self._metrics.put_bounds(rows[some], deviance_of(torch.ones_like(obj), probe, part), noise)
         return noise.mean()

@@ -123,12 +123,13 @@ class RegionWork:
         Returns
         -------
         Mapping of str to float, or None
-            What the errors of ``amplitude`` and ``phase`` are multiplied by. None where it was interrupted, or nothing
-            else predicts the errors of a finished run.
+            What the errors of ``amplitude`` and ``phase`` are multiplied by. None where it was interrupted, no step has
+            seen all of these frames yet, or nothing else predicts the errors of a finished run.
         """
-        if self._final is None:
+        frames = self._of_fullest_region(tiled)
+        if self._final is None or np.isin(frames.region.tiles, tiled.scheduler.waiting).any():
             return None
-        frames, judge = self._of_fullest_region(tiled), self._final(interrupted)
+        judge = self._final(interrupted)
         found, _ = self._predicted(tiled, frames, judge, self._solver.courses.kept_in(frames.region.tiles))
         if interrupted():
             return None

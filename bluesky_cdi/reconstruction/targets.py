@@ -32,6 +32,8 @@ def are_enough(n_frames: int, looked_at: int) -> bool:
     n_frames : int
         Frames that there are.
     looked_at : int
-        How many there were at the last look; 0: there was none.
+        How many there were at the last look; 0: there was none. Where there are fewer now, the beam has changed: it
+        was a look at others.
     """
+    looked_at = looked_at if looked_at <= n_frames else 0
     return n_frames >= LEAST_FRAMES and n_frames - looked_at >= max(LEAST_NEW, GROWTH * looked_at)

@@ -79,9 +79,9 @@ class TileScheduler:
         self._round_misfit: float | None = None
 
     @property
-    def has_new_frames(self) -> bool:
-        """Whether there are frames that no work has seen yet."""
-        return bool(self._waiting)
+    def waiting(self) -> list[int]:
+        """Tiles with new frames that no work has seen yet, in the order in which they were touched first."""
+        return list(self._waiting)
 
     def touch(self, tiles: Iterable[int]) -> None:
         """Note new frames on tiles."""
@@ -102,7 +102,7 @@ class TileScheduler:
             Where there are none, the others come with the highest misfit first.
         """
         if self._waiting:
-            return list(self._waiting)
+            return self.waiting
         if not self._left_in_round().size:
             # A round begins, or all work ends where the last one did not pay.
             before, self._round_misfit = self._round_misfit, float(misfit.sum())
@@ -172,7 +172,7 @@ class TileScheduler:
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give all as arrays."""
         return {
-            "waiting": np.array(list(self._waiting), dtype=np.int64),
+            "waiting": np.array(self.waiting, dtype=np.int64),
             "settled": self._settled.copy(),
             "visited": self._visited.copy(),
             "round_misfit": np.array(np.nan if self._round_misfit is None else self._round_misfit),

@@ -121,6 +121,8 @@ class TiledObject:
         """
         moved = np.rint((np.asarray(other.grid.origin_m) - np.asarray(self.grid.origin_m)) / self.grid.pixel_m)
         self.map.take_over(other.map, (int(moved[0]), int(moved[1])))
-        table = frames.table
-        tiles = np.unique(self.tiling.home(table.corner[table.newest(table.rows)])).tolist()
-        self.scheduler.take_over(tiles, other.scheduler.has_outdated)
+        corner = frames.table.corner[frames.table.newest(frames.table.rows)]
+        self.scheduler.take_over(np.unique(self.tiling.home(corner)).tolist(), other.scheduler.has_outdated)
+        # What no step has seen yet: there, frames are in no prediction.
+        waiting = corner[np.isin(other.tiling.home(corner - moved.astype(np.int64)), other.scheduler.waiting)]
+        self.touch(waiting, waiting, 0)

@@ -3,12 +3,13 @@
 import re
 import types
 import typing
+from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, Section
 
 # Ends of a key's name, the longer ones first, and the units that they stand for.
 UNITS = {
@@ -26,9 +27,18 @@ def configuration_lines() -> list[str]:
     lines = []
     for name, section in Config.model_fields.items():
         lines += [f"## {name}", "", *_linked(section.annotation.__doc__), ""]
-        for key, field in section.annotation.model_fields.items():
-            lines += _entry(f"{name}.{key}", field)
+        for key, field in keys_of(name, section.annotation):
+            lines += _entry(key, field)
     return lines
+
+
+def keys_of(name: str, section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+    """Give the keys of a section with their full names, those of a section in it in its place."""
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from keys_of(f"{name}.{key}", field.annotation)
+        else:
+            yield f"{name}.{key}", field
 
 
 def _entry(key: str, field: FieldInfo) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -88,6 +91,14 @@ class Judge:
     def scaled(self, factors: Mapping[str, float]) -> Judge:
         """Give one whose errors are so many times as large, by part."""
         return replace(self, scale={part: self.scale[part] * factors[part] for part in PARTS})
+
+    def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
+        """Give the scale: errors that are known have it."""
+        return {part: np.array(factor) for part, factor in self.scale.items()}
+
+    def restored(self, state: Mapping[str, npt.NDArray[Any]]) -> Judge:
+        """Give one with the scale of a `checkpoint`; those of before know of none."""
+        return replace(self, scale={part: float(state.get(part, 1.0)) for part in PARTS})
 
 
 def live_judge(

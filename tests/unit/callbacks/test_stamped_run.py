@@ -12,6 +12,7 @@ import pytest
 from bluesky_cdi.callbacks import FrameAssembler
 from bluesky_cdi.catalog import run_documents
 from bluesky_cdi.errors import DocumentError, FrameError
+from bluesky_cdi.recorded_run import _of_event
 
 N, SIDE = 12, 6
 PERIOD_S, EXPOSURE_S, FIRST_S = 0.01, 0.004, 0.02
@@ -168,6 +169,15 @@ def test_frames_are_handed_on_as_soon_as_their_positions_come(fly):
     sink = feed(run.beginning, run.frames(), run.samples(0, 100))
     # The last sample is at 99 ms, the middle of frame 8 at 92 ms.
     assert sink.puts == list(range(1, 9))
+
+
+def test_a_run_whose_positions_never_come_is_told(fly):
+    run = fly()
+    without = [each for each in run.beginning if each[1].get("name") != "positions"]
+    (error,) = feed(without, run.frames(), run.stop()).errors
+    assert isinstance(error, DocumentError) and "must have the stream of positions 'positions'" in str(error)
+    # One that ended before the first frame is no error.
+    assert not feed(without, fly().stop()).errors
 
 
 @pytest.mark.parametrize(("marks", "shift"), [("start", 0.5), ("centre", 0.0), ("end", -0.5)])
@@ -347,3 +357,6 @@ def test_as_the_catalog_gives_the_run_back(fly):
     assert [doc["name"] for name, doc in found if name == "descriptor"] == ["positions", "primary"]
     assert len(found) < 30
     assert_positions(feed(found, lead_s=0.0))
+    # One frame alone, of a block of them, with the samples around it.
+    assert_positions(feed(_of_event(found, "primary", 5), lead_s=0.0), [5])
+    assert not feed(_of_event(found, "primary", N + 1), lead_s=0.0).frames

@@ -11,9 +11,10 @@ from bluesky_cdi.errors import FrameError, ScanFileError
 from bluesky_cdi.evaluation.pipeline import KEY, pipeline_said
 from bluesky_cdi.live.flow import FrameFlow
 from bluesky_cdi.live.inbox import LEAST_FRAMES, Inbox, QueueLimits
-from bluesky_cdi.live.messages import LeftOut
-from bluesky_cdi.live.parts import Pace
+from bluesky_cdi.live.messages import End, LeftOut
+from bluesky_cdi.live.parts import Pace, WorkerParts
 from bluesky_cdi.live.run_frames import RunFrames
+from bluesky_cdi.live.run_job import RunJob
 from bluesky_cdi.live.steps import Steps
 from bluesky_cdi.live.tempo import FIRST_FRAMES, LEAST_SHARE, Tempo
 from bluesky_cdi.protocols import Estimate, Frame, RunInfo
@@ -196,6 +197,64 @@ def test_counts_of_bad_dark_and_late_frames():
     flow.receive(1, 111.0)
     assert (flow.notes()["received"], flow.notes()["waiting"]) == (9, 1)
     assert pipeline_said({}) == ""
+
+
+def test_counts_are_those_of_the_image_that_they_are_told_with():
+    def said(image):
+        counts = image.source[KEY]
+        assert_adds_up(counts)
+        assert counts["imaged"] == image.n_frames
+        return [counts[name] for name in ("waiting", "thinned", "bad", "dark")]
+
+    clock = Clock()
+    flow = FrameFlow(clock)
+    for number in range(1, 7):
+        flow.receive(number, 90.0)
+    older = flow.show(image_of([3, 4], dark_frames=[1, 2]), 80.0)
+    assert said(older) == [2, 0, 0, 2]
+    # What is dark more frames tell: 1 is no more, 3 is now.
+    assert said(flow.show(image_of([1, 4, 5], dark_frames=[2, 3]), 95.0)) == [0, 1, 0, 2]
+    # 2 is not dark any more, and is still to be read.
+    assert said(flow.show(image_of([1, 4, 5, 6], dark_frames=[3]), 95.0)) == [1, 0, 0, 1]
+    assert flow.unread == 1
+    flow.leave_out(4, is_bad=True)
+    # Measured again in vain: the image has it as it was. And an image before that is shown in place of a bad one.
+    assert said(flow.show(image_of([1, 2, 4, 5, 6], dark_frames=[3]), 100.0)) == [0, 0, 0, 1]
+    assert said(flow.noted(older)) == [2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("final_steps", [0, 3])
+def test_frames_that_were_passed_over_come_in_after_the_last_one(final_steps):
+    class Recorder:
+        def publish(self, estimate):
+            pass
+
+        def close(self, estimate, exit_status, reason):
+            self.estimate = estimate
+
+    class Judged(Rebuild):
+        def step(self, budget_s, interrupted=None):
+            return None if self.fulls == [FRAMES] else super().step(budget_s)
+
+        def checked(self, estimate, interrupted):
+            return estimate
+
+        def close(self):
+            pass
+
+    FRAMES = 10 * FIRST_FRAMES
+    recorder, rebuild = Recorder(), Judged(Clock())
+    parts = WorkerParts(lambda info: rebuild, None, lambda info, uid: recorder, None)
+    job = RunJob(RunInfo("raw", 1, {}, (2, 2)), "uid", parts, Pace(final_steps=final_steps, latency_s=LATENCY_S))
+    job.open()
+    job.take([Frame(k + 1, np.zeros(2), np.zeros((2, 2))) for k in range(FRAMES)], lambda: False)
+    assert job.estimate.n_frames == rebuild.readings[0] < FRAMES and job.frames.flow.thins
+    job.end(End("success", ""))
+    while job.is_open:
+        job.refine(lambda: False)
+    assert recorder.estimate.n_frames == FRAMES == rebuild.fulls[-1]
+    counts = recorder.estimate.source[KEY]
+    assert (counts["imaged"], counts["thinned"], counts["waiting"]) == (FRAMES, 0, 0)
 
 
 def test_order_of_frames_does_not_matter():

@@ -7,7 +7,7 @@ import pytest
 
 from bluesky_cdi.evaluation import illuminated_mask
 from bluesky_cdi.reconstruction.error_watch import NEAR, ErrorWatch
-from bluesky_cdi.reconstruction.targets import Targets
+from bluesky_cdi.reconstruction.targets import Targets, are_enough
 
 ENGINE = {"name": "lsqml", "refine_iterations": 5}
 
@@ -46,6 +46,28 @@ def test_errors_have_the_size_of_the_halves_and_the_shape_of_what_predicts_them(
     assert scaled.frame_uncertainty == pytest.approx(
         scaled.source["uncertainty"]["scale"]["phase"] * before.frame_uncertainty, rel=0.02
     )
+
+
+def test_the_size_is_kept_in_a_checkpoint(scene, frames):
+    original, resumed = (scene.reconstructor(**ENGINE, targets=Targets(std_rad=10.0)) for _ in range(2))
+    original.add(frames)
+    scaled = original.step(math.inf)
+    resumed.restore(original.checkpoint(), frames)
+    assert resumed.estimate().source["uncertainty"]["scale"] == scaled.source["uncertainty"]["scale"]
+    old = {name: array for name, array in original.checkpoint().items() if not name.startswith("judge/")}
+    before = scene.reconstructor(**ENGINE)
+    before.restore(old, frames)
+    assert "scale" not in before.estimate().source["uncertainty"]
+
+
+def test_nothing_is_told_from_frames_that_no_step_has_seen(scene, frames):
+    reconstructor = scene.reconstructor(**ENGINE)
+    reconstructor.add(frames)
+    assert reconstructor._work.rescale(reconstructor._tiled, lambda: False) is None
+
+
+def test_frames_of_another_beam_are_looked_at_anew():
+    assert not are_enough(100, 96) and are_enough(20, 96) and not are_enough(15, 96)
 
 
 def test_a_second_look_changes_little(scene, frames):

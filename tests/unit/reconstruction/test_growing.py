@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import Frame, RunInfo
 from bluesky_cdi.reconstruction.build import build_reconstructor
@@ -19,7 +21,7 @@ def growing(frames):
     return lambda scene, first=2, **settings: made(scene, frames[:first], **settings)
 
 
-def made(scene, first, **settings):
+def made(scene, first, trained=None, **settings):
     """A reconstructor whose grid begins with the window of these frames."""
     positions = np.array([frame.position_m for frame in first])
     grid = ObjectGrid.covering(
@@ -27,7 +29,7 @@ def made(scene, first, **settings):
     )
     probe = scene.source.truth.probe
     chosen = {"name": "rpie", "refine_iterations": 5, **settings}
-    return GrowingReconstructor(grid, probe, ReconstructorConfig(**chosen))
+    return GrowingReconstructor(grid, probe, ReconstructorConfig(**chosen), trained=trained)
 
 
 def corner_of(estimate, other):
@@ -88,6 +90,22 @@ def test_a_checkpoint_holds_the_grid(scene, frames, growing):
     for reconstructor in (original, resumed):
         reconstructor.add(frames[20:])
     np.testing.assert_array_equal(original.step(BUDGET_S).object, resumed.step(BUDGET_S).object)
+
+
+def test_frames_that_wait_while_the_grid_grows_are_predicted(make_scene):
+    scene = make_scene(extent_um=(0.9, 2.7))
+    frames = scene.frames(0.3e-6)
+    trained = load_weights("canvas-small", torch.device("cpu"))
+    settings = {"name": "pinn", "refine_iterations": 0, "window_px": 64, "trained": trained}
+    reconstructor = made(scene, frames[:2], **settings)
+    reconstructor.add(frames[:20])
+    before = reconstructor.read_quickly(1e-9).n_frames
+    reconstructor.add(frames[20:])
+    far = Frame(99, frames[0].position_m + np.array([0, 8e-6]), frames[0].counts)
+    shape = reconstructor.estimate().object.shape
+    reconstructor.add([far])
+    estimate = reconstructor.step(BUDGET_S)
+    assert estimate.object.shape > shape and before < estimate.n_frames == len(frames) + 1
 
 
 def test_a_position_far_away_is_refused_and_nothing_is_lost(scene, frames, growing):

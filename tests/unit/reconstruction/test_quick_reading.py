@@ -1,5 +1,7 @@
 """New frames read alone: which are chosen, what is stitched, and that nothing of the full steps changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.protocols import QuickReader
 from bluesky_cdi.reconstruction.even_choice import evenly_spread
 from bluesky_cdi.reconstruction.object_map import ObjectMap
+from bluesky_cdi.reconstruction.probe_watch import Taken
 from bluesky_cdi.reconstruction.tiles import Box, box_of
 
 BATCH = 12
@@ -116,3 +119,55 @@ def test_of_too_many_frames_some_from_everywhere_are_read_and_then_the_rest(scen
     # A reading takes a second by this clock: it is for as many as the one before, and ends with all.
     assert read[0] < len(frames) / 2 and len(read) > 2 and read[-1] == len(frames)
     assert (spread > 0.5).all()
+
+
+def of_regions(scene, trained, **settings):
+    chosen = {"true_probe": True, "trained": trained, "name": "pinn", "refine_iterations": 0, "window_px": 64}
+    return scene.reconstructor(**chosen | settings)
+
+
+@pytest.fixture(scope="module")
+def wide(make_scene):
+    scene = make_scene(extent_um=(0.9, 5.4))
+    frames = sorted(scene.frames(0.45e-6), key=lambda frame: frame.position_m[1])
+    return scene, [replace(frame, seq_num=k + 1) for k, frame in enumerate(frames)]
+
+
+def test_what_a_step_has_left_and_is_read_quickly_is_in_the_image_once(wide, trained):
+    scene, frames = wide
+    ours, full = (of_regions(scene, trained) for _ in range(2))
+    for each in (ours, full):
+        each.add(frames)
+    assert len(ours._tiled.tiling) > 1
+    # One region; its neighbours' frames have light there as well.
+    assert 0 < ours.step(0.0).n_frames < len(frames)
+    assert ours.read_quickly(1000.0).n_frames == len(frames)
+    last, wanted = ours.step(np.inf), full.step(np.inf)
+    # But for stray light, from which no tile is worked on.
+    np.testing.assert_allclose(last.coverage, wanted.coverage, rtol=1e-5, atol=2e-3 * wanted.coverage.max())
+    assert last.residual.mean() == pytest.approx(wanted.residual.mean(), rel=0.02)
+
+
+def test_unread_frames_of_a_beam_that_has_changed_are_read_with_the_probe_that_they_had(wide, trained):
+    scene, frames = wide
+    ours, plain = (of_regions(scene, trained) for _ in range(2))
+    for each in (ours, plain):
+        each.add(frames[:20])
+    ours._watch.before = np.arange(20)
+    had = ours._probe.modes
+
+    def changed():
+        ours._probe.publish(had.flip(-1) * 1j)
+        ours._watch.take = lambda: Taken.NOTHING
+        return Taken.ONWARD
+
+    ours._watch.take = changed
+    estimate, wanted = ours.read_quickly(1000.0), plain.read_quickly(1000.0)
+    assert estimate is None and not torch.equal(ours._probe.modes, had)
+    estimate = ours.estimate()
+    np.testing.assert_array_equal(estimate.frame_seq_nums, wanted.frame_seq_nums)
+    np.testing.assert_allclose(estimate.object, wanted.object, rtol=1e-4, atol=1e-5)
+    # They are of the epoch before, and those that come now of this one.
+    ours.add(frames[20:])
+    assert ours._frames.table.column("epoch").tolist() == [0] * 20 + [1] * (len(frames) - 20)
+    assert ours.step(np.inf).n_frames == len(frames)
