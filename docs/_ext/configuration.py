@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, Section
 
 # Ends of a key's name, the longer ones first, and the units that they stand for.
 UNITS = {
@@ -26,8 +26,16 @@ def configuration_lines() -> list[str]:
     lines = []
     for name, section in Config.model_fields.items():
         lines += [f"## {name}", "", *_linked(section.annotation.__doc__), ""]
-        for key, field in section.annotation.model_fields.items():
-            lines += _entry(f"{name}.{key}", field)
+        lines += _entries(name, section.annotation)
+    return lines
+
+
+def _entries(name: str, section: type[Section]) -> list[str]:
+    """Give an entry for each key of a section, and for those of a section inside it."""
+    lines = []
+    for key, field in section.model_fields.items():
+        inner = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        lines += _entries(f"{name}.{key}", field.annotation) if inner else _entry(f"{name}.{key}", field)
     return lines
 
 
