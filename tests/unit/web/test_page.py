@@ -275,8 +275,8 @@ class TestImages:
     def test_frame_and_fit(self, ask, place, sample):
         """The expected counts are those of a model of their own, in NumPy."""
         told = ask(f"api/run/{place.complete}/frame/5").json()
-        assert told["counts"] == sample.COUNTS[4].sum() and told["comparable"]
-        assert told["scale"] == pytest.approx(sample.COUNTS[4].sum() / sample.EXPECTED[4].sum(), rel=1e-4)
+        assert told["counts"] == sample.COUNTS[4].sum()
+        assert told["flux"] == pytest.approx(sample.COUNTS[4].sum() / sample.EXPECTED[4].sum(), rel=1e-4)
         top = np.log10(1 + np.quantile(sample.COUNTS[4], 0.9999))
         for name in ("measured", "fit", "misfit"):
             found, scale = pixels(ask(f"api/run/{place.complete}/frame/5/{name}.png"))
@@ -284,7 +284,7 @@ class TestImages:
             assert scale["high"] == pytest.approx(5 if name == "misfit" else top)
 
     def test_a_frame_without_a_result(self, ask, place):
-        assert ask(f"api/run/{place.without}/frame/2").json()["fit_shape"] is None
+        assert ask(f"api/run/{place.without}/frame/2").json()["flux"] is None
         assert ask(f"api/run/{place.without}/frame/2/fit.png").status_code == 404
 
 
