@@ -152,20 +152,23 @@ class Reader:
         if raw is None:
             raise NotFoundError(f"the catalog does not hold the raw run of {uid}, and so none of its frames")
 
+        start = None if derived is None else derived["start"]
+        complete = derived is not None and bool((derived.get("stop") or {}).get("complete"))
+
         def make() -> SeenFrame:
             from bluesky_cdi.reconstruction.frame_fit import fitted_frame
 
-            start = None if derived is None else derived["start"]
             config = self._config if start is None else settings_of(start, self._config)
             counts, valid = measured_frame(self._catalog, raw["start"]["uid"], number, config)
             fitted = None
-            if start is not None and (derived.get("stop") or {}).get("complete"):
+            if start is not None and complete:
                 rows, columns = start["frame_shape"]
                 geometry = Geometry.from_metadata(start, (rows, columns))
                 fitted = fitted_frame(self._estimate(start["uid"]), geometry, number, counts, valid)
             return SeenFrame(np.where(valid, counts, np.nan), fitted)
 
-        return self._frames.get((_uids(raw, derived), number), make)
+        # A frame that was seen while the run went on has its fit later.
+        return self._frames.get((_uids(raw, derived), complete, number), make)
 
     def frame_picture(self, uid: str, number: int, name: str) -> Picture:
         """Draw the pattern of a frame, its fit on the same scale, or their misfit in standard deviations."""
