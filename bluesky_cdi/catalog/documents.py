@@ -15,6 +15,8 @@ Document = tuple[str, dict[str, Any]]
 
 # Arrays that came inside events are read so many rows at a time.
 BLOCK_ROWS = 64
+# Of columns with one number a row, as samples of positions, so many at a time.
+BLOCK_NUMBERS = 2**16
 
 
 def run_documents(
@@ -100,8 +102,9 @@ def _file_documents(
     rows = int(node.shape[0])
     if numbers is None and only is None:
         # A fly scan has no events: rows are numbered through.
-        for first in range(0, rows, BLOCK_ROWS):
-            yield "stream_datum", _datum(resource, descriptor, first, min(first + BLOCK_ROWS, rows), first + 1)
+        step = BLOCK_NUMBERS if len(node.shape) == 1 else BLOCK_ROWS
+        for first in range(0, rows, step):
+            yield "stream_datum", _datum(resource, descriptor, first, min(first + step, rows), first + 1)
         return
     # Beyond the last one that was written, rows are numbered through.
     known = (numbers or [])[:rows]
