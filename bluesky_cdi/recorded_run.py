@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.config import Config, load_config
-from bluesky_cdi.errors import FrameError
+from bluesky_cdi.errors import DocumentError, FrameError
 from bluesky_cdi.io import Preprocessing, Scan
 from bluesky_cdi.io.scan import recorded
 from bluesky_cdi.physics.geometry import Geometry
@@ -71,7 +71,7 @@ def recorded_run(
     unfinished : bool
         Take a run without a stop document: whoever measured it is gone.
     only : int, optional
-        Number of the one frame that is wanted.
+        Number of the one event that is wanted.
     mask : ndarray, shape (H, W), bool, optional
         Valid pixels of the detector.
 
@@ -85,11 +85,12 @@ def recorded_run(
     from bluesky_cdi.callbacks import collect_frames
     from bluesky_cdi.catalog import ending_of, find_run, run_documents
 
-    run = find_run(catalog, which)
+    run, settings = find_run(catalog, which), config.documents
     ended = ending_of(run, unfinished)
+    documents = run_documents(catalog, run, settings.stream, positions=settings.time_stamps.stream, only=only)
     info, frames = collect_frames(
-        _of_event(run_documents(catalog, run, config.documents.stream), config.documents.stream, only),
-        settings=config.documents,
+        documents if only is None else _with_window(documents),
+        settings=settings,
         mask=mask,
         preprocessing=Preprocessing.recorded(config),
     )
@@ -104,6 +105,70 @@ def recorded_run(
         flux=np.array([frame.flux for frame in frames]),
     )
     return RecordedRun(info, scan, tuple(frame.seq_num for frame in frames), ended)
+
+
+def measured_frame(
+    catalog: Catalog, raw_uid: str, seq_num: int, config: Config
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read one frame of a run, as a reconstruction takes it.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Where the run is.
+    raw_uid : str
+        Uid of the run, in full.
+    seq_num : int
+        Number of the frame.
+    config : Config
+        Its sections `documents` and `detector`.
+
+    Returns
+    -------
+    counts : ndarray, shape (N, N)
+    valid : ndarray, shape (N, N), bool
+        Pixels that count.
+
+    Raises
+    ------
+    CatalogError, DocumentError, FrameError, GeometryError
+        If run or frame are not there, or can't be used.
+    """
+    # Where the beam's centre is looked for, or an event has several frames, one alone says too little.
+    whole = config.detector.beam_centre_px == "find" or config.documents.several == "each"
+    try:
+        run = recorded_run(catalog, raw_uid, config, unfinished=True, only=None if whole else seq_num)
+    except DocumentError as err:
+        raise FrameError(f"the run {raw_uid} has no frame {seq_num} that can be shown: {err}") from err
+    if seq_num not in run.numbers:
+        raise FrameError(f"the run {raw_uid} has no frame {seq_num}")
+    counts = run.scan.counts[run.numbers.index(seq_num)]
+    return counts, np.ones(counts.shape, bool) if run.scan.mask is None else run.scan.mask
+
+
+def _with_window(documents: Iterable[Document]) -> Iterator[Document]:
+    """State a window where a run states none: one frame alone does not tell where it measures, and nobody asks."""
+    for name, doc in documents:
+        yield name, {"window_m": [[0.0, 0.0], [0.0, 0.0]], **doc} if name == "start" else doc
+
+
+def settings_of(start: Mapping[str, Any], otherwise: Config | None = None) -> Config:
+    """Give the settings that a result was made with.
+
+    Parameters
+    ----------
+    start : Mapping
+        The derived run's start document.
+    otherwise : Config, optional
+        For results of earlier versions, which don't tell; by default the configuration's defaults.
+
+    Raises
+    ------
+    ConfigError
+        If this version has not all of those settings.
+    """
+    told = start.get("configuration")
+    return otherwise if told is None and otherwise is not None else load_config(overrides=told or {})
 
 
 def frame_and_fit(catalog: Catalog, which: str | int, seq_num: int, config: Config | None = None) -> FittedFrame:
@@ -129,37 +194,8 @@ def frame_and_fit(catalog: Catalog, which: str | int, seq_num: int, config: Conf
 
     result = catalog[which]
     estimate = result.estimate
-    if config is None:
-        config = load_config(overrides=result.start.get("configuration", {}))
-    # Where the beam's centre is looked for, or an event has several frames, one alone says too little.
-    whole = config.detector.beam_centre_px == "find" or config.documents.several == "each"
-    only = None if whole else seq_num
-    run = recorded_run(catalog, result.summary.raw_uid, config, unfinished=True, only=only)
-    if seq_num not in run.numbers:
-        raise FrameError(f"the run {run.info.uid} has no frame {seq_num}")
-    counts = run.scan.counts[run.numbers.index(seq_num)]
-    return fitted_frame(estimate, result.geometry, seq_num, counts, run.scan.mask)
-
-
-def _of_event(documents: Iterable[Document], stream: str, only: int | None) -> Iterator[Document]:
-    """Leave out what the stream of frames tells of other events than one; positions with time stamps all stay."""
-    frames: set[str] = set()
-    for name, doc in documents:
-        if name == "start" and only is not None:
-            # One frame is no scan, unless that states where it measures.
-            doc = {"window_m": ((0.0, 0.0), (0.0, 0.0)), **doc}
-        if name == "descriptor" and doc["name"] == stream:
-            frames.add(doc["uid"])
-        if only is None or doc.get("descriptor") not in frames:
-            yield name, doc
-        elif name == "stream_datum":
-            row = only - doc["seq_nums"]["start"]
-            if 0 <= row < doc["seq_nums"]["stop"] - doc["seq_nums"]["start"]:
-                first = doc["indices"]["start"] + row
-                one = {"seq_nums": {"start": only, "stop": only + 1}, "indices": {"start": first, "stop": first + 1}}
-                yield name, {**doc, **one}
-        elif doc.get("seq_num", only) == only:
-            yield name, doc
+    counts, valid = measured_frame(catalog, result.summary.raw_uid, seq_num, config or settings_of(result.start))
+    return fitted_frame(estimate, result.geometry, seq_num, counts, valid)
 
 
 def with_known_probe(catalog: Catalog, run: RecordedRun) -> RecordedRun:

@@ -265,7 +265,7 @@ def resume_run(
         config = with_settings_of(newest, config)
     settings = config.with_documents(monitor_key=monitor_key).documents
     info, frames = collect_frames(
-        run_documents(catalog, run, settings.stream),
+        run_documents(catalog, run, settings.stream, positions=settings.time_stamps.stream),
         settings=settings,
         mask=mask,
         preprocessing=Preprocessing.recorded(config),

@@ -212,7 +212,11 @@ def _read(run: Any, update: int) -> Estimate:
         seconds=float(events[index]["seconds"]),
         origin_m=(float(obj["origin_y_m"]), float(obj["origin_x_m"])),
         pixel_m=float(obj["pixel_m"]),
-        source={**run.start["source"], **{key: stop[key] for key in NOTED_AT_END if key in stop}},
+        source={
+            **run.start["source"],
+            **(stop.get("source") or {}),
+            **{key: stop[key] for key in NOTED_AT_END if key in stop},
+        },
         **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
         **_frames(dict(streams[PER_FRAME].items()) if final else {}),
     )

@@ -15,12 +15,16 @@ Document = tuple[str, dict[str, Any]]
 
 # Arrays that came inside events are read so many rows at a time.
 BLOCK_ROWS = 64
+# Of columns with one number a row, as samples of positions, so many at a time.
+BLOCK_NUMBERS = 2**16
 
 
-def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterator[Document]:
+def run_documents(
+    catalog: Catalog, run: Any, stream: str = "primary", *, positions: str | None = None, only: int | None = None
+) -> Iterator[Document]:
     """Yield the documents of the stream of frames of a run, as an assembler of frames takes them.
 
-    Of a fly scan the stream of its positions (``position_stream`` of the start document) comes before it.
+    Of a fly scan the stream of its positions comes before it.
 
     A run whose process died has no stop document; one is made up for it, with the exit status ``fail``. Events have
     the order in which they were written, and a point that was measured twice is there twice, with its two frames.
@@ -33,6 +37,10 @@ def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterat
         Of ``catalog.raw``.
     stream : str
         Name of the stream.
+    positions : str, optional
+        Name of the stream of a fly scan's positions; by default what the start document says (``position_stream``).
+    only : int, optional
+        Number of the one event that is wanted, with all samples of positions.
 
     Raises
     ------
@@ -42,9 +50,9 @@ def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterat
     start = dict(run.start)
     yield "start", start
     with catalog.reaching():
-        for name in (start.get("position_stream"), stream):
+        for name in (positions or start.get("position_stream"), stream):
             if name is not None and name in run:
-                yield from _stream_documents(run[name])
+                yield from _stream_documents(run[name], only if name == stream else None)
     stop = run.metadata.get("stop") or {
         "run_start": start["uid"], "uid": f"stop-{start['uid']}", "time": start["time"], "exit_status": "fail",
         "reason": "the run has no stop document",
@@ -52,7 +60,7 @@ def run_documents(catalog: Catalog, run: Any, stream: str = "primary") -> Iterat
     yield "stop", dict(stop)
 
 
-def _stream_documents(stream: Any) -> Iterator[Document]:
+def _stream_documents(stream: Any, only: int | None) -> Iterator[Document]:
     descriptors = stream.descriptors
     masks = mask_keys(descriptors[0])
     for descriptor in descriptors:
@@ -64,15 +72,15 @@ def _stream_documents(stream: Any) -> Iterator[Document]:
     inside = {}
     for key, node in parts.items():
         if descriptors[0]["data_keys"].get(key, {}).get("external"):
-            yield from _file_documents(key, node, descriptors[0], numbers)
+            yield from _file_documents(key, node, descriptors[0], numbers, only)
         else:
             inside[key] = node
     if table is not None:
-        yield from _events(table, inside, descriptors)
+        yield from _events(table, inside, descriptors, only)
 
 
 def _file_documents(
-    key: str, node: Any, descriptor: Mapping[str, Any], numbers: list[int] | None
+    key: str, node: Any, descriptor: Mapping[str, Any], numbers: list[int] | None, only: int | None
 ) -> Iterator[Document]:
     """Yield where a data key's rows lie, and which event each of them belongs to."""
     (source,) = node.data_sources()
@@ -92,17 +100,19 @@ def _file_documents(
     }
     yield "stream_resource", resource
     rows = int(node.shape[0])
-    if numbers is None:
+    if numbers is None and only is None:
         # A fly scan has no events: rows are numbered through.
-        for first in range(0, rows, BLOCK_ROWS):
-            yield "stream_datum", _datum(resource, descriptor, first, min(first + BLOCK_ROWS, rows), first + 1)
+        step = BLOCK_NUMBERS if len(node.shape) == 1 else BLOCK_ROWS
+        for first in range(0, rows, step):
+            yield "stream_datum", _datum(resource, descriptor, first, min(first + step, rows), first + 1)
         return
     # Beyond the last one that was written, rows are numbered through.
-    known = numbers[:rows]
+    known = (numbers or [])[:rows]
     beyond = max(known, default=0) - len(known) + 1
     for row in range(rows):
         number = known[row] if row < len(known) else row + beyond
-        yield "stream_datum", _datum(resource, descriptor, row, row + 1, number)
+        if only is None or number == only:
+            yield "stream_datum", _datum(resource, descriptor, row, row + 1, number)
 
 
 def _datum(
@@ -118,13 +128,17 @@ def _datum(
     }
 
 
-def _events(table: Any, inside: Mapping[str, Any], descriptors: list[dict[str, Any]]) -> Iterator[Document]:
+def _events(
+    table: Any, inside: Mapping[str, Any], descriptors: list[dict[str, Any]], only: int | None
+) -> Iterator[Document]:
     """Yield the events in the order of their rows; arrays that they hold are read block by block."""
     masks = mask_keys(descriptors[0])
     keys = [key for key in table.columns if key not in ("seq_num", "time") and not key.startswith("ts_")]
     rows = table.to_dict("records")
-    for first in range(0, len(rows), BLOCK_ROWS):
-        block = rows[first : first + BLOCK_ROWS]
+    blocks = [(first, rows[first : first + BLOCK_ROWS]) for first in range(0, len(rows), BLOCK_ROWS)]
+    if only is not None:
+        blocks = [(k, [row]) for k, row in enumerate(rows) if row["seq_num"] == only]
+    for first, block in blocks:
         arrays = {key: np.asarray(node[first : first + len(block)]) for key, node in inside.items()}
         for k, row in enumerate(block):
             data = {key: row[key] for key in keys} | {key: each[k] for key, each in arrays.items() if k < len(each)}

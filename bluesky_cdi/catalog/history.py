@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from bluesky_cdi.catalog.columns import Columns
 from bluesky_cdi.protocols import Proposal
 
 if TYPE_CHECKING:
@@ -35,10 +37,22 @@ def decisions_of(catalog: Catalog, raw_uid: str) -> list[Proposal]:
 
     run = find_run(catalog, raw_uid)
     with catalog.reaching():
-        if DECISIONS not in run:
-            return []
-        columns = run[DECISIONS].read()
-        return proposals_of({key: columns[key].values for key in columns})
+        return proposals_of(decision_columns(run[DECISIONS])) if DECISIONS in run else []
+
+
+def decision_columns(stream: Any) -> dict[str, npt.NDArray[Any]]:
+    """Read the columns of the stream ``agent`` by data key, a row a decision, and ``time``.
+
+    Parameters
+    ----------
+    stream : BlueskyEventStream
+        The stream; of one that grows, what is there whole.
+    """
+    columns = Columns(stream)
+    found = {key: columns.read(key) for key in (*stream.descriptors[0]["data_keys"], "time")}
+    # A decision that is being written may have its row and not yet its arrays.
+    n = min(len(each) for each in found.values())
+    return {key: values[:n] for key, values in found.items()}
 
 
 def proposals_of(columns: Mapping[str, Any]) -> list[Proposal]:

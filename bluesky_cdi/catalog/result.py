@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bluesky_cdi.viz import Course
 
 
-class Result:
-    """A reconstruction in a catalog; what is large is read when it is asked for.
+class Described:
+    """What a derived run's documents tell.
 
     Parameters
     ----------
@@ -70,27 +70,11 @@ class Result:
         """The derived run's stop document: what became of it; empty while it goes on, or if its process died."""
         return dict(self.run.metadata.get("stop") or {})
 
-    @cached_property
-    def estimate(self) -> Estimate:
-        """The final estimate.
-
-        Raises
-        ------
-        CatalogError
-            If the result is not complete.
-        """
-        return load_result(self._catalog, self.uid)
-
     @property
     def geometry(self) -> Geometry:
         """Optics of the frames that were reconstructed."""
         rows, columns = self.start["frame_shape"]
         return Geometry.from_metadata(self.start, (rows, columns))
-
-    @property
-    def phase_rad(self) -> FloatArray:
-        """The object's phase as figures show it, (Y, X), radians: its mean over the measured area is 0."""
-        return shown_images(self.estimate)["phase"]
 
     @property
     def verdict(self) -> str:
@@ -104,6 +88,32 @@ class Result:
         return None if text is None else base64.b64decode(text)
 
     @property
+    def loss_history(self) -> Mapping[str, Sequence[float]] | None:
+        """``iteration`` and ``deviance``, of what reconstructed all frames at once; None of others (see `updates`)."""
+        found: Mapping[str, Sequence[float]] | None = self.stop.get("loss_history")
+        return found
+
+
+class Result(Described):
+    """A reconstruction in a catalog; what is large is read when it is asked for."""
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The final estimate.
+
+        Raises
+        ------
+        CatalogError
+            If the result is not complete.
+        """
+        return load_result(self._catalog, self.uid)
+
+    @property
+    def phase_rad(self) -> FloatArray:
+        """The object's phase as figures show it, (Y, X), radians: its mean over the measured area is 0."""
+        return shown_images(self.estimate)["phase"]
+
+    @property
     def decisions(self) -> list[Proposal]:
         """What the agent decided in the scan, in order, with its reasons; empty where it asked for nothing."""
         return decisions_of(self._catalog, self.summary.raw_uid)
@@ -112,12 +122,6 @@ class Result:
     def updates(self) -> xr.Dataset:
         """Of each update ``n_frames``, ``seconds``, the medians of residual and predicted error, and ``time``."""
         return updates_of(self.run)
-
-    @property
-    def loss_history(self) -> Mapping[str, Sequence[float]] | None:
-        """``iteration`` and ``deviance``, of what reconstructed all frames at once; None of others (see `updates`)."""
-        found: Mapping[str, Sequence[float]] | None = self.stop.get("loss_history")
-        return found
 
     def plot(self, fit: FittedFrame | None = None) -> Figure:
         """Draw phase, amplitude, predicted error, probe and convergence; see `bluesky_cdi.viz.show_result`.
@@ -134,15 +138,7 @@ class Result:
         """
         from bluesky_cdi import viz
 
-        return viz.show_result(self.estimate, self.name, self._course(), fit)
-
-    def _course(self) -> Course:
-        from bluesky_cdi.viz import Course
-
-        if (losses := self.loss_history) is not None:
-            return Course("iteration", losses["deviance"])
-        updates = self.updates
-        return Course("update", updates.median_residual.values, updates.n_frames.values)
+        return viz.show_result(self.estimate, self.name, _course_of(self), fit)
 
     def to_xarray(self) -> xr.Dataset:
         """Give all arrays with their axes in metres; see `tables.dataset_of`.
@@ -205,6 +201,16 @@ class Results(Sequence[Result]):
             "<tr>" + "".join(f"<td>{html.escape(row.get(key, ''))}</td>" for key in heads) + "</tr>" for row in rows
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _course_of(result: Result) -> Course:
+    """Tell how a reconstruction went, by its losses where it keeps them."""
+    from bluesky_cdi.viz import Course
+
+    if (losses := result.loss_history) is not None:
+        return Course("iteration", losses["deviance"])
+    updates = result.updates
+    return Course("update", updates.median_residual.values, updates.n_frames.values)
 
 
 def _said(summary: ResultSummary) -> dict[str, str]:

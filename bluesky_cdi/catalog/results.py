@@ -87,6 +87,7 @@ class ResultPublisher:
         self._info = info
         self._continues = continues
         self._configuration = as_plain(configuration or {})
+        self._source: dict[str, Any] = {}
         self._path = Path(directory).expanduser().resolve() / f"{self.uid}.h5"
         self._emit = emit
         self._lock = threading.RLock()
@@ -150,7 +151,7 @@ class ResultPublisher:
                 if estimate is not None:
                     latents = self._finish(estimate)
                     if exit_status != "fail":
-                        notes = checked(StopNotes, _end_notes(estimate, latents))
+                        notes = _end_notes(estimate, latents, self._source)
                 ended = (exit_status, reason)
             finally:
                 self._closed = True
@@ -171,13 +172,13 @@ class ResultPublisher:
             return
         from event_model import compose_run
 
-        info = self._info
+        info, self._source = self._info, _source_of(source)
         metadata = {
             "plan_name": PLAN_NAME,
             "title": title_of({**info.metadata, "scan_id": info.scan_id}),
             "raw_uid": info.uid,
             "scan_id": int(info.scan_id),
-            "source": as_plain({key: value for key, value in source.items() if key not in NOTED_AT_END}),
+            "source": self._source,
             "geometry": as_plain(info.metadata.get("geometry", {})),
             "frame_shape": [int(side) for side in info.frame_shape],
             "versions": versions(),
@@ -359,15 +360,43 @@ def _map_rows(estimate: Estimate, latents: LatentColumns) -> dict[str, npt.NDArr
     return {"latent_map": latents.map[np.newaxis], "residual_map": residual[np.newaxis]}
 
 
-def _end_notes(estimate: Estimate, latents: LatentColumns) -> dict[str, Any]:
-    """Gather what a stop document says of a final estimate."""
-    return {
-        "complete": True,
-        "n_frames": int(estimate.n_frames),
-        **{key: as_plain(estimate.source[key]) for key in NOTED_AT_END if key in estimate.source},
-        **_thumbnail(estimate),
-        "latents": {"projection_sha256": latents.projection_sha256},
-    }
+def _source_of(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an estimate's source as documents have it, without what has keys of its own in the stop document."""
+    return {key: as_plain(value) for key, value in source.items() if key not in NOTED_AT_END}
+
+
+def _end_notes(estimate: Estimate, latents: LatentColumns, began: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather what a stop document says of a final estimate; a note that has not its form is left out, and told.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        The final one.
+    latents : LatentColumns
+        Of its frames.
+    began : Mapping
+        Its source as the start document has it.
+    """
+    absent = object()
+    since = {key: value for key, value in _source_of(estimate.source).items() if began.get(key, absent) != value}
+    notes = checked(
+        StopNotes,
+        {
+            "complete": True,
+            "n_frames": int(estimate.n_frames),
+            **({"source": since} if since else {}),
+            **_thumbnail(estimate),
+            "latents": {"projection_sha256": latents.projection_sha256},
+        },
+    )
+    for key in NOTED_AT_END:
+        if key in estimate.source:
+            try:
+                notes = checked(StopNotes, {**notes, key: as_plain(estimate.source[key])})
+            except DocumentError as err:
+                # What was measured and reconstructed counts for more than a word about it.
+                logger.error("the result is written without its %s: %s", key, err)
+    return notes
 
 
 def _thumbnail(estimate: Estimate) -> dict[str, str]:

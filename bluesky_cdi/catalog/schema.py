@@ -89,6 +89,10 @@ class StopNotes(_Document):
     loss_history: LossHistory | None = Field(
         None, description="loss after each iteration, where all frames were reconstructed at once"
     )
+    source: dict[str, Any] | None = Field(
+        None,
+        description="what of the start document's `source` has come or changed since: counts of frames, and the like",
+    )
     latents: LatentNotes | None = Field(None, description="what the latents of its frames rest on")
 
 

@@ -36,3 +36,12 @@ class FittedFrame:
     valid: npt.NDArray[np.bool_]
     flux: float
     deviance: float
+
+    @property
+    def misfit(self) -> FloatArray:
+        """Twice the difference of the square roots of counts and fit, (N, N): in standard deviations of the counts.
+
+        NaN where pixels don't count.
+        """
+        counts = np.where(self.valid, self.counts, np.nan)
+        return np.asarray(2 * (np.sqrt(counts) - np.sqrt(self.fit)))

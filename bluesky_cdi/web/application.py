@@ -24,7 +24,7 @@ from starlette.routing import Route
 from bluesky_cdi.catalog import Catalog
 from bluesky_cdi.catalog.guard import Receive, Scope, Send
 from bluesky_cdi.config import Config
-from bluesky_cdi.errors import BlueskyCDIError, CatalogError
+from bluesky_cdi.errors import BlueskyCDIError, CatalogError, FrameError
 from bluesky_cdi.plain import to_json
 from bluesky_cdi.web.access import Access
 from bluesky_cdi.web.pairs import QUANTITIES, SIDES
@@ -130,16 +130,13 @@ class Page:
     async def _frame(self, request: Request) -> Response:
         uid, number = request.path_params["uid"], request.path_params["number"]
         found = await self._questions.ask(lambda reader: reader.frame(uid, number))
-        fit = found.fit
         return _json(
             {
                 "number": number,
                 "counts": float(np.nansum(found.measured)),
                 "brightest": float(np.nanmax(found.measured)),
                 "shape": list(found.measured.shape),
-                "fit_shape": None if fit is None else list(fit.shape),
-                "scale": found.scale,
-                "comparable": found.misfit is not None,
+                "flux": None if found.fitted is None else found.fitted.flux,
             }
         )
 
@@ -244,7 +241,7 @@ async def _told(request: Request, err: Exception) -> Response:
 
 async def _failed(request: Request, err: Exception) -> Response:
     """Tell what can't be shown, and why."""
-    if isinstance(err, NotFoundError):
+    if isinstance(err, (NotFoundError, FrameError)):
         return JSONResponse({"detail": str(err)}, 404)
     if not isinstance(err, CatalogError):
         return JSONResponse({"detail": str(err)}, 422)

@@ -8,6 +8,7 @@ import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +17,11 @@ import numpy as np
 from bluesky_cdi.catalog import Catalog, load_result
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.evaluation.fit import FittedFrame
 from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, load_to_export
 from bluesky_cdi.physics.geometry import Geometry
-from bluesky_cdi.protocols import Estimate
-from bluesky_cdi.web.frame_fit import FrameFit, fit_of, measured_frame
+from bluesky_cdi.protocols import Estimate, FloatArray
+from bluesky_cdi.recorded_run import measured_frame, settings_of
 from bluesky_cdi.web.pairs import Pair
 from bluesky_cdi.web.pictures import Picture, draw
 from bluesky_cdi.web.run_list import RunList
@@ -66,6 +68,22 @@ class Kept:
         return made
 
 
+@dataclass(frozen=True, eq=False)
+class SeenFrame:
+    """A frame of a run.
+
+    Attributes
+    ----------
+    measured : ndarray, shape (N, N)
+        Its counts; NaN where pixels don't count.
+    fitted : FittedFrame or None
+        What the final estimate expects; None before there is one.
+    """
+
+    measured: FloatArray
+    fitted: FittedFrame | None
+
+
 class Reader:
     """Answers the page's questions; each may come from any thread.
 
@@ -74,11 +92,12 @@ class Reader:
     catalog : Catalog
         Where the runs are.
     config : Config
-        Its section `documents` tells what of raw runs makes frames.
+        Its section `documents` tells what of raw runs makes frames, and `detector` what is done to them, where no
+        result tells it.
     """
 
     def __init__(self, catalog: Catalog, config: Config) -> None:
-        self._catalog, self._settings = catalog, config.documents
+        self._catalog, self._config = catalog, config
         self.runs = RunList(catalog)
         self._views, self._pictures, self._small = Kept(32), Kept(128), Kept(2000)
         self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
@@ -90,7 +109,7 @@ class Reader:
         raw, derived = self._found(uid)
 
         def read() -> dict[str, Any]:
-            return describe(self._catalog, raw, derived, self._settings)
+            return describe(self._catalog, raw, derived, self._config.documents)
 
         ended = derived is not None and all(each is None or each.get("stop") for each in (raw, derived))
         # Of a run that goes on all who look within a second get one answer: its server has the scan to serve.
@@ -127,37 +146,41 @@ class Reader:
 
         return self._small.get(derived["start"]["uid"], make) if derived.get("stop") else make()
 
-    def frame(self, uid: str, number: int) -> FrameFit:
+    def frame(self, uid: str, number: int) -> SeenFrame:
         """Give a frame of a run beside its fit, if there is a final estimate."""
         raw, derived = self._found(uid)
         if raw is None:
             raise NotFoundError(f"the catalog does not hold the raw run of {uid}, and so none of its frames")
 
-        def make() -> FrameFit:
-            measured = measured_frame(self._catalog, raw, number, self._settings)
-            if derived is None or not (derived.get("stop") or {}).get("complete"):
-                return FrameFit(measured, None)
-            start = derived["start"]
-            rows, columns = start["frame_shape"]
-            return fit_of(
-                self._estimate(start["uid"]), Geometry.from_metadata(start, (rows, columns)), number, measured
-            )
+        start = None if derived is None else derived["start"]
+        complete = derived is not None and bool((derived.get("stop") or {}).get("complete"))
 
-        return self._frames.get((_uids(raw, derived), number), make)
+        def make() -> SeenFrame:
+            from bluesky_cdi.reconstruction.frame_fit import fitted_frame
+
+            config = self._config if start is None else settings_of(start, self._config)
+            counts, valid = measured_frame(self._catalog, raw["start"]["uid"], number, config)
+            fitted = None
+            if start is not None and complete:
+                rows, columns = start["frame_shape"]
+                geometry = Geometry.from_metadata(start, (rows, columns))
+                fitted = fitted_frame(self._estimate(start["uid"]), geometry, number, counts, valid)
+            return SeenFrame(np.where(valid, counts, np.nan), fitted)
+
+        # A frame that was seen while the run went on has its fit later.
+        return self._frames.get((_uids(raw, derived), complete, number), make)
 
     def frame_picture(self, uid: str, number: int, name: str) -> Picture:
         """Draw the pattern of a frame, its fit on the same scale, or their misfit in standard deviations."""
         found = self.frame(uid, number)
-        if name == "misfit":
-            if found.misfit is None:
-                raise NotFoundError("there is no misfit: the frame was preprocessed, or there is no final estimate")
-            return draw(found.misfit, limits=(-MISFIT_ENDS, MISFIT_ENDS), colours="RdBu_r", unit="σ")
-        counts = found.measured if name == "measured" else found.fit
-        if counts is None:
-            raise NotFoundError("there is no fit before there is a final estimate")
-        # Of each its own where they are of different detectors' pixels.
-        brightest = found.measured if found.misfit is not None else counts
-        top = float(np.log10(1 + max(1.0, float(np.nanquantile(brightest, 0.9999)))))
+        counts = found.measured
+        if name != "measured":
+            if found.fitted is None:
+                raise NotFoundError(f"there is no {name} before there is a final estimate")
+            if name == "misfit":
+                return draw(found.fitted.misfit, limits=(-MISFIT_ENDS, MISFIT_ENDS), colours="RdBu_r", unit="σ")
+            counts = found.fitted.fit
+        top = float(np.log10(1 + max(1.0, float(np.nanquantile(found.measured, 0.9999)))))
         return draw(np.log10(1 + counts), limits=(0.0, top), colours="magma", unit="log10(1 + counts)")
 
     def pair(self, first: str, second: str) -> Pair:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.schema import PLAN_NAME
+from bluesky_cdi.catalog.schema import PLAN_NAME, sample_of
 
 # So many runs are read at a time: about half a second.
 CHUNK = 250
@@ -18,8 +18,6 @@ CHUNK = 250
 FRESH_S = 0.8
 # Runs without a stop document that are looked at again: the one that is measured now is among the newest.
 OPEN_RUNS = 6
-# Under which names a run's metadata tell the sample.
-SAMPLE_KEYS = ("sample", "sample_name")
 
 Metadata = Mapping[str, Any]
 
@@ -197,19 +195,3 @@ def _raw_row(uid: str, metadata: Metadata) -> dict[str, Any]:
         "verdict": None,
         "has_image": False,
     }
-
-
-def sample_of(start: Metadata) -> str | None:
-    """Give the sample's name as a run's metadata tell it; None where they don't.
-
-    Parameters
-    ----------
-    start : Mapping
-        Start document of the raw run; a sample is a text, or a mapping with a ``name``.
-    """
-    for key in SAMPLE_KEYS:
-        said = start.get(key)
-        said = said.get("name") if isinstance(said, Mapping) else said
-        if said:
-            return str(said)
-    return None

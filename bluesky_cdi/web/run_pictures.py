@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.catalog import Catalog
+from bluesky_cdi.catalog.columns import Columns, streams_of
 from bluesky_cdi.catalog.schema import MAPPED, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.protocols import FloatArray
-from bluesky_cdi.web.columns import Columns, streams_of
 from bluesky_cdi.web.pictures import Colours, Picture, draw, draw_colours
 
 # Of an image: unit, colour map, and whether only the measured area is drawn.

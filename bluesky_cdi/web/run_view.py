@@ -11,18 +11,16 @@ import numpy.typing as npt
 
 from bluesky_cdi.callbacks import KeyChoice, StreamKeys
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.schema import PER_FRAME, SOURCE, UPDATES
+from bluesky_cdi.catalog.columns import Columns, streams_of
+from bluesky_cdi.catalog.history import DECISIONS, decision_columns, proposals_of
+from bluesky_cdi.catalog.schema import PER_FRAME, SOURCE, UPDATES, sample_of
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
 from bluesky_cdi.evaluation.resolution import noted_frc
 from bluesky_cdi.evaluation.verdict import verdict_said
-from bluesky_cdi.web.columns import Columns, streams_of
-from bluesky_cdi.web.run_list import sample_of
 
-# Stream of the decisions of an adaptive plan.
-DECISIONS = "agent"
 # The rate of a scan is that of its last frames.
 RATE_FRAMES = 20
 OF_UPDATES = ("seq_num", "time", "n_frames", "seconds", "median_frame_uncertainty_rad", "median_residual")
@@ -39,7 +37,6 @@ OF_FRAMES = {
     "cluster": "cluster",
     "novelty_p": "novelty_p",
 }
-OF_DECISIONS = ("time", "agent_n_proposed", "agent_n_ingested", "agent_n_pending", "agent_decision_s")
 
 Metadata = Mapping[str, Any]
 
@@ -77,34 +74,14 @@ def describe(
         }
 
 
-def stream_keys(start: Metadata, stream: Any, settings: DocumentsConfig) -> StreamKeys:
-    """Tell which data keys of a raw run are frames and positions.
-
-    Parameters
-    ----------
-    start : Mapping
-        The run's start document.
-    stream : BlueskyEventStream
-        That of its frames.
-    settings : DocumentsConfig
-        What the user fixes.
-
-    Raises
-    ------
-    DocumentError
-        If its documents don't tell.
-    """
-    choice = KeyChoice(settings.frame_key, settings.position_keys, settings.position_unit, settings.monitor_key)
-    return StreamKeys.from_documents(start, stream.descriptors[0], choice)
-
-
 def _measured_points(raw: Metadata | None, stream: Any, settings: DocumentsConfig) -> dict[str, Any]:
     """Read where and when frames were measured, in the order of the events; empty if the run doesn't tell."""
     nothing: dict[str, Any] = {"y_m": [], "x_m": [], "time": [], "rate_hz": None}
     if raw is None or stream is None:
         return nothing
     try:
-        keys = stream_keys(raw["start"], stream, settings)
+        choice = KeyChoice(settings.frame_key, settings.position_keys, settings.position_unit, settings.monitor_key)
+        keys = StreamKeys.from_documents(raw["start"], stream.descriptors[0], choice)
     except DocumentError:
         # A run of another kind: it is listed, and there are no positions to show.
         return nothing
@@ -214,29 +191,21 @@ def _decisions(stream: Any) -> list[dict[str, Any]]:
     """Read the decisions of an adaptive scan, in their order; none of another one."""
     if stream is None:
         return []
-    columns = Columns(stream)
-    y, x, gain = (columns.read(f"agent_{name}") for name in ("y", "x", "expected_gain"))
-    numbers = {name: columns.read(name) for name in OF_DECISIONS}
-    words = {name: columns.read(f"agent_{name}") for name in ("reason", "acquisition")}
-    # A decision that is being written may have its row and not yet its array.
-    n = min(len(each) for each in (y, x, *numbers.values(), *words.values()))
-    found = []
-    for k in range(n):
-        proposed = int(numbers["agent_n_proposed"][k])
-        found.append(
-            {
-                "y_m": _rounded(y[k][:proposed]),
-                "x_m": _rounded(x[k][:proposed]),
-                "gain": _rounded(gain[k][:proposed]) if k < len(gain) else [],
-                "reason": str(words["reason"][k]),
-                "acquisition": str(words["acquisition"][k]),
-                "time": float(numbers["time"][k]),
-                "n_ingested": int(numbers["agent_n_ingested"][k]),
-                "n_pending": int(numbers["agent_n_pending"][k]),
-                "decision_s": _number(numbers["agent_decision_s"][k]),
-            }
-        )
-    return found
+    columns = decision_columns(stream)
+    return [
+        {
+            "y_m": _rounded(made.positions_m[:, 0]),
+            "x_m": _rounded(made.positions_m[:, 1]),
+            "gain": _rounded(made.expected_gain),
+            "reason": made.reason,
+            "acquisition": made.acquisition,
+            "time": float(at),
+            "n_ingested": made.n_ingested,
+            "n_pending": made.pending,
+            "decision_s": _number(made.decision_s),
+        }
+        for made, at in zip(proposals_of(columns), columns["time"], strict=True)
+    ]
 
 
 def _number(value: Any) -> float | None:

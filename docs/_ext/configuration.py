@@ -3,7 +3,6 @@
 import re
 import types
 import typing
-from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
@@ -27,18 +26,17 @@ def configuration_lines() -> list[str]:
     lines = []
     for name, section in Config.model_fields.items():
         lines += [f"## {name}", "", *_linked(section.annotation.__doc__), ""]
-        for key, field in keys_of(name, section.annotation):
-            lines += _entry(key, field)
+        lines += _entries(name, section.annotation)
     return lines
 
 
-def keys_of(name: str, section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
-    """Give the keys of a section with their full names, those of a section in it in its place."""
+def _entries(name: str, section: type[Section]) -> list[str]:
+    """Give an entry for each key of a section, and for those of a section inside it."""
+    lines = []
     for key, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from keys_of(f"{name}.{key}", field.annotation)
-        else:
-            yield f"{name}.{key}", field
+        inner = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        lines += _entries(f"{name}.{key}", field.annotation) if inner else _entry(f"{name}.{key}", field)
+    return lines
 
 
 def _entry(key: str, field: FieldInfo) -> list[str]:

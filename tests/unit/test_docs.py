@@ -4,13 +4,14 @@ import importlib
 import re
 import shlex
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import yaml
 
 from bluesky_cdi.cli import main
-from bluesky_cdi.config import RENAMED_KEYS, Config, load_config
+from bluesky_cdi.config import RENAMED_KEYS, Config, Section, load_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -179,18 +180,19 @@ def entries(lines, directive):
     return dict(re.findall(rf"^:::{{{directive}}} (.*?)\n(.*?)^:::$", "\n".join(lines), re.MULTILINE | re.DOTALL))
 
 
-def flat(section, before=""):
-    """The keys of a section with those of the sections in it, by full name."""
-    found = {}
-    for key, value in section.items():
-        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+def keys_of(section, before=""):
+    """The keys of a section and of those inside it, with dots."""
+    found = []
+    for name, field in section.model_fields.items():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        found += keys_of(field.annotation, f"{before}{name}.") if is_section else [f"{before}{name}"]
     return found
 
 
 def test_the_configuration_page_has_each_key_with_bounds_unit_and_default(extension):
     told = entries(extension("configuration").configuration_lines(), "confval")
-    keys = list(flat(Config().model_dump()))
-    assert list(told) == keys and "documents.time_stamps.lead_s" in keys
+    keys = keys_of(Config)
+    assert list(told) == keys and "documents.time_stamps.offset_s" in keys
     assert ":type: number, > 0; electronvolts\n:default: `8000.0`\n\nPhoton energy, eV." in told["geometry.energy_ev"]
     assert ":type: integer, ≥ 16, ≤ 1024, a multiple of 2; pixels" in told["geometry.frame_px"]
     assert ":type: `far` | `near`\n:default: `far`" in told["geometry.propagation"]
@@ -199,10 +201,10 @@ def test_the_configuration_page_has_each_key_with_bounds_unit_and_default(extens
     assert ":default: `[3.6, 3.6]`" in told["scan.extent_um"]
     for key in keys:
         default = re.search(r":default: `(.*)`", told[key])[1]
-        overrides = yaml.safe_load(default)
+        stated = yaml.safe_load(default)
         for name in reversed(key.split(".")):
-            overrides = {name: overrides}
-        assert flat(load_config(overrides=overrides).model_dump())[key] == flat(Config().model_dump())[key], key
+            stated = {name: stated}
+        assert attrgetter(key)(load_config(overrides=stated)) == attrgetter(key)(Config()), key
 
 
 def test_the_page_of_commands_has_each_command_and_option(extension, capsys):

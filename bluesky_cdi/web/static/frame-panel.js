@@ -87,12 +87,12 @@ export class FramePanel {
         ["predicted error", `${digits(f.uncertainty_rad[index])} rad`],
         ["novelty", `${digits(f.novelty[index])}${f.novelty_p?.[index] === null || f.novelty_p === undefined ? "" : `; p ${digits(f.novelty_p[index])}`}`],
         ["group", f.cluster && f.cluster[index] >= 0 ? String.fromCharCode(65 + f.cluster[index]) : null],
-        ["scale of the fit", found.comparable ? digits(found.scale) : null],
+        ["flux", found.flux === null ? null : `${digits(found.flux)} of the scan's mean`],
       ]));
-      const views = VIEWS.filter(([key]) => key === "measured" || (key === "fit" && found.fit_shape) || (key === "misfit" && found.comparable));
+      const views = VIEWS.filter(([key]) => key === "measured" || found.flux !== null);
       for (const [key] of VIEWS) this.pictures[key].element.hidden = !views.some(([each]) => each === key);
       await Promise.all(views.map(([key]) => this.show(key, `${path}/${key}.png`, index, number)));
-      put(this.status, found.fit_shape && !found.comparable ? `The frame was preprocessed: the detector's has ${found.shape.join(" × ")} pixels, the fit ${found.fit_shape.join(" × ")}.` : "");
+      put(this.status, "");
     } catch (err) {
       if (!("status" in err)) throw err;
       if (this.chosen === index) put(this.status, err.message);

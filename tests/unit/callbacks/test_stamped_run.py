@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from bluesky_cdi.callbacks import FrameAssembler
+from bluesky_cdi.callbacks import FrameAssembler, collect_frames
 from bluesky_cdi.catalog import run_documents
+from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError, FrameError
-from bluesky_cdi.recorded_run import _of_event
 
 N, SIDE = 12, 6
 PERIOD_S, EXPOSURE_S, FIRST_S = 0.01, 0.004, 0.02
@@ -357,6 +357,10 @@ def test_as_the_catalog_gives_the_run_back(fly):
     assert [doc["name"] for name, doc in found if name == "descriptor"] == ["positions", "primary"]
     assert len(found) < 30
     assert_positions(feed(found, lead_s=0.0))
-    # One frame alone, of a block of them, with the samples around it.
-    assert_positions(feed(_of_event(found, "primary", 5), lead_s=0.0), [5])
-    assert not feed(_of_event(found, "primary", N + 1), lead_s=0.0).frames
+    # One frame alone finds its position among all samples; the stream of these may be named by the user.
+    del Entry.start["position_stream"]
+    Entry.start["window_m"] = [[0, 0], [1e-6, 1e-6]]
+    options = {"positions": "positions", "only": 5}
+    alone = list(run_documents(SimpleNamespace(reaching=nullcontext), Entry(streams), **options))
+    _, (frame,) = collect_frames(alone, settings=DocumentsConfig(time_stamps={"stream": "positions"}))
+    assert_positions(SimpleNamespace(errors=[], frames={5: frame}), [5])

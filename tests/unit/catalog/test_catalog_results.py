@@ -308,15 +308,37 @@ def test_what_is_known_at_the_end_stands_in_the_stop_document_and_nothing_is_wri
     assert stop["num_events"]["reconstruction"] == 1
 
 
-def test_a_result_that_says_what_no_result_may_say_is_none(publisher, documents, make_estimate, tmp_path):
-    """What is not documented can't be read by others: a reconstructor of one's own learns it at its first run."""
+def test_what_a_scan_has_counted_is_read_back_as_it_was_at_its_end(catalog, journals, directory, info, make_estimate):
+    """The start document goes out with the first update, which knows of the first frames alone."""
+    first = make_estimate(0)
+    last = dataclasses.replace(
+        first, source={**first.source, "pipeline": {"received": 9}, "missing_frames": {"count": 2, "seq_nums": [3, 4]}}
+    )
+    with journals(catalog, directory) as written:
+        publisher = ResultPublisher(info, directory / "results", written.processed)
+        publisher.publish(dataclasses.replace(first, source={**first.source, "pipeline": {"received": 1}}))
+        publisher.close(last)
+    assert load_result(catalog, publisher.uid).source == last.source
+    assert catalog.processed[publisher.uid].start["source"]["pipeline"] == {"received": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "why"),
+    [
+        ("causes", "a bad day", "causes: Input should be a valid list"),
+        ("loss_history", {"iteration": [1], "deviance": [2.0], "mood": "fine"}, "loss_history.mood: Extra inputs"),
+        ("verdict", "good", "verdict: Input should be a valid dictionary"),
+    ],
+)
+def test_a_note_without_its_form_costs_no_result(publisher, documents, make_estimate, tmp_path, caplog, key, said, why):
+    """A reconstructor of one's own learns what others could not read; what was measured is kept whole."""
     estimate = make_estimate(0)
-    with pytest.raises(DocumentError, match=r"StopNotes \(causes: Input should be a valid list"):
-        publisher.close(dataclasses.replace(estimate, source={**estimate.source, "causes": "a bad day"}))
+    publisher.close(dataclasses.replace(estimate, source={**estimate.source, "uncertainty": {"a": 1}, key: said}))
     stop = documents[-1][1]
-    assert (stop["exit_status"], stop["complete"], "causes" in stop) == ("fail", False, False)
+    assert (stop["exit_status"], stop["complete"], stop["uncertainty"]) == ("success", True, {"a": 1})
+    assert key not in stop and f"without its {key}" in caplog.text and why in caplog.text
     with read_file(tmp_path) as file:
-        assert not file.attrs["complete"]
+        assert file.attrs["complete"]
 
 
 def test_the_settings_of_a_run_are_told_without_the_key_of_the_catalog(info, tmp_path, documents):

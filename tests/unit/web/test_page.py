@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import zipfile
+from types import SimpleNamespace
 
 import h5py
 import httpx
@@ -15,7 +16,7 @@ from PIL import Image
 
 from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
-from bluesky_cdi.web import Page
+from bluesky_cdi.web import Page, reader
 
 FOREVER_S = 240.0
 
@@ -275,8 +276,8 @@ class TestImages:
     def test_frame_and_fit(self, ask, place, sample):
         """The expected counts are those of a model of their own, in NumPy."""
         told = ask(f"api/run/{place.complete}/frame/5").json()
-        assert told["counts"] == sample.COUNTS[4].sum() and told["comparable"]
-        assert told["scale"] == pytest.approx(sample.COUNTS[4].sum() / sample.EXPECTED[4].sum(), rel=1e-4)
+        assert told["counts"] == sample.COUNTS[4].sum()
+        assert told["flux"] == pytest.approx(sample.COUNTS[4].sum() / sample.EXPECTED[4].sum(), rel=1e-4)
         top = np.log10(1 + np.quantile(sample.COUNTS[4], 0.9999))
         for name in ("measured", "fit", "misfit"):
             found, scale = pixels(ask(f"api/run/{place.complete}/frame/5/{name}.png"))
@@ -284,8 +285,21 @@ class TestImages:
             assert scale["high"] == pytest.approx(5 if name == "misfit" else top)
 
     def test_a_frame_without_a_result(self, ask, place):
-        assert ask(f"api/run/{place.without}/frame/2").json()["fit_shape"] is None
+        assert ask(f"api/run/{place.without}/frame/2").json()["flux"] is None
         assert ask(f"api/run/{place.without}/frame/2/fit.png").status_code == 404
+
+
+def test_a_frame_that_was_seen_while_its_run_went_on_has_its_fit_later(sample, monkeypatch):
+    counts = sample.COUNTS[4].astype(np.float32)
+    monkeypatch.setattr(reader, "measured_frame", lambda *_: (counts, np.ones(counts.shape, bool)))
+    monkeypatch.setattr(reader.Reader, "_estimate", lambda *_: sample.make_estimate())
+    asked = reader.Reader(SimpleNamespace(raw=None, processed=None), load_config())
+    start = {"uid": "d", "raw_uid": "r", "frame_shape": [sample.N, sample.N], "geometry": sample.GEOMETRY}
+    derived = {"start": start, "stop": None}
+    monkeypatch.setattr(asked.runs, "find", lambda _: ({"start": {"uid": "r"}}, derived))
+    assert asked.frame("r", 5).fitted is None
+    derived["stop"] = {"complete": True}
+    assert asked.frame("r", 5).fitted.deviance < 1
 
 
 class TestPair:
