@@ -135,7 +135,7 @@ class RunFeed:
         translated = [(name, doc)] if self.stamped is None else self.stamped.translated(name, doc)
         for kind, each in translated:
             if self._normalize is None and _is_legacy(kind, each):
-                self._normalize = self._normalizer()
+                self._normalize = _normalizer(self.start, self._descriptors, self._accept)
             if self._normalize is None:
                 self._accept(kind, each)
                 continue
@@ -164,15 +164,8 @@ class RunFeed:
                     why = self.stamped.positions.why(seq_num)
                     self._leave_out("never got a position", seq_num, _unplaced(seq_num, why))
                 continue
-            missing = " and ".join(self._join.missing(seq_num))
-            self._leave_out(
-                "lack their frame or their position",
-                seq_num,
-                FrameError(
-                    f"event {seq_num} must have a frame and a position; its {missing} never came. "
-                    "Does the plan read all of them in each event?"
-                ),
-            )
+            error = _lacking(seq_num, " and ".join(self._join.missing(seq_num)))
+            self._leave_out("lack their frame or their position", seq_num, error)
         if self._beginning is not None:
             self._beginning.finish()
         if self.stamped is not None and self._beginning is not None:
@@ -196,16 +189,6 @@ class RunFeed:
                     self._stream_datum(datum)
             case "stream_datum":
                 self._stream_datum(doc)
-
-    def _normalizer(self) -> Callable[[str, Document], None]:
-        from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
-
-        normalizer = RunNormalizer()
-        normalizer("start", self.start)
-        for descriptor in self._descriptors:
-            normalizer("descriptor", descriptor)
-        normalizer.subscribe(self._accept)
-        return normalizer  # type: ignore[no-any-return]
 
     def _descriptor(self, doc: Document) -> None:
         self._descriptors.append(doc)
@@ -292,6 +275,27 @@ class RunFeed:
         if self._beginning is not None and self._keys is not None:
             for number in self._maker.numbers(seq_num, self._keys):
                 self._beginning.leave_out(number, error)
+
+
+def _normalizer(
+    start: Document, descriptors: list[Document], accept: Callable[[str, Document], None]
+) -> Callable[[str, Document], None]:
+    """Give what brings documents of older schemas to newer ones, and hands these on."""
+    from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
+
+    normalizer = RunNormalizer()
+    normalizer("start", start)
+    for descriptor in descriptors:
+        normalizer("descriptor", descriptor)
+    normalizer.subscribe(accept)
+    return normalizer  # type: ignore[no-any-return]
+
+
+def _lacking(seq_num: int, missing: str) -> FrameError:
+    return FrameError(
+        f"event {seq_num} must have a frame and a position; its {missing} never came. "
+        "Does the plan read all of them in each event?"
+    )
 
 
 def _unplaced(seq_num: int, why: str) -> FrameError:
