@@ -71,8 +71,9 @@ def test_plans_are_listed_checked_and_run(tmp_path, empty_catalog):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["plans"] == ["adaptive", "adaptive_ptycho", "full", "ptycho_raster", "ptycho_spiral"]
-    assert found["devices"] == ["diff", "i0", "shutter", "stage"]
+    plans = ["adaptive", "adaptive_ptycho", "fly", "full", "ptycho_fly", "ptycho_raster", "ptycho_spiral"]
+    assert found["plans"] == plans
+    assert found["devices"] == ["diff", "i0", "scanner", "shutter", "stage"]
     (good, _), (by_name, _), (wrong, why) = found["checked"]
     assert good and by_name and not wrong and "step_um" in why
     assert found["ran"] == [16, 9]
