@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from bluesky_cdi.errors import BlueskyCDIError, ScanFileError
 from bluesky_cdi.io.hdf5 import CheckedFile
+from bluesky_cdi.whole_file import whole_file
 
 # What zipfile, numpy, h5py and json raise for files that are absent, cut short, damaged or laid out otherwise. A
 # damaged length becomes a MemoryError or an OverflowError, a damaged header of an array a TokenError.
@@ -499,13 +500,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     ScanFileError
         If the file can't be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            yield partial
     except BlueskyCDIError:
         raise
     except OSError as err:
         raise ScanFileError(f"can't write {path}: {err}. Check that its folder exists and has room.") from err
-    finally:
-        partial.unlink(missing_ok=True)

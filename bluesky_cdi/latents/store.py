@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.latents.known import KnownFrames
 from bluesky_cdi.latents.projection import LatentProjection, projection_of_run
 from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.whole_file import write_whole
 
 SHIPPED = Path(__file__).parents[1] / "models" / "weights"
 ARRAYS = ("mean", "axes", "knots", "known", "usual")
@@ -63,8 +63,8 @@ def save_projection(path: Path, projection: LatentProjection, record: Mapping[st
     np.savez_compressed(buffer, allow_pickle=False, **arrays, **known)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     about = {**record, "weights_sha256": projection.weights_sha256, "sha256": digest}
-    _replace(path, buffer.getvalue())
-    _replace(path.with_suffix(".json"), json.dumps(about, indent=1).encode())
+    write_whole(path, buffer.getvalue())
+    write_whole(path.with_suffix(".json"), json.dumps(about, indent=1).encode())
     return digest
 
 
@@ -149,9 +149,3 @@ def _record_of(path: Path) -> Mapping[str, Any]:
             f"the record {beside} is missing or damaged: {err}. A projection and its record travel together."
         ) from err
     return record
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(blob)
-    temporary.replace(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.ptychonn import PtychoNN, PtychoNNConfig
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
+from bluesky_cdi.whole_file import write_whole
 
 Network = UnrolledNet | PtychoNN
 NetworkConfig = UnrolledConfig | PtychoNNConfig
@@ -140,8 +140,8 @@ def save_tensors(state: Mapping[str, Tensor], about: Mapping[str, Any], path: Pa
     blob = save(tensors, metadata={"config": json.dumps(about)})
     digest = hashlib.sha256(blob).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, blob)
-    _replace(path.with_suffix(".json"), json.dumps({**record, "sha256": digest}, indent=1).encode())
+    write_whole(path, blob)
+    write_whole(path.with_suffix(".json"), json.dumps({**record, "sha256": digest}, indent=1).encode())
     return digest
 
 
@@ -267,9 +267,3 @@ def verified(path: Path) -> tuple[str, Mapping[str, Any]]:
             f"{SHIPPED_SHA256.get(path.stem, 'nothing')}. Install it again; your own weights go elsewhere."
         )
     return digest, record
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(blob)
-    temporary.replace(path)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import pickle
 import platform
 import subprocess
@@ -39,6 +38,7 @@ from bluesky_cdi.training.losses import gauge_fixed, gaussian_nll, relative_devi
 from bluesky_cdi.training.process_group import ProcessGroup
 from bluesky_cdi.training.starts import after_rpie, after_steps, draw_start
 from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream, shapes_for
+from bluesky_cdi.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -337,20 +337,19 @@ class _Run:
     def _save(self) -> None:
         if not self._processes.leads or self._step == 0:
             return
-        partial = self.state_file.with_name(f".{self.state_file.name}.{os.getpid()}")
-        torch.save(
-            {
-                "run": self._which,
-                "net": self._net.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
-                "step": self._step,
-                "frames": self._frames,
-                "seconds": self._seconds,
-                "curve": self._curve,
-            },
-            partial,
-        )
-        partial.replace(self.state_file)
+        with whole_file(self.state_file) as partial:
+            torch.save(
+                {
+                    "run": self._which,
+                    "net": self._net.state_dict(),
+                    "optimiser": self._optimiser.state_dict(),
+                    "step": self._step,
+                    "frames": self._frames,
+                    "seconds": self._seconds,
+                    "curve": self._curve,
+                },
+                partial,
+            )
 
 
 def commit_of_source() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.protocols import FloatArray
+from bluesky_cdi.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,13 +61,9 @@ def save_figure(fig: Figure, path: Path | str, *, form: str = "", notes: Mapping
         If the folder is absent or can't be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        options: dict[str, Any] = {} if notes is None else {"metadata": dict(notes)}
+    options: dict[str, Any] = {} if notes is None else {"metadata": dict(notes)}
+    with whole_file(path) as partial:
         fig.savefig(partial, format=form or path.suffix.lstrip(".") or "png", **options)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class View:

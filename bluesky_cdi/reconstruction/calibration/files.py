@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.weights import SHIPPED, Trained
 from bluesky_cdi.reconstruction.calibration.record import Calibrating, Calibration, Uncalibrated
+from bluesky_cdi.whole_file import write_whole
 
 # Beside weights of the same stem; the second for engines without a network.
 SUFFIX = ".calibration.json"
@@ -71,10 +71,8 @@ def write_record(path: Path, weights_sha256: str | None, found: Sequence[Calibra
     if path.is_file() and (before := _read(path))["weights_sha256"] == weights_sha256:
         estimators = dict(before["estimators"])
     estimators |= {each.estimator: each.as_json() for each in found}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps({"weights_sha256": weights_sha256, "estimators": estimators}, indent=1)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text.encode())
 
 
 def _named(trained: Trained | None) -> str | Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import platform
 import time
@@ -27,6 +26,7 @@ from bluesky_cdi.training.pretraining.masking import draw_shown
 from bluesky_cdi.training.pretraining.scans import ScanSource
 from bluesky_cdi.training.pretraining.validation import validate_frames
 from bluesky_cdi.training.process_group import ProcessGroup
+from bluesky_cdi.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -259,18 +259,17 @@ class _Run:
     def _save(self) -> None:
         if not self._processes.leads or self._step == 0:
             return
-        partial = self.state_file.with_name(f".{self.state_file.name}.{os.getpid()}")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {
-                "run": self._which,
-                "model": self._model.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
-                "step": self._step,
-                "frames": self._frames,
-                "seconds": self._seconds,
-                "curve": self._curve,
-            },
-            partial,
-        )
-        partial.replace(self.state_file)
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.state_file) as partial:
+            torch.save(
+                {
+                    "run": self._which,
+                    "model": self._model.state_dict(),
+                    "optimiser": self._optimiser.state_dict(),
+                    "step": self._step,
+                    "frames": self._frames,
+                    "seconds": self._seconds,
+                    "curve": self._curve,
+                },
+                partial,
+            )
