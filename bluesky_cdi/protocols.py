@@ -110,6 +110,10 @@ class RunInfo:
         What was done to the frames before they were handed on; None: nothing.
     read_again : ReadAgain, optional
         Reads frames again from their files, as they were handed on.
+    notes : Mapping
+        What the documents of a run that has ended tell of it as a whole, for the `source` of its estimate: ``motion``
+        (of the probe during exposures: ``median_m``, ``largest_m``, and ``position_error_m`` of positions between
+        samples, metres) and ``dropped_frames`` (how many the detector dropped). Absent is what is not known.
     """
 
     uid: str
@@ -120,6 +124,7 @@ class RunInfo:
     grows: bool = False
     preprocessed: Preprocessed | None = None
     read_again: ReadAgain | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -265,4 +265,5 @@ def keep_result(
 def _source_of(info: RunInfo) -> dict[str, Any]:
     near = info.metadata["geometry"].get("propagation", "far") == "near"
     notes = {} if info.preprocessed is None else {"preprocessing": dict(info.preprocessed.notes)}
+    notes |= info.notes
     return {"format": FORM, "run": info.uid, "propagation": "near field" if near else "far field", **notes}

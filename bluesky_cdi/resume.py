@@ -16,6 +16,7 @@ import numpy as np
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import ScanFileError, WorkerError
 from bluesky_cdi.evaluation.missing import unreached, with_missing
+from bluesky_cdi.evaluation.motion import with_run_notes
 from bluesky_cdi.evaluation.verdict import fault_of, with_verdict
 from bluesky_cdi.io import CheckpointFile, CheckpointHeader, Preprocessing, read_checkpoint, remove_checkpoint
 from bluesky_cdi.protocols import ComplexArray, Estimate, Frame, RunInfo
@@ -283,6 +284,7 @@ def resume_run(
         work = _Work(reconstructor, publisher, file, [each.path for each in stored])
         estimate, finished, took = work.run(config.reconstructor, seconds)
         missing = unreached(estimate, [frame.seq_num for frame in frames])
+        estimate = with_run_notes(estimate, info.notes)
         if finished:
             estimate = with_verdict(with_missing(reconstructor.checked(estimate), missing))
         else:

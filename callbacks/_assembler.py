@@ -180,7 +180,7 @@ class FrameAssembler:
             self._left_out.add(other)
             self._feeds[other].close()
             if self._feeds[other].started:
-                self._sink.end_run("fail", "no stop document came before the next run")
+                self._sink.end_run("fail", "no stop document came before the next run", self._feeds[other].notes)
         self._guard(run, name, self._feeds[run].receive, name, doc)
 
     def _fed_beside(self, run: str) -> str | None:
@@ -215,7 +215,7 @@ class FrameAssembler:
         is_fed = feed.started and run not in self._ended
         self._forget(run)
         if is_fed:
-            self._sink.end_run(doc["exit_status"], doc.get("reason") or "")
+            self._sink.end_run(doc["exit_status"], doc.get("reason") or "", feed.notes)
 
     def _forget(self, run: str) -> None:
         del self._feeds[run]

@@ -100,6 +100,28 @@ class FlyReport:
             level = logging.WARNING if self._is_doubtful(pixel_m) else logging.INFO
             logger.log(level, "run %s: %s", self._run, self._motion(pixel_m))
 
+    def as_notes(self) -> dict[str, Any]:
+        """Give what the run's estimate is to say of it, as plain values.
+
+        Returns
+        -------
+        dict
+            ``motion``: how far the probe moved during an exposure, and how far positions between samples may be off,
+            metres, of most frames and at worst; ``dropped_frames``: how many the detector dropped. What is not known is
+            absent.
+        """
+        notes: dict[str, Any] = {}
+        moved, errors = np.array(self._positions.smear_m), np.array(self._positions.error_m)
+        if np.isfinite(moved).any():
+            notes["motion"] = {
+                "median_m": float(np.nanmedian(moved)),
+                "largest_m": float(np.nanmax(moved)),
+                "position_error_m": float(np.quantile(errors, MOST)),
+            }
+        if self.dropped:
+            notes["dropped_frames"] = len(self.dropped)
+        return notes
+
     def _is_doubtful(self, pixel_m: float | None) -> bool:
         """Tell whether frames are blurred, or positions between samples not known; without a pixel nobody can."""
         if pixel_m is None:

@@ -98,7 +98,7 @@ class PreprocessingSink:
         else:
             self._sink.leave_out(seq_num, error)
 
-    def end_run(self, exit_status: str, reason: str) -> None:
+    def end_run(self, exit_status: str, reason: str, notes: Mapping[str, Any]) -> None:
         """Close the run; one of fewer frames than were waited for is opened and handed on before.
 
         Parameters
@@ -107,6 +107,8 @@ class PreprocessingSink:
             The stop document's.
         reason : str
             The stop document's.
+        notes : Mapping
+            What the documents tell of the run as a whole.
         """
         info = self._info
         if info is not None and self._plan is None:
@@ -117,7 +119,7 @@ class PreprocessingSink:
         begun = self._plan is not None
         self._info, self._plan, self._held, self._calls = None, None, [], []
         if begun:
-            self._sink.end_run(exit_status, reason)
+            self._sink.end_run(exit_status, reason, notes)
 
     def fail(self, error: Exception, start: Mapping[str, Any]) -> None:
         """Hand on that a run can't be reconstructed.

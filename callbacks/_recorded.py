@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
@@ -24,6 +25,7 @@ class _Kept:
         self.frames: dict[int, Frame] = {}
         self.left_out: dict[int, Exception] = {}
         self.error: Exception | None = None
+        self.notes: Mapping[str, Any] = {}
 
     def start_run(self, info: RunInfo) -> None:
         self.info = info
@@ -34,8 +36,8 @@ class _Kept:
     def leave_out(self, seq_num: int, error: Exception) -> None:
         self.left_out[seq_num] = error
 
-    def end_run(self, exit_status: str, reason: str) -> None:
-        """Do nothing: the documents have an end of their own."""
+    def end_run(self, exit_status: str, reason: str, notes: Mapping[str, Any]) -> None:
+        self.notes = notes
 
     def fail(self, error: Exception, start: Mapping[str, Any]) -> None:
         self.error = error
@@ -64,6 +66,7 @@ def collect_frames(
     Returns
     -------
     info : RunInfo
+        With the `notes` of a run that has ended.
     frames : list of Frame
         In the order of their numbers.
 
@@ -95,4 +98,4 @@ def collect_frames(
             f"the run has no frames with their positions in the stream {settings.stream!r}: there is nothing to "
             "reconstruct"
         )
-    return kept.info, [kept.frames[number] for number in sorted(kept.frames)]
+    return replace(kept.info, notes=kept.notes), [kept.frames[number] for number in sorted(kept.frames)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -172,6 +173,16 @@ class RunFeed:
             self.stamped.report.at_end(self._beginning.pixel_m)
         if told := self._tally.summary:
             logger.warning("run %s: %s", self.start.get("scan_id", self.start["uid"]), told)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the documents tell of the run as a whole so far, as `RunInfo.notes`."""
+        if self.stamped is not None:
+            return self.stamped.report.as_notes()
+        stated = self.start.get("smear_m")
+        if isinstance(stated, int | float) and math.isfinite(stated) and stated > 0:
+            return {"motion": {"median_m": float(stated)}}
+        return {}
 
     def close(self) -> None:
         """Close the run's files."""

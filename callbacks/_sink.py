@@ -29,7 +29,7 @@ class FrameSink(Protocol):
             Why: its file or its values.
         """
 
-    def end_run(self, exit_status: str, reason: str) -> None:
+    def end_run(self, exit_status: str, reason: str, notes: Mapping[str, Any]) -> None:
         """Close the run: called once for each `start_run`, after a failure too.
 
         Parameters
@@ -38,6 +38,8 @@ class FrameSink(Protocol):
             The stop document's.
         reason : str
             The stop document's; empty if it has none.
+        notes : Mapping
+            What the documents tell of the run as a whole, as `bluesky_cdi.protocols.RunInfo.notes`.
         """
 
     def fail(self, error: Exception, start: Mapping[str, Any]) -> None:

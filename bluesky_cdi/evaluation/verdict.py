@@ -16,6 +16,7 @@ import numpy as np
 
 from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.missing import missing_count, missing_said
+from bluesky_cdi.evaluation.motion import motion_doubts, motion_remarks
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray
 
@@ -186,16 +187,20 @@ def judge(estimate: Estimate, *, doubt: str = "") -> Verdict:
     estimate : Estimate
         Its `source` tells what the reconstruction knows besides: ``iterations``, ``ended``, ``diverged``, ``falling``,
         ``noise_residual``, ``plain_residual``, ``off_centre_px``, ``dark_frames``, ``unwritten_frames``,
-        ``missing_frames``, ``other_flux``, ``causes``. What is absent is not judged.
+        ``missing_frames``, ``other_flux``, ``causes``, ``motion``, ``dropped_frames``. What is absent is not judged.
     doubt : str
         What else speaks against it; empty: nothing.
     """
-    remarks = tuple(_remarks(estimate.source))
+    remarks = (*_remarks(estimate.source), *motion_remarks(estimate.source, estimate.pixel_m))
     if fault := fault_of(estimate):
         return Verdict("failed", (fault,), remarks)
     measures = _measured(estimate)
     failures = list(_failures(estimate.source, measures))
-    doubts = [*filter(None, [doubt]), *_doubts(estimate.source, measures, estimate.probe.shape[-1])]
+    doubts = [
+        *filter(None, [doubt]),
+        *_doubts(estimate.source, measures, estimate.probe.shape[-1]),
+        *motion_doubts(estimate.source, estimate.pixel_m),
+    ]
     word: Word = "failed" if failures else "doubtful" if doubts else "good"
     return Verdict(word, tuple(failures or doubts), remarks, measures)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bluesky_cdi.errors import WorkerError
@@ -55,10 +55,11 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class End:
-    """The run that started last has no more frames."""
+    """The run that started last has no more frames; `notes` are those of `RunInfo`, known by now."""
 
     exit_status: str
     reason: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.evaluation.missing import with_missing
+from bluesky_cdi.evaluation.motion import with_run_notes
 from bluesky_cdi.evaluation.pipeline import pipeline_said
 from bluesky_cdi.evaluation.verdict import fault_of, verdict_said, with_verdict
 from bluesky_cdi.live.messages import End, LeftOut
@@ -235,7 +236,9 @@ class RunJob:
             return
         doubt = f"the last image was not good, this is an earlier one: {self._fault}" if self._fault else ""
         missing = self.frames.missing_in(self.estimate)
-        self.estimate = with_verdict(with_missing(self.frames.flow.noted(self.estimate), missing), doubt=doubt)
+        notes = {} if self._ended is None else self._ended.notes
+        noted = self.frames.flow.noted(with_run_notes(self.estimate, notes))
+        self.estimate = with_verdict(with_missing(noted, missing), doubt=doubt)
         logger.info("run %s: %s", self.info.scan_id, pipeline_said(self.estimate.source))
         said = verdict_said(self.estimate.source)
         level = logging.INFO if said.startswith("good") and not missing else logging.WARNING

@@ -191,7 +191,7 @@ class LiveWorker:
         """
         self._inbox.put(LeftOut(seq_num, error))
 
-    def end_run(self, exit_status: str, reason: str) -> None:
+    def end_run(self, exit_status: str, reason: str, notes: Mapping[str, Any] | None = None) -> None:
         """Finish the run's reconstruction.
 
         Parameters
@@ -200,8 +200,10 @@ class LiveWorker:
             The stop document's: ``success``, ``abort`` or ``fail``.
         reason : str
             The stop document's.
+        notes : Mapping, optional
+            What the documents tell of the run as a whole, as `bluesky_cdi.protocols.RunInfo.notes`.
         """
-        self._inbox.put(End(exit_status, reason))
+        self._inbox.put(End(exit_status, reason, notes or {}))
 
     def fail(self, error: Exception, start: Mapping[str, Any]) -> None:
         """Give up on a run: its frames can't be used.

@@ -13,6 +13,7 @@ import numpy as np
 from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.evaluation.missing import unreached, with_missing
+from bluesky_cdi.evaluation.motion import RUN_NOTES
 from bluesky_cdi.evaluation.verdict import with_verdict
 from bluesky_cdi.io import photons_of_frames
 from bluesky_cdi.io.frame_summaries import DARK_SHARE, dark_frames
@@ -105,9 +106,8 @@ def reconstruct(
             break
     if not found:
         raise FrameError(f"{scan.name or 'the scan'} has no frames to reconstruct from")
-    noted = {
-        key: scan.source[key] for key in ("dark_frames", "unwritten_frames", "flagged_pixels") if key in scan.source
-    }
+    kept = ("dark_frames", "unwritten_frames", "flagged_pixels", *RUN_NOTES)
+    noted = {key: scan.source[key] for key in kept if key in scan.source}
     noted["loss_history"] = losses.as_notes()
     if is_over():
         noted["ended"] = "interrupted"

@@ -278,7 +278,7 @@ class _Counter:
     def leave_out(self, seq_num: int, error: Exception) -> None:
         """Leave a frame out."""
 
-    def end_run(self, exit_status: str, reason: str) -> None:
+    def end_run(self, exit_status: str, reason: str, notes: Any) -> None:
         """Close the run."""
 
     def fail(self, error: Exception, start: Any) -> None:

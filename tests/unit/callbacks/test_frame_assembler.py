@@ -54,7 +54,7 @@ class RecordingSink:
         self.calls.append("leave_out")
         self.left_out.append((seq_num, error))
 
-    def end_run(self, exit_status, reason):
+    def end_run(self, exit_status, reason, notes):
         self.calls.append("end_run")
         self.ends.append((exit_status, reason))
 

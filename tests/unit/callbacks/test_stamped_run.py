@@ -40,8 +40,8 @@ class Sink:
     def leave_out(self, seq_num, error):
         self.left_out[seq_num] = error
 
-    def end_run(self, exit_status, reason):
-        pass
+    def end_run(self, exit_status, reason, notes):
+        self.notes = notes
 
     def fail(self, error, start):
         self.errors.append(error)
@@ -270,6 +270,20 @@ def test_a_motion_that_blurs_is_told(fly, caplog):
     feed(run.beginning, run.frames(), run.samples(), run.stop())
     (told,) = (record for record in caplog.records if "during an exposure" in record.message)
     assert told.levelno == logging.WARNING and "moved by 1.4 sample pixels" in told.message
+
+
+def test_the_estimate_learns_how_far_the_probe_moved_and_what_was_dropped(fly):
+    numbers = np.arange(1, N + 1)
+    numbers[5:] += 2
+    run = fly(numbers=numbers, frame_number_key="number")
+    documents = [*run.beginning, *run.frames(), *run.samples(), *run.stop()]
+    notes = feed(documents).notes
+    moved_m = np.hypot(20e-6, 50e-6) * EXPOSURE_S
+    assert notes["dropped_frames"] == 2
+    assert notes["motion"]["median_m"] == pytest.approx(moved_m) == notes["motion"]["largest_m"]
+    assert notes["motion"]["position_error_m"] < 1e-12
+    info, _ = collect_frames(documents)
+    assert info.notes == notes
 
 
 def test_frames_are_read_again_with_their_positions(fly):

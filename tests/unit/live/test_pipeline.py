@@ -249,10 +249,11 @@ def test_frames_that_were_passed_over_come_in_after_the_last_one(final_steps):
     job.open()
     job.take([Frame(k + 1, np.zeros(2), np.zeros((2, 2))) for k in range(FRAMES)], lambda: False)
     assert job.estimate.n_frames == rebuild.readings[0] < FRAMES and job.frames.flow.thins
-    job.end(End("success", ""))
+    job.end(End("success", "", {"dropped_frames": 2}))
     while job.is_open:
         job.refine(lambda: False)
     assert recorder.estimate.n_frames == FRAMES == rebuild.fulls[-1]
+    assert recorder.estimate.source["dropped_frames"] == 2
     counts = recorder.estimate.source[KEY]
     assert (counts["imaged"], counts["thinned"], counts["waiting"]) == (FRAMES, 0, 0)
 

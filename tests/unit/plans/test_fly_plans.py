@@ -66,7 +66,7 @@ class Sink:
     def leave_out(self, seq_num, error):
         self.left_out[seq_num] = error
 
-    def end_run(self, exit_status, reason):
+    def end_run(self, exit_status, reason, notes):
         self.ends.append(exit_status)
 
     def fail(self, error, start):

@@ -176,7 +176,7 @@ class Sink:
     def leave_out(self, seq_num, error):
         self.left_out.append((seq_num, error))
 
-    def end_run(self, exit_status, reason):
+    def end_run(self, exit_status, reason, notes):
         self.calls.append("end_run")
 
     def fail(self, error, start):
