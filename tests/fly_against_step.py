@@ -18,7 +18,7 @@ from bluesky_cdi.sim_devices import simulated_beamline
 
 RATE_HZ = 50.0
 # Name, and exposure in seconds.
-SCANS = [("step scan", 0.002), ("fly scan", 0.002), ("fly scan, blurred", 0.018)]
+SCANS = [("step scan", 0.002), *(("fly scan", exposure_s) for exposure_s in (0.002, 0.006, 0.012, 0.018))]
 
 
 def run(name, exposure_s, folder):

@@ -10,8 +10,9 @@ from bluesky_cdi.protocols import Estimate
 
 MOTION, DROPPED = "motion", "dropped_frames"
 RUN_NOTES = (MOTION, DROPPED)
-# Way of the probe during an exposure, sample pixels, from which the image is doubtful.
-BLUR_DOUBTFUL_PX = 2.0
+# Way of the probe during an exposure, sample pixels, from which the image is doubtful: images of the simulated beamline
+# are as good as those of step scans up to 2 pixels, and a tenth worse at 4 (docs/fly-scans.md).
+BLUR_DOUBTFUL_PX = 4.0
 # From here on it is remarked: one pixel takes a third off the contrast of the finest structures, sinc(1/2) = 0.64.
 BLUR_REMARKED_PX = 1.0
 # Positions between samples that are known no better are doubtful, sample pixels.

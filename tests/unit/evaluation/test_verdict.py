@@ -58,7 +58,7 @@ def test_a_good_image_is_good(estimate):
         ({"plain_residual": 0.9}, "doubtful", "no more than photon noise"),
         ({"noise_residual": 2.5}, "doubtful", "it fits the photons' noise"),
         ({"off_centre_px": (0.0, 3.0)}, "doubtful", "3.0 pixels from the middle"),
-        ({"motion": {"median_m": 2.5e-8}}, "doubtful", "the probe moved by 2.5 pixels during an exposure"),
+        ({"motion": {"median_m": 4.5e-8}}, "doubtful", "the probe moved by 4.5 pixels during an exposure"),
         ({"motion": {"position_error_m": 2e-8}}, "doubtful", "positions between samples are known to 2 pixels only"),
         ({"motion": {"median_m": 1.5e-8}}, "good", "the probe moved by 1.5 pixels during an exposure"),
         ({"motion": {"median_m": 0.9e-8, "position_error_m": 1e-9}}, "good", "good"),
