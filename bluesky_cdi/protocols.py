@@ -112,8 +112,9 @@ class RunInfo:
         Reads frames again from their files, as they were handed on.
     notes : Mapping
         What the documents of a run that has ended tell of it as a whole, for the `source` of its estimate: ``motion``
-        (of the probe during exposures: ``median_m``, ``largest_m``, and ``position_error_m`` of positions between
-        samples, metres) and ``dropped_frames`` (how many the detector dropped). Absent is what is not known.
+        (of the probe during exposures: ``median_m``, ``largest_m``; ``position_error_m`` of most positions between
+        samples, metres; ``period_s`` from frame to frame) and ``dropped_frames`` (how many the detector dropped).
+        Absent is what is not known.
     """
 
     uid: str

@@ -106,9 +106,7 @@ class FlyReport:
         Returns
         -------
         dict
-            ``motion``: how far the probe moved during an exposure, and how far positions between samples may be off,
-            metres, of most frames and at worst; ``dropped_frames``: how many the detector dropped. What is not known is
-            absent.
+            ``motion`` and ``dropped_frames``, as of `RunInfo.notes`. What is not known is absent.
         """
         notes: dict[str, Any] = {}
         moved, errors = np.array(self._positions.smear_m), np.array(self._positions.error_m)
@@ -117,6 +115,7 @@ class FlyReport:
                 "median_m": float(np.nanmedian(moved)),
                 "largest_m": float(np.nanmax(moved)),
                 "position_error_m": float(np.quantile(errors, MOST)),
+                "period_s": float(np.median(np.diff(np.sort(self._positions.centres_s)))) if len(moved) > 1 else None,
             }
         if self.dropped:
             notes["dropped_frames"] = len(self.dropped)

@@ -34,12 +34,15 @@ class StampedPositions:
     smear_m, error_m : list of float
         Of each placed frame: the distance between the positions at the exposure's beginning and end; how far
         interpolation may be off, from the curvature of the motion between samples.
+    centres_s : list of float
+        Of each placed frame: the middle of its exposure.
     """
 
     def __init__(self, lead_s: float, gap_s: float | None = None) -> None:
         self.overdue: dict[int, str] = {}
         self.smear_m: list[float] = []
         self.error_m: list[float] = []
+        self.centres_s: list[float] = []
         self._lead_s, self._gap_s = lead_s, gap_s
         self._usual_s: float | None = None
         self._times_s: FloatArray = np.empty(0)
@@ -110,6 +113,7 @@ class StampedPositions:
         ends = [self._at(centres + sign * exposures / 2) for sign in (-1, 1)]
         self.smear_m.extend(np.hypot(*(ends[1] - ends[0]).T).tolist())
         self.error_m.extend(self._errors(after).tolist())
+        self.centres_s.extend(centres.tolist())
         for number in numbers:
             del self._waiting[int(number)]
         return [(int(number), position) for number, position in zip(numbers, positions, strict=True)]

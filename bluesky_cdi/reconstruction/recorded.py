@@ -12,10 +12,12 @@ import numpy as np
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.evaluation.motion import MOTION
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.io import Preprocessing, Scan, read_scan
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.batch import without_dark
+from bluesky_cdi.reconstruction.lag import check_lag
 from bluesky_cdi.reconstruction.orientation import AS_STATED, check_orientation
 from bluesky_cdi.reconstruction.probe_checkin import LEAST_FRAMES, ScanCheckIn, Wanted, check_in_scan
 from bluesky_cdi.reconstruction.probe_guess import first_guess, fitted
@@ -77,7 +79,7 @@ def prepared(
 ) -> Recorded:
     """Leave out dark frames, and check which way round the frames lie and with which probe they were measured.
 
-    Of another orientation is only warned; a better probe is taken.
+    Of another orientation is only warned, and so of positions of a fly scan that lag; a better probe is taken.
 
     Parameters
     ----------
@@ -107,6 +109,8 @@ def prepared(
         scan = replace(scan, probe=fitted(probe, scan.geometry))
     if orientation:
         _warn_of_orientation(scan, config, on_orientation)
+        if MOTION in scan.source:
+            _warn_of_lag(scan, config)
     checked = _checked(scan, config) if check_in else None
     return Recorded(scan if checked is None else checked.scan, tuple(names), checked)
 
@@ -154,3 +158,21 @@ def _warn_of_orientation(scan: Scan, config: Config, on_orientation: Callable[[]
             check.deviance[check.better],
             check.deviance[AS_STATED],
         )
+
+
+def _warn_of_lag(scan: Scan, config: Config) -> None:
+    check = check_lag(scan, first_guess(scan, config))
+    if check.better is None:
+        return
+    period_s = scan.source[MOTION].get("period_s")
+    lag_s, stated_s = check.better * (period_s or 0.0), config.documents.time_stamps.offset_s
+    logger.warning(
+        "%s is explained better with positions of %.2g times from frame to frame %s (deviance %.3g a pixel) than as "
+        "they are (%.3g)%s",
+        scan.name,
+        abs(check.better),
+        "later" if check.better > 0 else "earlier",
+        min(check.deviance.values()),
+        check.deviance[0.0],
+        f": documents.time_stamps.offset_s of {stated_s + lag_s:.3g} s takes them" if period_s else "",
+    )
