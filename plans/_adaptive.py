@@ -15,16 +15,7 @@ from bluesky_cdi.plans._beside import Beside, OnFailure
 from bluesky_cdi.plans._decisions import STREAM, DecisionRecord
 from bluesky_cdi.plans._flights import check_rate, pieces, resting
 from bluesky_cdi.plans._fly import Flyer, fly_metadata
-from bluesky_cdi.plans._measure import (
-    Instrument,
-    as_run,
-    instrument_of,
-    run_metadata,
-    safety_args,
-    safety_of,
-    scan_area,
-    window_args,
-)
+from bluesky_cdi.plans._measure import Instrument, Window, as_run, instrument_of, run_metadata
 from bluesky_cdi.plans._plan import Plan
 from bluesky_cdi.protocols import FloatArray, Proposal, ScanArea, ScanSource, ScanTicket
 
@@ -129,27 +120,19 @@ def adaptive_ptycho(
         If the reconstruction can't begin, or has failed and that is to end the scan.
     """
     beside = Beside(live, on_reconstruction_failure)
-    area = scan_area(centre_um, extent_um, step_um, budget, adaptive=True)
+    window = Window(centre_um, extent_um, step_um, keep_out_um, shutter, shutter_states)
+    area, safety = window.area(budget, adaptive=True), window.safety()
     if batch < 1:
         raise GeometryError(f"a scan needs a batch of at least 1 position; got batch={batch}")
-    args = {
-        **window_args(centre_um, extent_um, step_um),
-        "budget": int(budget),
-        "batch": int(batch),
-        "decision_timeout_s": float(decision_timeout_s),
-        "on_reconstruction_failure": on_reconstruction_failure,
-    }
-    args |= safety_args(keep_out_um, shutter)
-    safety = safety_of(area, keep_out_um, shutter, shutter_states)
+    args = {**window.as_args(), "budget": int(budget), "batch": int(batch)}
+    args |= {"decision_timeout_s": float(decision_timeout_s), "on_reconstruction_failure": on_reconstruction_failure}
     area = replace(area, keep_out_m=safety.keep_out.boxes_m)
     instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
     yield from instrument.check(np.array([area.low_m, area.high_m]))
     batches = None
     if scanner is not None:
-        period_s, exposed_s = check_rate(rate_hz, exposure_s, DUTY_AT_REST)
-        speed = np.inf if speed_um_per_s is None else speed_um_per_s * 1e-6
-        batches = _Batches(Flyer(instrument, scanner), period_s, exposed_s, speed)
-        args |= {"scanner": scanner.name, "rate_hz": float(rate_hz), "exposure_s": exposed_s}
+        batches = _Batches.of(Flyer(instrument, scanner), rate_hz, exposure_s, speed_um_per_s)
+        args |= {"scanner": scanner.name, "rate_hz": float(rate_hz), "exposure_s": batches.exposure_s}
         md = {**fly_metadata(detectors, (), area.step_m), **(md or {})}
     ticket = yield from beside.begin(area)
     metadata = run_metadata("adaptive_ptycho", instrument, area, args, md)
@@ -166,6 +149,12 @@ class _Batches:
     period_s: float
     exposure_s: float
     speed_m_per_s: float
+
+    @classmethod
+    def of(cls, flyer: Flyer, rate_hz: float, exposure_s: float | None, speed_um_per_s: float | None) -> "_Batches":
+        """Check the plan's arguments; see `adaptive_ptycho`."""
+        period_s, exposed_s = check_rate(rate_hz, exposure_s, DUTY_AT_REST)
+        return cls(flyer, period_s, exposed_s, np.inf if speed_um_per_s is None else speed_um_per_s * 1e-6)
 
     def measure(self, points_m: FloatArray) -> Plan[int]:
         """Measure positions, shape (n, 2); give how many frames came."""

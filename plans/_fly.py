@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,18 +16,10 @@ from bluesky_cdi.agent.patterns import raster
 from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.plans._beside import Beside, OnFailure
 from bluesky_cdi.plans._flights import check_rate, line_spiral, pieces, through
-from bluesky_cdi.plans._measure import (
-    Instrument,
-    as_run,
-    instrument_of,
-    run_metadata,
-    safety_args,
-    safety_of,
-    scan_area,
-    window_args,
-)
+from bluesky_cdi.plans._known_points import KnownPoints
+from bluesky_cdi.plans._measure import Instrument, Window, instrument_of
 from bluesky_cdi.plans._plan import Plan
-from bluesky_cdi.protocols import Flight, ScanArea, ScanSource
+from bluesky_cdi.protocols import Flight, FloatArray, ScanSource
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +33,7 @@ DUTY = 0.9
 LONGEST_STEPS = 1.5
 # A way during an exposure that is longer than this part of the step is told of as a warning.
 SMEAR_STEPS = 0.5
-PATTERNS = {"raster": raster, "spiral": line_spiral}
+PATTERNS: dict[str, Callable[..., FloatArray]] = {"raster": raster, "spiral": line_spiral}
 
 
 @dataclass(eq=False)
@@ -209,41 +201,26 @@ def ptycho_fly(
     WorkerError
         If the reconstruction has failed and that is to end the scan.
     """
-    area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
+    window = Window(centre_um, extent_um, step_um, keep_out_um, shutter, shutter_states)
+    area, safety = window.area(), window.safety()
     period_s, exposure_s = check_rate(rate_hz, exposure_s, DUTY)
-    if pattern not in PATTERNS:
-        raise GeometryError(f"pattern must be one of {', '.join(PATTERNS)}; got {pattern!r}")
-    safety = safety_of(area, keep_out_um, shutter, shutter_states)
-    points = safety.kept(PATTERNS[pattern](area.low_m, area.high_m, area.step_m))
-    flights = [
-        through(piece, period_s, exposure_s) for piece in pieces(points, safety.keep_out, LONGEST_STEPS * area.step_m)
-    ]
-    args = {
-        **window_args(centre_um, extent_um, step_um),
-        "scanner": scanner.name,
-        "rate_hz": float(rate_hz),
-        "exposure_s": exposure_s,
-        "pattern": pattern,
-        **safety_args(keep_out_um, shutter),
-    }
+    points = safety.kept(_pattern(pattern)(area.low_m, area.high_m, area.step_m))
+    ways = pieces(points, safety.keep_out, LONGEST_STEPS * area.step_m)
+    flights = [through(way, period_s, exposure_s) for way in ways]
+    flown = {"scanner": scanner.name, "rate_hz": float(rate_hz), "exposure_s": exposure_s, "pattern": pattern}
     beside = None if live is None else Beside(live, on_reconstruction_failure)
     instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
-    yield from instrument.check(points)
-    area = ScanArea(area.low_m, area.high_m, area.step_m, len(points), adaptive=False)
-    said = {"num_points": len(points), **fly_metadata(detectors, flights, area.step_m)}
-    metadata = run_metadata("ptycho_fly", instrument, area, args, {**said, **(md or {})})
-    if beside is not None:
-        metadata |= yield from beside.announced(area)
+    md = {**fly_metadata(detectors, flights, area.step_m), **(md or {})}
+    args = {**window.as_args(), **flown}
+    scan = KnownPoints("ptycho_fly", instrument, beside, area, points, args, md, [scanner])
+    flyer = Flyer(instrument, scanner)
+    return (yield from scan.measured(flyer.fly(flight) for flight in flights))
 
-    def inner() -> Plan[str]:
-        flyer = Flyer(instrument, scanner)
-        for flight in flights:
-            if beside is not None:
-                yield from beside.is_well()
-            yield from flyer.fly(flight)
-        return "complete"
 
-    return (yield from as_run(instrument, inner(), metadata, [scanner]))
+def _pattern(name: str) -> Callable[..., FloatArray]:
+    if name not in PATTERNS:
+        raise GeometryError(f"pattern must be one of {', '.join(PATTERNS)}; got {name!r}")
+    return PATTERNS[name]
 
 
 def fly_metadata(detectors: Sequence[Any], flights: Sequence[Flight], step_m: float) -> dict[str, Any]:

@@ -66,35 +66,92 @@ class Safety:
         return points_m[allowed]
 
 
-def safety_of(
-    area: ScanArea,
-    keep_out_um: Sequence[Sequence[Sequence[float]]],
-    shutter: Any,
-    shutter_states: Sequence[str | int],
-) -> Safety:
-    """Check what a scan must heed, before anything moves.
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The window of a scan as its plan was given it, and what the scan must heed there.
 
-    Parameters
+    Attributes
     ----------
-    area : ScanArea
-        Its window.
+    centre_um, extent_um : sequence of float
+        Centre and extent (y, x) of the window of probe centres, micrometres.
+    step_um : float
+        Step of the full scan, micrometres.
     keep_out_um : sequence of ((y, x), (y, x))
         Low and high corner of each box that the probe must not enter, micrometres.
     shutter : Movable or None
         Opened for the scan, and closed at its end.
     shutter_states : sequence
         What it is set to: open, closed.
-
-    Raises
-    ------
-    GeometryError
-        If a box is none.
     """
-    beam = None
-    if shutter is not None:
-        is_open, is_closed = shutter_states
-        beam = BeamTime(Shutter(shutter, is_open, is_closed))
-    return Safety(KeepOut.of_um(keep_out_um), area.low_m, area.high_m, beam)
+
+    centre_um: Sequence[float]
+    extent_um: Sequence[float]
+    step_um: float
+    keep_out_um: Sequence[Sequence[Sequence[float]]] = ()
+    shutter: Any = None
+    shutter_states: Sequence[str | int] = ("open", "closed")
+
+    def area(self, budget: int = 1, *, adaptive: bool = False) -> ScanArea:
+        """Check the window, and turn it into metres.
+
+        Parameters
+        ----------
+        budget : int
+            Most frames.
+        adaptive : bool
+            Whether positions will be asked for.
+
+        Raises
+        ------
+        GeometryError
+            If a number is not finite, or extent, step or budget not positive.
+        """
+        try:
+            centre, extent = (np.asarray(each, dtype=np.float64) for each in (self.centre_um, self.extent_um))
+            sound = centre.shape == extent.shape == (2,)
+            sound = sound and bool(np.isfinite([*centre, *extent, self.step_um]).all())
+            sound = sound and bool((extent > 0).all()) and self.step_um > 0 and budget >= 1
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise GeometryError(
+                "a scan needs centre_um and extent_um as two finite numbers (y, x), "
+                "extent_um and step_um above 0 and a budget of at least 1; "
+                f"got centre_um={self.centre_um}, extent_um={self.extent_um}, step_um={self.step_um}, budget={budget}"
+            )
+        low, high = (centre - extent / 2) * 1e-6, (centre + extent / 2) * 1e-6
+        return ScanArea((low[0], low[1]), (high[0], high[1]), self.step_um * 1e-6, budget, adaptive)
+
+    def safety(self) -> Safety:
+        """Check what must be heeded, before anything moves.
+
+        Raises
+        ------
+        GeometryError
+            If window or a box is not sound.
+        """
+        area, beam = self.area(), None
+        if self.shutter is not None:
+            is_open, is_closed = self.shutter_states
+            beam = BeamTime(Shutter(self.shutter, is_open, is_closed))
+        return Safety(KeepOut.of_um(self.keep_out_um), area.low_m, area.high_m, beam)
+
+    def as_args(self) -> dict[str, Any]:
+        """Give it as plan arguments: plain numbers and names, as a queue server needs; what heeds nothing is left out.
+
+        Returns
+        -------
+        dict
+            JSON can hold it.
+        """
+        args = {
+            "extent_um": [float(v) for v in self.extent_um],
+            "step_um": float(self.step_um),
+            "centre_um": [float(v) for v in self.centre_um],
+        }
+        if len(self.keep_out_um):
+            args["keep_out_um"] = np.asarray(self.keep_out_um, dtype=np.float64).tolist()
+        return args if self.shutter is None else {**args, "shutter": self.shutter.name}
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,79 +285,6 @@ def _unit_of(axis: Any) -> Plan[str | None]:
         described = axis.describe()
     units = [key.get("units") for name, key in described.items() if name == axis.name or len(described) == 1]
     return units[0] if units else None
-
-
-def scan_area(
-    centre_um: Sequence[float], extent_um: Sequence[float], step_um: float, budget: int, adaptive: bool
-) -> ScanArea:
-    """Check a window given in micrometres and turn it into metres.
-
-    Parameters
-    ----------
-    centre_um, extent_um : sequence of float
-        Centre and extent (y, x) of the window of probe centres, micrometres.
-    step_um : float
-        Step of the full scan, micrometres.
-    budget : int
-        Most frames.
-    adaptive : bool
-        Whether positions will be asked for.
-
-    Raises
-    ------
-    GeometryError
-        If a number is not finite, or extent, step or budget not positive.
-    """
-    try:
-        centre, extent = np.asarray(centre_um, dtype=np.float64), np.asarray(extent_um, dtype=np.float64)
-        sound = centre.shape == extent.shape == (2,) and bool(np.isfinite([*centre, *extent, step_um]).all())
-        sound = sound and bool((extent > 0).all()) and step_um > 0 and budget >= 1
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise GeometryError(
-            "a scan needs centre_um and extent_um as two finite numbers (y, x), "
-            "extent_um and step_um above 0 and a budget of at least 1; "
-            f"got centre_um={centre_um}, extent_um={extent_um}, step_um={step_um}, budget={budget}"
-        )
-    low, high = (centre - extent / 2) * 1e-6, (centre + extent / 2) * 1e-6
-    return ScanArea((low[0], low[1]), (high[0], high[1]), step_um * 1e-6, budget, adaptive)
-
-
-def window_args(centre_um: Sequence[float], extent_um: Sequence[float], step_um: float) -> dict[str, Any]:
-    """Give the window as plan arguments: plain numbers, whatever sequence came.
-
-    Parameters
-    ----------
-    centre_um, extent_um : sequence of float
-        Centre and extent (y, x) of the window, micrometres.
-    step_um : float
-        Step of the full scan, micrometres.
-
-    Returns
-    -------
-    dict
-        JSON can hold it, as a queue server needs.
-    """
-    return {
-        "extent_um": [float(v) for v in extent_um],
-        "step_um": float(step_um),
-        "centre_um": [float(v) for v in centre_um],
-    }
-
-
-def safety_args(keep_out_um: Sequence[Any], shutter: Any) -> dict[str, Any]:
-    """Give what a scan heeds as plan arguments; nothing where it heeds nothing.
-
-    Parameters
-    ----------
-    keep_out_um : sequence of ((y, x), (y, x))
-        Boxes that the probe must not enter, micrometres.
-    shutter : Movable or None
-        The shutter.
-    """
-    boxes = {"keep_out_um": np.asarray(keep_out_um, dtype=np.float64).tolist()} if len(keep_out_um) else {}
-    return boxes | ({} if shutter is None else {"shutter": shutter.name})
 
 
 def run_metadata(

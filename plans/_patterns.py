@@ -1,24 +1,16 @@
 """Scans of a fixed pattern, reconstructed live where a worker is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bluesky.protocols import Movable, Readable
 
 from bluesky_cdi.agent.patterns import fermat_spiral, raster
 from bluesky_cdi.plans._beside import Beside, OnFailure
-from bluesky_cdi.plans._measure import (
-    Instrument,
-    as_run,
-    instrument_of,
-    run_metadata,
-    safety_args,
-    safety_of,
-    scan_area,
-    window_args,
-)
+from bluesky_cdi.plans._known_points import KnownPoints
+from bluesky_cdi.plans._measure import Window, instrument_of
 from bluesky_cdi.plans._plan import Plan
-from bluesky_cdi.protocols import FloatArray, ScanArea, ScanSource
+from bluesky_cdi.protocols import FloatArray, ScanSource
 
 
 def ptycho_raster(
@@ -81,13 +73,9 @@ def ptycho_raster(
     WorkerError
         If the reconstruction has failed and that is to end the scan.
     """
-    area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
-    points = raster(area.low_m, area.high_m, area.step_m)
-    safety = safety_of(area, keep_out_um, shutter, shutter_states)
-    args = {**window_args(centre_um, extent_um, step_um), **safety_args(keep_out_um, shutter)}
+    window = Window(centre_um, extent_um, step_um, keep_out_um, shutter, shutter_states)
     beside = None if live is None else Beside(live, on_reconstruction_failure)
-    instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
-    return (yield from _scan("ptycho_raster", instrument, beside, area, points, args, md))
+    return (yield from _scan("ptycho_raster", raster, window, (detectors, axis_y, axis_x), beside, md))
 
 
 def ptycho_spiral(
@@ -150,37 +138,22 @@ def ptycho_spiral(
     WorkerError
         If the reconstruction has failed and that is to end the scan.
     """
-    area = scan_area(centre_um, extent_um, step_um, 1, adaptive=False)
-    points = fermat_spiral(area.low_m, area.high_m, area.step_m)
-    safety = safety_of(area, keep_out_um, shutter, shutter_states)
-    args = {**window_args(centre_um, extent_um, step_um), **safety_args(keep_out_um, shutter)}
+    window = Window(centre_um, extent_um, step_um, keep_out_um, shutter, shutter_states)
     beside = None if live is None else Beside(live, on_reconstruction_failure)
-    instrument = yield from instrument_of(detectors, axis_y, axis_x, safety)
-    return (yield from _scan("ptycho_spiral", instrument, beside, area, points, args, md))
+    return (yield from _scan("ptycho_spiral", fermat_spiral, window, (detectors, axis_y, axis_x), beside, md))
 
 
 def _scan(
     name: str,
-    instrument: Instrument,
+    pattern: Callable[..., FloatArray],
+    window: Window,
+    devices: tuple[Sequence[Readable], Movable, Movable],
     beside: Beside | None,
-    area: ScanArea,
-    points: FloatArray,
-    args: Mapping[str, Any],
     md: Mapping[str, Any] | None,
 ) -> Plan[str]:
-    """Measure points in their order."""
-    points = instrument.safety.kept(points)
-    yield from instrument.check(points)
-    area = ScanArea(area.low_m, area.high_m, area.step_m, len(points), adaptive=False)
-    metadata = run_metadata(name, instrument, area, args, {"num_points": len(points), **(md or {})})
-    if beside is not None:
-        metadata |= yield from beside.announced(area)
-
-    def inner() -> Plan[str]:
-        for point in points:
-            if beside is not None:
-                yield from beside.is_well()
-            yield from instrument.measure(point)
-        return "complete"
-
-    return (yield from as_run(instrument, inner(), metadata))
+    """Measure the points of a pattern in their order, with the detectors and two axes."""
+    area, safety = window.area(), window.safety()
+    points = safety.kept(pattern(area.low_m, area.high_m, area.step_m))
+    instrument = yield from instrument_of(*devices, safety)
+    scan = KnownPoints(name, instrument, beside, area, points, window.as_args(), md)
+    return (yield from scan.measured(instrument.measure(point) for point in points))

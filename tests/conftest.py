@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -59,6 +60,17 @@ def beside():
             future.result()
 
     return doing
+
+
+@pytest.fixture(scope="session")
+def until():
+    """Wait until a condition holds. What never comes about is ended by the time-out of all tests, in pyproject.toml."""
+
+    def wait(condition):
+        while not condition():
+            time.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

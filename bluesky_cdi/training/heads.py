@@ -27,7 +27,8 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.losses import errors, gauge_fixed, gaussian_nll
-from bluesky_cdi.training.pretrain import commit_of_source, held_out, weight_of
+from bluesky_cdi.training.pretrain import held_out, weight_of
+from bluesky_cdi.training.run_file import commit_of_source
 from bluesky_cdi.training.starts import after_passes, after_rpie, after_steps
 from bluesky_cdi.training.stream import Batch, SceneStream
 

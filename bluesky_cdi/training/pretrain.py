@@ -12,9 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import pickle
-import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,9 +33,9 @@ from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.graphs import record_graphs
 from bluesky_cdi.training.losses import gauge_fixed, gaussian_nll, relative_deviance, relative_error, worsening
 from bluesky_cdi.training.process_group import ProcessGroup
+from bluesky_cdi.training.run_file import RunFile, made_on
 from bluesky_cdi.training.starts import after_rpie, after_steps, draw_start
 from bluesky_cdi.training.stream import OBJECT_PX, Batch, SceneShape, SceneStream, shapes_for
-from bluesky_cdi.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +148,7 @@ def pretrain(
         "steps": curve[-1]["step"],
         "frames_seen": curve[-1]["frames"],
         "curve": curve,
-        "device": torch.cuda.get_device_name(processes.device)
-        if processes.device.type == "cuda"
-        else platform.machine(),
-        "processes": processes.size,
-        "commit": commit_of_source(),
-        "torch": torch.__version__,
+        **made_on(processes),
         "critic_factors": factors,
         "validation": validate(net, processes.device, probe=probe),
         "earlier": [dict(each.record) for each in earlier],
@@ -271,19 +263,14 @@ class _Run:
         self._save()
         return self._curve
 
+    @property
+    def _file(self) -> RunFile:
+        parts = {"net": self._net, "optimiser": self._optimiser}
+        return RunFile(self.state_file, self._which, "initial weights and probe", parts, self._processes)
+
     def resume(self) -> None:
         """Go on where the interrupted run's last saved state was."""
-        try:
-            state = torch.load(self.state_file, map_location=self._processes.device, weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as err:
-            raise WeightsError(f"can't resume from {self.state_file}: {err}. Start anew without resuming.") from err
-        if state.get("run") != self._which:
-            raise WeightsError(
-                f"{self.state_file} is of another run ({state.get('run')}); "
-                "resume it with the same options, initial weights and probe, or start anew"
-            )
-        self._net.load_state_dict(state["net"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        state = self._file.load()
         self._step, self._frames, self._seconds = state["step"], state["frames"], state["seconds"]
         self._curve = state["curve"]
         # New scenes, not those that the first part of the run has seen.
@@ -335,31 +322,7 @@ class _Run:
             log.info("%s", json.dumps(self._curve[-1]))
 
     def _save(self) -> None:
-        if not self._processes.leads or self._step == 0:
-            return
-        with whole_file(self.state_file) as partial:
-            torch.save(
-                {
-                    "run": self._which,
-                    "net": self._net.state_dict(),
-                    "optimiser": self._optimiser.state_dict(),
-                    "step": self._step,
-                    "frames": self._frames,
-                    "seconds": self._seconds,
-                    "curve": self._curve,
-                },
-                partial,
-            )
-
-
-def commit_of_source() -> str | None:
-    """Find the commit of the source that trains, where it is a git checkout."""
-    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(line, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None
+        self._file.save(step=self._step, frames=self._frames, seconds=self._seconds, curve=self._curve)
 
 
 def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draws) -> dict[str, Tensor]:

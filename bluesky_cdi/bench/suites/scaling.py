@@ -48,11 +48,11 @@ def scaling(records: Sequence[Path], on_progress: Callable[[str], None] | None =
         cost is not in it.
     """
     tell = on_progress or (lambda _: None)
+    trainings = {path: _record(path) for path in records}
     rows, device = [], torch.device("cpu")
     batch = held_out(device, 1e5, 8, None)
-    for path in records:
+    for path, told in trainings.items():
         tell(path.name)
-        told = _record(path)
         net = UnrolledNet(UnrolledConfig(**told["config"]["model"]))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(batch.probe, batch.data)

@@ -5,28 +5,54 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bluesky_cdi.cli.bench.compression import add_compression
-from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_shot
+from bluesky_cdi.cli.bench.compression import COMPRESSION
+from bluesky_cdi.cli.bench.engines import ENGINES, LSQML, SINGLE_SHOT
 from bluesky_cdi.cli.bench.images import (
+    DRIFT,
+    FAULTS,
+    FINE_TUNING,
+    LATENTS,
+    LIVE,
+    PROBE_CHECKS,
+    QUALITY,
+    SCAN,
     SUITES,
-    add_drift,
-    add_faults,
-    add_fine_tuning,
-    add_latents,
-    add_live,
-    add_probe_checks,
-    add_quality,
-    add_scan,
 )
-from bluesky_cdi.cli.bench.many import add_many
-from bluesky_cdi.cli.bench.pretraining import add_pretraining
-from bluesky_cdi.cli.bench.rate import add_rate
-from bluesky_cdi.cli.bench.resolution import add_resolution
-from bluesky_cdi.cli.bench.scaling import add_scaling
-from bluesky_cdi.cli.bench.speed import add_events, add_memory, add_steps, add_throughput
-from bluesky_cdi.cli.bench.trust import add_trust
+from bluesky_cdi.cli.bench.many import MANY
+from bluesky_cdi.cli.bench.pretraining import PRETRAINING
+from bluesky_cdi.cli.bench.rate import RATE
+from bluesky_cdi.cli.bench.resolution import RESOLUTION
+from bluesky_cdi.cli.bench.scaling import SCALING
+from bluesky_cdi.cli.bench.speed import EVENTS, MEMORY, STEPS, THROUGHPUT
+from bluesky_cdi.cli.bench.trust import TRUST
 
 __all__ = ["SUITES", "add_bench"]
+
+# In the order of `bluesky-cdi bench --help`.
+PARTS = (
+    THROUGHPUT,
+    QUALITY,
+    TRUST,
+    SCAN,
+    PROBE_CHECKS,
+    DRIFT,
+    FAULTS,
+    LATENTS,
+    PRETRAINING,
+    LIVE,
+    STEPS,
+    EVENTS,
+    RATE,
+    MEMORY,
+    COMPRESSION,
+    MANY,
+    RESOLUTION,
+    FINE_TUNING,
+    SCALING,
+    ENGINES,
+    LSQML,
+    SINGLE_SHOT,
+)
 
 
 def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -41,28 +67,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     """
     bench = commands.add_parser("bench", help="measure speed on this machine, and quality")
     parts = bench.add_subparsers(dest="part", required=True, metavar="WHAT")
-    for add_part in (
-        add_throughput,
-        add_quality,
-        add_trust,
-        add_scan,
-        add_probe_checks,
-        add_drift,
-        add_faults,
-        add_latents,
-        add_pretraining,
-        add_live,
-        add_steps,
-        add_events,
-        add_rate,
-        add_memory,
-        add_compression,
-        add_many,
-        add_resolution,
-        add_fine_tuning,
-        add_scaling,
-        add_engines,
-        add_lsqml,
-        add_single_shot,
-    ):
-        add_part(parts, common)
+    for part in PARTS:
+        command = parts.add_parser(part.name, parents=[common], help=part.help)
+        part.add_options(command)
+        command.set_defaults(run=part.run)

@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,26 @@ from bluesky_cdi.cli.output import say
 from bluesky_cdi.errors import BlueskyCDIError
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Describe a part of ``bluesky-cdi bench``: its name, what `--help` says of it, its options, and what runs it.
+
+    Attributes
+    ----------
+    name, help : str
+        On the command line.
+    add_options : callable
+        Adds its options to its parser, which has the options of every command.
+    run : callable
+        Given the parsed arguments, measures and reports; returns the exit code.
+    """
+
+    name: str
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:

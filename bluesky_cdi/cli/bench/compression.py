@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from bluesky_cdi.cli.arguments import above_0, positive
-from bluesky_cdi.cli.bench.common import add_data, add_out, data_folder, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_data, add_out, data_folder, finish, prepare, tell
 
 
-def add_compression(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench compression`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "compression", parents=[common], help="bytes a frame: HDF5 filters, rounded counts, a prediction with residual"
-    )
+def _compression_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--doses", type=above_0, nargs="*", default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS",
@@ -31,7 +18,6 @@ def add_compression(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--epochs", type=positive, default=30, help="of the reconstructions (default: %(default)s)")
     add_data(command)
     add_out(command)
-    command.set_defaults(run=_bench_compression)
 
 
 def _bench_compression(args: argparse.Namespace) -> int:
@@ -47,3 +33,11 @@ def _bench_compression(args: argparse.Namespace) -> int:
         tell("recorded scans are left out: their folder is named with --data or BLUESKY_CDI_DATA")
     found = compression(folder, Options(tuple(args.doses), frames=args.frames, epochs=args.epochs), tell)
     return finish(args, found, table(found))
+
+
+COMPRESSION = Part(
+    "compression",
+    "bytes a frame: HDF5 filters, rounded counts, a prediction with residual",
+    _compression_options,
+    _bench_compression,
+)

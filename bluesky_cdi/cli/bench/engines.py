@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 from bluesky_cdi.cli.arguments import make_folder, positive
-from bluesky_cdi.cli.bench.common import add_data, add_device, add_out, data_folder, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_data, add_device, add_out, data_folder, finish, prepare, tell
 from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
@@ -27,19 +26,7 @@ ROWS = (
 )
 
 
-def add_engines(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench engines`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "engines", parents=[common], help="our engines and pty-chi's side by side, on recorded and simulated scans"
-    )
+def _engines_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--ptychi",
@@ -59,7 +46,6 @@ def add_engines(parts: Any, common: argparse.ArgumentParser) -> None:
     add_data(command)
     add_device(command, "cpu")
     add_out(command)
-    command.set_defaults(run=_bench_engines)
 
 
 def _bench_engines(args: argparse.Namespace) -> int:
@@ -79,21 +65,18 @@ def _bench_engines(args: argparse.Namespace) -> int:
     return finish(args, found, tables.engines(found))
 
 
-def add_lsqml(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench lsqml`` to `parts`, with the `common` options.
+ENGINES = Part(
+    "engines",
+    "our engines and pty-chi's side by side, on recorded and simulated scans",
+    _engines_options,
+    _bench_engines,
+)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser("lsqml", parents=[common], help="what LSQ-ML's likelihoods and mini-batches are worth")
+
+def _lsqml_options(command: argparse.ArgumentParser) -> None:
     add_data(command)
     add_device(command, "cpu")
     add_out(command)
-    command.set_defaults(run=_bench_lsqml)
 
 
 def _bench_lsqml(args: argparse.Namespace) -> int:
@@ -106,19 +89,10 @@ def _bench_lsqml(args: argparse.Namespace) -> int:
     return finish(args, found, tables.lsqml(found))
 
 
-def add_single_shot(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench single-shot`` to `parts`, with the `common` options.
+LSQML = Part("lsqml", "what LSQ-ML's likelihoods and mini-batches are worth", _lsqml_options, _bench_lsqml)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "single-shot", parents=[common], help="how often single frames are reconstructed from random starts"
-    )
+
+def _single_shot_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--size", type=positive, default=96, help="pixels along a side of the frame (default: %(default)s)")
     add("--starts", type=positive, default=20, help="on each frame (default: %(default)s)")
@@ -127,7 +101,6 @@ def add_single_shot(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--write", type=Path, metavar="FILE", help="write one frame of each isolated sample there (.npz), and no more")
     add_device(command, "cpu")
     add_out(command)
-    command.set_defaults(run=_bench_single_shot)
 
 
 def _bench_single_shot(args: argparse.Namespace) -> int:
@@ -154,6 +127,14 @@ def _bench_single_shot(args: argparse.Namespace) -> int:
         draw_single_shot(options, DOSES[1], args.figure)
     found = single_shot(options, tell)
     return finish(args, found, tables.single_shot(found))
+
+
+SINGLE_SHOT = Part(
+    "single-shot",
+    "how often single frames are reconstructed from random starts",
+    _single_shot_options,
+    _bench_single_shot,
+)
 
 
 def _data(args: argparse.Namespace) -> Path | None:

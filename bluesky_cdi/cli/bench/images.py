@@ -6,10 +6,11 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bluesky_cdi.cli.arguments import above_0, count, make_folder, positive
 from bluesky_cdi.cli.bench.common import (
+    Part,
     add_data,
     add_device,
     add_out,
@@ -40,19 +41,7 @@ TUNED = ("p25", "star", "star64")
 PAINTED = ("star", "particles", "cells", "blank", "natural", "leaves", "lines", "circuit", "phase", "gold")
 
 
-def add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench quality`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "quality", parents=[common], help="errors of networks beside iterative engines, on held-out and recorded scans"
-    )
+def _quality_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--weights",
@@ -76,7 +65,6 @@ def add_quality(parts: Any, common: argparse.ArgumentParser) -> None:
     add_device(command)
     add_out(command)
     add("--figure", type=Path, metavar="DIR", help="draw the default scan at three doses and the recorded ones there")
-    command.set_defaults(run=_bench_quality)
 
 
 def _bench_quality(args: argparse.Namespace) -> int:
@@ -101,26 +89,21 @@ def _bench_quality(args: argparse.Namespace) -> int:
     return finish(args, found, tables(found))
 
 
-def add_scan(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench scan`` to `parts`, with the `common` options.
+QUALITY = Part(
+    "quality",
+    "errors of networks beside iterative engines, on held-out and recorded scans",
+    _quality_options,
+    _bench_quality,
+)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "scan", parents=[common], help="write a scan of `bench quality`, for other programs or `train --probe`"
-    )
+
+def _scan_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("out", type=Path, help="file to write, ending in .npz (canonical), .cxi, or .h5 (Ptychodus)")
     add("--sample", default="star", metavar="KIND", help="star, natural, circuit, gold, ... (default: %(default)s)")
     add("--dose", type=above_0, default=1e5, metavar="PHOTONS", help="of a frame (default: %(default)s)")
     add("--frame-px", type=int, choices=(64, 128), default=64, help="pixels along a side (default: %(default)s)")
     add("--seed", type=count, default=0, help="of sample, positions and noise (default: %(default)s)")
-    command.set_defaults(run=_bench_scan)
 
 
 def _bench_scan(args: argparse.Namespace) -> int:
@@ -133,6 +116,11 @@ def _bench_scan(args: argparse.Namespace) -> int:
     found = {"scan": str(args.out), "frames": len(scan), "frame_px": args.frame_px, "name": scan.name}
     say_result(args, found, [("scan", str(args.out)), ("frames", f"{len(scan)} of {args.frame_px}x{args.frame_px}")])
     return 0
+
+
+SCAN = Part(
+    "scan", "write a scan of `bench quality`, for other programs or `train --probe`", _scan_options, _bench_scan
+)
 
 
 def _networks(weights: Sequence[str], baseline: Path | None, device: torch.device) -> list[Network]:
@@ -149,19 +137,7 @@ def _networks(weights: Sequence[str], baseline: Path | None, device: torch.devic
     return networks
 
 
-def add_live(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench live`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "live", parents=[common], help="how good the live image is: by dose, or of the replayed star over time"
-    )
+def _live_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--suite",
@@ -176,7 +152,6 @@ def add_live(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
     add_data(command)
     add_out(command)
-    command.set_defaults(run=_bench_live)
 
 
 def _bench_live(args: argparse.Namespace) -> int:
@@ -196,19 +171,12 @@ def _bench_live(args: argparse.Namespace) -> int:
     return finish(args, found, tables.live(found))
 
 
-def add_fine_tuning(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench fine-tuning`` to `parts`, with the `common` options.
+LIVE = Part(
+    "live", "how good the live image is: by dose, or of the replayed star over time", _live_options, _bench_live
+)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "fine-tuning", parents=[common], help="what tuning on a recorded scan's own frames brings"
-    )
+
+def _fine_tuning_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--scan", nargs="+", choices=TUNED, default=list(TUNED), metavar="NAME", help=f"of {', '.join(TUNED)}")
     add("--weights", default="canvas-small", metavar="NAME", help="shipped, or a .safetensors file")
@@ -220,7 +188,6 @@ def add_fine_tuning(parts: Any, common: argparse.ArgumentParser) -> None:
     add_data(command)
     add_device(command, "cpu")
     add_out(command)
-    command.set_defaults(run=_bench_fine_tuning)
 
 
 def _bench_fine_tuning(args: argparse.Namespace) -> int:
@@ -248,17 +215,12 @@ def _bench_fine_tuning(args: argparse.Namespace) -> int:
     return finish(args, found, tables.fine_tuning(found))
 
 
-def add_probe_checks(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench probe`` to `parts`, with the `common` options.
+FINE_TUNING = Part(
+    "fine-tuning", "what tuning on a recorded scan's own frames brings", _fine_tuning_options, _bench_fine_tuning
+)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser("probe", parents=[common], help="what the check-in of the probe brings")
+
+def _probe_checks_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--weights", default="canvas-small", metavar="NAME", help="shipped, or a .safetensors file")
     add("--samples", nargs="*", choices=CHECKED, default=list(CHECKED), metavar="KIND", help=f"of {', '.join(CHECKED)}")
@@ -270,7 +232,6 @@ def add_probe_checks(parts: Any, common: argparse.ArgumentParser) -> None:
     add_data(command)
     add_device(command, "cpu")
     add_out(command)
-    command.set_defaults(run=_bench_probe)
 
 
 def _bench_probe(args: argparse.Namespace) -> int:
@@ -299,17 +260,10 @@ def _bench_probe(args: argparse.Namespace) -> int:
     return finish(args, found, tables.probe(found))
 
 
-def add_drift(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench drift`` to `parts`, with the `common` options.
+PROBE_CHECKS = Part("probe", "what the check-in of the probe brings", _probe_checks_options, _bench_probe)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser("drift", parents=[common], help="when the alarm of a beam that changes rings")
+
+def _drift_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--engines", nargs="+", choices=("rpie", "lsqml"), default=["rpie", "lsqml"], help="that reconstruct")
     add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
@@ -317,7 +271,6 @@ def add_drift(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--seeds", type=positive, default=1, help="scans of each case (default: %(default)s)")
     add("--moved-um", type=above_0, default=50.0, metavar="UM", help="of the focus (default: %(default)s)")
     add_out(command)
-    command.set_defaults(run=_bench_drift)
 
 
 def _bench_drift(args: argparse.Namespace) -> int:
@@ -334,17 +287,10 @@ def _bench_drift(args: argparse.Namespace) -> int:
     return finish(args, found, tables.drift(found))
 
 
-def add_faults(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench faults`` to `parts`, with the `common` options.
+DRIFT = Part("drift", "when the alarm of a beam that changes rings", _drift_options, _bench_drift)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser("faults", parents=[common], help="whether a run names what goes wrong in it")
+
+def _faults_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--engines", nargs="+", choices=("rpie", "lsqml", "pinn"), default=["lsqml"], help="that reconstruct")
     add("--doses", nargs="+", type=above_0, default=[1e3, 1e4, 1e5, 1e6], metavar="PHOTONS", help="of a frame")
@@ -354,7 +300,6 @@ def add_faults(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--faults", nargs="*", metavar="FAULT", help="which (default: all; none are given: scans without a fault only)")
     add("--weights", default="canvas-small", help="of pinn (default: %(default)s)")
     add_out(command)
-    command.set_defaults(run=_bench_faults)
 
 
 def _bench_faults(args: argparse.Namespace) -> int:
@@ -373,19 +318,10 @@ def _bench_faults(args: argparse.Namespace) -> int:
     return finish(args, found, tables.faults(found))
 
 
-def add_latents(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench latents`` to `parts`, with the `common` options.
+FAULTS = Part("faults", "whether a run names what goes wrong in it", _faults_options, _bench_faults)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "latents", parents=[common], help="how stable latents of frames are, and how surely unusual frames are told"
-    )
+
+def _latents_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--weights", default="canvas-small", metavar="NAME", help="with a projection (default: %(default)s)")
     add("--samples", nargs="+", default=list(PAINTED), metavar="KIND", help=f"of {', '.join(PAINTED)}")
@@ -393,7 +329,6 @@ def add_latents(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--scenes", type=positive, default=100, help="of the kinds that training draws (default: %(default)s)")
     add_device(command)
     add_out(command)
-    command.set_defaults(run=_bench_latents)
 
 
 def _bench_latents(args: argparse.Namespace) -> int:
@@ -407,3 +342,11 @@ def _bench_latents(args: argparse.Namespace) -> int:
     options = Options(args.samples, seeds=args.seeds, scenes=args.scenes)
     found = latents(load_weights(args.weights, device), options, device, tell)
     return finish(args, found, tables.latents(found))
+
+
+LATENTS = Part(
+    "latents",
+    "how stable latents of frames are, and how surely unusual frames are told",
+    _latents_options,
+    _bench_latents,
+)

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from bluesky_cdi.cli.arguments import positive
-from bluesky_cdi.cli.bench.common import add_out, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_out, finish, prepare, tell
 
 
-def add_many(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench many`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "many", parents=[common], help="a series of scans by one worker of reconstruct-many and by several"
-    )
+def _many_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--scans", type=positive, default=8, help="in the series (default: %(default)s)")
     add("--workers", type=positive, default=2, help="to be compared with one (default: %(default)s)")
@@ -29,7 +16,6 @@ def add_many(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--iterations", type=positive, default=60, help="of LSQ-ML (default: %(default)s)")
     add("--frame-px", type=positive, default=64, help="pixels along a side of the frames (default: %(default)s)")
     add_out(command)
-    command.set_defaults(run=_bench_many)
 
 
 def _bench_many(args: argparse.Namespace) -> int:
@@ -43,3 +29,6 @@ def _bench_many(args: argparse.Namespace) -> int:
     options = Options(args.scans, args.workers, args.repeats, iterations=args.iterations, frame_px=args.frame_px)
     found = many(options, tell)
     return finish(args, found, table(found))
+
+
+MANY = Part("many", "a series of scans by one worker of reconstruct-many and by several", _many_options, _bench_many)

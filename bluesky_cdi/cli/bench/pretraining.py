@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bluesky_cdi.cli.arguments import count
-from bluesky_cdi.cli.bench.common import add_device, add_out, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_device, add_out, finish, prepare, tell
 
 if TYPE_CHECKING:
     import torch
@@ -15,21 +15,7 @@ if TYPE_CHECKING:
     from bluesky_cdi.models.frame_weights import TrainedFrameModel
 
 
-def add_pretraining(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench pretraining`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "pretraining",
-        parents=[common],
-        help="what a frame encoder predicts of hidden frames, and its class tokens tell",
-    )
+def _pretraining_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "encoder",
@@ -49,7 +35,6 @@ def add_pretraining(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--scan", type=Path, metavar="FILE", help="draw a window of this recorded scan instead of a simulated one")
     add_device(command)
     add_out(command)
-    command.set_defaults(run=_bench_pretraining)
 
 
 def _bench_pretraining(args: argparse.Namespace) -> int:
@@ -68,6 +53,14 @@ def _bench_pretraining(args: argparse.Namespace) -> int:
         found = record([device], {"encoder": trained.name, "encoder_sha256": trained.sha256}, rows=[])
     found["predicted"] = _draw(args, trained, device) if args.figure else trained.record.get("validation", {})
     return finish(args, found, tables.pretraining(found))
+
+
+PRETRAINING = Part(
+    "pretraining",
+    "what a frame encoder predicts of hidden frames, and its class tokens tell",
+    _pretraining_options,
+    _bench_pretraining,
+)
 
 
 def _draw(args: argparse.Namespace, trained: TrainedFrameModel, device: torch.device) -> dict[str, dict[str, float]]:

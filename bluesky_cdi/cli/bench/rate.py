@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from bluesky_cdi.cli.arguments import positive
-from bluesky_cdi.cli.bench.common import add_device, add_out, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_device, add_out, finish, prepare, tell
 
 
-def add_rate(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench rate`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "rate",
-        parents=[common],
-        help="frames a second from documents to live images, and their latency; on a GPU from a file to the image",
-    )
+def _rate_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--source",
@@ -46,7 +31,6 @@ def add_rate(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, help="least time of all passes (default: 60 on a GPU, one pass on a CPU)")
     add_device(command)
     add_out(command)
-    command.set_defaults(run=_bench_rate)
 
 
 def _bench_rate(args: argparse.Namespace) -> int:
@@ -73,3 +57,11 @@ def _bench_rate(args: argparse.Namespace) -> int:
     )
     found = bench.file_rate(device, options, tell)
     return finish(args, found, report.file(found))
+
+
+RATE = Part(
+    "rate",
+    "frames a second from documents to live images, and their latency; on a GPU from a file to the image",
+    _rate_options,
+    _bench_rate,
+)

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from bluesky_cdi.cli.arguments import above_0, positive
-from bluesky_cdi.cli.bench.common import add_out, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_out, finish, prepare, tell
 
 
-def add_resolution(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench resolution`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "resolution",
-        parents=[common],
-        help="simulated scans that stop at a wanted resolution, and whether they have it",
-    )
+def _resolution_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--samples", nargs="+", default=["star", "leaves"], metavar="KIND", help="(default: star leaves)")
     add(
@@ -37,7 +22,6 @@ def add_resolution(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--budget", type=positive, default=250, help="most frames of a scan (default: %(default)s)")
     add("--reconstructor", default="pinn", help="name of it (default: %(default)s)")
     add_out(command)
-    command.set_defaults(run=_bench_resolution)
 
 
 def _bench_resolution(args: argparse.Namespace) -> int:
@@ -52,3 +36,11 @@ def _bench_resolution(args: argparse.Namespace) -> int:
     options = Options(args.samples, args.doses, targets_m, args.seeds, args.budget, args.reconstructor)
     found = resolution(options, tell)
     return finish(args, found, table(found))
+
+
+RESOLUTION = Part(
+    "resolution",
+    "simulated scans that stop at a wanted resolution, and whether they have it",
+    _resolution_options,
+    _bench_resolution,
+)

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from bluesky_cdi.cli.bench.common import add_out, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_out, finish, prepare, tell
 
 
-def add_scaling(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench scaling`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "scaling", parents=[common], help="how the error of networks goes with their size and their training"
-    )
+def _scaling_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("records", nargs="+", type=Path, metavar="FILE", help="records (.json) of trainings from nothing")
     add_out(command)
     add("--figure", type=Path, metavar="FILE", help="draw error over compute there")
-    command.set_defaults(run=_bench_scaling)
 
 
 def _bench_scaling(args: argparse.Namespace) -> int:
@@ -38,3 +24,8 @@ def _bench_scaling(args: argparse.Namespace) -> int:
     if args.figure:
         draw(found, args.figure)
     return finish(args, found, table(found))
+
+
+SCALING = Part(
+    "scaling", "how the error of networks goes with their size and their training", _scaling_options, _bench_scaling
+)

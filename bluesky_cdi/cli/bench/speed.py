@@ -7,23 +7,11 @@ import json
 from typing import Any
 
 from bluesky_cdi.cli.arguments import positive
-from bluesky_cdi.cli.bench.common import add_device, add_out, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_device, add_out, finish, prepare, tell
 from bluesky_cdi.cli.output import say_result
 
 
-def add_throughput(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench throughput`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "throughput", parents=[common], help="frames a second, from counts in memory to the stitched object"
-    )
+def _throughput_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--sizes",
@@ -47,7 +35,6 @@ def add_throughput(parts: Any, common: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=3.0, help="least time for each number (default: %(default)s)")
     add_device(command)
     add_out(command)
-    command.set_defaults(run=_bench_throughput)
 
 
 def _bench_throughput(args: argparse.Namespace) -> int:
@@ -74,6 +61,14 @@ def _bench_throughput(args: argparse.Namespace) -> int:
     return 0
 
 
+THROUGHPUT = Part(
+    "throughput",
+    "frames a second, from counts in memory to the stitched object",
+    _throughput_options,
+    _bench_throughput,
+)
+
+
 def _speed(case: dict[str, Any]) -> str:
     parts = case["us_per_frame"]
     split = ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
@@ -86,26 +81,13 @@ def _speed(case: dict[str, Any]) -> str:
     )
 
 
-def add_steps(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench steps`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "steps", parents=[common], help="seconds of a step of the live reconstructor as a scan grows, on one CPU thread"
-    )
+def _steps_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--side", type=positive, default=40, help="frames along each side (default: %(default)s)")
     add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
     add("--window", type=positive, default=384, help="reconstructor.window_px (default: %(default)s)")
     add("--batch", type=positive, default=32, help="frames added at a time (default: %(default)s)")
     add_out(command)
-    command.set_defaults(run=_bench_steps)
 
 
 def _bench_steps(args: argparse.Namespace) -> int:
@@ -120,25 +102,20 @@ def _bench_steps(args: argparse.Namespace) -> int:
     return finish(args, found, tables.steps(found))
 
 
-def add_events(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench events`` to `parts`, with the `common` options.
+STEPS = Part(
+    "steps",
+    "seconds of a step of the live reconstructor as a scan grows, on one CPU thread",
+    _steps_options,
+    _bench_steps,
+)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "events", parents=[common], help="milliseconds of an event: bare, with the journal, in a live session"
-    )
+
+def _events_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--events", type=positive, default=3000, help="of each of the three (default: %(default)s)")
     add("--rounds", type=positive, default=3, help="rasters that these are split into (default: %(default)s)")
     add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
     add_out(command)
-    command.set_defaults(run=_bench_events)
 
 
 def _bench_events(args: argparse.Namespace) -> int:
@@ -150,26 +127,18 @@ def _bench_events(args: argparse.Namespace) -> int:
     return finish(args, found, tables.events(found))
 
 
-def add_memory(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench memory`` to `parts`, with the `common` options.
+EVENTS = Part(
+    "events", "milliseconds of an event: bare, with the journal, in a live session", _events_options, _bench_events
+)
 
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser(
-        "memory", parents=[common], help="what the three processes of a live session hold, run after run"
-    )
+
+def _memory_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--runs", type=positive, default=10, help="one after the other (default: %(default)s)")
     add("--events", type=positive, default=300, help="of each run (default: %(default)s)")
     add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
     add("--tidy", action="store_true", help="collect garbage, and give free memory back, after each run")
     add_out(command)
-    command.set_defaults(run=_bench_memory)
 
 
 def _bench_memory(args: argparse.Namespace) -> int:
@@ -179,3 +148,8 @@ def _bench_memory(args: argparse.Namespace) -> int:
     prepare(args)
     found = memory(Options(args.runs, args.events, args.step, args.tidy), tell)
     return finish(args, found, tables.memory(found))
+
+
+MEMORY = Part(
+    "memory", "what the three processes of a live session hold, run after run", _memory_options, _bench_memory
+)

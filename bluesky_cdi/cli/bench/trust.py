@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bluesky_cdi.cli.arguments import above_0, count, positive
-from bluesky_cdi.cli.bench.common import add_data, add_device, add_out, data_folder, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_data, add_device, add_out, data_folder, finish, prepare, tell
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 SCENES = ("zone plate, star", "zone plate, photograph", "mirrors, circuit", "mirrors, cells")
 
 
-def add_trust(parts: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``bench trust`` to `parts`, with the `common` options.
-
-    Parameters
-    ----------
-    parts : argparse subparsers
-        Those of ``bluesky-cdi bench``.
-    common : ArgumentParser
-        Options that every command has.
-    """
-    command = parts.add_parser("trust", parents=[common], help="what predicted errors are worth: shares, sizes, ranks")
+def _trust_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--weights", nargs="+", default=["canvas-small"], metavar="NAME", help="shipped, files, or none: LSQ-ML alone")
     add("--estimators", nargs="+", default=[], metavar="NAME", help="uncertainty estimators (default: the usual one)")
@@ -51,7 +41,6 @@ def add_trust(parts: Any, common: argparse.ArgumentParser) -> None:
     add_device(command, "cpu")
     add_out(command)
     add("--figure", type=Path, metavar="FILE", help="draw reliability diagrams there")
-    command.set_defaults(run=_bench_trust)
 
 
 def _bench_trust(args: argparse.Namespace) -> int:
@@ -86,6 +75,9 @@ def _bench_trust(args: argparse.Namespace) -> int:
     if args.figure:
         diagram.draw(args.figure)
     return finish(args, found, tables(found))
+
+
+TRUST = Part("trust", "what predicted errors are worth: shares, sizes, ranks", _trust_options, _bench_trust)
 
 
 def _bench_target(args: argparse.Namespace, device: torch.device) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import pickle
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,13 +18,12 @@ from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.frame_decoders import MaskedFrameModel
 from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
 from bluesky_cdi.models.frame_weights import save_frame_model
-from bluesky_cdi.training.pretrain import commit_of_source
 from bluesky_cdi.training.pretraining.losses import MaskedLosses
 from bluesky_cdi.training.pretraining.masking import draw_shown
 from bluesky_cdi.training.pretraining.scans import ScanSource
 from bluesky_cdi.training.pretraining.validation import validate_frames
 from bluesky_cdi.training.process_group import ProcessGroup
-from bluesky_cdi.whole_file import whole_file
+from bluesky_cdi.training.run_file import RunFile, made_on
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +114,6 @@ def pretrain_frames(
     model.eval()
     if not processes.leads:
         return {}
-    cuda = processes.device.type == "cuda"
     record = {
         "config": asdict(config),
         "recorded_scans": source.names,
@@ -128,10 +124,7 @@ def pretrain_frames(
         "steps": curve[-1]["step"],
         "frames_seen": curve[-1]["frames_seen"],
         "curve": curve,
-        "device": torch.cuda.get_device_name(processes.device) if cuda else platform.machine(),
-        "processes": processes.size,
-        "commit": commit_of_source(),
-        "torch": torch.__version__,
+        **made_on(processes),
         "validation": validate_frames(model, processes.device),
     }
     digest = save_frame_model(model, out, record)
@@ -192,19 +185,14 @@ class _Run:
         self._save()
         return self._curve
 
+    @property
+    def _file(self) -> RunFile:
+        parts = {"model": self._model, "optimiser": self._optimiser}
+        return RunFile(self.state_file, self._which, "scans and processes", parts, self._processes)
+
     def resume(self) -> None:
         """Go on where the interrupted run's last saved state was."""
-        try:
-            state = torch.load(self.state_file, map_location=self._processes.device, weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as err:
-            raise WeightsError(f"can't resume from {self.state_file}: {err}. Start anew without resuming.") from err
-        if state.get("run") != self._which:
-            raise WeightsError(
-                f"{self.state_file} is of another run ({state.get('run')}); resume it with the same options, scans and "
-                "processes, or start anew"
-            )
-        self._model.load_state_dict(state["model"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        state = self._file.load()
         self._step, self._frames, self._seconds = state["step"], state["frames"], state["seconds"]
         self._curve = state["curve"]
         self._agreed = self._seconds / self._config.seconds
@@ -257,19 +245,4 @@ class _Run:
             log.info("%s", json.dumps(self._curve[-1]))
 
     def _save(self) -> None:
-        if not self._processes.leads or self._step == 0:
-            return
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.state_file) as partial:
-            torch.save(
-                {
-                    "run": self._which,
-                    "model": self._model.state_dict(),
-                    "optimiser": self._optimiser.state_dict(),
-                    "step": self._step,
-                    "frames": self._frames,
-                    "seconds": self._seconds,
-                    "curve": self._curve,
-                },
-                partial,
-            )
+        self._file.save(step=self._step, frames=self._frames, seconds=self._seconds, curve=self._curve)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bluesky_cdi.bench.reports.scaling import draw, table
+from bluesky_cdi.bench.suites import scaling as suite
 from bluesky_cdi.bench.suites.scaling import PASSES_OF_TRAINING, scaling
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
@@ -32,6 +33,14 @@ def files(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def found(files):
+    """What is gathered of them, with one scene in place of eight: operations are counted a frame."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "held_out", lambda device, photons, number, probe: held_out(device, photons, 1, probe))
+        yield suite.scaling(files)
+
+
 def operations_of_convolutions(path):
     """Count them by what goes in and out of each, two for a multiplication and an addition; of one frame's share."""
     net, total = load_weights(path.with_suffix(".safetensors")).unrolled_net, 0
@@ -46,14 +55,14 @@ def operations_of_convolutions(path):
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             module.register_forward_hook(count)
-    batch = held_out(torch.device("cpu"), 1e5, 8, None)
+    batch = held_out(torch.device("cpu"), 1e5, 1, None)
     with torch.no_grad():
         net(batch.probe, batch.data)
     return total / len(batch.data)
 
 
-def test_the_operations_are_those_of_the_convolutions_over_all_frames_seen(files):
-    narrow, wide = scaling(files)["rows"]
+def test_the_operations_are_those_of_the_convolutions_over_all_frames_seen(files, found):
+    narrow, wide = found["rows"]
     for row, path in ((narrow, files[0]), (wide, files[1])):
         expected = PASSES_OF_TRAINING * operations_of_convolutions(path) * row["frames"]
         assert row["flop"] == pytest.approx(expected, rel=0.01)
@@ -63,8 +72,7 @@ def test_the_operations_are_those_of_the_convolutions_over_all_frames_seen(files
     assert narrow["error"] == pytest.approx(math.sqrt(0.4 * 0.1))
 
 
-def test_the_table_and_the_figure(files, tmp_path):
-    found = scaling(files)
+def test_the_table_and_the_figure(found, tmp_path):
     lines = table(found).splitlines()
     assert len(lines) == 4 and "1 stages, 4 channels" in lines[2] and "| 0.400 | 0.100 | 0.200 |" in lines[2]
     draw(found, tmp_path / "scaling.png")

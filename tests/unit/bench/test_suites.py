@@ -1,10 +1,12 @@
 """The suites on settings small enough for a test: what they measure, their tables, their commands."""
 
 import contextlib
+import itertools
 import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,8 +222,12 @@ def test_a_replayed_scan_shows_images_as_frames_come(monkeypatch, tmp_path, caps
     config = load_config(
         overrides={"reconstructor": {"name": "rpie", "background": 0.0, "final_steps": 2}, "probe": {"trust": True}}
     )
-    shown = replay.replayed(scan, config, 1e3, 12)
-    assert shown[0].estimate.n_frames == shown[0].arrived >= 1
+    # A millisecond passes with each look at the clock.
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 1e-3).__next__)
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "time", clock)
+        shown = replay.replayed(scan, config, 1e3, 12)
+    assert shown[0].estimate.n_frames == shown[0].arrived == 2
     assert all(a.seconds < b.seconds and a.arrived <= b.arrived for a, b in pairwise(shown))
     assert shown[-1].estimate.n_frames == 12 and np.mean(shown[-1].estimate.residual) < np.mean(
         shown[0].estimate.residual

@@ -1,11 +1,13 @@
 """The assembler: every way that frames travel gives the same frames, and no fault of the input reaches the scan."""
 
+import itertools
 import os
 import re
 import time
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -22,8 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ophyd.sim import SynAxis
 
-from bluesky_cdi.callbacks import FrameAssembler, FrameSink
+from bluesky_cdi.callbacks import FrameAssembler, FrameSink, _run_feed
 from bluesky_cdi.callbacks._frame_files import FrameFiles, path_of
+from bluesky_cdi.callbacks._frame_maker import FrameMaker
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.config import DetectorConfig
 from bluesky_cdi.errors import DocumentError, FrameError, NoPtychographyError, ScanFileError
@@ -256,11 +259,11 @@ class TestWays:
         assert sorted(sink.frames) == [1, 2, 4] and [number for number, _ in sink.left_out] == [3]
         np.testing.assert_array_equal(sink.frames[4].counts, FRAMES[3])
 
-    def test_frames_say_when_their_documents_were_complete(self, path):
-        before = time.monotonic()
+    def test_frames_say_when_their_documents_were_complete(self, path, monkeypatch):
+        clock = itertools.count(100.0).__next__
+        monkeypatch.setattr(_run_feed, "FrameMaker", partial(FrameMaker, clock=clock))
         sink, _ = feed(stream_documents(path))
-        arrived = [sink.frames[k].arrived_s for k in range(1, N + 1)]
-        assert before <= arrived[0] and arrived == sorted(arrived) and arrived[-1] <= time.monotonic()
+        assert [sink.frames[k].arrived_s for k in range(1, N + 1)] == [100.0 + k for k in range(N)]
 
     def test_compressed(self, tmp_path):
         assert_the_frames(feed(stream_documents(write_frames(tmp_path / "a.h5", **hdf5plugin.Bitshuffle())))[0])

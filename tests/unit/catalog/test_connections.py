@@ -42,9 +42,21 @@ def limits(monkeypatch):
     return set_limits
 
 
+class Server(uvicorn.Server):
+    """Tells how many of its connections are open, and at work."""
+
+    @property
+    def n_open(self):
+        return len(self.server_state.connections)
+
+    @property
+    def n_at_work(self):
+        return sum(not each.is_idle for each in list(self.server_state.connections))
+
+
 @pytest.fixture
-def connect():
-    """Open sockets to a server, which runs for as long as the test."""
+def server():
+    """A server that runs for as long as the test."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         config = uvicorn.Config(
@@ -55,7 +67,7 @@ def connect():
             lifespan="off",
             timeout_keep_alive=240,
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 
@@ -64,7 +76,15 @@ def connect():
             thread.join()
 
         stack.callback(stop)
-        yield lambda: stack.enter_context(socket.create_connection(listener.getsockname(), SOON_S))
+        server.address = listener.getsockname()
+        yield server
+
+
+@pytest.fixture
+def connect(server):
+    """Open sockets to the server."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(socket.create_connection(server.address, SOON_S))
 
 
 def drip(client, data):
@@ -113,10 +133,10 @@ def test_silent_clients_and_slow_heads_are_ended(connect, limits):
 
 
 def test_a_slow_second_head_is_ended(connect, limits):
-    limits(HEAD_S=0.5)
     client = connect()
     client.sendall(POST + b"12345")
     assert answer(client)
+    limits(HEAD_S=0.5)
     drip(client, b"GET / HTTP/1.1\r\nHost: " + b"a" * 10_000)
 
 
@@ -149,30 +169,29 @@ def test_a_long_body_at_the_rate_is_taken(connect, limits):
     assert answer(client).endswith(b"1005")
 
 
-def test_a_client_that_does_not_take_its_answer_is_ended(connect, limits):
+def test_a_client_that_does_not_take_its_answer_is_ended(connect, server, until, limits):
     limits(ANSWER_S=0.3)
     client = connect()
     client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
-    deadline = time.monotonic() + SOON_S
+    until(lambda: server.n_at_work == 1)
+    until(lambda: server.n_open == 0)
     # The kernel still hands on what it has taken; the rest never comes.
-    got = None
-    time.sleep(2.0)
-    size = 0
+    got, size = None, 0
     with contextlib.suppress(ConnectionError):
-        while got != b"" and time.monotonic() < deadline:
+        while got != b"":
             got = client.recv(2**20)
             size += len(got)
     assert size < LARGE
 
 
-def test_the_longest_idle_one_makes_room(connect, limits):
+def test_the_longest_idle_one_makes_room(connect, server, until, limits):
     limits(CONNECTIONS_MAX=3)
     first, second, third = connect(), connect(), connect()
     for client in (first, second, third):
         client.sendall(POST + b"12345")
         assert answer(client)
-    first.sendall(POST)  # it is at work now
-    time.sleep(0.2)
+    first.sendall(POST)
+    until(lambda: server.n_at_work == 1)
     newest = connect()
     assert is_ended(second)
     for client, rest in ((newest, POST + b"12345"), (first, b"12345"), (third, POST + b"12345")):
@@ -180,12 +199,12 @@ def test_the_longest_idle_one_makes_room(connect, limits):
         assert answer(client).startswith(b"HTTP/1.1 200")
 
 
-def test_where_all_are_at_work_a_new_one_is_refused(connect, limits):
+def test_where_all_are_at_work_a_new_one_is_refused(connect, server, until, limits):
     limits(CONNECTIONS_MAX=2)
     busy = [connect(), connect()]
     for client in busy:
         client.sendall(POST)
-    time.sleep(0.2)
+    until(lambda: server.n_at_work == 2)
     assert is_ended(connect())
     for client in busy:
         client.sendall(b"12345")

@@ -136,7 +136,8 @@ class Keep:
 class Bench:
     """A worker with its parts in reach."""
 
-    def __init__(self, final_steps=10, checkpoint_s=600.0, latency_s=math.inf, **options):
+    def __init__(self, until, final_steps=10, checkpoint_s=600.0, latency_s=math.inf, **options):
+        self.until = until
         self.rebuilds, self.agents, self.records, self.kept, self.heard = [], [], [], [], []
         self.listener_error = self.rebuild_error = self.agent_error = self.points_error = None
         parts = WorkerParts(self._rebuild, self._agent, self._record, self._points, self._keep, [self._listen])
@@ -186,19 +187,13 @@ class Bench:
         for seq_num in seq_nums:
             self.worker.put(frame(seq_num))
 
-    def until(self, condition):
-        deadline = time.monotonic() + SOON_S
-        while not condition():
-            assert time.monotonic() < deadline, "did not come about"
-            time.sleep(0.002)
-
 
 @pytest.fixture
-def make_bench():
+def make_bench(until):
     benches = []
 
     def make(**options):
-        benches.append(Bench(**options))
+        benches.append(Bench(until, **options))
         return benches[-1]
 
     yield make
