@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import zipfile
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import h5py
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bluesky_cdi.catalog import list_results
 from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.web import Page, reader
@@ -178,14 +180,22 @@ class TestList:
         rows = {row["uid"]: row for row in found["runs"] if not row["replaced"]}
         assert found["whole"]
         assert set(rows) == {place.complete, place.again, place.without, place.going}
-        assert rows[place.complete] | {"time": 0} == {
-            "uid": place.complete, "raw_uid": place.raw, "scan_id": 7, "plan": "adaptive", "sample": sample.EVIL,
-            "time": 0,
-            "made_by": "lsqml", "n_frames": 9, "status": "success", "complete": True, "verdict": "doubtful",
+        assert rows[place.complete] | {"time": 0, "title": ""} == {
+            "uid": place.complete, "raw_uid": place.raw, "scan_id": 7, "plan_name": "adaptive", "sample": sample.EVIL,
+            "time": 0, "raw_time": 1.7e9, "title": "",
+            "made_by": "lsqml", "n_frames": 9, "exit_status": "success", "complete": True, "verdict": "doubtful",
             "has_image": True, "replaced": False,
         }  # fmt: skip
-        assert (rows[place.without]["n_frames"], rows[place.without]["status"]) == (4, "success")
-        assert rows[place.going]["status"] is None
+        assert (rows[place.without]["n_frames"], rows[place.without]["exit_status"]) == (4, "success")
+        assert rows[place.going]["exit_status"] is None
+
+    def test_rows_are_those_of_the_catalogs_own_list(self, ask, place):
+        rows = {row["uid"]: row for row in ask("api/runs").json()["runs"] if not row["replaced"]}
+        for known in list_results(place.catalog):
+            row = rows[known.uid or known.raw_uid]
+            assert {**row, "uid": known.uid} == {
+                **asdict(known), "has_image": row["has_image"], "replaced": False
+            }  # fmt: skip
 
     def test_only_what_changed(self, ask):
         found = ask("api/runs").json()
