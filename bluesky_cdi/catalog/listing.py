@@ -144,7 +144,7 @@ def read_selected(runs: Any, first: int = 0, stop: int | None = None) -> Iterato
     at, params = runs.item["links"]["search"], {**runs._queries_as_params, "select_metadata": SELECTED}
     while stop is None or first < stop:
         most = PAGE if stop is None else min(PAGE, stop - first)
-        params |= {"page[offset]": first, "page[limit]": most, "fields": "metadata"}
+        params |= {"page[offset]": first, "page[limit]": most, "fields": "metadata", "omit_links": True}
         found = handle_error(runs.context.http_client.get(at, params=params)).json()["data"]
         for entry in found:
             yield entry["attributes"]["metadata"]["selected"]
