@@ -184,7 +184,9 @@ export class RunView {
     const { measured, updates, frames, decisions } = this.data;
     const isLast = this.step >= this.last;
     const time = updates.time[this.step];
-    const n = isLast || !measured.time.length ? measured.y_m.length : measured.time.filter((each) => each <= time).length;
+    // Where frames tell no time of this clock, as in a fly scan: as many as are in the image.
+    const then = measured.time.length ? measured.time.filter((each) => each <= time).length : updates.n_frames[this.step];
+    const n = isLast ? measured.y_m.length : then;
     const points = measured.y_m.slice(0, n).map((y, i) => [y, measured.x_m[i]]);
     const at = this.decisionAt(this.step);
     const over = isLast && this.isOver();
