@@ -18,7 +18,7 @@ from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.pipeline import ELSEWHERE, LATENCIES
 from bluesky_cdi.evaluation.pipeline import KEY as PIPELINE
 from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
-from bluesky_cdi.evaluation.resolution import noted_frc
+from bluesky_cdi.evaluation.resolution import noted_frc, with_curve
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.web.points import measured_points, rate_of
 
@@ -110,15 +110,16 @@ def _about_result(derived: Metadata) -> dict[str, Any]:
         "verdict_said": verdict_said(noted),
         "causes": list(causes_of(noted)),
         "uncertainty": stop.get("uncertainty"),
-        "halves": _halves(stop.get(RESOLUTION)),
+        "halves": _halves(stop),
+        "why_no_halves": (stop.get(RESOLUTION) or {}).get("says"),
         "loss_history": stop.get("loss_history"),
         "start": dict(start),
     }
 
 
-def _halves(notes: Metadata | None) -> dict[str, Any] | None:
+def _halves(stop: Metadata) -> dict[str, Any] | None:
     """Give the ring correlation of two halves with its threshold; None where no halves were compared."""
-    if not notes or not notes.get("frequency_per_m"):
+    if (notes := with_curve(stop)) is None:
         return None
     frc = noted_frc(notes)
     found = notes["resolution_m"][-1]
