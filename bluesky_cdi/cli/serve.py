@@ -93,9 +93,12 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
             pass
     with contextlib.ExitStack() as stack:
 
+        pages = []
+
         def page(uri: str) -> Page:
             made = Page(lambda: open_catalog(uri), key, public=args.public, config=config)
             stack.callback(made.close)
+            pages.append(made)
             return made
 
         uri = stack.enter_context(
@@ -110,6 +113,8 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
             )
         )
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        for made in pages:
+            made.prepare()
         _say(args, str(folder), uri.partition("/api/v1")[0], key, tiled=True)
         _wait()
     return 0
@@ -132,6 +137,7 @@ def _serve_page(args: argparse.Namespace, config: Config, connect: Callable[[], 
         stack.callback(page.close)
         address = stack.enter_context(serve_page(page, api_key=key, port=args.port, host=args.host))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        page.prepare()
         _say(args, name, address, key)
         _wait()
     return 0

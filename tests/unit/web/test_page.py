@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import socket
+import threading
 import zipfile
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -172,6 +173,23 @@ def test_a_catalog_that_is_gone_is_looked_for_again(place):
     page = Page(lambda: next(there)(), "Key1", public=False, config=load_config())
     assert asked(page, "/page/api/runs").status_code == 503
     assert "there is none" not in asked(page, "/page/api/runs").text
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_catalog_is_opened_before_somebody_asks(place, is_there):
+    """The first who asks would wait while Tiled's client and PyTorch are loaded; one that is not there is no fault."""
+    tried, opened = [], threading.Event()
+
+    def connect():
+        tried.append(is_there)
+        opened.set()
+        return place.catalog if is_there or len(tried) > 1 else refuses()
+
+    page = Page(connect, "Key1", public=False, config=load_config())
+    page.prepare()
+    assert opened.wait(FOREVER_S)
+    assert asked(page, "/page/api/runs").status_code == 200
+    assert len(tried) == (1 if is_there else 2)
 
 
 class TestList:
