@@ -19,8 +19,10 @@ from bluesky_cdi.protocols import FloatArray
 
 def stamped_places(
     documents: Iterable[tuple[str, Mapping[str, Any]]], settings: DocumentsConfig
-) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """Find where frames were measured, without reading any; those whose position is not known yet are left out.
+) -> tuple[npt.NDArray[np.int64], FloatArray, FloatArray]:
+    """Find where and when frames were measured, without reading any; those of unknown position are left out.
+
+    Columns that files do not hold yet, though they are announced, count as unknown.
 
     Parameters
     ----------
@@ -35,6 +37,8 @@ def stamped_places(
         Of the frames, in their order.
     positions_m : ndarray, shape (n, 2)
         (y, x) of the middle of each exposure, metres.
+    centres_s : ndarray, shape (n,)
+        When that was by the clock of the time stamps, seconds.
 
     Raises
     ------
@@ -42,7 +46,8 @@ def stamped_places(
         If the run has no stream of positions, or it can't be told how frames find theirs.
     """
     choice = KeyChoice(settings.frame_key, settings.position_keys, settings.position_unit, settings.monitor_key)
-    places: dict[int, tuple[float, float]] = {}
+    places: dict[int, tuple[float, float, float]] = {}
+    placed = 0
     run: StampedRun | None = None
     keys: StreamKeys | None = None
     start: Mapping[str, Any] = {}
@@ -64,6 +69,8 @@ def stamped_places(
                     keys = StreamKeys.from_documents(start, each, choice)
                 elif kind == "event" and keys is not None and all(key in each["data"] for key in keys.position):
                     y, x = (each["data"][key] * unit for key, unit in zip(keys.position, keys.metres_per, strict=True))
-                    places[int(each["seq_num"])] = (float(y), float(x))
+                    places[int(each["seq_num"])] = (float(y), float(x), run.positions.centre_s[placed])
+                    placed += 1
     numbers = np.array(sorted(places), np.int64)
-    return numbers, np.array([places[number] for number in numbers.tolist()], np.float64).reshape(-1, 2)
+    found = np.array([places[number] for number in numbers.tolist()], np.float64).reshape(-1, 3)
+    return numbers, found[:, :2], found[:, 2]

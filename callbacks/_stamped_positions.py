@@ -31,13 +31,15 @@ class StampedPositions:
     ----------
     overdue : dict of int to str
         Numbers of frames that were overdue, and why they had no position then.
-    smear_m, error_m : list of float
-        Of each placed frame: the distance between the positions at the exposure's beginning and end; how far
-        interpolation may be off, from the curvature of the motion between samples.
+    centre_s, smear_m, error_m : list of float
+        Of each placed frame, in the order of placing: the middle of its exposure; the distance between the positions at
+        the exposure's beginning and end; how far interpolation may be off, from the curvature of the motion between
+        samples.
     """
 
     def __init__(self, lead_s: float, gap_s: float | None = None) -> None:
         self.overdue: dict[int, str] = {}
+        self.centre_s: list[float] = []
         self.smear_m: list[float] = []
         self.error_m: list[float] = []
         self._lead_s, self._gap_s = lead_s, gap_s
@@ -108,6 +110,7 @@ class StampedPositions:
         numbers, centres, exposures, after = numbers[ready], centres[ready], exposures[ready], after[ready]
         positions = self._at(centres)
         ends = [self._at(centres + sign * exposures / 2) for sign in (-1, 1)]
+        self.centre_s.extend(centres.tolist())
         self.smear_m.extend(np.hypot(*(ends[1] - ends[0]).T).tolist())
         self.error_m.extend(self._errors(after).tolist())
         for number in numbers:

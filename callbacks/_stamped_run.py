@@ -139,7 +139,7 @@ class StampedRun:
                 "(exposure_time, seconds), or let stamps mark the middle (documents.time_stamps.frame_marks: centre)."
             )
         for described, chosen in ((frames, self._settings.frame_key), (samples, self._settings.position_key)):
-            self._stamps[described["name"]] = time_key(described, chosen)
+            self._stamps[described["name"]] = _time_key(described, chosen)
         self._number_key = self._settings.number_key or self._start.get("frame_number_key")
         yield "descriptor", merged
         held, self._held = self._held, []
@@ -259,15 +259,8 @@ def _merged(frames: Document, samples: Document) -> dict[str, Any]:
     }
 
 
-def time_key(descriptor: Document, chosen: str | None) -> tuple[str, float]:
+def _time_key(descriptor: Document, chosen: str | None) -> tuple[str, float]:
     """Find a stream's key of time stamps, and the seconds that one unit of it is.
-
-    Parameters
-    ----------
-    descriptor : Mapping
-        Of the stream.
-    chosen : str or None
-        The key; None: the only one that states a unit of time.
 
     Raises
     ------

@@ -39,7 +39,9 @@ def multiply(catalog):
             metadata["stop"]["run_start"] = uid
         derived["start"]["raw_uid"] = uids[0]
         derived["stop"]["thumbnail"] = base64.b64encode(os.urandom(THUMBNAIL_BYTES)).decode()
-        for where, uid, metadata, each in zip((catalog.raw, catalog.processed), uids, (raw, derived), specs, strict=True):
+        for where, uid, metadata, each in zip(
+            (catalog.raw, catalog.processed), uids, (raw, derived), specs, strict=True
+        ):
             where.create_container(uid, metadata=metadata, specs=each)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.callbacks import KeyChoice, StreamKeys, position_stream, stamped_places, time_key
+from bluesky_cdi.callbacks import KeyChoice, StreamKeys, position_stream, stamped_places
 from bluesky_cdi.catalog import Catalog, run_documents
 from bluesky_cdi.catalog.columns import Columns
 from bluesky_cdi.config import DocumentsConfig
@@ -49,7 +49,7 @@ def measured_points(
         return points
     try:
         if position_stream(raw["start"], settings.time_stamps) is not None:
-            return points | _of_a_flight(catalog, raw, stream, settings)
+            return points | _of_a_flight(catalog, raw, settings)
         return points | _of_events(raw, stream, settings)
     except DocumentError:
         # A run of another kind: it is listed, and there are no positions to show.
@@ -81,10 +81,9 @@ def _of_events(raw: Metadata, stream: Any, settings: DocumentsConfig) -> Points:
     return {"y_m": y[:n], "x_m": x[:n], "time": times[:n], "stamp_s": times}
 
 
-def _of_a_flight(catalog: Catalog, raw: Metadata, stream: Any, settings: DocumentsConfig) -> Points:
-    key, seconds = time_key(stream.descriptors[0], settings.time_stamps.frame_key)
-    stamps = Columns(stream).read(key).astype(np.float64) * seconds
+def _of_a_flight(catalog: Catalog, raw: Metadata, settings: DocumentsConfig) -> Points:
+    # By the files, as frames are read: the server fails where one holds less than is announced, and is asked again.
     run = catalog.raw[raw["start"]["uid"]]
     documents = run_documents(catalog, run, settings.stream, positions=settings.time_stamps.stream)
-    _, positions = stamped_places(documents, settings)
-    return {"y_m": positions[:, 0], "x_m": positions[:, 1], "stamp_s": stamps}
+    _, positions_m, centres_s = stamped_places(documents, settings)
+    return {"y_m": positions_m[:, 0], "x_m": positions_m[:, 1], "stamp_s": centres_s}

@@ -77,6 +77,13 @@ class Questions:
             if isinstance(err.__cause__, httpx.TransportError):
                 self._forget(reader)
             raise
+        except RuntimeError as err:
+            with self._lock:
+                is_left = reader is not self._reader
+            if not is_left:
+                raise
+            # Another question has found the server gone meanwhile, and closed the connection that this one had.
+            raise CatalogError("the catalog's server has gone; it is looked for again") from err
 
     def _opened(self) -> Reader:
         with self._lock:

@@ -372,11 +372,12 @@ def test_places_of_a_run_that_goes_on_without_its_frames(fly, tmp_path):
     with h5py.File(tmp_path / "fly.h5", "a") as file:
         del file["frames"]
     parts = run.beginning, run.frames(), run.samples(0, 100)
-    numbers, positions_m = stamped_places([doc for part in parts for doc in part], DocumentsConfig())
+    numbers, positions_m, centres_s = stamped_places([doc for part in parts for doc in part], DocumentsConfig())
     middles_s = STARTS_S + EXPOSURE_S / 2
     expected = track_um(middles_s[middles_s < 0.099]) * 1e-6
     assert numbers.tolist() == list(range(1, len(expected) + 1))
     np.testing.assert_allclose(positions_m, expected, atol=1e-15)
+    np.testing.assert_allclose(centres_s, middles_s[middles_s < 0.099])
 
 
 def test_places_of_a_run_without_a_stream_of_positions(fly):
