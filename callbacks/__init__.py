@@ -2,8 +2,10 @@
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
 from bluesky_cdi.callbacks._live_view import LiveReconstruction
+from bluesky_cdi.callbacks._places import stamped_places
 from bluesky_cdi.callbacks._recorded import collect_frames
 from bluesky_cdi.callbacks._sink import FrameSink
+from bluesky_cdi.callbacks._stamped_run import position_stream
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
 from bluesky_cdi.callbacks._value_check import ValueCheck
 
@@ -15,4 +17,6 @@ __all__ = [
     "StreamKeys",
     "ValueCheck",
     "collect_frames",
+    "position_stream",
+    "stamped_places",
 ]

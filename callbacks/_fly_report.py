@@ -115,7 +115,7 @@ class FlyReport:
                 "median_m": float(np.nanmedian(moved)),
                 "largest_m": float(np.nanmax(moved)),
                 "position_error_m": float(np.quantile(errors, MOST)),
-                "period_s": float(np.median(np.diff(np.sort(self._positions.centres_s)))) if len(moved) > 1 else None,
+                "period_s": float(np.median(np.diff(np.sort(self._positions.centre_s)))) if len(moved) > 1 else None,
             }
         if self.dropped:
             notes["dropped_frames"] = len(self.dropped)

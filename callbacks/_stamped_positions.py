@@ -31,18 +31,17 @@ class StampedPositions:
     ----------
     overdue : dict of int to str
         Numbers of frames that were overdue, and why they had no position then.
-    smear_m, error_m : list of float
-        Of each placed frame: the distance between the positions at the exposure's beginning and end; how far
-        interpolation may be off, from the curvature of the motion between samples.
-    centres_s : list of float
-        Of each placed frame: the middle of its exposure.
+    centre_s, smear_m, error_m : list of float
+        Of each placed frame, in the order of placing: the middle of its exposure; the distance between the positions at
+        the exposure's beginning and end; how far interpolation may be off, from the curvature of the motion between
+        samples.
     """
 
     def __init__(self, lead_s: float, gap_s: float | None = None) -> None:
         self.overdue: dict[int, str] = {}
+        self.centre_s: list[float] = []
         self.smear_m: list[float] = []
         self.error_m: list[float] = []
-        self.centres_s: list[float] = []
         self._lead_s, self._gap_s = lead_s, gap_s
         self._usual_s: float | None = None
         self._times_s: FloatArray = np.empty(0)
@@ -111,9 +110,9 @@ class StampedPositions:
         numbers, centres, exposures, after = numbers[ready], centres[ready], exposures[ready], after[ready]
         positions = self._at(centres)
         ends = [self._at(centres + sign * exposures / 2) for sign in (-1, 1)]
+        self.centre_s.extend(centres.tolist())
         self.smear_m.extend(np.hypot(*(ends[1] - ends[0]).T).tolist())
         self.error_m.extend(self._errors(after).tolist())
-        self.centres_s.extend(centres.tolist())
         for number in numbers:
             del self._waiting[int(number)]
         return [(int(number), position) for number, position in zip(numbers, positions, strict=True)]

@@ -29,18 +29,20 @@ RUNS, THUMBNAIL_BYTES, KEY = 1000, 10_000, "Key1"
 
 def multiply(catalog):
     """Write the metadata of the newest run and of its result so many times."""
-    runs = {catalog.raw: find_raw(catalog, -1), catalog.processed: find_result(catalog, -1)}
-    specs = {where: [Spec(spec.name, spec.version) for spec in run.specs] for where, run in runs.items()}
+    runs = find_raw(catalog, -1), find_result(catalog, -1)
+    specs = [[Spec(spec.name, spec.version) for spec in run.specs] for run in runs]
     for number in range(RUNS):
-        raw, derived = (copy.deepcopy(dict(run.metadata)) for run in runs.values())
+        raw, derived = (copy.deepcopy(dict(run.metadata)) for run in runs)
         uids = [str(uuid.uuid4()) for _ in runs]
         for metadata, uid in zip((raw, derived), uids, strict=True):
             metadata["start"] |= {"uid": uid, "scan_id": number + 2, "time": metadata["start"]["time"] - 60 * number}
             metadata["stop"]["run_start"] = uid
         derived["start"]["raw_uid"] = uids[0]
         derived["stop"]["thumbnail"] = base64.b64encode(os.urandom(THUMBNAIL_BYTES)).decode()
-        for where, uid, metadata in zip(runs, uids, (raw, derived), strict=True):
-            where.create_container(uid, metadata=metadata, specs=specs[where])
+        for where, uid, metadata, each in zip(
+            (catalog.raw, catalog.processed), uids, (raw, derived), specs, strict=True
+        ):
+            where.create_container(uid, metadata=metadata, specs=each)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from bluesky_cdi.catalog.connect import is_server_fault
 from bluesky_cdi.catalog.run_transfer import DIED, Fed, RunTransfer
+from bluesky_cdi.catalog.waiting_documents import Patience
 from bluesky_cdi.errors import CatalogError, JournalError
 from bluesky_cdi.journal import SUFFIX, is_written, run_files, start_of
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RAW, PROCESSED, REFUSED = "raw", "processed", "refused"
-# Events written at a time. Each write takes some 0.1 s of server time: 16, the usual number of positions decided at a
-# time, keeps up with a fast scan and still shows a run while it grows. Reconstructions are few: each is written as soon
-# as it comes, together with those that wait.
-BATCH = {RAW: 16, PROCESSED: 1}
+# Each write takes some 0.1 s of server time: 16 events, the usual number of positions decided at a time, keep up with a
+# fast scan. Single ones, as decisions, don't wait for long: they are looked at while the scan goes on. Reconstructions
+# are few: what comes of one is written at once.
+PATIENCE = {RAW: Patience(16, 0.5), PROCESSED: Patience(16)}
 LOOK_S = 0.1
 PAUSES_S = (0.2, 1.0, 5.0)
 
@@ -70,8 +71,8 @@ class Feeder:
         finished = []
         for path in self._files():
             if path not in self._runs:
-                batch = BATCH[path.parent.name]
-                self._runs[path] = RunTransfer(path, self._catalog, self._folder / REFUSED, batch)
+                patience = PATIENCE[path.parent.name]
+                self._runs[path] = RunTransfer(path, self._catalog, self._folder / REFUSED, patience)
             try:
                 fed = self._runs[path].advance()
             except CatalogError as err:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 # The server sends at most so many entries at a time.
 PAGE = 300
+# What is read of a run for a list.
+Selected = Mapping[str, Any]
 # Of a run's metadata: without settings, thumbnails and the like a thousand of them are quickly sent. JMESPath.
 SELECTED = (
     "{start: start.{uid: uid, raw_uid: raw_uid, scan_id: scan_id, plan_name: plan_name, time: time, title: title, "
-    "sample: sample, sample_name: sample_name}, "
+    "sample: sample, sample_name: sample_name, made_by: source.reconstructor}, "
     "stop: stop && stop.{exit_status: exit_status, complete: complete, n_frames: n_frames, verdict: verdict.word, "
     "num_events: num_events}}"
 )
@@ -54,6 +56,8 @@ class ResultSummary:
         Start of the raw run, seconds since 1970; None if the catalog does not hold it.
     title : str
         For people: plan, scan number, when it was measured.
+    made_by : str or None
+        What reconstructed: a network or an engine, by name.
     """
 
     uid: str | None
@@ -68,6 +72,7 @@ class ResultSummary:
     sample: str | None = None
     raw_time: float | None = None
     title: str = ""
+    made_by: str | None = None
 
 
 def list_results(catalog: Catalog) -> list[ResultSummary]:
@@ -79,11 +84,11 @@ def list_results(catalog: Catalog) -> list[ResultSummary]:
         If the server can't be reached.
     """
     with catalog.reaching():
-        raw = {each["start"]["uid"]: each for each in _metadata(catalog.raw)}
-        derived = [each for each in _metadata(catalog.processed) if each["start"]["plan_name"] == PLAN_NAME]
-    results = [_result_summary(metadata, raw) for metadata in derived]
+        raw = {each["start"]["uid"]: each for each in read_selected(catalog.raw)}
+        derived = [each for each in read_selected(catalog.processed) if each["start"]["plan_name"] == PLAN_NAME]
+    results = [result_row(metadata, raw.get(metadata["start"]["raw_uid"])) for metadata in derived]
     reconstructed = {result.raw_uid for result in results}
-    rest = [_raw_summary(metadata) for uid, metadata in raw.items() if uid not in reconstructed]
+    rest = [raw_row(metadata) for uid, metadata in raw.items() if uid not in reconstructed]
     return sorted(results + rest, key=lambda row: row.time)
 
 
@@ -105,9 +110,9 @@ def find_results(catalog: Catalog, raw_uid: str) -> list[ResultSummary]:
     from tiled.queries import Key
 
     with catalog.reaching():
-        raw = {each["start"]["uid"]: each for each in _metadata(catalog.raw.search(Key("uid") == raw_uid))}
-        derived = list(_metadata(results_of(catalog).search(Key("raw_uid") == raw_uid)))
-    return sorted((_result_summary(metadata, raw) for metadata in derived), key=lambda row: row.time)
+        raw = next(read_selected(catalog.raw.search(Key("uid") == raw_uid)), None)
+        derived = list(read_selected(results_of(catalog).search(Key("raw_uid") == raw_uid)))
+    return sorted((result_row(metadata, raw) for metadata in derived), key=lambda row: row.time)
 
 
 def results_of(catalog: Catalog) -> Any:
@@ -117,25 +122,49 @@ def results_of(catalog: Catalog) -> Any:
     return catalog.processed.search(Key("plan_name") == PLAN_NAME)
 
 
-def _metadata(runs: Any) -> Iterator[dict[str, Any]]:
-    """Yield of each run in a container, or of those found there, what `SELECTED` says."""
+def read_selected(runs: Any, first: int = 0, stop: int | None = None) -> Iterator[Selected]:
+    """Read of each run in a container, or of those found there, what a list shows, in their order.
+
+    Parameters
+    ----------
+    runs : CatalogOfBlueskyRuns
+        The container.
+    first : int
+        From which one on.
+    stop : int, optional
+        Up to which one, which is left out; by default all.
+
+    Yields
+    ------
+    Mapping
+        What `SELECTED` says; what a run's metadata lack is None.
+    """
     from tiled.client.utils import handle_error
 
     at, params = runs.item["links"]["search"], {**runs._queries_as_params, "select_metadata": SELECTED}
-    offset = 0
-    while True:
-        params |= {"page[offset]": offset, "page[limit]": PAGE, "fields": "metadata"}
+    while stop is None or first < stop:
+        most = PAGE if stop is None else min(PAGE, stop - first)
+        params |= {"page[offset]": first, "page[limit]": most, "fields": "metadata", "omit_links": True}
         found = handle_error(runs.context.http_client.get(at, params=params)).json()["data"]
         for entry in found:
             yield entry["attributes"]["metadata"]["selected"]
-        offset += len(found)
-        if len(found) < PAGE:
+        first += len(found)
+        if len(found) < most:
             return
 
 
-def _result_summary(metadata: Mapping[str, Any], raw: Mapping[str, Mapping[str, Any]]) -> ResultSummary:
+def result_row(metadata: Selected, raw: Selected | None) -> ResultSummary:
+    """Make the row of a reconstruction.
+
+    Parameters
+    ----------
+    metadata : Mapping
+        Of the derived run, as `read_selected` gives it.
+    raw : Mapping or None
+        Of its raw run; None: the catalog does not hold it.
+    """
     start, stop = metadata["start"], metadata["stop"] or {}
-    raw_start = raw.get(start["raw_uid"], {}).get("start", {})
+    raw_start = {} if raw is None else raw["start"]
     return ResultSummary(
         uid=start["uid"],
         raw_uid=start["raw_uid"],
@@ -150,10 +179,18 @@ def _result_summary(metadata: Mapping[str, Any], raw: Mapping[str, Mapping[str, 
         raw_time=raw_start.get("time"),
         # Results of earlier versions have no title.
         title=start["title"] or f"scan {start['scan_id']}",
+        made_by=start["made_by"],
     )
 
 
-def _raw_summary(metadata: Mapping[str, Any]) -> ResultSummary:
+def raw_row(metadata: Selected) -> ResultSummary:
+    """Make the row of a raw run that has no result.
+
+    Parameters
+    ----------
+    metadata : Mapping
+        Of the raw run, as `read_selected` gives it.
+    """
     start, stop = metadata["start"], metadata["stop"] or {}
     return ResultSummary(
         uid=None,

@@ -67,6 +67,14 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "seconds": {"dtype": "number", "dtype_numpy": "<f8", "units": "s"},
     "median_frame_uncertainty_rad": {"dtype": "number", "dtype_numpy": "<f8", "units": "rad"},
     "median_residual": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+    # Of a scan's frames on their way into the image; NaN where nobody counts.
+    "n_received": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+    "n_waiting": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+    "n_thinned": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+    "n_bad": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+    "n_dark": {"dtype": "number", "dtype_numpy": "<f8", "units": None},
+    "latency_p50_s": {"dtype": "number", "dtype_numpy": "<f8", "units": "s"},
+    "latency_p95_s": {"dtype": "number", "dtype_numpy": "<f8", "units": "s"},
 }
 
 FRAMES: Mapping[str, Column] = {

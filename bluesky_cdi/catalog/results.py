@@ -39,6 +39,7 @@ from bluesky_cdi.catalog.schema import (
 )
 from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.gauge import shown_images
+from bluesky_cdi.evaluation.pipeline import pipeline_numbers
 from bluesky_cdi.latents.columns import LatentColumns, latent_columns
 from bluesky_cdi.latents.painting import paint_frames
 from bluesky_cdi.latents.projection import COLOURS, COMPONENTS
@@ -418,6 +419,7 @@ def _scalars(estimate: Estimate) -> dict[str, Any]:
         "seconds": float(estimate.seconds),
         "median_frame_uncertainty_rad": _median(estimate.frame_uncertainty),
         "median_residual": _median(estimate.residual),
+        **pipeline_numbers(estimate.source),
     }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bluesky_cdi.catalog.connect import reaching
 from bluesky_cdi.catalog.masks import Masks, as_lists
+from bluesky_cdi.catalog.run_writer import RunWriter
+from bluesky_cdi.catalog.waiting_documents import Patience, WaitingDocuments, rows_of_page
 from bluesky_cdi.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -28,12 +30,10 @@ class RunEntry:
         ``raw`` or ``processed``.
     uid : str
         The run's.
-    batch : int
-        Events written at a time.
     masks : Masks
         What is known of the masks of the run's arrays.
-    gathers : bool
-        Whether rows of files and their events wait for `flush`: those of several events go out together then.
+    patience : Patience, optional
+        How long rows of files and events wait for others, which go out together with them; by default not at all.
 
     Attributes
     ----------
@@ -49,14 +49,10 @@ class RunEntry:
     """
 
     def __init__(
-        self, catalog: Catalog, container: str, uid: str, batch: int, masks: Masks, gathers: bool = False
+        self, catalog: Catalog, container: str, uid: str, masks: Masks, patience: Patience | None = None
     ) -> None:
-        from bluesky_tiled_plugins import TiledWriter
-
         self._uri, self._uid, self._masks = catalog.uri, uid, masks
-        self._gathers = gathers
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting = None if patience is None else WaitingDocuments(patience)
         self._container = getattr(catalog, container)
         self._descriptors: dict[str, dict[str, Any]] = {}
         self._last_time = 0.0
@@ -65,8 +61,7 @@ class RunEntry:
         with reaching(self._uri):
             if uid in self._container:
                 self._container.delete_contents(uid, recursive=True, external_only=False)
-        # max_array_size=0: Tiled's table store turns small arrays in events into strings.
-        self._writer = TiledWriter(self._container, batch_size=batch, max_array_size=0)
+        self._writer = RunWriter(self._container)
 
     def meet(self, name: str, doc: dict[str, Any]) -> dict[str, Any]:
         """Learn of a document, written or not; descriptors are returned with the keys of the masks.
@@ -109,26 +104,35 @@ class RunEntry:
             _check_shapes(doc, self._descriptors[doc["descriptor"]])
         descriptor = self._descriptor_of(name, doc)
         plain = as_lists(doc) if descriptor is None else self._masks.plain(doc, descriptor)
-        if self._gathers and name == "stream_datum":
-            self._gather(plain)
-        elif self._gathers and name == "event":
-            self._waiting.append(plain)
+        if self._waiting is None:
+            self._send(name, [plain])
+        elif name == "stream_datum":
+            if not self._waiting.add_rows(plain):
+                self.flush()
+                self._waiting.add_rows(plain)
+        elif name in ("event", "event_page"):
+            for event in [plain] if name == "event" else rows_of_page(plain):
+                self._waiting.add_event(event)
+                if self._waiting.are_enough:
+                    self.flush()
         else:
             self.flush()
-            self._send(name, plain)
+            self._send(name, [plain])
         if name == "stop":
             self.has_ended = True
         elif events := _events_of(name, doc):
             self.events[self._descriptors[doc["descriptor"]]["name"]] += events
 
+    def keep_pace(self) -> None:
+        """Write what waits, if it has waited for long enough."""
+        if self._waiting is not None and self._waiting.are_due:
+            self.flush()
+
     def flush(self) -> None:
-        """Write what was gathered: the rows of files first, which the events tell of."""
-        rows, self._rows = self._rows, {}
-        for doc in rows.values():
-            self._send("stream_datum", doc)
-        events, self._waiting = self._waiting, []
-        for event in events:
-            self._send("event", event)
+        """Write what waits."""
+        if self._waiting is not None:
+            for name, docs in self._waiting.take():
+                self._send(name, docs)
 
     def made_up_stop(self, reason: str) -> dict[str, Any]:
         """Make up the end of a run that has none, and say why."""
@@ -143,20 +147,9 @@ class RunEntry:
             run = self._container[self._uid]
             return {stream: _rows(run, stream) for stream in self.events}, bool(run.metadata.get("stop"))
 
-    def _gather(self, doc: dict[str, Any]) -> None:
-        """Put rows behind those of the same file that wait."""
-        before = self._rows.get(doc["stream_resource"])
-        if before is not None:
-            if before["indices"]["stop"] == doc["indices"]["start"]:
-                ranges = ("indices", "seq_nums")
-                doc = {**doc, **{name: {**before[name], "stop": doc[name]["stop"]} for name in ranges}}
-            else:
-                self.flush()
-        self._rows[doc["stream_resource"]] = doc
-
-    def _send(self, name: str, doc: Mapping[str, Any]) -> None:
+    def _send(self, name: str, docs: Sequence[Mapping[str, Any]]) -> None:
         with reaching(self._uri):
-            self._writer(name, doc)
+            self._writer.write(name, docs)
 
     def _descriptor_of(self, name: str, doc: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the descriptor of events, if it is known; None for other documents."""

@@ -13,6 +13,7 @@ from bluesky_cdi.catalog.connect import is_server_fault
 from bluesky_cdi.catalog.masks import Masks
 from bluesky_cdi.catalog.refusals import Refusals, first_line
 from bluesky_cdi.catalog.run_entry import RunEntry
+from bluesky_cdi.catalog.waiting_documents import Patience
 from bluesky_cdi.errors import BlueskyCDIError, CatalogError, JournalError
 from bluesky_cdi.journal import Document, JournalReader, is_written
 
@@ -64,13 +65,13 @@ class RunTransfer:
         Where the run goes.
     refused : path
         Folder of what the catalog does not take.
-    batch : int
-        Events written at a time.
+    patience : Patience
+        How long documents wait for others that are written with them.
     """
 
-    def __init__(self, path: Path, catalog: Catalog, refused: Path, batch: int) -> None:
+    def __init__(self, path: Path, catalog: Catalog, refused: Path, patience: Patience) -> None:
         self._uid, self._kind = path.stem, path.parent.name
-        self._reader, self._catalog, self._batch = JournalReader(path), catalog, batch
+        self._reader, self._catalog, self._patience = JournalReader(path), catalog, patience
         self._refusals = Refusals(refused)
         self._failures: Counter[int] = Counter()
         self._masks = Masks()
@@ -88,7 +89,7 @@ class RunTransfer:
                 return None
             for name, doc in self._documents(entry):
                 self._write(entry, name, doc)
-            self._attempt("event", entry.flush)
+            self._attempt("event", entry.keep_pace)
             if not entry.has_ended:
                 return None
             self._verify(entry)
@@ -133,8 +134,8 @@ class RunTransfer:
         self._reader.rewind()
         if first is None:
             return None
-        batch, gathers = (1, False) if self._careful else (self._batch, self._batch == 1)
-        return RunEntry(self._catalog, self._kind, self._uid, batch, self._masks, gathers)
+        patience = None if self._careful else self._patience
+        return RunEntry(self._catalog, self._kind, self._uid, self._masks, patience)
 
     def _documents(self, entry: RunEntry) -> Iterator[Document]:
         """Yield what has come; the end of a run whose writer is gone is made up.

@@ -84,7 +84,9 @@ class StopNotes(_Document):
     thumbnail: str | None = Field(None, description="its phase, a PNG of at most 160 pixels a side, base64")
     verdict: dict[str, Any] | None = Field(None, description="whether it can be believed, and why not")
     causes: list[dict[str, Any]] | None = Field(None, description="of misfit")
-    resolution: dict[str, Any] | None = Field(None, description="of two halves of the frames, where one was wanted")
+    resolution: dict[str, Any] | None = Field(
+        None, description="of two halves of the frames, or why they were not compared (`says`)"
+    )
     uncertainty: dict[str, Any] | None = Field(None, description="how its errors were predicted")
     loss_history: LossHistory | None = Field(
         None, description="loss after each iteration, where all frames were reconstructed at once"

@@ -36,6 +36,8 @@ def updates_of(run: Any) -> xr.Dataset:
     columns = {
         name: ("update", np.array([row[name] for row in rows]), {"units": key["units"]} if key["units"] else {})
         for name, key in {**SCALARS, "time": {"units": "s since 1970"}}.items()
+        # Results of earlier versions lack some.
+        if all(name in row for row in rows)
     }
     return xr.Dataset(columns, coords={"update": np.arange(len(rows))})
 

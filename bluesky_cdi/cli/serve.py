@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ipaddress
 import logging
+import os
 import secrets
 import sys
 import threading
@@ -53,6 +54,7 @@ def _serve(args: argparse.Namespace) -> int:
     from bluesky_cdi.catalog import open_catalog
     from bluesky_cdi.catalog.server import served_at
 
+    _repeat_less()
     config = configured(args)
     settings = config.catalog
     if args.directory is None and settings.uri:
@@ -63,6 +65,14 @@ def _serve(args: argparse.Namespace) -> int:
     if served_at(folder):
         return _serve_page(args, config, lambda: _open_served(folder), str(folder))
     return _serve_folder(args, config, folder)
+
+
+def _repeat_less() -> None:
+    """Let Tiled's client, which is imported later, repeat what the server fails on for two seconds, not for 45.
+
+    A browser asks again by itself, and shows what it has until then.
+    """
+    os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 
 
 def _open_served(folder: Path) -> Catalog:
@@ -92,10 +102,12 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
         with reached_catalog(folder, config.catalog):
             pass
     with contextlib.ExitStack() as stack:
+        pages = []
 
         def page(uri: str) -> Page:
             made = Page(lambda: open_catalog(uri), key, public=args.public, config=config)
             stack.callback(made.close)
+            pages.append(made)
             return made
 
         uri = stack.enter_context(
@@ -110,6 +122,8 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
             )
         )
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        for made in pages:
+            made.prepare()
         _say(args, str(folder), uri.partition("/api/v1")[0], key, tiled=True)
         _wait()
     return 0
@@ -132,6 +146,7 @@ def _serve_page(args: argparse.Namespace, config: Config, connect: Callable[[], 
         stack.callback(page.close)
         address = stack.enter_context(serve_page(page, api_key=key, port=args.port, host=args.host))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        page.prepare()
         _say(args, name, address, key)
         _wait()
     return 0

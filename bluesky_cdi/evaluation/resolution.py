@@ -87,7 +87,7 @@ def check_halves(
     return ResolutionCheck(n_frames, frc, pixel_m)
 
 
-def resolution_notes(checks: Sequence[ResolutionCheck], target_m: float) -> dict[str, Any]:
+def resolution_notes(checks: Sequence[ResolutionCheck], target_m: float = 0.0) -> dict[str, Any]:
     """Give checks as plain JSON values, the curve of the last one among them.
 
     Parameters
@@ -95,14 +95,14 @@ def resolution_notes(checks: Sequence[ResolutionCheck], target_m: float) -> dict
     checks : sequence of ResolutionCheck
         One or more, in their order.
     target_m : float
-        The wanted resolution, metres.
+        The wanted resolution, metres; 0: none was.
     """
     found = [check.resolution_m for check in checks]
     frc = checks[-1].frc
     return {
         "threshold": "half-bit",
         "seconds": sum(check.seconds for check in checks),
-        "target_m": target_m,
+        "target_m": target_m or None,
         "n_frames": [check.n_frames for check in checks],
         "resolution_m": [value if math.isfinite(value) else None for value in found],
         "frequency_per_m": frc.frequency_per_m.tolist(),
@@ -119,12 +119,24 @@ def confirmed_resolution_m(source: Mapping[str, Any]) -> float | None:
     source : Mapping
         Of an estimate.
     """
-    if KEY not in source:
+    if (notes := with_curve(source)) is None or notes["target_m"] is None:
         return None
-    lately = source[KEY]["resolution_m"][-CONFIRMED_BY:]
+    lately = notes["resolution_m"][-CONFIRMED_BY:]
     if len(lately) < CONFIRMED_BY or None in lately:
         return math.inf
     return float(max(lately))
+
+
+def with_curve(source: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Give what is noted of halves, if they were compared; None where only is noted why not, or nothing.
+
+    Parameters
+    ----------
+    source : Mapping
+        Of an estimate, or a stop document.
+    """
+    notes = source.get(KEY) or {}
+    return notes if notes.get("frequency_per_m") else None
 
 
 def noted_frc(notes: Mapping[str, Any]) -> FRC:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -221,8 +222,17 @@ class PtychoReconstructor:
         return self._work.half_pixels(self._tiled)
 
     def checked(self, estimate: Estimate, interrupted: Callable[[], bool] | None = None) -> Estimate:
-        """Hold the predicted errors of the last estimate against its frames; see `Reconstructor`."""
-        return self._work.checked(self._tiled, estimate, interrupted or (lambda: False))
+        """Hold the predicted errors of the last estimate against its frames; see `Reconstructor`.
+
+        What two halves of the frames agree on is noted too.
+        """
+        is_over = interrupted or (lambda: False)
+        checked = self._work.checked(self._tiled, estimate, is_over)
+        rows, obj = self._metrics.reconstructed(self._frames.light.newest), self._tiled.map.object
+        known = self._frames, rows, self._solver.net, self._probe.modes, obj, self._work.halves
+        self._beside.do("resolution", self._resolution.conclude, *known, is_over)
+        noted = self._resolution.source()
+        return replace(checked, source={**checked.source, **noted}) if noted else checked
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""

@@ -20,7 +20,7 @@ from bluesky_cdi.reconstruction.region_solver import RegionSolver, Solved
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
 from bluesky_cdi.reconstruction.tiles import Region
-from bluesky_cdi.reconstruction.uncertainty import UncertaintyEstimate, under_frames
+from bluesky_cdi.reconstruction.uncertainty import HalfObjects, UncertaintyEstimate, under_frames
 
 
 class RegionWork:
@@ -42,6 +42,11 @@ class RegionWork:
         Gives what predicts them when the run has ended, and asks the given whether to come back; None: `judge` does.
     refine_positions : bool
         Whether refined positions are kept.
+
+    Attributes
+    ----------
+    halves : HalfObjects or None
+        Of the region with most frames, as the last errors of a run were predicted by them; None: they were not.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class RegionWork:
         self._frames, self._metrics, self._probe = frames, metrics, probe
         self._solver, self._refine_positions = solver, refine_positions
         self.judge, self._final = judge, final
+        self.halves: HalfObjects | None = None
 
     def do(self, tiled: TiledObject, region: Region, has_time: Callable[[], bool]) -> None:
         """Solve a region, and take over what is found.
@@ -185,17 +191,20 @@ class RegionWork:
     ) -> Estimate:
         """Predict the errors of all regions anew; the estimate as it is, if interrupted."""
         had = tiled.map.std_amplitude.clone(), tiled.map.std_phase_rad.clone(), self._metrics.uncertainty.copy()
-        is_whole = False
+        is_whole, most, self.halves = False, 0, None
         try:
             for region in tiled.tiling.regions(range(len(tiled.tiling))):
                 frames = self._frames.of_region(region, tiled.tiling)
                 if len(frames.rows) and not interrupted():
-                    self._put_errors(tiled, frames, judge, self._solver.courses.kept_in(region.tiles))
+                    found = self._put_errors(tiled, frames, judge, self._solver.courses.kept_in(region.tiles))
+                    if len(frames.rows) > most:
+                        most, self.halves = len(frames.rows), found.halves
             is_whole = not interrupted()
         finally:
             if not is_whole:
                 # A run that goes on must not have errors of two kinds.
                 tiled.map.std_amplitude, tiled.map.std_phase_rad, self._metrics.uncertainty = had
+                self.halves = None
         if not is_whole:
             return estimate
         images, rows = tiled.map.checkpoint(), self._frames.table.rows_of(estimate.frame_seq_nums)

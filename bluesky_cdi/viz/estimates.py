@@ -11,7 +11,7 @@ import numpy as np
 from bluesky_cdi.evaluation.causes import causes_of
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
 from bluesky_cdi.evaluation.pipeline import pipeline_said
-from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
+from bluesky_cdi.evaluation.resolution import with_curve
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.protocols import ComplexArray, Estimate, FloatArray, Proposal
 from bluesky_cdi.viz.comparisons import draw_phases
@@ -51,9 +51,10 @@ def show_estimate(estimate: Estimate, fig: Figure | None = None) -> Figure:
     Figure
     """
     fig = prepared(fig, (11.0, 9.0))
-    resolution = estimate.source.get(RESOLUTION)
-    axes = fig.subplots(2, 2 if resolution is None else 3)
-    if resolution is not None:
+    resolution = with_curve(estimate.source)
+    is_wanted = resolution is not None and bool(resolution["target_m"])
+    axes = fig.subplots(2, 3 if is_wanted else 2)
+    if resolution is not None and is_wanted:
         fig.set_size_inches(max(fig.get_figwidth(), 16.5), fig.get_figheight())
         draw_resolution(axes[0, 2], axes[1, 2], resolution)
     view = _view_of(estimate)

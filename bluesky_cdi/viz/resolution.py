@@ -24,10 +24,10 @@ def draw_resolution(curve: Axes, course: Axes, notes: Mapping[str, Any]) -> None
     curve, course : Axes
         Where.
     notes : Mapping
-        As `evaluation.resolution.resolution_notes` makes them.
+        As `evaluation.resolution.resolution_notes` makes them, of a scan with a wanted resolution.
     """
     target_m, frames = float(notes["target_m"]), notes["n_frames"]
-    draw_frc(curve, noted_frc(notes), f"Two halves of {frames[-1]} frames")
+    draw_halves(curve, notes)
     curve.axvline(1e-6 / target_m, color=WANTED, linewidth=1.2)
     found_nm = [np.nan if value is None else 1e9 * value for value in notes["resolution_m"]]
     course.plot(frames, found_nm, "o-", color="#1f4e9c", label="half-bit resolution")
@@ -37,3 +37,16 @@ def draw_resolution(curve: Axes, course: Axes, notes: Mapping[str, Any]) -> None
     course.set(xlim=(0, 1.05 * frames[-1]), ylim=(0, 1.1 * highest))
     course.set_box_aspect(1)
     course.legend(loc="lower left", fontsize="small")
+
+
+def draw_halves(ax: Axes, notes: Mapping[str, Any]) -> None:
+    """Draw the ring correlation of two halves with its thresholds.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where.
+    notes : Mapping
+        As `evaluation.resolution.resolution_notes` makes them.
+    """
+    draw_frc(ax, noted_frc(notes), f"Two halves of {notes['n_frames'][-1]} frames")

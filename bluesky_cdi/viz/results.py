@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_cdi.evaluation.gauge import measured_area, shown_images
+from bluesky_cdi.evaluation.resolution import with_curve
 from bluesky_cdi.evaluation.verdict import verdict_said
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.viz.objects import Part, draw_part, draw_scaled, heading_of
 from bluesky_cdi.viz.panels import PATH_COLOUR, colour_bar, prepared
+from bluesky_cdi.viz.resolution import draw_halves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +54,8 @@ def show_result(
 ) -> Figure:
     """Draw phase, amplitude, predicted error, probe and convergence; images with row 0 above and a scale bar.
 
+    Where two halves of the frames were compared, their ring correlation is drawn too.
+
     Parameters
     ----------
     estimate : Estimate
@@ -67,8 +71,10 @@ def show_result(
     -------
     Figure
     """
-    fig = prepared(None, (15.5 if fit is None else 20.0, 9.0))
-    axes = fig.subplots(2, 3 if fit is None else 4)
+    halves = with_curve(estimate.source)
+    columns = 3 + (fit is not None) + (halves is not None)
+    fig = prepared(None, (2.0 + 4.5 * columns, 9.0))
+    axes = fig.subplots(2, columns)
     shown, part = shown_images(estimate), Part.of(measured_area(estimate.coverage), estimate.pixel_m)
     draw_part(axes[0, 0], part, shown["phase"], "Phase", "rad (0: mean of the measured area)")
     draw_part(axes[0, 1], part, shown["amplitude"], "Amplitude", "relative to vacuum")
@@ -77,6 +83,9 @@ def show_result(
     _draw_course(axes[1, 2], course)
     if fit is not None:
         _draw_fit(axes[0, 3], axes[1, 3], fit)
+    if halves is not None:
+        draw_halves(axes[0, -1], halves)
+        axes[1, -1].set_axis_off()
     word, _, why = verdict_said(estimate.source).partition(": ")
     fig.suptitle(heading_of(estimate, name, word), fontsize="x-large")
     if why:

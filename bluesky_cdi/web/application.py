@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -88,6 +86,10 @@ class Page:
         """Answer a request."""
         await self._app(scope, receive, send)
 
+    def prepare(self) -> None:
+        """Open the catalog and load what answers need, in a thread, before somebody waits for it."""
+        self._questions.prepare()
+
     def close(self) -> None:
         """Close the connection to the catalog; no request follows."""
         self._questions.close()
@@ -108,14 +110,7 @@ class Page:
         return _json(await self._questions.ask(lambda reader: reader.runs.changes(epoch, after)))
 
     async def _run(self, request: Request) -> Response:
-        answer = _json(await self._questions.ask(lambda reader: reader.view(request.path_params["uid"])))
-        # Who looks at a run may ask for a frame and its fit next; loading what computes it takes seconds.
-        answer.background = BackgroundTask(self._prepare)
-        return answer
-
-    async def _prepare(self) -> None:
-        if "torch" not in sys.modules:
-            await self._questions.do(partial(import_module, "torch"))
+        return _json(await self._questions.ask(lambda reader: reader.view(request.path_params["uid"])))
 
     async def _thumbnail(self, request: Request) -> Response:
         png = await self._questions.ask(lambda reader: reader.thumbnail(request.path_params["uid"]))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import TypeVar
 
 import httpx
 
 from bluesky_cdi.catalog import Catalog
 from bluesky_cdi.config import Config
-from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.errors import BlueskyCDIError, CatalogError
 from bluesky_cdi.web.reader import Reader
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # Questions that are answered at a time: the server of the catalog is often in this process, and has work of its own.
 WORKERS = 4
@@ -43,9 +47,12 @@ class Questions:
         """Put a question to the catalog's reader."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, question)
 
-    async def do(self, work: Callable[[], object]) -> None:
-        """Do something that no catalog is needed for in one of the threads."""
-        await asyncio.get_running_loop().run_in_executor(self._workers, work)
+    def prepare(self) -> None:
+        """Open the catalog and load what answers need, in one of the threads.
+
+        That takes seconds, or tens of them on a busy machine, and the first who asks would wait for it.
+        """
+        self._workers.submit(self._prepare)
 
     def close(self) -> None:
         """Close the connection to the catalog; no question follows."""
@@ -53,6 +60,14 @@ class Questions:
         with self._lock:
             if self._catalog is not None:
                 self._catalog.close()
+
+    def _prepare(self) -> None:
+        try:
+            self._opened()
+        except BlueskyCDIError as err:
+            logger.info("the catalog is looked for again when something is to be seen: %s", err)
+        # Computes a frame's fit.
+        import_module("torch")
 
     def _answer(self, question: Callable[[Reader], T]) -> T:
         reader = self._opened()
@@ -62,6 +77,13 @@ class Questions:
             if isinstance(err.__cause__, httpx.TransportError):
                 self._forget(reader)
             raise
+        except RuntimeError as err:
+            with self._lock:
+                is_left = reader is not self._reader
+            if not is_left:
+                raise
+            # Another question has found the server gone meanwhile, and closed the connection that this one had.
+            raise CatalogError("the catalog's server has gone; it is looked for again") from err
 
     def _opened(self) -> Reader:
         with self._lock:

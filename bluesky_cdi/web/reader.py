@@ -6,11 +6,10 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +21,13 @@ from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, load_to_export
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate, FloatArray
 from bluesky_cdi.recorded_run import measured_frame, settings_of
+from bluesky_cdi.web.kept import Kept
 from bluesky_cdi.web.pairs import Pair
 from bluesky_cdi.web.pictures import Picture, draw
 from bluesky_cdi.web.run_list import RunList
 from bluesky_cdi.web.run_pictures import LATENT_MAP, picture, thumbnail
 from bluesky_cdi.web.run_view import describe
 
-T = TypeVar("T")
 Metadata = Mapping[str, Any]
 
 FRAME_PICTURES = ("measured", "fit", "misfit")
@@ -38,34 +37,6 @@ MISFIT_ENDS = 5.0
 
 class NotFoundError(CatalogError):
     """The catalog holds nothing of that name."""
-
-
-class Kept:
-    """Keeps the latest of what takes time to make.
-
-    Parameters
-    ----------
-    most : int
-        How many.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
-        self._found: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Give what is kept under a key, or make it; two threads may make it at once."""
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                kept: T = self._found[key]
-                return kept
-        made = make()
-        with self._lock:
-            self._found[key] = made
-            while len(self._found) > self._most:
-                self._found.popitem(last=False)
-        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +88,7 @@ class Reader:
         found = self._views.get((*_uids(raw, derived), until), read)
         raw_uid = derived["start"]["raw_uid"] if derived is not None else uid
         others = [
-            {
-                "uid": each["start"]["uid"],
-                "time": each["start"]["time"],
-                "made_by": (each["start"].get("source") or {}).get("reconstructor"),
-            }
-            for each in self.runs.results_of(raw_uid)
+            {"uid": each.uid, "time": each.time, "made_by": each.made_by} for each in self.runs.results_of(raw_uid)
         ]
         return {**found, "results": others}
 
@@ -224,9 +190,9 @@ class Reader:
         return raw, derived
 
     def _derived(self, uid: str) -> Metadata:
-        _, derived = self._found(uid)
+        derived = self.runs.find_result(uid)
         if derived is None:
-            raise NotFoundError("there is no result of this run yet")
+            raise NotFoundError("the catalog holds no result of this run, or no run of this uid")
         return derived
 
 
@@ -239,4 +205,4 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="bluesky_cdi-export-")
 
 
-__all__ = ["FORMATS", "FRAME_PICTURES", "Kept", "NotFoundError", "Reader", "temporary_folder"]
+__all__ = ["FORMATS", "FRAME_PICTURES", "NotFoundError", "Reader", "temporary_folder"]

@@ -1,4 +1,4 @@
-"""The list of a catalog's runs: read piece by piece, the newest first, and kept, so that a look costs little."""
+"""The list of a catalog's runs: what its rows need is read once, the newest first, and kept."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.schema import PLAN_NAME, sample_of
+from bluesky_cdi.catalog.listing import ResultSummary, Selected, raw_row, read_selected, result_row
+from bluesky_cdi.catalog.schema import PLAN_NAME
+from bluesky_cdi.web.kept import Kept
 
-# So many runs are read at a time: about half a second.
-CHUNK = 250
+# So many runs are read at a time.
+CHUNK = 600
 # Between two looks into the catalog, however many browsers ask, seconds.
 FRESH_S = 0.8
 # Runs without a stop document that are looked at again: the one that is measured now is among the newest.
 OPEN_RUNS = 6
+# Runs whose whole metadata are kept.
+WHOLE = 64
 
 Metadata = Mapping[str, Any]
 
 
 @dataclass
 class _Entry:
-    metadata: Metadata
+    selected: Selected
     version: int
 
 
@@ -42,34 +46,43 @@ class _Known:
         """Whether all of it has been read."""
         return self.low == 0
 
+    def version_of(self, uid: str) -> int | None:
+        """Tell the version of an entry; None where there is none."""
+        return self.entries[uid].version if uid in self.entries else None
+
     def read(self, version: int) -> bool:
         """Read what is new, what may have ended, and some of what is older; tell whether anything changed."""
         n = len(self.container)
         if self.low < 0 or n < self.high:
             # The first time, or runs were taken away.
             self.entries, self.low, self.high = {}, n, n
-        found = dict(self.container.items()[self.high : n]) if n > self.high else {}
+        found = list(read_selected(self.container, self.high, n))
         self.high = n
         if self.low > 0:
             low = max(0, self.low - CHUNK)
-            found |= dict(self.container.items()[low : self.low])
+            found += read_selected(self.container, low, self.low)
             self.low = low
-        newest = sorted(self._open_runs(), key=lambda uid: self.entries[uid].metadata["start"]["time"])[-OPEN_RUNS:]
-        found |= {uid: self.container[uid] for uid in newest if uid not in found}
-        changed = False
-        for uid, run in found.items():
-            metadata, known = dict(run.metadata), self.entries.get(uid)
-            if "start" in metadata and (known is None or known.metadata != metadata):
-                self.entries[uid] = _Entry(metadata, version)
-                changed = True
-        return changed
+        found += self._open_again({each["start"]["uid"] for each in found})
+        changed = [each for each in found if self._is_news(each)]
+        self.entries |= {each["start"]["uid"]: _Entry(each, version) for each in changed}
+        return bool(changed)
 
-    def _open_runs(self) -> list[str]:
-        return [uid for uid, entry in self.entries.items() if not entry.metadata.get("stop")]
+    def _open_again(self, known: set[str]) -> list[Selected]:
+        """Read the newest runs that had not ended once more."""
+        from tiled.queries import In
+
+        still = [uid for uid, entry in self.entries.items() if not entry.selected["stop"]]
+        newest = sorted(still, key=lambda uid: float(self.entries[uid].selected["start"]["time"]))[-OPEN_RUNS:]
+        wanted = [uid for uid in newest if uid not in known]
+        return list(read_selected(self.container.search(In("start.uid", wanted)))) if wanted else []
+
+    def _is_news(self, selected: Selected) -> bool:
+        known = self.entries.get(selected["start"]["uid"])
+        return known is None or known.selected != selected
 
 
 class RunList:
-    """Knows the raw and the derived runs of a catalog by their metadata.
+    """Knows the raw and the derived runs of a catalog by what a list shows of them.
 
     Parameters
     ----------
@@ -81,6 +94,7 @@ class RunList:
         self._catalog = catalog
         self._lock = threading.Lock()
         self._raw, self._derived = _Known(catalog.raw), _Known(catalog.processed)
+        self._whole = Kept(WHOLE)
         self._version, self._looked_at = 0, -FRESH_S
         # Of this list: after a restart versions count anew.
         self._epoch = secrets.token_hex(4)
@@ -98,22 +112,25 @@ class RunList:
         Returns
         -------
         dict
-            ``epoch``, ``version``, ``whole`` (whether all of the catalog has been read) and ``runs``.
+            ``epoch``, ``version``, ``whole`` (whether all of the catalog has been read) and ``runs``: the keys of a
+            `ResultSummary`, with the raw run's uid where there is no result, ``has_image``, and ``replaced``.
         """
         with self._lock:
             self._refresh()
             after = after if epoch == self._epoch else -1
-            made_from = {entry.metadata["start"].get("raw_uid"): entry for entry in self._derived.entries.values()}
-            rows = [
-                self._derived_row(uid, entry.metadata)
-                for uid, entry in self._derived.entries.items()
-                if entry.version > after and entry.metadata["start"].get("plan_name") == PLAN_NAME
-            ]
+            rows, made_from = [], {}
+            for entry in self._results():
+                raw_uid = entry.selected["start"]["raw_uid"]
+                made_from[raw_uid] = entry
+                raw = self._raw.entries.get(raw_uid)
+                # The raw run tells sample and plan; it may have been read later.
+                if max(entry.version, -1 if raw is None else raw.version) > after:
+                    rows.append(_plain(result_row(entry.selected, None if raw is None else raw.selected)))
             for uid, entry in self._raw.entries.items():
                 result = made_from.get(uid)
                 # A run that has a result is told of once more, so that it goes from the list.
                 if max(entry.version, -1 if result is None else result.version) > after:
-                    rows.append({**_raw_row(uid, entry.metadata), "replaced": result is not None})
+                    rows.append({**_plain(raw_row(entry.selected)), "replaced": result is not None})
             return {
                 "epoch": self._epoch,
                 "version": self._version,
@@ -122,28 +139,57 @@ class RunList:
             }
 
     def find(self, uid: str) -> tuple[Metadata | None, Metadata | None]:
-        """Give the metadata of a raw run and of a derived run of it, by the uid of either.
+        """Give all metadata of a raw run and of a derived run of it, by the uid of either.
 
         Of a raw run with several results the newest counts; what is absent is None. A uid that is not in the list goes
         no further: no part of the catalog is asked for by a name that came from outside.
         """
         with self._lock:
-            self._refresh()
-            while uid not in self._raw.entries and uid not in self._derived.entries:
-                if self._raw.whole and self._derived.whole:
-                    return None, None
-                self._read()
-            if uid in self._derived.entries:
-                derived = self._derived.entries[uid].metadata
-                raw = self._raw.entries.get(derived["start"].get("raw_uid", ""))
-                return None if raw is None else raw.metadata, derived
-            results = self.results_of(uid)
-            return self._raw.entries[uid].metadata, results[-1] if results else None
+            raw_uid, derived = self._named(uid)
+            versions = self._raw.version_of(raw_uid), self._derived.version_of(derived)
+        return self._metadata(self._raw, raw_uid, versions[0]), self._metadata(self._derived, derived, versions[1])
 
-    def results_of(self, raw_uid: str) -> list[Metadata]:
+    def find_result(self, uid: str) -> Metadata | None:
+        """Give all metadata of the derived run alone that `find` gives."""
+        with self._lock:
+            _, derived = self._named(uid)
+            version = self._derived.version_of(derived)
+        return self._metadata(self._derived, derived, version)
+
+    def results_of(self, raw_uid: str) -> list[ResultSummary]:
         """Give the derived runs of a raw run, oldest first."""
-        found = [e.metadata for e in self._derived.entries.values() if e.metadata["start"].get("raw_uid") == raw_uid]
-        return sorted(found, key=lambda metadata: float(metadata["start"]["time"]))
+        with self._lock:
+            return [result_row(entry.selected, None) for entry in self._results_of(raw_uid)]
+
+    def _results(self) -> list[_Entry]:
+        return [e for e in self._derived.entries.values() if e.selected["start"]["plan_name"] == PLAN_NAME]
+
+    def _results_of(self, raw_uid: str) -> list[_Entry]:
+        found = [entry for entry in self._results() if entry.selected["start"]["raw_uid"] == raw_uid]
+        return sorted(found, key=lambda entry: float(entry.selected["start"]["time"]))
+
+    def _named(self, uid: str) -> tuple[str, str]:
+        """Give the uids of a raw run and of its result by that of either; empty where there is none in the list."""
+        self._refresh()
+        while uid not in self._raw.entries and uid not in self._derived.entries:
+            if self._raw.whole and self._derived.whole:
+                return "", ""
+            self._read()
+        if uid in self._derived.entries:
+            return str(self._derived.entries[uid].selected["start"]["raw_uid"]), uid
+        results = self._results_of(uid)
+        return uid, results[-1].selected["start"]["uid"] if results else ""
+
+    def _metadata(self, known: _Known, uid: str, version: int | None) -> Metadata | None:
+        """Read all metadata of a run of the list, once for each version of it."""
+        if version is None:
+            return None
+
+        def read() -> Metadata:
+            with self._catalog.reaching():
+                return dict(known.container[uid].metadata)
+
+        return self._whole.get((id(known), uid, version), read)
 
     def _refresh(self) -> None:
         if time.monotonic() - self._looked_at >= FRESH_S or not (self._raw.whole and self._derived.whole):
@@ -157,41 +203,8 @@ class RunList:
         self._version = version if any(changed) else self._version
         self._looked_at = time.monotonic()
 
-    def _derived_row(self, uid: str, metadata: Metadata) -> dict[str, Any]:
-        start, stop = metadata["start"], metadata.get("stop") or {}
-        raw = self._raw.entries.get(start.get("raw_uid", ""))
-        raw_start = {} if raw is None else raw.metadata["start"]
-        verdict = stop.get("verdict") or {}
-        return {
-            "uid": uid,
-            "raw_uid": start.get("raw_uid"),
-            "scan_id": start.get("scan_id"),
-            "plan": raw_start.get("plan_name"),
-            "sample": sample_of(raw_start),
-            "time": start["time"],
-            "made_by": (start.get("source") or {}).get("reconstructor"),
-            "n_frames": stop.get("n_frames"),
-            "status": stop.get("exit_status"),
-            "complete": bool(stop.get("complete")),
-            "verdict": verdict.get("word"),
-            "has_image": bool(stop.get("complete") or not stop),
-            "replaced": False,
-        }
 
-
-def _raw_row(uid: str, metadata: Metadata) -> dict[str, Any]:
-    start, stop = metadata["start"], metadata.get("stop") or {}
-    return {
-        "uid": uid,
-        "raw_uid": uid,
-        "scan_id": start.get("scan_id"),
-        "plan": start.get("plan_name"),
-        "sample": sample_of(start),
-        "time": start["time"],
-        "made_by": None,
-        "n_frames": (stop.get("num_events") or {}).get("primary"),
-        "status": stop.get("exit_status"),
-        "complete": False,
-        "verdict": None,
-        "has_image": False,
-    }
+def _plain(row: ResultSummary) -> dict[str, Any]:
+    """Give a row as a browser reads it."""
+    has_image = row.uid is not None and (row.complete or row.exit_status is None)
+    return {**asdict(row), "uid": row.uid or row.raw_uid, "has_image": has_image, "replaced": False}

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.callbacks import KeyChoice, StreamKeys
 from bluesky_cdi.catalog import Catalog
 from bluesky_cdi.catalog.columns import Columns, streams_of
 from bluesky_cdi.catalog.history import DECISIONS, decision_columns, proposals_of
 from bluesky_cdi.catalog.schema import PER_FRAME, SOURCE, UPDATES, sample_of
 from bluesky_cdi.config import DocumentsConfig
-from bluesky_cdi.errors import DocumentError
 from bluesky_cdi.evaluation.causes import causes_of
+from bluesky_cdi.evaluation.pipeline import ELSEWHERE, LATENCIES
+from bluesky_cdi.evaluation.pipeline import KEY as PIPELINE
 from bluesky_cdi.evaluation.resolution import KEY as RESOLUTION
-from bluesky_cdi.evaluation.resolution import noted_frc
+from bluesky_cdi.evaluation.resolution import noted_frc, with_curve
 from bluesky_cdi.evaluation.verdict import verdict_said
+from bluesky_cdi.web.points import measured_points, rate_of
 
-# The rate of a scan is that of its last frames.
-RATE_FRAMES = 20
-OF_UPDATES = ("seq_num", "time", "n_frames", "seconds", "median_frame_uncertainty_rad", "median_residual")
+COUNTED = (*(f"n_{name}" for name in ("received", *ELSEWHERE)), *LATENCIES)
+OF_UPDATES = ("seq_num", "time", "n_frames", "seconds", "median_frame_uncertainty_rad", "median_residual", *COUNTED)
 OF_FRAMES = {
     "frame_seq_num": "number",
     "y_m": "y_m",
@@ -63,42 +63,18 @@ def describe(
     with catalog.reaching():
         measured = streams_of(None if raw is None else catalog.raw[raw["start"]["uid"]])
         made = streams_of(None if derived is None else catalog.processed[derived["start"]["uid"]])
+        points = measured_points(catalog, raw, measured, settings)
         return {
             "run": _about_raw(raw),
             "result": None if derived is None else _about_result(derived),
-            "measured": _measured_points(raw, measured.get(settings.stream), settings),
+            "measured": {name: _rounded(points[name]) for name in ("y_m", "x_m", "time")}
+            | {"rate_hz": rate_of(points)},
             "decisions": _decisions(measured.get(DECISIONS)),
-            "updates": _updates(made.get(UPDATES)),
+            "updates": (updates := _updates(made.get(UPDATES))),
+            "pipeline": _pipeline(derived, updates),
             "grid": _grid(made.get(UPDATES)),
             "frames": _frames(made.get(PER_FRAME), derived),
         }
-
-
-def _measured_points(raw: Metadata | None, stream: Any, settings: DocumentsConfig) -> dict[str, Any]:
-    """Read where and when frames were measured, in the order of the events; empty if the run doesn't tell."""
-    nothing: dict[str, Any] = {"y_m": [], "x_m": [], "time": [], "rate_hz": None}
-    if raw is None or stream is None:
-        return nothing
-    try:
-        choice = KeyChoice(settings.frame_key, settings.position_keys, settings.position_unit, settings.monitor_key)
-        keys = StreamKeys.from_documents(raw["start"], stream.descriptors[0], choice)
-    except DocumentError:
-        # A run of another kind: it is listed, and there are no positions to show.
-        return nothing
-    columns = Columns(stream)
-    y, x = (
-        columns.read(key).astype(np.float64) * unit for key, unit in zip(keys.position, keys.metres_per, strict=True)
-    )
-    times = columns.read("time").astype(np.float64)
-    n = min(len(y), len(x))
-    last = np.sort(times)[-RATE_FRAMES:]
-    spent = float(last[-1] - last[0]) if len(last) > 1 else 0.0
-    return {
-        "y_m": _rounded(y[:n]),
-        "x_m": _rounded(x[:n]),
-        "time": times[:n].tolist(),
-        "rate_hz": (len(last) - 1) / spent if spent > 0 else None,
-    }
 
 
 def _about_raw(raw: Metadata | None) -> dict[str, Any] | None:
@@ -135,15 +111,16 @@ def _about_result(derived: Metadata) -> dict[str, Any]:
         "verdict_said": verdict_said(noted),
         "causes": list(causes_of(noted)),
         "uncertainty": stop.get("uncertainty"),
-        "halves": _halves(stop.get(RESOLUTION)),
+        "halves": _halves(stop),
+        "why_no_halves": (stop.get(RESOLUTION) or {}).get("says"),
         "loss_history": stop.get("loss_history"),
         "start": dict(start),
     }
 
 
-def _halves(notes: Metadata | None) -> dict[str, Any] | None:
+def _halves(stop: Metadata) -> dict[str, Any] | None:
     """Give the ring correlation of two halves with its threshold; None where no halves were compared."""
-    if not notes or not notes.get("frequency_per_m"):
+    if (notes := with_curve(stop)) is None:
         return None
     frc = noted_frc(notes)
     found = notes["resolution_m"][-1]
@@ -163,6 +140,20 @@ def _updates(stream: Any) -> dict[str, list[Any]]:
     # Of a repeated row the last counts, as in `load_result`.
     last = list({int(number): row for row, number in enumerate(found["seq_num"])}.values())
     return {name: _rounded(values[last]) if len(values) else [] for name, values in found.items()}
+
+
+def _pipeline(derived: Metadata | None, updates: Mapping[str, list[Any]]) -> dict[str, float | None] | None:
+    """Give how many frames are where on their way into the image, and how long they take; None where nobody counted.
+
+    While a run goes on that is what was so at its newest image.
+    """
+    told = None if derived is None else ((derived.get("stop") or {}).get("source") or {}).get(PIPELINE)
+    if told:
+        return {name: told.get(name) for name in ("received", "imaged", *ELSEWHERE, *LATENCIES)}
+    last = {name.removeprefix("n_"): _number(updates[name][-1]) for name in COUNTED if updates.get(name)}
+    if last.get("received") is None:
+        return None
+    return {**last, "imaged": _number(updates["n_frames"][-1])}
 
 
 def _grid(stream: Any) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.uncertainty.halves import HalfObjects
 
 # Standard deviation where no light fell: the phase is uniform in (-pi, pi].
 UNKNOWN_STD_RAD = float(np.pi / np.sqrt(3))
@@ -33,6 +34,8 @@ class UncertaintyEstimate:
     shape_amplitude, shape_phase_rad : Tensor, shape (Y, X), or None
         Deviations as another estimator predicts them, for where within the object errors are larger and smaller; None
         where there is only one opinion.
+    halves : HalfObjects or None
+        Objects of two halves of the frames that began with nothing in common; None where none were made so.
     """
 
     std_amplitude: Tensor
@@ -42,6 +45,7 @@ class UncertaintyEstimate:
     epistemic_phase_rad: Tensor | None = None
     shape_amplitude: Tensor | None = None
     shape_phase_rad: Tensor | None = None
+    halves: HalfObjects | None = None
 
     def times(self, amplitude: float, phase: float) -> UncertaintyEstimate:
         """Give deviations that are so many times as large; those that stand for what is not known stay.

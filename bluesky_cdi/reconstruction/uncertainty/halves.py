@@ -45,12 +45,15 @@ class HalfObjects:
         Photons per pixel of each half.
     both : Tensor, shape (Y, X), bool
         Where both halves measured the object.
+    n_frames : int
+        Frames of both.
     """
 
     first: Tensor
     second: Tensor
     light: Tensor
     both: Tensor
+    n_frames: int
 
 
 def is_second_half(positions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -129,7 +132,7 @@ def half_objects(
     if not all(bool(torch.isfinite(each).all()) for each in (first, second, towards)):
         return None
     first, second = (in_gauge_of(towards, half, weight) for half in (first, second))
-    return HalfObjects(first, second, light, both)
+    return HalfObjects(first, second, light, both, len(data))
 
 
 def in_gauge_of(wanted: Tensor, obj: Tensor, weight: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class HalvesEstimator:
             described.embedding,
             shape_amplitude=described.std_amplitude,
             shape_phase_rad=described.std_phase_rad,
+            # Without a network both go on from the object of all frames.
+            halves=None if self._net is None else halves,
         )
 
 

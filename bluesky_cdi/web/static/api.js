@@ -73,6 +73,6 @@ export class Runs {
   }
 
   running() {
-    return [...this.runs.values()].filter((run) => run.status === null).sort((a, b) => b.time - a.time)[0] || null;
+    return [...this.runs.values()].filter((run) => run.exit_status === null).sort((a, b) => b.time - a.time)[0] || null;
   }
 }

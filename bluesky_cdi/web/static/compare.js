@@ -47,7 +47,7 @@ export class CompareView {
     this.listed = key;
     this.selects.forEach((select, k) => put(select, h("option", { value: "" }, "choose one …"), complete.map((run) => h("option", {
       value: run.uid, selected: run.uid === this.uids[k],
-    }, `scan ${run.scan_id ?? "–"}, ${date(run.time)}, ${[run.sample, run.plan, run.made_by].filter(Boolean).join(", ")}, ${run.uid.slice(0, 8)}`))));
+    }, `scan ${run.scan_id ?? "–"}, ${date(run.time)}, ${[run.sample, run.plan_name, run.made_by].filter(Boolean).join(", ")}, ${run.uid.slice(0, 8)}`))));
   }
 
   onSelect(k) {

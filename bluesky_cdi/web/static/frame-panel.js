@@ -21,6 +21,7 @@ export class FramePanel {
       return [key, { image, caption, title, element: h("figure", { class: "pattern" }, h("div", { class: "square" }, image), caption) }];
     }));
     this.told = h("div", { class: "told" });
+    this.model = h("p", { class: "note" });
     this.status = h("p", { role: "status" });
     this.latentPart = h("div", {}, h("div", { class: "filters" },
       h("div", {}, h("label", { for: ids[1] }, "Across"), this.selects[0]), h("div", {}, h("label", { for: ids[2] }, "Up"), this.selects[1])), this.scatter.element);
@@ -34,13 +35,16 @@ export class FramePanel {
             h("div", {}, h("label", { for: ids[0] }, "Frame"), this.number),
             h("button", { type: "button", "aria-label": "next frame", onclick: () => this.move(1) }, "›")),
           this.status,
-          h("div", { class: "patterns" }, VIEWS.map(([key]) => this.pictures[key].element)), this.told)));
+          h("div", { class: "patterns" }, VIEWS.map(([key]) => this.pictures[key].element)), this.model, this.told)));
   }
 
-  set({ frames }) {
+  set({ frames, result }) {
     if (!frames || !frames.number?.length || this.frames) return;
     this.frames = frames;
     this.element.hidden = false;
+    const background = result?.start.source?.settings?.background;
+    put(this.model, `The fit: object, probe and the frame's own flux, with ${background === undefined ? "no background" : `a background of ${digits(background)} counts in each pixel`}. `,
+      "Not in it: a background that differs from pixel to pixel, and what the detector itself smears. Preprocessing (dark frame, binning, cropping) is done to the measured pattern.");
     this.number.min = String(Math.min(...frames.number.slice(0, 1)));
     this.number.max = String(frames.number[frames.number.length - 1]);
     const k = frames.latents?.[0]?.length || 0;

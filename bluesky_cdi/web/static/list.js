@@ -8,7 +8,7 @@ const COLUMNS = [
   ["image", "Image", null],
   ["scan_id", "Scan", (run) => run.scan_id],
   ["sample", "Sample", (run) => run.sample],
-  ["plan", "Plan", (run) => run.plan],
+  ["plan", "Plan", (run) => run.plan_name],
   ["time", "Date", (run) => run.time],
   ["n_frames", "Frames", (run) => run.n_frames],
   ["made_by", "Made by", (run) => run.made_by],
@@ -19,7 +19,7 @@ const COLUMNS = [
 const QUALITIES = ["good", "doubtful", "failed", "not judged", "running", "no result"];
 
 export function quality(run) {
-  if (run.status === null && run.verdict === null && !run.complete) return ["running", "running"];
+  if (run.exit_status === null && run.verdict === null && !run.complete) return ["running", "running"];
   if (!run.complete) return ["no result", "none"];
   return run.verdict ? [run.verdict, run.verdict] : ["not judged", "none"];
 }
@@ -73,7 +73,7 @@ export class ListView {
     const words = state.words.toLowerCase().split(/\s+/).filter(Boolean);
     const value = COLUMNS.find(([key]) => key === state.key)[2];
     const order = (run) => (state.key === "quality" ? QUALITIES.indexOf(value(run)) : value(run));
-    const text = (run) => [run.uid, run.raw_uid, run.scan_id, run.sample, run.plan, run.made_by, date(run.time), quality(run)[0]].join(" ").toLowerCase();
+    const text = (run) => [run.uid, run.raw_uid, run.scan_id, run.sample, run.plan_name, run.made_by, date(run.time), quality(run)[0]].join(" ").toLowerCase();
     return [...this.runs.runs.values()]
       .filter((run) => !state.quality || quality(run)[0] === state.quality)
       .filter((run) => words.every((word) => text(run).includes(word)))
@@ -115,7 +115,7 @@ export class ListView {
         : h("span", { class: "no-image", "aria-hidden": "true" }),
       scan_id: h("a", { href: `#/run/${name(run.uid)}` }, run.scan_id ?? "–", h("span", { class: "hidden" }, `: ${title}`)),
       sample: run.sample ?? "–",
-      plan: run.plan ?? "–",
+      plan: run.plan_name ?? "–",
       time: h("time", { datetime: new Date(run.time * 1000).toISOString() }, date(run.time)),
       n_frames: run.n_frames ?? "–",
       made_by: run.made_by ?? "–",

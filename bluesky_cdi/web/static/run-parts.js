@@ -10,7 +10,19 @@ export function pairs(rows) {
 
 const last = (values) => values[values.length - 1];
 
-export function facts({ run, result, measured, updates }, isOver) {
+// How many frames are where on their way into the image; of a run that goes on, as it was at its newest image.
+function onTheWay(pipeline) {
+  if (!pipeline) return null;
+  const elsewhere = ["waiting", "thinned", "bad", "dark"].filter((each) => pipeline[each]).map((each) => `${pipeline[each]} ${each}`);
+  return [`${pipeline.imaged} of ${pipeline.received} received`, ...elsewhere].join(", ");
+}
+
+function latency(pipeline) {
+  if (!pipeline || pipeline.latency_p50_s === null) return null;
+  return `${duration(pipeline.latency_p50_s)} (half of them), ${duration(pipeline.latency_p95_s)} (95 %)`;
+}
+
+export function facts({ run, result, measured, updates, pipeline }, isOver) {
   const n = measured.y_m.length;
   const inside = last(updates.n_frames);
   const now = Date.now() / 1000;
@@ -20,6 +32,8 @@ export function facts({ run, result, measured, updates }, isOver) {
     ["measured", run && n ? `${n}${run.budget ? ` of at most ${run.budget}` : ""} frames${run.status === null ? `, for ${duration(now - run.time)}` : ""}` : null],
     [isOver ? "rate at the end" : "rate", measured.rate_hz ? `${digits(measured.rate_hz)} frames/s` : null],
     ["in the image", inside === undefined ? "nothing yet" : `${inside} frames`],
+    ["frames on their way", onTheWay(pipeline)],
+    ["from frame to image", latency(pipeline)],
     ["last step took", updates.seconds.length ? duration(last(updates.seconds)) : null],
     ["misfit", updates.median_residual.length ? `${digits(last(updates.median_residual))} (median deviance per pixel)` : null],
     ["predicted error", updates.median_frame_uncertainty_rad.length ? `${digits(last(updates.median_frame_uncertainty_rad))} rad (median)` : null],

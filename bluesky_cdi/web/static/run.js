@@ -184,7 +184,9 @@ export class RunView {
     const { measured, updates, frames, decisions } = this.data;
     const isLast = this.step >= this.last;
     const time = updates.time[this.step];
-    const n = isLast || !measured.time.length ? measured.y_m.length : measured.time.filter((each) => each <= time).length;
+    // Where frames tell no time of this clock, as in a fly scan: as many as are in the image.
+    const then = measured.time.length ? measured.time.filter((each) => each <= time).length : updates.n_frames[this.step];
+    const n = isLast ? measured.y_m.length : then;
     const points = measured.y_m.slice(0, n).map((y, i) => [y, measured.x_m[i]]);
     const at = this.decisionAt(this.step);
     const over = isLast && this.isOver();
@@ -276,8 +278,15 @@ export class RunView {
     this.frc.element.hidden = !halves;
     if (halves && !this.frc.data) this.frc.set([halves.frequency_per_um, halves.correlation, halves.threshold], `resolution ${length(halves.resolution_m)}`);
     put(this.parts.frcNote, halves
-      ? h("p", {}, halves.resolution_m === null ? "No ring is above the threshold of half a bit." : `Resolution (full period, half a bit): ${length(halves.resolution_m)}; wanted: ${length(halves.target_m)}. What both halves share, as the probe and positions, does not show here.`)
-      : [h("h2", {}, "Resolution"), h("p", {}, "Two halves of the frames were not compared: they are where a scan is given a resolution to stop at (agent.target_resolution_m).")]);
+      ? h("p", {}, halves.resolution_m === null ? "No ring is above the threshold of half a bit." : `Resolution of two halves of ${halves.n_frames} frames (full period, half a bit): ${length(halves.resolution_m)}${halves.target_m ? `; wanted: ${length(halves.target_m)}` : ""}. What both halves share, as the probe and positions, does not show here.`)
+      : [h("h2", {}, "Resolution"), h("p", {}, this.whyNoHalves())]);
+  }
+
+  whyNoHalves() {
+    const { result } = this.data;
+    if (!this.isOver()) return "Two halves of the frames are compared when the run is over.";
+    if (result.why_no_halves) return `Two halves of the frames could not be compared: ${result.why_no_halves}.`;
+    return result.complete ? "Two halves of the frames were not compared: earlier versions did that only where a scan was given a resolution to stop at." : "Two halves of the frames were not compared: there is no final image.";
   }
 
   // Of what reconstructed all frames at once: its iterations.

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bluesky_cdi.callbacks import FrameAssembler, collect_frames
+from bluesky_cdi.callbacks import FrameAssembler, collect_frames, stamped_places
 from bluesky_cdi.catalog import run_documents
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError, FrameError
@@ -378,3 +378,22 @@ def test_as_the_catalog_gives_the_run_back(fly):
     alone = list(run_documents(SimpleNamespace(reaching=nullcontext), Entry(streams), **options))
     _, (frame,) = collect_frames(alone, settings=DocumentsConfig(time_stamps={"stream": "positions"}))
     assert_positions(SimpleNamespace(errors=[], frames={5: frame}), [5])
+
+
+def test_places_of_a_run_that_goes_on_without_its_frames(fly, tmp_path):
+    """No frame is read; those whose position has not come are left out, as the last sample is at 99 ms."""
+    run = fly()
+    with h5py.File(tmp_path / "fly.h5", "a") as file:
+        del file["frames"]
+    parts = run.beginning, run.frames(), run.samples(0, 100)
+    numbers, positions_m, centres_s = stamped_places([doc for part in parts for doc in part], DocumentsConfig())
+    middles_s = STARTS_S + EXPOSURE_S / 2
+    expected = track_um(middles_s[middles_s < 0.099]) * 1e-6
+    assert numbers.tolist() == list(range(1, len(expected) + 1))
+    np.testing.assert_allclose(positions_m, expected, atol=1e-15)
+    np.testing.assert_allclose(centres_s, middles_s[middles_s < 0.099])
+
+
+def test_places_of_a_run_without_a_stream_of_positions(fly):
+    with pytest.raises(DocumentError, match="names none"):
+        stamped_places(fly(position_stream=None).beginning, DocumentsConfig())

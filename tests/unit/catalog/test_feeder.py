@@ -5,6 +5,7 @@ import errno
 import logging
 import shutil
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -104,6 +105,25 @@ def test_a_growing_run_is_seen_while_it_grows(catalog, journal, feeder):
     assert len(catalog.raw[uid]["primary"].base["internal"].read()) == 32
     write(journal, docs[36:])
     assert len(feed(feeder)) == 1
+    check(catalog, docs)
+
+
+def test_what_is_not_a_full_batch_is_seen_soon_and_written_at_once(catalog, journal, feeder, monkeypatch):
+    """A decision does not wait for fifteen others; frames that came since the last look are one write."""
+    written, append = [], DataFrameClient.append_partition
+    monkeypatch.setattr(
+        DataFrameClient, "append_partition", lambda *args: written.append(len(args[2])) or append(*args)
+    )
+    docs = documents(20)
+    uid = docs[0][1]["uid"]
+    write(journal, docs[:5])
+    deadline = time.monotonic() + SOON_S
+    while uid not in catalog.raw or "internal" not in dict(catalog.raw[uid]["primary"].base):
+        assert not feeder.feed() and time.monotonic() < deadline
+    assert list(catalog.raw[uid]["primary"].base["internal"].read()["seq_num"]) == [1, 2, 3]
+    write(journal, docs[5:])
+    assert len(feed(feeder)) == 1
+    assert written == [3, 16, 1]
     check(catalog, docs)
 
 

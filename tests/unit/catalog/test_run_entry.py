@@ -2,12 +2,12 @@
 
 from types import SimpleNamespace
 
-import bluesky_tiled_plugins
 import pytest
 
-from bluesky_cdi.catalog import ResultPublisher
+from bluesky_cdi.catalog import ResultPublisher, run_entry
 from bluesky_cdi.catalog.masks import Masks
 from bluesky_cdi.catalog.run_entry import RunEntry
+from bluesky_cdi.catalog.waiting_documents import SPARED, Patience, WaitingDocuments, rows_of_page
 
 COLUMNS = 9
 
@@ -16,14 +16,21 @@ COLUMNS = 9
 def written(monkeypatch):
     """What Tiled's writer was given."""
     documents = []
-    monkeypatch.setattr(
-        bluesky_tiled_plugins, "TiledWriter", lambda *_, **__: lambda name, doc: documents.append((name, doc))
-    )
+
+    class Writer:
+        def __init__(self, container):
+            pass
+
+        def write(self, name, docs):
+            documents.extend((name, doc) for doc in docs)
+
+    monkeypatch.setattr(run_entry, "RunWriter", Writer)
     return documents
 
 
 def entry_of(uid, gathers):
-    return RunEntry(SimpleNamespace(uri="", processed={}), "processed", uid, 1, Masks(), gathers)
+    catalog = SimpleNamespace(uri="", processed={})
+    return RunEntry(catalog, "processed", uid, Masks(), Patience(16) if gathers else None)
 
 
 def spans(documents):
@@ -76,3 +83,47 @@ def test_rows_that_do_not_follow_are_written_on_their_own(written):
     entry.flush()
     entry.flush()
     assert spans(written) == [span(0, 2), span(4, 7)]
+
+
+def event(stream, number):
+    return {"descriptor": stream, "seq_num": number}
+
+
+def test_events_wait_for_others_and_none_for_long():
+    now = [0.0]
+    waiting = WaitingDocuments(Patience(3, 0.5), lambda: now[0])
+    assert not waiting.are_due
+    waiting.add_event(event("agent", 1))
+    now[0] = 0.49
+    waiting.add_event(event("frames", 1))
+    assert not waiting.are_due and not waiting.are_enough
+    now[0] = 0.5
+    assert waiting.are_due
+    waiting.add_event(event("frames", 2))
+    assert waiting.are_enough
+    assert list(waiting.take()) == [
+        ("event", [event("agent", 1)]), ("event", [event("frames", 1), event("frames", 2)])
+    ]  # fmt: skip
+    assert not waiting.are_due and not waiting.are_enough and list(waiting.take()) == []
+
+
+def test_a_slow_server_is_asked_less_often():
+    """Writing what did not wait for its full number takes a fifth of the time at most."""
+    now = [0.0]
+    waiting = WaitingDocuments(Patience(16, 0.5), lambda: now[0])
+    waiting.add_event(event("frames", 1))
+    for _ in waiting.take():
+        now[0] += 2.0
+    waiting.add_event(event("frames", 2))
+    now[0] += 2.0 * SPARED - 0.1
+    assert not waiting.are_due
+    now[0] += 0.2
+    assert waiting.are_due
+
+
+def test_a_page_of_events_is_its_events():
+    page = {
+        "uid": ["a", "b"], "descriptor": "d", "seq_num": [1, 2], "time": [0.0, 1.0], "data": {"x": [3, 4]},
+        "timestamps": {"x": [0.0, 1.0]}, "filled": {},
+    }  # fmt: skip
+    assert [(each["seq_num"], each["data"]) for each in rows_of_page(page)] == [(1, {"x": 3}), (2, {"x": 4})]

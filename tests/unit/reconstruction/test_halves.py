@@ -123,7 +123,7 @@ def test_phases_differ_on_the_circle():
 
     def found(phase):
         turned = torch.polar(ones, torch.from_numpy(phase).float())
-        halves = HalfObjects(torch.polar(ones, 3.1 * ones), turned * np.exp(3.1j), light, ones.bool())
+        halves = HalfObjects(torch.polar(ones, 3.1 * ones), turned * np.exp(3.1j), light, ones.bool(), 2)
         return noise_of(halves, 31)
 
     amplitude, phase = found(rng.normal(0, 1.5, (400, 400)))

@@ -5,7 +5,8 @@ import pytest
 from bluesky_cdi.bench.suites.resolution import adaptive_scan
 from bluesky_cdi.config import ReconstructorConfig, load_config
 from bluesky_cdi.errors import ConfigError
-from bluesky_cdi.evaluation.resolution import KEY
+from bluesky_cdi.evaluation.resolution import KEY, confirmed_resolution_m, with_curve
+from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.reconstruction.resolution_watch import ResolutionWatch
 
 PIXEL_M = 28e-9
@@ -19,6 +20,50 @@ def test_when_it_is_looked_for():
     assert not watch.is_due(47) and watch.is_due(48)
     watch._looked_at = 400
     assert not watch.is_due(439) and watch.is_due(440)
+
+
+def ended(scene, frames, interrupted=None, **options):
+    reconstructor = scene.reconstructor(**options)
+    reconstructor.add(frames)
+    estimate = reconstructor.step(60.0)
+    return estimate, reconstructor.checked(estimate, interrupted)
+
+
+def test_every_run_has_the_ring_correlation_of_its_halves_at_its_end(make_scene):
+    """The fewer the photons, the coarser is what halves agree on; a network's or an engine's, whose begin in vacuum."""
+    found = {}
+    for photons in (1e6, 3e3):
+        scene = make_scene(photons=photons)
+        frames = scene.frames()
+        before, estimate = ended(scene, frames, true_probe=True)
+        notes = with_curve(estimate.source)
+        assert KEY not in before.source and confirmed_resolution_m(estimate.source) is None
+        assert notes["target_m"] is None and notes["n_frames"] == [len(frames)]
+        found[photons] = notes["resolution_m"][0]
+    assert found[1e6] < 0.8 * found[3e3]
+
+
+def test_halves_that_errors_were_predicted_by_are_not_made_again(scene, frames, monkeypatch):
+    monkeypatch.delattr(ResolutionWatch, "_look")
+    _, estimate = ended(scene, frames, name="pinn", trained=load_weights())
+    assert estimate.source["uncertainty"]["estimator"] == "halves"
+    assert with_curve(estimate.source)["n_frames"] == [len(frames)]
+
+
+def test_an_engines_halves_of_errors_are_no_measure_of_resolution(scene, frames):
+    """They go on from the object of all frames, which is in both."""
+    reconstructor = scene.reconstructor()
+    reconstructor.add(frames)
+    reconstructor.checked(reconstructor.step(60.0))
+    assert reconstructor._work.halves is None
+
+
+def test_where_halves_are_not_compared_it_is_said_why(scene, frames):
+    _, estimate = ended(scene, frames, lambda: True)
+    assert "the time for the end" in estimate.source[KEY]["says"]
+    assert with_curve(estimate.source) is None and confirmed_resolution_m(estimate.source) is None
+    _, estimate = ended(scene, frames[:1])
+    assert estimate.source[KEY] == {"says": "halves of 1 frames have too little in common"}
 
 
 def test_nothing_is_looked_for_without_a_target(scene, frames):

@@ -85,6 +85,16 @@ def test_a_wanted_resolution_is_drawn_beside(estimate):
     assert course.get_legend().get_texts()[-1].get_text() == "wanted: 50 nm"
 
 
+def test_halves_of_a_result_are_drawn_beside_it_and_not_in_the_live_view(estimate):
+    frc = fourier_ring_correlation(estimate.object, estimate.object, PIXEL_M)
+    noted = replace(estimate, source={"resolution": resolution_notes([ResolutionCheck(30, frc, PIXEL_M)])})
+    curve = panels(viz.show_result(noted))["Two halves of 30 frames"]
+    np.testing.assert_allclose(curve.lines[0].get_xydata()[:, 1], frc.correlation)
+    assert len(panels(viz.show_estimate(noted))) == 4
+    said = replace(estimate, source={"resolution": {"says": "too few frames"}})
+    assert "Two halves" not in " ".join(panels(viz.show_result(said)))
+
+
 def test_uncovered_pixels_are_masked_and_the_mean_phase_is_gone(estimate):
     phase = shown(panels(viz.show_estimate(estimate))["Phase"]).get_array()
     assert np.array_equal(np.ma.getmaskarray(phase), estimate.coverage == 0)

@@ -5,7 +5,9 @@ import contextlib
 import io
 import json
 import socket
+import threading
 import zipfile
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import h5py
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bluesky_cdi.catalog import list_results
 from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.web import Page, reader
@@ -172,20 +175,45 @@ def test_a_catalog_that_is_gone_is_looked_for_again(place):
     assert "there is none" not in asked(page, "/page/api/runs").text
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_catalog_is_opened_before_somebody_asks(place, is_there):
+    """The first who asks would wait while Tiled's client and PyTorch are loaded; one that is not there is no fault."""
+    tried, opened = [], threading.Event()
+
+    def connect():
+        tried.append(is_there)
+        opened.set()
+        return place.catalog if is_there or len(tried) > 1 else refuses()
+
+    page = Page(connect, "Key1", public=False, config=load_config())
+    page.prepare()
+    assert opened.wait(FOREVER_S)
+    assert asked(page, "/page/api/runs").status_code == 200
+    assert len(tried) == (1 if is_there else 2)
+
+
 class TestList:
     def test_runs(self, ask, place, sample):
         found = ask("api/runs").json()
         rows = {row["uid"]: row for row in found["runs"] if not row["replaced"]}
         assert found["whole"]
         assert set(rows) == {place.complete, place.again, place.without, place.going}
-        assert rows[place.complete] | {"time": 0} == {
-            "uid": place.complete, "raw_uid": place.raw, "scan_id": 7, "plan": "adaptive", "sample": sample.EVIL,
-            "time": 0,
-            "made_by": "lsqml", "n_frames": 9, "status": "success", "complete": True, "verdict": "doubtful",
+        assert rows[place.complete] | {"time": 0, "title": ""} == {
+            "uid": place.complete, "raw_uid": place.raw, "scan_id": 7, "plan_name": "adaptive", "sample": sample.EVIL,
+            "time": 0, "raw_time": 1.7e9, "title": "",
+            "made_by": "lsqml", "n_frames": 9, "exit_status": "success", "complete": True, "verdict": "doubtful",
             "has_image": True, "replaced": False,
         }  # fmt: skip
-        assert (rows[place.without]["n_frames"], rows[place.without]["status"]) == (4, "success")
-        assert rows[place.going]["status"] is None
+        assert (rows[place.without]["n_frames"], rows[place.without]["exit_status"]) == (4, "success")
+        assert rows[place.going]["exit_status"] is None
+
+    def test_rows_are_those_of_the_catalogs_own_list(self, ask, place):
+        rows = {row["uid"]: row for row in ask("api/runs").json()["runs"] if not row["replaced"]}
+        for known in list_results(place.catalog):
+            row = rows[known.uid or known.raw_uid]
+            assert {**row, "uid": known.uid} == {
+                **asdict(known), "has_image": row["has_image"], "replaced": False
+            }  # fmt: skip
 
     def test_only_what_changed(self, ask):
         found = ask("api/runs").json()
