@@ -65,9 +65,14 @@ class Network:
         return isinstance(self.net, UnrolledNet) and self.net.config.passes > 1
 
     @property
+    def one_pass_name(self) -> str:
+        """The name of a single pass from vacuum: of a network for one pass its own."""
+        return f"{self.name}, one pass" if self.is_warm else self.name
+
+    @property
     def names(self) -> list[str]:
         """The names of what is made with it from vacuum."""
-        once = [f"{self.name}, one pass"] if self.is_warm else []
+        once = [self.one_pass_name] if self.is_warm else []
         return [*once, self.name, *([self.refined_name] if self.refined_name else [])]
 
     def warm_name(self, iterations: int) -> str:
@@ -129,7 +134,7 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     budget_s: float | None = None
     for network in networks:
         if network.is_warm:
-            found[f"{network.name}, one pass"] = predict(network, problem, passes=1)
+            found[network.one_pass_name] = predict(network, problem, passes=1)
         alone = found[network.name] = predict(network, problem)
         if network.refined_name is not None:
             both = found[network.refined_name] = refine(network, problem, alone, seed)

@@ -61,7 +61,12 @@ class Reached:
 
 @torch.no_grad()
 def solve_recorded(
-    problem: Problem, networks: Sequence[Network], seed: int, on_progress: Callable[[str], None] | None = None
+    problem: Problem,
+    networks: Sequence[Network],
+    seed: int,
+    on_progress: Callable[[str], None] | None = None,
+    *,
+    rpie: bool = True,
 ) -> tuple[dict[str, Reached], str]:
     """Run every method from the assumed probe and after the check-in.
 
@@ -75,6 +80,8 @@ def solve_recorded(
         Seed of the order of frames.
     on_progress : callable, optional
         Called with what is done next.
+    rpie : bool
+        Whether rPIE is run, and networks from what it has found.
 
     Returns
     -------
@@ -93,8 +100,10 @@ def solve_recorded(
         runs[prefix + CONVERGED] = way.converged()
     goal = min(run.result.unseen for run in runs.values())
     for prefix, way in ways.items():
-        tell(prefix + rpie_name(RPIE_ITERATIONS[-1]))
-        made = way.from_vacuum()
+        made: dict[str, _Run] = {}
+        if rpie:
+            tell(prefix + rpie_name(RPIE_ITERATIONS[-1]))
+            made = way.from_vacuum()
         for network in networks:
             tell(prefix + network.name)
             made |= way.from_network(network, made, goal)
@@ -159,11 +168,12 @@ class _Way:
         made: dict[str, _Run] = {}
         if network.is_warm:
             once = predict(network, self._problem, passes=1)
-            made[f"{network.name}, one pass"] = self._run(once.after(self._spent))
+            made[network.one_pass_name] = self._run(once.after(self._spent))
         alone = made[network.name] = self._run(predict(network, self._problem).after(self._spent))
         if network.refined_name is not None:
             made[network.refined_name] = self._refined(network, alone, goal)
-        for number in WARM_FROM if network.is_warm else ():
+        engines = [number for number in WARM_FROM if rpie_name(number) in known]
+        for number in engines if network.is_warm else ():
             improved = predict(network, self._problem, start=known[rpie_name(number)].result.found)
             made[network.warm_name(number)] = self._refined(network, self._run(improved), goal)
         return made
