@@ -18,7 +18,7 @@ from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Network as Net
 from bluesky_cdi.physics.forward import Diffraction
-from bluesky_cdi.reconstruction.prediction import predict_object
+from bluesky_cdi.reconstruction.prediction import predict as predicted
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 # Iterations that go on from a network's object.
@@ -171,15 +171,17 @@ def predict(network: Network, problem: Problem, *, passes: int | None = None, st
     """
     net, obj = network.net, None if start is None else start.object
 
-    def run(data: Diffraction) -> Tensor:
-        if isinstance(net, UnrolledNet) and passes is None:
-            return predict_object(net, problem.probe, data, obj)
-        once: Tensor = net(problem.probe, data)[-1]
-        return once
+    def run(data: Diffraction) -> tuple[Tensor, Tensor]:
+        if not isinstance(net, UnrolledNet):
+            return net(problem.probe, data)[-1], problem.probe
+        if passes is None:
+            return predicted(net, problem.probe, data, obj)
+        objects, probes = net.solve(problem.probe, data)
+        return objects[-1], probes[-1]
 
     run(first_use(problem))
-    made, seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)
-    found = Found(made, problem.probe, seconds, cpu_seconds)
+    (made, probe), seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)
+    found = Found(made, probe, seconds, cpu_seconds)
     return found if start is None else found.after(start)
 
 
@@ -201,6 +203,8 @@ def refine(network: Network, problem: Problem, prediction: Found, seed: int) -> 
     -------
     Found
     """
+    # A network may have changed the probe.
+    problem = replace(problem, probe=prediction.probe)
 
     def run(iterations: int) -> tuple[Solution, int]:
         engine = refiner_of(network, problem, prediction.object, seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -181,13 +181,15 @@ class _Way:
     def _refined(self, network: Network, alone: _Run, goal: float) -> _Run:
         """Refine as usual; and then go on to the goal, or past all hope, to see when that is reached."""
         found = alone.result.found
+        problem = replace(self._problem, probe=found.probe)
         watch, prediction = Stopwatch(self._problem.probe.device, found.seconds, found.cpu_seconds), found.object
         marks = self._iterated(
-            lambda: refiner_of(network, self._problem, prediction, self._seed),
+            lambda: refiner_of(network, problem, prediction, self._seed),
             Schedule(MOST_REFINED),
             prediction,
             watch,
             (1 + NEAR) * goal,
+            found.probe,
         )
         return _Run([*alone.marks, *marks], marks[min(REFINED_FOR, len(marks)) - 1])
 
@@ -198,10 +200,11 @@ class _Way:
         obj: Tensor,
         watch: Stopwatch,
         until: float = -math.inf,
+        probe: Tensor | None = None,
     ) -> list[Mark]:
         """Iterate, with the probe refined; the marks of all epochs, the last one's after the engine's end."""
         course = Course(self._unseen, watch, until, REFINED_FOR)
-        start = Solution.start(obj, self._problem.probe, self._problem.data)
+        start = Solution.start(obj, self._problem.probe if probe is None else probe, self._problem.data)
         # One epoch loads what the clock should not see.
         iterate(make(), start, Schedule(1))
         with watch:
