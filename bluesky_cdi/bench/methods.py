@@ -18,7 +18,7 @@ from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Network as Net
 from bluesky_cdi.physics.forward import Diffraction
-from bluesky_cdi.reconstruction.prediction import predict_object
+from bluesky_cdi.reconstruction.prediction import predict as predicted
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
 # Iterations that go on from a network's object.
@@ -65,9 +65,14 @@ class Network:
         return isinstance(self.net, UnrolledNet) and self.net.config.passes > 1
 
     @property
+    def one_pass_name(self) -> str:
+        """The name of a single pass from vacuum: of a network for one pass its own."""
+        return f"{self.name}, one pass" if self.is_warm else self.name
+
+    @property
     def names(self) -> list[str]:
         """The names of what is made with it from vacuum."""
-        once = [f"{self.name}, one pass"] if self.is_warm else []
+        once = [self.one_pass_name] if self.is_warm else []
         return [*once, self.name, *([self.refined_name] if self.refined_name else [])]
 
     def warm_name(self, iterations: int) -> str:
@@ -129,7 +134,7 @@ def solve(problem: Problem, networks: Sequence[Network], seed: int) -> dict[str,
     budget_s: float | None = None
     for network in networks:
         if network.is_warm:
-            found[f"{network.name}, one pass"] = predict(network, problem, passes=1)
+            found[network.one_pass_name] = predict(network, problem, passes=1)
         alone = found[network.name] = predict(network, problem)
         if network.refined_name is not None:
             both = found[network.refined_name] = refine(network, problem, alone, seed)
@@ -166,15 +171,17 @@ def predict(network: Network, problem: Problem, *, passes: int | None = None, st
     """
     net, obj = network.net, None if start is None else start.object
 
-    def run(data: Diffraction) -> Tensor:
-        if isinstance(net, UnrolledNet) and passes is None:
-            return predict_object(net, problem.probe, data, obj)
-        once: Tensor = net(problem.probe, data)[-1]
-        return once
+    def run(data: Diffraction) -> tuple[Tensor, Tensor]:
+        if not isinstance(net, UnrolledNet):
+            return net(problem.probe, data)[-1], problem.probe
+        if passes is None:
+            return predicted(net, problem.probe, data, obj)
+        objects, probes = net.solve(problem.probe, data)
+        return objects[-1], probes[-1]
 
     run(first_use(problem))
-    made, seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)
-    found = Found(made, problem.probe, seconds, cpu_seconds)
+    (made, probe), seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)
+    found = Found(made, probe, seconds, cpu_seconds)
     return found if start is None else found.after(start)
 
 
@@ -196,6 +203,8 @@ def refine(network: Network, problem: Problem, prediction: Found, seed: int) -> 
     -------
     Found
     """
+    # A network may have changed the probe.
+    problem = replace(problem, probe=prediction.probe)
 
     def run(iterations: int) -> tuple[Solution, int]:
         engine = refiner_of(network, problem, prediction.object, seed)

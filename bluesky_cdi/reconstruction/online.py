@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.errors import GeometryError, WeightsError
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
@@ -114,6 +114,11 @@ class PtychoReconstructor:
         calibration: Calibrating | None = None,
     ) -> None:
         side, device, net = grid.frame_px, torch.device(device), trained.unrolled_net if trained else None
+        if net is not None and net.config.joint:
+            raise WeightsError(
+                "these weights change the probe, which a reconstruction leaves to its check-in and engine: give those "
+                "of a training without --joint (`bench quality` takes any)"
+            )
         if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
             raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
         self._config, self._device = config, device

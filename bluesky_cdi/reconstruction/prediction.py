@@ -34,16 +34,44 @@ def predict_object(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Te
     -------
     Tensor, shape (1, Y, X), complex64
     """
+    return predict(net, probe, data, start)[0]
+
+
+def predict(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Make passes of a network in a row, as `predict_object` does, and say with which probe.
+
+    Parameters
+    ----------
+    net : UnrolledNet
+        Its configuration says how many passes there are at most, and whether it changes the probe.
+    probe : Tensor, shape (1, M, N, N), complex64
+        The assumed one. A pass begins with that of the pass before.
+    data : Diffraction
+        The frames.
+    start : Tensor, shape (1, Y, X), complex64, optional
+        What is known of the object.
+
+    Returns
+    -------
+    object : Tensor, shape (1, Y, X), complex64
+    probe : Tensor, shape (1, M, N, N), complex64
+        The assumed one itself, where the network keeps it.
+    """
     passes = net.config.passes
-    obj: Tensor = net(probe, data, start if passes > 1 else None)[-1]
+    obj, probe = _pass(net, probe, data, start if passes > 1 else None)
     lowest = mean_deviance(obj, probe, data) if passes > 1 else math.nan
     for _ in range(passes - 1):
-        further = net(probe, data, obj)[-1]
-        deviance = mean_deviance(further, probe, data)
+        further, its_probe = _pass(net, probe, data, obj)
+        deviance = mean_deviance(further, its_probe, data)
         if not deviance < (1 - LEAST_GAIN) * lowest:
             break
-        obj, lowest = further, deviance
-    return obj
+        obj, probe, lowest = further, its_probe, deviance
+    return obj, probe
+
+
+def _pass(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    objects, probes = net.solve(probe, data, start)
+    return objects[-1], probes[-1]
 
 
 def mean_deviance(obj: Tensor, probe: Tensor, data: Diffraction, of: Tensor | None = None) -> float:

@@ -16,7 +16,7 @@ from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum, Propagator
 from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.objects import ObjectPool
-from bluesky_cdi.training.probes import draw_probes, misjudge
+from bluesky_cdi.training.probes import PIXEL_ERROR, draw_probes, misjudge, misjudge_widely
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ SHAPES = (
 OBJECT_PX = 560
 # Of these scenes a batch on a CPU has so many: with all of them a run would make few steps.
 CPU_SHARE = 1 / 18
+# Where probes are assumed as wrongly as on instruments: share of the objects that are thick, as many as are not; and of
+# the batches whose pixel is assumed wrongly.
+WIDE_THICK_SHARE, PIXEL_SHARE = 0.5, 0.2
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
 NEAR_SHARE = 0.12
 FRESNEL_NUMBERS = (2.0, 30.0)
@@ -111,6 +114,9 @@ class SceneStream:
     decisions : int, optional
         Seed of what decides about whole batches, their sizes among it; default: `seed`. Streams with the same draw
         batches of the same size, so that of processes that train together none waits for another.
+    wide : bool
+        Assume probes and pixels as wrongly as instruments do (`misjudge_widely`), and draw more thick objects: for
+        networks that find the probe too.
 
     Attributes
     ----------
@@ -134,13 +140,15 @@ class SceneStream:
         object_px: int = OBJECT_PX,
         probe: Tensor | None = None,
         decisions: int | None = None,
+        wide: bool = False,
     ) -> None:
+        self._wide = wide
         self.draws = Draws(device, seed, decisions)
         self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
         of_scenes = 1 if device.type == "cuda" else CPU_SHARE
         self._shapes = [replace(each, scenes=max(1, round(of_scenes * each.scenes))) for each in shapes_for(probe)]
         self._photons = photons
-        self.pool = ObjectPool(self.draws, pool, object_px)
+        self.pool = ObjectPool(self.draws, pool, object_px, WIDE_THICK_SHARE if wide else None)
 
     def draw(self, shape: SceneShape | None = None, exact: bool = False) -> Batch:
         """Simulate a batch of scans.
@@ -175,11 +183,18 @@ class SceneStream:
         actual = Diffraction(blank, corner, shift, grids, flux, scene, propagator=propagator)
         counts = self._measure(truth, probe, actual)
         assumed = centre if exact else centre + draws.error(0.3) * draws.normal(*centre.shape)
+        pixel = 0.0
+        if self._wide and not exact and draws.chance(PIXEL_SHARE):
+            pixel = draws.between(-PIXEL_ERROR, PIXEL_ERROR)
+            assumed = shape.grid_px / 2 + (assumed - shape.grid_px / 2) / (1 + pixel)
         corner, shift = place(assumed, size, shape.grid_px)
         mask = self._mask(size) if not exact and draws.chance(0.2) else None
         actual = replace(actual, counts=counts, mask=mask)
         data = replace(actual, corner=corner, shift_px=shift)
-        assumed_probe = probe if exact else misjudge(draws, probe)
+        if exact:
+            assumed_probe = probe
+        else:
+            assumed_probe = misjudge_widely(draws, probe, pixel) if self._wide else misjudge(draws, probe)
         return Batch(truth, assumed_probe, data, _with_photons_of(probe, assumed_probe), actual)
 
     def _pick_shape(self) -> SceneShape:

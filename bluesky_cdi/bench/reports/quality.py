@@ -12,6 +12,7 @@ from bluesky_cdi.bench.checked import CHECKED
 from bluesky_cdi.bench.methods import CONVERGED, Network, rpie_name
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.bench.reports.text import aligned
+from bluesky_cdi.bench.suites.design_figures import DesignFigure
 from bluesky_cdi.evaluation import Comparison
 from bluesky_cdi.protocols import ComplexArray
 
@@ -25,6 +26,7 @@ OF_RECORDED = {
     "complex_nrmse": ("NRMSE", 3),
     "deviance": ("given", 3),
     "held_out_deviance": ("unseen", 3),
+    "over_lsqml": ("over LSQ-ML's", 3),
     "seconds": ("s", 2),
     "cpu_seconds": ("CPU s", 2),
     "seconds_to_image": ("s to LSQ-ML's image", 2),
@@ -37,6 +39,7 @@ TITLES = {
     "rate": "Counts in other units (same noise), and more photons",
     "objects": "Objects and photons a frame",
     "thick": "Thick objects and photons a frame",
+    "passes": "Passes in a row, whatever they bring",
 }
 # Cases side by side.
 COLUMNS = 7
@@ -59,6 +62,8 @@ def tables(found: Mapping[str, Any]) -> str:
     blocks += [f"not measured: {name}: {why}" for name, why in found["skipped"].items()]
     if found["acceptance"]:
         blocks.append(_ratios(found["acceptance"]))
+    if found["design_figures"]:
+        blocks.append(_design_figures(found["design_figures"]))
     return "\n\n".join(blocks)
 
 
@@ -124,8 +129,19 @@ def _ratios(rows: Sequence[Mapping[str, Any]]) -> str:
     return aligned(lines)
 
 
+def _design_figures(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [["Figures of the design", "", "wanted", "measured", "reached"]]
+    for row in rows:
+        reached = "yes" if DesignFigure(**row).reached else "no"
+        lines.append([row["figure"], row["method"], f"{row['wanted']:g}", f"{row['measured']:.3f}", reached])
+    return aligned(lines)
+
+
 class Figures:
     """Draws scans into a folder: truth, network, network refined, and engines, side by side.
+
+    Of a recorded scan there is a figure for each network: what it makes of the scan's own guess, and how the check-in
+    and refinement lead to the reference.
 
     Parameters
     ----------
@@ -135,14 +151,28 @@ class Figures:
     """
 
     def __init__(self, folder: Path, networks: Sequence[Network]) -> None:
-        names = [*(name for n in networks for name in n.names), rpie_name(50), CONVERGED]
-        self._folder, self._names = folder, [*names, *(CHECKED + name for name in names)]
+        self._folder, self._networks = folder, networks
 
     def __call__(self, name: str, problem: Problem, judged: Mapping[str, Comparison]) -> None:
         """Draw one scan."""
-        first = "Truth" if problem.held_out is None else "Reference"
-        images: dict[str, ComplexArray] = {first: problem.truth}
-        for method in (n for n in self._names if n in judged):
+        if problem.held_out is None:
+            methods = [*(each for network in self._networks for each in network.names), rpie_name(50), CONVERGED]
+            self._save(name, problem, judged, {"Truth": problem.truth}, methods)
+            return
+        for network in self._networks:
+            way = [network.one_pass_name, *(CHECKED + each for each in network.names), CONVERGED]
+            self._save(f"{name}, {network.name}", problem, judged, {"Reference": problem.truth}, way)
+
+    def _save(
+        self,
+        name: str,
+        problem: Problem,
+        judged: Mapping[str, Comparison],
+        images: dict[str, ComplexArray],
+        methods: Sequence[str],
+    ) -> None:
+        """Draw what some methods came to beside what is given."""
+        for method in (each for each in methods if each in judged):
             images[f"{method}\nNRMSE {judged[method].numbers['complex_nrmse']:.3f}"] = judged[method].object
         figure = viz.show_images(
             images, problem.illuminated, origin_m=problem.origin_m, pixel_m=problem.pixel_m, title=name

@@ -3,8 +3,9 @@
 Each suite changes one thing about a default scan. Every method gets the same frames and the same assumed probe;
 positions are exact but where the pixel is assumed wrongly. Errors are those of `evaluation`: shift, phase ramp and
 complex scale removed, on the pixels that the true probe illuminates. Where the assumed probe is wrong, all is measured
-once more after its check-in. Recorded scans are held against a reference that is no truth, so the Poisson deviance of
-their frames, also of those that no method saw, stands beside it.
+once more after its check-in, which knows no more than the methods do. Recorded scans are held against a reference that
+is no truth, so the Poisson deviance of their frames, also of those that no method saw, stands beside it. The methods of
+the suite ``passes`` are networks that make passes in a row.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from bluesky_cdi.bench.methods import Found, Network
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import HELD_OUT_EVERY, RECORDED, problem_of
 from bluesky_cdi.bench.suites.acceptance import acceptance
+from bluesky_cdi.bench.suites.design_figures import design_figures
+from bluesky_cdi.bench.suites.passes import solve_passes
 from bluesky_cdi.bench.suites.recorded import Reached, solve_recorded
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.evaluation import Comparison
@@ -53,6 +56,8 @@ SAMPLE_DOSES = (1e4, 1e5, 1e6)
 # Kinds whose phase turns one to two times, and how many times thicker than usual they are for that.
 THICK = {"star": 12.0, "natural": 12.0, "cells": 12.0, "phase": 8.0, "gold": 1.0}
 THICK_DOSES = (1e5, 1e6)
+# Photons at which passes in a row are measured on the default object, besides thick ones at its own.
+PASSES_DOSES = (1e5, 1e7)
 # Numbers of a comparison that are reported.
 ERRORS = ("complex_nrmse", "phase_mae_rad", "ssim_phase")
 # Doses of the default scan that are drawn.
@@ -85,6 +90,10 @@ def suites_of(base: Case) -> dict[str, dict[str, Case]]:
             for kind, thickness in THICK.items()
             for dose in THICK_DOSES
         },
+        "passes": {
+            **{f"{photons(dose)}": replace(base, dose=dose) for dose in PASSES_DOSES},
+            **{f"{kind}, thick": replace(base, sample=kind, thickness=thickness) for kind, thickness in THICK.items()},
+        },
     }
 
 
@@ -92,6 +101,8 @@ SIMULATED = tuple(suites_of(Case()))
 SUITES = (*SIMULATED, "recorded")
 # Where the probe is checked, too.
 CHECKED_SUITES = ("probe",)
+# Where networks make passes in a row, in place of the methods of all other suites.
+PASSES_SUITES = ("passes",)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,8 @@ class Options:
     device : torch.device
     labels : sequence of str
         Cases, and recorded scans, that are measured, by their labels; all of the suites if empty.
+    recorded_rpie : bool
+        Whether rPIE is run on recorded scans, and networks from what it has found.
     """
 
     suites: Sequence[str] = SUITES
@@ -119,6 +132,7 @@ class Options:
     data: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     labels: Sequence[str] = ()
+    recorded_rpie: bool = True
 
     def wants(self, label: str) -> bool:
         """Whether a case is measured."""
@@ -151,7 +165,7 @@ def quality(
     Returns
     -------
     dict
-        ``machine``, ``settings``, ``suites``, ``skipped`` and ``acceptance``, as plain JSON values.
+        ``machine``, ``settings``, ``suites``, ``skipped``, ``acceptance`` and ``design_figures``, as plain JSON values.
 
     Raises
     ------
@@ -161,9 +175,7 @@ def quality(
     _check_labels(options)
     bench = _Bench(networks, options, on_progress or (lambda _: None), draw or (lambda *_: None))
     sweeps = suites_of(options.base)
-    suites = {
-        name: bench.simulated(sweeps[name], name in CHECKED_SUITES) for name in SIMULATED if name in options.suites
-    }
+    suites = {name: bench.simulated(name, sweeps[name]) for name in SIMULATED if name in options.suites}
     skipped: dict[str, str] = {}
     if "recorded" in options.suites:
         suites["recorded"], skipped = bench.recorded()
@@ -173,6 +185,7 @@ def quality(
         "suites": suites,
         "skipped": skipped,
         "acceptance": acceptance(suites, networks),
+        "design_figures": [asdict(each) for each in design_figures(suites, networks)],
     }
     return {name: plain(value) for name, value in found.items()}
 
@@ -184,12 +197,13 @@ class _Bench:
         self, networks: Sequence[Network], options: Options, on_progress: Callable[[str], None], draw: Drawer
     ) -> None:
         self._networks, self._options, self._on_progress, self._draw = networks, options, on_progress, draw
-        self._known: dict[tuple[Case, bool], dict[str, Any]] = {}
+        self._known: dict[tuple[Case, bool, bool], dict[str, Any]] = {}
 
-    def simulated(self, cases: Mapping[str, Case], checks: bool) -> list[dict[str, Any]]:
-        """Measure the cases of a suite, after the check-in of the probe too if that is asked for."""
+    def simulated(self, suite: str, cases: Mapping[str, Case]) -> list[dict[str, Any]]:
+        """Measure the cases of a suite."""
         wanted = {label: case for label, case in cases.items() if self._options.wants(label)}
-        return [{"label": label, **self._case(case, checks)} for label, case in wanted.items()]
+        checks, passes = suite in CHECKED_SUITES, suite in PASSES_SUITES
+        return [{"label": label, **self._case(case, checks, passes)} for label, case in wanted.items()]
 
     def recorded(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Measure the recorded scans; say why those that are missing are."""
@@ -207,22 +221,26 @@ class _Bench:
                 continue
             problem = problem_of(read(path), self._options.device)
             self._on_progress(name)
-            found, says = solve_recorded(problem, self._networks, 0, self._on_progress)
+            rpie = self._options.recorded_rpie
+            found, says = solve_recorded(problem, self._networks, 0, self._on_progress, rpie=rpie)
             numbers = self._numbers(problem, {method: each.found for method, each in found.items()}, name)
+            lowest = min(found[way + methods.CONVERGED].unseen for way in ("", CHECKED))
             for method, each in found.items():
-                numbers[method] |= _of_recorded(each)
+                numbers[method] |= _of_recorded(each, lowest)
             summary = {"label": name, "recorded": folder, **_size(problem), "check_in": says}
             rows.append({**summary, "methods": _summary([numbers])})
         return rows, skipped
 
-    def _case(self, case: Case, checks: bool) -> dict[str, Any]:
-        if (case, checks) not in self._known:
+    def _case(self, case: Case, checks: bool, passes: bool) -> dict[str, Any]:
+        solve = solve_passes if passes else methods.solve
+        if (case, checks, passes) not in self._known:
             runs, check_ins, size = [], [], {}
             for seed in range(self._options.seeds):
                 self._on_progress(f"{case}, seed {seed}")
                 problem = simulate(case, seed, self._options.device)
-                drawn = seed == 0 and case in [replace(self._options.base, dose=dose) for dose in DRAWN_DOSES]
-                found = methods.solve(problem, self._networks, seed)
+                worth = [replace(self._options.base, dose=dose) for dose in DRAWN_DOSES]
+                drawn = seed == 0 and not passes and case in worth
+                found = solve(problem, self._networks, seed)
                 if checks:
                     after, its = self._after_check_in(problem, true_probe(case).to(problem.probe.device), seed)
                     found |= after
@@ -230,13 +248,13 @@ class _Bench:
                 figure = f"{case.sample}-{photons(case.dose)}" if drawn else None
                 runs.append(self._numbers(problem, found, figure))
                 size = _size(problem)
-            self._known[case, checks] = {
+            self._known[case, checks, passes] = {
                 "case": asdict(case),
                 **size,
                 **({"check_ins": check_ins} if checks else {}),
                 "methods": _summary(runs),
             }
-        return self._known[case, checks]
+        return self._known[case, checks, passes]
 
     def _after_check_in(self, problem: Problem, true: Tensor, seed: int) -> tuple[dict[str, Found], dict[str, Any]]:
         """Return each method's result after the check-in, whose time is in its, and what that found."""
@@ -277,12 +295,13 @@ def _cost(found: Found) -> dict[str, float]:
     return {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "epochs": found.epochs}
 
 
-def _of_recorded(reached: Reached) -> dict[str, float]:
-    """Give how well frames are explained, and when they were as well as converged LSQ-ML explains them."""
+def _of_recorded(reached: Reached, lowest: float) -> dict[str, float]:
+    """Give how well frames are explained, and when they were as well as the better converged LSQ-ML explains them."""
     image = reached.image
     return {
         "deviance": reached.given,
         "held_out_deviance": reached.unseen,
+        "over_lsqml": reached.unseen / lowest,
         "seconds_to_image": math.nan if image is None else image.seconds,
         "cpu_seconds_to_image": math.nan if image is None else image.cpu_seconds,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,12 @@ class Reached:
 
 @torch.no_grad()
 def solve_recorded(
-    problem: Problem, networks: Sequence[Network], seed: int, on_progress: Callable[[str], None] | None = None
+    problem: Problem,
+    networks: Sequence[Network],
+    seed: int,
+    on_progress: Callable[[str], None] | None = None,
+    *,
+    rpie: bool = True,
 ) -> tuple[dict[str, Reached], str]:
     """Run every method from the assumed probe and after the check-in.
 
@@ -75,6 +80,8 @@ def solve_recorded(
         Seed of the order of frames.
     on_progress : callable, optional
         Called with what is done next.
+    rpie : bool
+        Whether rPIE is run, and networks from what it has found.
 
     Returns
     -------
@@ -93,8 +100,10 @@ def solve_recorded(
         runs[prefix + CONVERGED] = way.converged()
     goal = min(run.result.unseen for run in runs.values())
     for prefix, way in ways.items():
-        tell(prefix + rpie_name(RPIE_ITERATIONS[-1]))
-        made = way.from_vacuum()
+        made: dict[str, _Run] = {}
+        if rpie:
+            tell(prefix + rpie_name(RPIE_ITERATIONS[-1]))
+            made = way.from_vacuum()
         for network in networks:
             tell(prefix + network.name)
             made |= way.from_network(network, made, goal)
@@ -159,11 +168,12 @@ class _Way:
         made: dict[str, _Run] = {}
         if network.is_warm:
             once = predict(network, self._problem, passes=1)
-            made[f"{network.name}, one pass"] = self._run(once.after(self._spent))
+            made[network.one_pass_name] = self._run(once.after(self._spent))
         alone = made[network.name] = self._run(predict(network, self._problem).after(self._spent))
         if network.refined_name is not None:
             made[network.refined_name] = self._refined(network, alone, goal)
-        for number in WARM_FROM if network.is_warm else ():
+        engines = [number for number in WARM_FROM if rpie_name(number) in known]
+        for number in engines if network.is_warm else ():
             improved = predict(network, self._problem, start=known[rpie_name(number)].result.found)
             made[network.warm_name(number)] = self._refined(network, self._run(improved), goal)
         return made
@@ -171,13 +181,15 @@ class _Way:
     def _refined(self, network: Network, alone: _Run, goal: float) -> _Run:
         """Refine as usual; and then go on to the goal, or past all hope, to see when that is reached."""
         found = alone.result.found
+        problem = replace(self._problem, probe=found.probe)
         watch, prediction = Stopwatch(self._problem.probe.device, found.seconds, found.cpu_seconds), found.object
         marks = self._iterated(
-            lambda: refiner_of(network, self._problem, prediction, self._seed),
+            lambda: refiner_of(network, problem, prediction, self._seed),
             Schedule(MOST_REFINED),
             prediction,
             watch,
             (1 + NEAR) * goal,
+            found.probe,
         )
         return _Run([*alone.marks, *marks], marks[min(REFINED_FOR, len(marks)) - 1])
 
@@ -188,10 +200,11 @@ class _Way:
         obj: Tensor,
         watch: Stopwatch,
         until: float = -math.inf,
+        probe: Tensor | None = None,
     ) -> list[Mark]:
         """Iterate, with the probe refined; the marks of all epochs, the last one's after the engine's end."""
         course = Course(self._unseen, watch, until, REFINED_FOR)
-        start = Solution.start(obj, self._problem.probe, self._problem.data)
+        start = Solution.start(obj, self._problem.probe if probe is None else probe, self._problem.data)
         # One epoch loads what the clock should not see.
         iterate(make(), start, Schedule(1))
         with watch:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The names of `bench.suites.quality.SUITES`, which would load torch.
-SUITES = ("dose", "overlap", "probe", "rate", "objects", "thick", "recorded")
+SUITES = ("dose", "overlap", "probe", "rate", "objects", "thick", "passes", "recorded")
 # The names of `bench.suites.probe.SAMPLES`, likewise.
 CHECKED = ("star", "natural", "cells", "gold")
 # The names of `bench.explained.EXPLAINED`, likewise.
@@ -61,6 +61,7 @@ def _quality_options(command: argparse.ArgumentParser) -> None:
         metavar="FRAMES",
         help="side of the simulated scans' field in widths of a frame (default: %(default)s)",
     )
+    add("--no-rpie", action="store_true", help="recorded scans: without rPIE and networks that begin at its object")
     add_data(command)
     add_device(command)
     add_out(command)
@@ -81,7 +82,7 @@ def _bench_quality(args: argparse.Namespace) -> int:
     weights = shipped_weights() if args.weights is None else args.weights
     networks = _networks(weights, args.baseline, device)
     base = Case(frame_px=args.frame_px, field=args.field)
-    options = Options(args.suites, args.seeds, base, data_folder(args), device, args.cases)
+    options = Options(args.suites, args.seeds, base, data_folder(args), device, args.cases, not args.no_rpie)
     draw = Figures(args.figure, networks) if args.figure else None
     found = quality(networks, options, tell, draw)
     for name, why in found["skipped"].items():
