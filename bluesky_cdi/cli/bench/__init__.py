@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from bluesky_cdi.cli.bench.agent import add_agent
 from bluesky_cdi.cli.bench.compression import add_compression
 from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_shot
 from bluesky_cdi.cli.bench.images import (
@@ -51,6 +52,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_faults,
         add_latents,
         add_pretraining,
+        add_agent,
         add_live,
         add_steps,
         add_events,

@@ -387,7 +387,7 @@ def add_latents(parts: Any, common: argparse.ArgumentParser) -> None:
         "latents", parents=[common], help="how stable latents of frames are, and how surely unusual frames are told"
     )
     add = command.add_argument
-    add("--weights", default="canvas-small", metavar="NAME", help="with a projection (default: %(default)s)")
+    add("--weights", default="canvas-small", metavar="NAME", help="of a network or a frame encoder (default: %(default)s)")
     add("--samples", nargs="+", default=list(PAINTED), metavar="KIND", help=f"of {', '.join(PAINTED)}")
     add("--seeds", type=positive, default=2, help="scans of each sample and dose (default: %(default)s)")
     add("--scenes", type=positive, default=100, help="of the kinds that training draws (default: %(default)s)")
@@ -400,10 +400,13 @@ def _bench_latents(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.machine import devices_of
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.latents import Options, latents
-    from bluesky_cdi.models.weights import load_weights
+    from bluesky_cdi.models.frame_weights import is_encoder, load_frame_model
+    from bluesky_cdi.models.weights import load_weights, path_of
 
     prepare(args)
     [device] = devices_of(args.device, 1)
     options = Options(args.samples, seeds=args.seeds, scenes=args.scenes)
-    found = latents(load_weights(args.weights, device), options, device, tell)
+    path = path_of(args.weights)
+    trained = load_frame_model(path, device) if is_encoder(path) else load_weights(args.weights, device)
+    found = latents(trained, options, device, tell)
     return finish(args, found, tables.latents(found))
