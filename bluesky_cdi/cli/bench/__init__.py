@@ -20,7 +20,7 @@ from bluesky_cdi.cli.bench.images import (
     add_scan,
 )
 from bluesky_cdi.cli.bench.many import add_many
-from bluesky_cdi.cli.bench.pretraining import add_pretraining
+from bluesky_cdi.cli.bench.pretraining import add_pretraining, add_transfer
 from bluesky_cdi.cli.bench.rate import add_rate
 from bluesky_cdi.cli.bench.resolution import add_resolution
 from bluesky_cdi.cli.bench.scaling import add_scaling
@@ -52,6 +52,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_faults,
         add_latents,
         add_pretraining,
+        add_transfer,
         add_agent,
         add_live,
         add_steps,
