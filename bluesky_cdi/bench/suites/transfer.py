@@ -42,11 +42,11 @@ SIMULATED = "simulated"
 CASE = Case(sample="circuit", dose=1e5, field=2.4)
 STARTS = ("pretrained", "nothing")
 # Frames of a window that a step learns from; of a window that is judged, and how many of these.
-WINDOW, JUDGED, WINDOWS_JUDGED = 6, 12, 2
+WINDOW, JUDGED, WINDOWS_JUDGED = 6, 8, 2
 # Peak rate of pretraining from nothing, and a quarter of it where something is to be kept; reached after so many steps.
 RATES, WARM_UP = {"nothing": 8e-4, "pretrained": 2e-4}, 10
 # Shares of the time after which tunings are judged.
-MARKS = (0.125, 0.25, 0.5, 1.0)
+MARKS = (0.25, 0.5, 1.0)
 # Pixels around the frames of a window.
 MARGIN_PX = 2
 
