@@ -1,4 +1,4 @@
-"""What describes a frame: features of its critic, its radial profile, or the class token of a frame encoder, by name."""
+"""What describes a frame, by name: what predicts errors, its radial profile, or a frame encoder's class token."""
 
 from __future__ import annotations
 

@@ -70,8 +70,9 @@ def agent(options: Options | None = None, on_progress: Callable[[str], None] | N
     Returns
     -------
     dict
-        ``machine``, ``settings``, ``scans`` (of each ``sample``, ``seed``, ``embedding``, ``frames`` and ``errors``, the
-        complex NRMSE after each decision, NaN where frames are too few to tell, and ``seconds`` of CPU time in all), and ``rows``: by sample and embedding
+        ``machine``, ``settings``, ``scans`` (of each ``sample``, ``seed``, ``embedding``, ``frames`` and ``errors``,
+        the complex NRMSE after each decision, NaN where frames are too few to tell, and ``seconds`` of CPU time in
+        all), and ``rows``: by sample and embedding
         the medians ``error`` at the end and ``course``, the geometric mean over the decisions, and how much larger
         than with the first embedding the latter is, ``ratio``, with its ``interval`` of 95 % over the seeds.
     """
@@ -80,11 +81,9 @@ def agent(options: Options | None = None, on_progress: Callable[[str], None] | N
     for sample in options.samples:
         for seed in range(options.seeds):
             for embedding in options.embeddings:
-                scans.append(
-                    {"sample": sample, "seed": seed, "embedding": embedding}
-                    | _scan(_config(options, sample, seed, embedding), embedding)
-                )
-                tell(f"{sample}, seed {seed}, {embedding}: {scans[-1]['errors'][-1]:.3f}")
+                row = _scan(_config(options, sample, seed, embedding), embedding)
+                scans.append({"sample": sample, "seed": seed, "embedding": embedding, **row})
+                tell(f"{sample}, seed {seed}, {embedding}: {row['errors'][-1]:.3f}")
     rows = [row for sample in options.samples for row in compared(scans, sample, options.embeddings)]
     return record([torch.device("cpu")], asdict(options), scans=scans, rows=rows)
 

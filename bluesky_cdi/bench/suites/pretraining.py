@@ -145,8 +145,8 @@ def linear_probes(
     -------
     dict
         ``machine``, ``settings`` and ``rows``, one a feature: its ``values`` a frame, the share of frames whose
-        ``kind`` is told, of the variance of ``dose`` and ``defocus`` the explained share, and ``ms_a_frame``, the median
-        time (CPU time on a CPU); ``settings`` has that of a pass of the network, without which there is no critic.
+        ``kind`` is told, of the variance of ``dose`` and ``defocus`` the explained share, and ``ms_a_frame``, the
+        median time (CPU time on a CPU); ``settings`` has that of a pass of the network, which the critic's needs.
     """
     tell = on_progress or (lambda _: None)
     found: dict[str, list[FloatArray]] = {"class tokens": [], network.name + ", critic": [], "radial profile": []}

@@ -108,8 +108,7 @@ def adaptive_scan(config: Config, budget: int) -> tuple[dict[str, Any], Estimate
         If there is no image.
     """
     source, started = SimulatedSource(config), time.process_time()
-    for last in adaptive_steps(config, source, budget):
-        pass
+    *_, last = adaptive_steps(config, source, budget)
     estimate = last.estimate
     if estimate is None:
         raise FrameError("a scan needs frames to have a resolution; none was measured")

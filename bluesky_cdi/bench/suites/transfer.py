@@ -1,15 +1,15 @@
 """How fast a frame encoder learns an instrument that it has not seen: tuned without labels on few frames of one scan.
 
 Each tuning is judged on frames of the same scan that it was not given, by what `training.pretraining.losses` compares:
-the mean logarithm of 1 and the deviance a hidden pixel, of patches and of whole frames. It begins with what pretraining
-left or with nothing. All are given the same probe, which LSQ-ML has found from all frames of the scan, as a beamline has
-it of an earlier reconstruction.
+the mean logarithm of 1 and the deviance a hidden pixel, of patches and of whole frames. It begins with what
+pretraining left or with nothing. All are given the same probe, which LSQ-ML has found from all frames of the scan, as a
+beamline has it of an earlier reconstruction.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,8 @@ def transfer(
     Returns
     -------
     dict
-        ``machine``, ``settings`` and ``rows``: of each tuning ``instrument``, ``frames``, ``start`` and ``curve``, whose
-        points have ``seconds`` of CPU time, ``steps``, and the errors of hidden ``patches`` and ``frames``.
+        ``machine``, ``settings`` and ``rows``: of each tuning ``instrument``, ``frames``, ``start`` and ``curve``,
+        whose points have ``seconds`` of CPU time, ``steps``, and the errors of hidden ``patches`` and ``frames``.
 
     Raises
     ------

@@ -29,9 +29,7 @@ def add_agent(parts: Any, common: argparse.ArgumentParser) -> None:
         "--embeddings", nargs="+", choices=EMBEDDINGS, default=EMBEDDINGS, metavar="NAME",
         help="held against the first (default: 'critic' 'radial profile' 'class tokens' 'none')",
     )  # fmt: skip
-    add(
-        "--samples", nargs="+", default=["particles", "leaves"], metavar="KIND", help="(default: particles leaves)"
-    )
+    add("--samples", nargs="+", default=["particles", "leaves"], metavar="KIND", help="(default: particles leaves)")
     add("--seeds", type=positive, default=5, help="scans of each (default: %(default)s)")
     add("--budget", type=positive, default=60, help="frames of a scan (default: %(default)s)")
     add("--batch", type=positive, default=12, help="frames of a decision (default: %(default)s)")
@@ -51,7 +49,14 @@ def _bench_agent(args: argparse.Namespace) -> int:
     prepare(args)
     torch.set_num_threads(1)
     options = Options(
-        args.embeddings, args.samples, args.seeds, args.budget, args.batch, args.extent, args.photons, args.reconstructor
+        args.embeddings,
+        args.samples,
+        args.seeds,
+        args.budget,
+        args.batch,
+        args.extent,
+        args.photons,
+        args.reconstructor,
     )
     found = agent(options, tell)
     return finish(args, found, table(found))

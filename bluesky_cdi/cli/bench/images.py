@@ -387,7 +387,12 @@ def add_latents(parts: Any, common: argparse.ArgumentParser) -> None:
         "latents", parents=[common], help="how stable latents of frames are, and how surely unusual frames are told"
     )
     add = command.add_argument
-    add("--weights", default="canvas-small", metavar="NAME", help="of a network or a frame encoder (default: %(default)s)")
+    add(
+        "--weights",
+        default="canvas-small",
+        metavar="NAME",
+        help="of a network or a frame encoder (default: %(default)s)",
+    )
     add("--samples", nargs="+", default=list(PAINTED), metavar="KIND", help=f"of {', '.join(PAINTED)}")
     add("--seeds", type=positive, default=2, help="scans of each sample and dose (default: %(default)s)")
     add("--scenes", type=positive, default=100, help="of the kinds that training draws (default: %(default)s)")

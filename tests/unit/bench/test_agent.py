@@ -1,4 +1,4 @@
-"""Adaptive scans with one embedding of frames or another: compared in pairs, and what is not told counts for nothing."""
+"""Adaptive scans with one embedding of frames or another: compared in pairs, and what is not told counts not."""
 
 import json
 
@@ -12,7 +12,13 @@ from bluesky_cdi.cli import main
 def scans_of(courses, seeds=3):
     """Scans with constant errors: of each embedding so many times those of the seed."""
     return [
-        {"sample": "star", "seed": seed, "embedding": name, "errors": [np.nan] + [times * 2.0**-seed] * 4, "seconds": 1.0 + times}
+        {
+            "sample": "star",
+            "seed": seed,
+            "embedding": name,
+            "errors": [np.nan] + [times * 2.0**-seed] * 4,
+            "seconds": 1.0 + times,
+        }
         for seed in range(seeds)
         for name, times in courses.items()
     ]
@@ -35,7 +41,7 @@ def test_scans_of_all_ways(capsys, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     profile, none = found["scans"]
     assert profile["frames"][-1] == none["frames"][-1] == 8
-    # The first frames, too few to compare, are chosen before anything is known of them; the next with what they brought.
+    # The first frames, too few to compare, are chosen before anything is known of them.
     assert profile["errors"][0] is None and profile["errors"][1] > 0
     assert profile["frames"][:2] == none["frames"][:2]
     assert "| particles | none |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tuning a frame encoder on few frames of a scan: what is judged is never given, and all begin with what they should."""
+"""Tuning a frame encoder on few frames of a scan: what is judged is never given, and each begins as it should."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ def model():
 
 
 def test_what_is_judged_lies_at_the_ends_and_is_never_given(scan, instrument):
-    probe, data = scan
+    _, data = scan
     assert len(instrument.order) == 48 - suite.WINDOWS_JUDGED * suite.JUDGED
     assert abs(int(instrument.order[0]) - 24) <= 1
     assert set(instrument.order.tolist()) == set(range(8, 40))

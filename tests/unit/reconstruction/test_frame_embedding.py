@@ -119,10 +119,8 @@ class TestByName:
 class Counting:
     """Counts how often each frame was described, and tells the probe's first number."""
 
-    source = {"embedding": "counting"}
-
     def __init__(self):
-        self.asked = []
+        self.source, self.asked = {"embedding": "counting"}, []
 
     def __call__(self, probe, data, wanted):
         self.asked.append(wanted.tolist())

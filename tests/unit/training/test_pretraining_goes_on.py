@@ -13,7 +13,6 @@ from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
 from bluesky_cdi.models.frame_weights import load_frame_model, save_frame_model
 from bluesky_cdi.training.pretraining import run as module
 from bluesky_cdi.training.pretraining import scans as scans_module
-from bluesky_cdi.training.pretraining import validation
 from bluesky_cdi.training.pretraining.run import PretrainingConfig, pretrain_frames
 from bluesky_cdi.training.process_group import ProcessGroup
 from bluesky_cdi.training.stream import SceneShape
@@ -29,10 +28,7 @@ CONFIG = PretrainingConfig(steps=1, learning_rate=1e-9, photons=(1e4, 1e5), mode
 def tiny(monkeypatch):
     monkeypatch.setattr(scans_module, "CPU_SHAPES", (SceneShape(16, 32, (5, 9), 36, 1.0),))
     monkeypatch.setattr(scans_module, "CPU_POOL", 2)
-    monkeypatch.setattr(validation, "DOSES", (1e5,))
-    monkeypatch.setattr(
-        module, "validate_frames", lambda model, device: validation.validate_frames(model, device, SceneShape(16, 32, (9, 9), 2, 1.0))
-    )  # fmt: skip
+    monkeypatch.setattr(module, "validate_frames", lambda *_: {})
 
 
 @pytest.fixture
@@ -52,7 +48,8 @@ def test_it_begins_where_the_other_ended(earlier, tmp_path):
     assert all(torch.allclose(before[name], after[name], atol=1e-4) for name in before)
     nothing = tmp_path / "nothing.encoder.safetensors"
     assert "initial" not in pretrain_frames(CONFIG, ProcessGroup(CPU), nothing)
-    assert not torch.allclose(load_frame_model(nothing).model.encoder.entry.weight, before["encoder.entry.weight"], atol=0.01)
+    entry = load_frame_model(nothing).model.encoder.entry.weight
+    assert not torch.allclose(entry, before["encoder.entry.weight"], atol=0.01)
 
 
 def test_other_sizes_are_refused(earlier, tmp_path):
