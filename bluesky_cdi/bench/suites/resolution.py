@@ -9,6 +9,7 @@ halves' errors are independent.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ def adaptive_scan(config: Config, budget: int) -> tuple[dict[str, Any], Estimate
         If there is no image.
     """
     source, started = SimulatedSource(config), time.process_time()
-    *_, last = adaptive_steps(config, source, budget)
+    last = deque(adaptive_steps(config, source, budget), maxlen=1).pop()
     estimate = last.estimate
     if estimate is None:
         raise FrameError("a scan needs frames to have a resolution; none was measured")
