@@ -215,6 +215,8 @@ class LiveEvaluation:
         Whose suggestions are measured.
     timeout_s : float
         How long to wait for the worker, seconds.
+    embedding_values : int
+        Of an embedding that are told, the first ones. Class tokens have more than the networks' embeddings.
 
     Raises
     ------
@@ -222,8 +224,11 @@ class LiveEvaluation:
         When called: if the reconstruction failed, or has not dealt with the frames in time.
     """
 
-    def __init__(self, live: _Live, optimizer: Optimizer, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, live: _Live, optimizer: Optimizer, *, timeout_s: float = 60.0, embedding_values: int = EMBEDDING
+    ) -> None:
         self._live, self._optimizer, self._timeout_s = live, optimizer, timeout_s
+        self._values = embedding_values
         self._n_measured = 0
 
     def __call__(self, uid: Any, suggestions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -259,17 +264,17 @@ class LiveEvaluation:
         distance = np.linalg.norm(wanted_m[:, None] - found_m[None], axis=-1)  # (n, points)
         of_suggestion = dict(zip(*(each.tolist() for each in linear_sum_assignment(distance)), strict=True))
         return [
-            {ID: each[ID], **_outcome(points[of_suggestion[k]] if k in of_suggestion else {})}
+            {ID: each[ID], **_outcome(points[of_suggestion[k]] if k in of_suggestion else {}, self._values)}
             for k, each in enumerate(suggestions)
         ]
 
 
-def _outcome(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose what an outcome tells of a frame; NaN for one that is not there."""
-    embedding = np.full(EMBEDDING, np.nan)
+def _outcome(point: Mapping[str, Any], values: int) -> dict[str, Any]:
+    """Choose what an outcome tells of a frame, with so many values of its embedding; NaN for one that is not there."""
+    embedding = np.full(values, np.nan)
     if point:
-        found = np.asarray(point["embedding"])[:EMBEDDING]
-        embedding = np.pad(found, (0, EMBEDDING - len(found)))
+        found = np.asarray(point["embedding"])[:values]
+        embedding = np.pad(found, (0, values - len(found)))
     return {**{name: point.get(name, float("nan")) for name in OUTCOMES}, "embedding": embedding}
 
 

@@ -286,6 +286,16 @@ class ReconstructorConfig(Section):
         return self
 
 
+class LatentsConfig(Section):
+    """What describes a frame, for latents and for the agent (docs/latents.md)."""
+
+    embedding: Literal["critic", "radial profile", "class tokens"] | None = None
+    """Features of the network's ``critic`` under the frame; the ``radial profile`` of its counts; or its ``class
+    tokens`` by a frame encoder, which costs more. None: the critic where it predicts errors, else the profile."""
+    encoder: str = "frames.encoder"
+    """Frame encoder of class tokens: the shipped one, or path of a ``.safetensors`` file with its record beside it."""
+
+
 class TimeStampsConfig(Section):
     """How frames of fly scans find their positions, where these have time stamps of their own."""
 
@@ -397,6 +407,7 @@ class Config(Section):
     scan: ScanConfig = ScanConfig()
     agent: AgentConfig = AgentConfig()
     reconstructor: ReconstructorConfig = ReconstructorConfig()
+    latents: LatentsConfig = LatentsConfig()
     documents: DocumentsConfig = DocumentsConfig()
     catalog: CatalogConfig = CatalogConfig()
     simulation: SimulationConfig = SimulationConfig()
@@ -429,6 +440,18 @@ class Config(Section):
             lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in err.errors())
             raise ConfigError(f"what makes a frame is not valid: {lines}") from err
         return self.model_copy(update={"documents": documents})
+
+    @model_validator(mode="after")
+    def _critic_of_a_network(self) -> Config:
+        if self.latents.embedding == "critic" and (
+            self.reconstructor.name != "pinn" or self.reconstructor.uncertainty == "photon noise"
+        ):
+            raise ValueError(
+                "latents.embedding is of the critic, and only the reconstructor pinn has one, where its uncertainty is "
+                f"not that of photon noise; it is {self.reconstructor.name} with the uncertainty "
+                f"{self.reconstructor.uncertainty!r}: choose another embedding, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _beam_in_the_far_field(self) -> Config:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 
 from bluesky_cdi.config import Config
 from bluesky_cdi.evaluation import compare_estimate
 from bluesky_cdi.physics.geometry import Geometry
-from bluesky_cdi.protocols import Estimate, FloatArray, Frame, Reconstructor, RunInfo
-from bluesky_cdi.reconstruction.build import build_reconstructor
+from bluesky_cdi.protocols import Estimate, FloatArray, Frame, Reconstructor, RunInfo, ScanArea
+from bluesky_cdi.reconstruction.build import build_agent, build_reconstructor
+from bluesky_cdi.reconstruction.points import points_of
 from bluesky_cdi.sim_devices import SimulatedSource
+
+# What is known of a frame, as an agent ingests it.
+Point = Mapping[str, Any]
 
 
 def half_window_m(config: Config) -> FloatArray:
@@ -53,6 +62,65 @@ def reconstructor_of(config: Config) -> Reconstructor:
     geometry = Geometry(**config.geometry.model_dump())
     metadata = {"geometry": geometry.as_metadata(), "window_m": [(-half).tolist(), half.tolist()]}
     return build_reconstructor(RunInfo("benchmark", 1, metadata, (geometry.frame_px,) * 2), config)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A decision of an adaptive scan, and what is known after its frames.
+
+    Attributes
+    ----------
+    frames : int
+        Measured by then.
+    estimate : Estimate or None
+        None where there is no image yet.
+    reason : str
+        Why the scan stopped; empty while it goes on.
+    """
+
+    frames: int
+    estimate: Estimate | None
+    reason: str = ""
+
+
+def adaptive_steps(
+    config: Config, source: SimulatedSource, budget: int, tell: Callable[[Point], Point] = lambda point: point
+) -> Iterator[Step]:
+    """Scan until the agent stops, each decision with all frames in the image.
+
+    Parameters
+    ----------
+    config : Config
+        Of beamline, agent and reconstruction.
+    source : SimulatedSource
+        Gives the frames.
+    budget : int
+        Most of them.
+    tell : callable, optional
+        What the agent is told of a frame, of what is known of it.
+
+    Yields
+    ------
+    Step
+        One after each batch, and a last one with why the scan stopped.
+    """
+    half, reconstructor = half_window_m(config), reconstructor_of(config)
+    low, high = ((float(-half[0]), float(-half[1])), (float(half[0]), float(half[1])))
+    agent = build_agent(ScanArea(low, high, config.scan.step_um * 1e-6, budget), config)
+    rng = np.random.default_rng(config.simulation.seed + 1)
+    step = Step(0, None)
+    try:
+        while len((proposal := agent.propose(config.scan.batch)).positions_m):
+            number = len(proposal.positions_m)
+            flux = 1 + config.simulation.flux_fluctuation * rng.standard_normal(number)
+            reconstructor.add(measured_frames(config, source, proposal.positions_m, flux, step.frames + 1))
+            step = Step(step.frames + number, reconstructor.step(math.inf) or step.estimate)
+            if step.estimate is not None:
+                agent.ingest([tell(point) for point in points_of(step.estimate)])
+            yield step
+    finally:
+        reconstructor.close()
+    yield replace(step, reason=proposal.reason)
 
 
 def error_of(estimate: Estimate, source: SimulatedSource) -> float:

@@ -14,6 +14,7 @@ from bluesky_cdi.catalog.listing import results_of
 from bluesky_cdi.catalog.schema import PER_FRAME
 from bluesky_cdi.errors import CatalogError, WeightsError
 from bluesky_cdi.latents import LatentProjection, find_projection
+from bluesky_cdi.latents.store import made_by
 from bluesky_cdi.protocols import FloatArray
 
 # Frames of a run from which the typical distance of two is taken.
@@ -111,7 +112,7 @@ def find_like(
         wanted = mine.latents[mine.seq_num == seq_num][0]
         found, searched, left_out = [], 0, {"other weights": 0, "no embeddings": 0}
         for run in results_of(catalog).values() if everywhere else [own]:
-            if _key(run) != _key(own):
+            if made_by(run.start["source"]) != made_by(own.start["source"]):
                 left_out["other weights"] += 1
                 continue
             frames = mine if run.start["uid"] == own.start["uid"] else _frames_of(run, projection)
@@ -160,13 +161,9 @@ def _frames_of(run: Any, projection: LatentProjection) -> _Frames | None:
     return _Frames(run.start["uid"], run.start.get("scan_id"), seq_num, np.stack([y_m, x_m], axis=1), latents)
 
 
-def _key(run: Any) -> tuple[Any, Any]:
-    """Give what embeddings are of: weights, and what was taken of them."""
-    source = run.start["source"]
-    return source.get("weights_sha256"), source.get("embedding")
-
-
 def _made_by(source: Mapping[str, Any]) -> str:
+    if (encoder := source.get("encoder")) is not None:
+        return f"with the frame encoder {encoder}"
     if source.get("weights_sha256") is None:
         return "without a network"
     kind = source.get("embedding") or "that of an earlier version"

@@ -1,4 +1,4 @@
-"""``bluesky-cdi fit-latents``: the projection of weights' embeddings, from simulated scenes."""
+"""``bluesky-cdi fit-latents``: the projection of embeddings by a network or a frame encoder, from simulated scenes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def add_fit_latents(commands: Any, common: argparse.ArgumentParser) -> None:
     """
     command = commands.add_parser(
         "fit-latents", parents=[common],
-        help="find the projection of a network's latents from simulated scenes, and write it beside the weights",
+        help="find the projection of latents from simulated scenes, and write it beside the weights",
     )  # fmt: skip
     add = command.add_argument
-    add("weights", help="name of shipped weights, or a .safetensors file")
+    add("weights", help="name of shipped weights, a network's or a frame encoder's, or a .safetensors file")
     add("--scenes", type=positive, default=400, help="that it rests on; as many more check it (default: %(default)s)")
     add("--seed", type=count, default=1, help="of the scenes (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0 (default: %(default)s)")
@@ -43,19 +43,21 @@ def _fit(args: argparse.Namespace) -> int:
     from bluesky_cdi import __version__
     from bluesky_cdi.latents.fitting import fit_projection, fit_record
     from bluesky_cdi.latents.store import path_beside, save_projection
-    from bluesky_cdi.models.weights import load_weights, path_of
-    from bluesky_cdi.reconstruction.latent_scenes import draw_scenes, embed_scenes
+    from bluesky_cdi.models.frame_weights import is_encoder, load_frame_model
+    from bluesky_cdi.models.weights import Trained, load_weights, path_of
+    from bluesky_cdi.reconstruction.latent_scenes import class_tokens_of, critic_of, draw_scenes, embed_scenes
 
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device, trained = torch.device(name), load_weights(args.weights, name)
-    net = trained.unrolled_net
+    device, path = torch.device(name), path_of(args.weights)
+    trained = load_frame_model(path, device) if is_encoder(path) else load_weights(args.weights, name)
+    describes = critic_of(trained.unrolled_net) if isinstance(trained, Trained) else class_tokens_of(trained)
 
     def embedded(seed: int) -> Any:
         def tell(done: int) -> None:
             if done % TELL_EVERY == 0:
                 logger.info("%d of %d scenes with seed %d", done, args.scenes, seed)
 
-        return embed_scenes(net, draw_scenes(device, args.scenes, seed), seed, tell)
+        return embed_scenes(describes, draw_scenes(device, args.scenes, seed), seed, tell)
 
     fitted, others = embedded(args.seed), embedded(args.seed + 1)
     projection = fit_projection(fitted, others, trained.sha256)
@@ -68,7 +70,7 @@ def _fit(args: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "bluesky_cdi": __version__,
     }
-    path = path_beside(path_of(args.weights))
+    path = path_beside(path)
     save_projection(path, projection, numbers)
     moved = numbers["moved"]
     rows = [

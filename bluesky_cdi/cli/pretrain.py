@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import positive
 from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
 
 # Channels of a head of attention.
 HEAD_CHANNELS = 64
@@ -43,9 +46,14 @@ def add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="recorded scans, and folders of them, which half of the batches come from",
     )
-    add("--patch", type=positive, default=8, help="pixels along a side of a patch (default: %(default)s)")
-    add("--width", type=positive, default=256, help="channels of a token, a multiple of 64 (default: %(default)s)")
-    add("--depth", type=positive, default=6, help="blocks of the encoder (default: %(default)s)")
+    add(
+        "--initial",
+        metavar="NAME",
+        help="frame encoder to go on from: frames.encoder, or a file; its sizes are taken over (default: from nothing)",
+    )
+    add("--patch", type=positive, help="pixels along a side of a patch (default: 8)")
+    add("--width", type=positive, help="channels of a token, a multiple of 64 (default: 256)")
+    add("--depth", type=positive, help="blocks of the encoder (default: 6)")
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
     add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi pretrain ... (default: %(default)s)")
     command.set_defaults(run=_pretrain)
@@ -55,8 +63,8 @@ def _pretrain(args: argparse.Namespace) -> int:
     import torch
 
     from bluesky_cdi.log import configure_logging
-    from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
-    from bluesky_cdi.models.weights import ENCODER, is_shipped
+    from bluesky_cdi.models.frame_weights import load_frame_model
+    from bluesky_cdi.models.weights import ENCODER, is_shipped, path_of
     from bluesky_cdi.signals import EndingSignals
     from bluesky_cdi.training.denormals import denormals_flushed
     from bluesky_cdi.training.pretraining.run import PretrainingConfig, pretrain_frames
@@ -66,20 +74,11 @@ def _pretrain(args: argparse.Namespace) -> int:
     ending = f"{ENCODER}.safetensors"
     if not args.out.name.endswith(ending):
         raise BlueskyCDIError(f"the file of the encoder must end in {ending}; got {args.out}")
-    if args.width % HEAD_CHANNELS:
-        raise BlueskyCDIError(f"--width must be a multiple of {HEAD_CHANNELS}; got {args.width}")
+    initial = None if args.initial is None else path_of(args.initial)
+    if initial is not None and any((args.patch, args.width, args.depth)):
+        raise BlueskyCDIError("--initial has its own sizes: leave out --patch, --width and --depth")
+    model = _sizes(args) if initial is None else load_frame_model(initial).model.config
     torch.backends.cuda.matmul.allow_tf32 = True
-    # The decoders are three quarters as wide, in heads of the same size.
-    heads = args.width // HEAD_CHANNELS
-    small = max(1, 3 * heads // 4)
-    model = FrameEncoderConfig(
-        patch=args.patch,
-        width=args.width,
-        depth=args.depth,
-        heads=heads,
-        decoder_width=HEAD_CHANNELS * small,
-        decoder_heads=small,
-    )
     config = PretrainingConfig(
         seconds=args.seconds,
         steps=args.steps,
@@ -90,7 +89,9 @@ def _pretrain(args: argparse.Namespace) -> int:
     )
     # Told to end, it keeps what it has learned.
     with denormals_flushed(), EndingSignals(), joined(args.device) as processes:
-        record = pretrain_frames(config, processes, args.out, args.files, resume=args.resume, quiet=bool(args.quiet))
+        record = pretrain_frames(
+            config, processes, args.out, args.files, initial=initial, resume=args.resume, quiet=bool(args.quiet)
+        )
     if not processes.leads:
         return 0
     rows = [
@@ -101,3 +102,22 @@ def _pretrain(args: argparse.Namespace) -> int:
     shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
     say_result(args, record, [("steps", str(record["steps"])), *rows, ("weights", str(args.out)), *shipped])
     return 0
+
+
+def _sizes(args: argparse.Namespace) -> FrameEncoderConfig:
+    from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
+
+    width = args.width or 256
+    if width % HEAD_CHANNELS:
+        raise BlueskyCDIError(f"--width must be a multiple of {HEAD_CHANNELS}; got {width}")
+    # The decoders are three quarters as wide, in heads of the same size.
+    heads = width // HEAD_CHANNELS
+    small = max(1, 3 * heads // 4)
+    return FrameEncoderConfig(
+        patch=args.patch or 8,
+        width=width,
+        depth=args.depth or 6,
+        heads=heads,
+        decoder_width=HEAD_CHANNELS * small,
+        decoder_heads=small,
+    )

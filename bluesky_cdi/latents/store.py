@@ -24,7 +24,7 @@ from bluesky_cdi.whole_file import write_whole
 SHIPPED = Path(__file__).parents[1] / "models" / "weights"
 ARRAYS = ("mean", "axes", "knots", "known", "usual")
 # What an embedding is made of, in the source of an estimate; results of before don't say it.
-CRITIC, RADIAL_PROFILE = "critic, mean phase removed", "radial profile"
+CRITIC, RADIAL_PROFILE, CLASS_TOKENS = "critic, mean phase removed", "radial profile", "class tokens"
 
 
 def path_beside(weights: Path) -> Path:
@@ -104,7 +104,7 @@ def find_projection(source: Mapping[str, Any]) -> LatentProjection | None:
     Parameters
     ----------
     source : Mapping
-        Of the estimate (`Estimate.source`): its weights' checksum, and what its embeddings are.
+        Of the estimate (`Estimate.source`): checksums of weights, and what its embeddings are.
 
     Returns
     -------
@@ -116,15 +116,27 @@ def find_projection(source: Mapping[str, Any]) -> LatentProjection | None:
     WeightsError
         If the projection is damaged.
     """
-    wanted = source.get("weights_sha256")
-    if wanted is None or source.get("embedding") != CRITIC:
+    wanted, kind = made_by(source)
+    if wanted is None or kind not in (CRITIC, CLASS_TOKENS):
         return None
-    stated = str(source.get("settings", {}).get("weights", ""))
+    stated = str(source.get("encoder") if kind == CLASS_TOKENS else source.get("settings", {}).get("weights"))
     beside = [path_beside(Path(stated))] if stated.endswith(".safetensors") else []
     for path in [*sorted(SHIPPED.glob("*.latents.npz")), *(path for path in beside if path.is_file())]:
         if _record_of(path).get("weights_sha256") == wanted:
             return load_projection(path)
     return None
+
+
+def made_by(source: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Give what embeddings are of: the checksum of weights, if any, and what was taken of them.
+
+    Parameters
+    ----------
+    source : Mapping
+        Of the estimate.
+    """
+    kind = source.get("embedding")
+    return source.get("encoder_sha256" if kind == CLASS_TOKENS else "weights_sha256"), kind
 
 
 def projection_for(estimate: Estimate) -> LatentProjection:

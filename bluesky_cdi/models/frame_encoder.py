@@ -35,6 +35,8 @@ PLACE_OCTAVES, DISPLACEMENT_OCTAVES = (0, 6), (-1, 7)
 DARK = 1e-3
 # Other frames whose distances are computed at a time.
 ROWS = 1024
+# Frames that look at their neighbours at a time, where no gradients are wanted.
+AROUND = 64
 
 
 @dataclass(frozen=True)
@@ -249,10 +251,17 @@ class NeighbourAttention(nn.Module):
         """
         normed = self.attention.norm(tokens)
         key_value = self.attention.key_value(normed)  # (v, L, 2 width)
-        # Not by an index in brackets, whose gradient is sorted.
-        theirs = key_value.index_select(0, neighbours.flatten()).view(*neighbours.shape, *key_value.shape[1:])
-        theirs = theirs + self.place(displacement)[:, :, None]
-        return tokens + self.attention.attended(self.attention.query(normed), theirs.flatten(1, 2))
+        place, query = self.place(displacement), self.attention.query(normed)
+        # All at once where gradients are computed; else copies of neighbours' tokens would take most of the memory.
+        at_a_time = len(tokens) if torch.is_grad_enabled() else AROUND
+        found = []
+        for part in torch.split(torch.arange(len(tokens), device=tokens.device), at_a_time):
+            which = neighbours[part]
+            # Not by an index in brackets, whose gradient is sorted.
+            theirs = key_value.index_select(0, which.flatten()).view(*which.shape, *key_value.shape[1:])
+            theirs = theirs + place[part][:, :, None]
+            found.append(self.attention.attended(query[part], theirs.flatten(1, 2)))
+        return tokens + torch.cat(found)
 
 
 class Block(nn.Module):
@@ -317,7 +326,7 @@ class FrameEncoder(nn.Module):
         shown = shown or Shown.all_of(data, patch)
         channels, vacuum = probe_at_detector(probe, data)
         given = data[shown.frames]
-        scene = torch.zeros_like(shown.frames) if given.scene is None else given.scene
+        scene = frame_scenes(given)
         counts, seen = _shown_counts(given, shown.pixels(size, patch))
         number = seen.sum(dim=(-2, -1)).clamp_min(1)
         means = [torch.where(seen, each, 0.0).sum(dim=(-2, -1)) / number for each in (counts, vacuum[scene])]
@@ -435,6 +444,11 @@ def _shown_counts(given: Diffraction, pixels: Tensor) -> tuple[Tensor, Tensor]:
     seen = pixels if given.valid is None else pixels & order(given.valid)
     # Selected, not multiplied: a masked pixel may hold anything, and NaN times 0 is NaN.
     return torch.where(seen, order(given.counts), 0.0), seen
+
+
+def frame_scenes(data: Diffraction) -> Tensor:
+    """Give the scan of each frame, (n,); 0 where all are of one."""
+    return torch.zeros(len(data), dtype=torch.int64, device=data.corner.device) if data.scene is None else data.scene
 
 
 def nearest(data: Diffraction, scene: Tensor, number: int) -> tuple[Tensor, Tensor]:

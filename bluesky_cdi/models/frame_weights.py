@@ -41,6 +41,11 @@ class TrainedFrameModel:
     record: Mapping[str, Any]
 
 
+def is_encoder(path: Path) -> bool:
+    """Tell by its name whether a weights file holds a frame encoder."""
+    return path.stem.endswith(ENCODER)
+
+
 def save_frame_model(model: MaskedFrameModel, path: Path, record: Mapping[str, Any]) -> str:
     """Write weights in half precision and their record; both appear whole or not at all.
 

@@ -57,6 +57,7 @@ def build_reconstructor(
 
     from bluesky_cdi.models.weights import load_weights
     from bluesky_cdi.physics.propagators import propagator_of
+    from bluesky_cdi.reconstruction.frame_embedding import frame_embedding
     from bluesky_cdi.reconstruction.growing import GrowingReconstructor
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
     from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn
@@ -95,6 +96,7 @@ def build_reconstructor(
         saturation=config.detector.saturation if done is None else done.saturation,
         targets=Targets(config.agent.target_resolution_m, config.agent.target_std_rad),
         notes=notes or None,
+        embedding=frame_embedding(config.latents, device),
     )
 
 

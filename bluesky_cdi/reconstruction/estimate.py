@@ -11,6 +11,7 @@ from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.latents.store import CRITIC, RADIAL_PROFILE
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.reconstruction.frame_embedding import FrameEmbedding
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frame_table import FrameTable
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
@@ -20,7 +21,9 @@ from bluesky_cdi.reconstruction.shared_probe import SharedProbe
 from bluesky_cdi.reconstruction.uncertainty import PhotonNoiseEstimator
 
 
-def source_of(config: ReconstructorConfig, trained: Trained | None, seed: int, device: str) -> dict[str, Any]:
+def source_of(
+    config: ReconstructorConfig, trained: Trained | None, seed: int, device: str, embedding: FrameEmbedding | None
+) -> dict[str, Any]:
     """Describe what makes a run's estimates.
 
     Parameters
@@ -33,12 +36,15 @@ def source_of(config: ReconstructorConfig, trained: Trained | None, seed: int, d
         Of the order of frames.
     device : str
         Where it computes.
+    embedding : FrameEmbedding or None
+        What describes its frames; None: what predicts errors.
     """
+    usual = CRITIC if trained and config.uncertainty != PhotonNoiseEstimator.name else RADIAL_PROFILE
     return {
         "reconstructor": config.name,
         "network": trained.name if trained else None,
         "weights_sha256": trained.sha256 if trained else None,
-        "embedding": CRITIC if trained and config.uncertainty != PhotonNoiseEstimator.name else RADIAL_PROFILE,
+        **({"embedding": usual} if embedding is None else embedding.source),
         "settings": config.model_dump(mode="json"),
         "seed": seed,
         "device": device,

@@ -10,9 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.protocols import FloatArray
+from bluesky_cdi.reconstruction.frame_embedding import FrameEmbedding
 from bluesky_cdi.reconstruction.nearest_neighbours import NearestNeighbours
 from bluesky_cdi.reconstruction.tiles import IndexArray
+from bluesky_cdi.reconstruction.uncertainty.estimate import UncertaintyEstimate
 
 KEPT = ("residual", "uncertainty", "embedding", "known", "vacuum", "noise")
 
@@ -24,10 +27,15 @@ class FrameMetrics:
     ----------
     device : torch.device
         Where distances of embeddings are computed.
+    embedding : FrameEmbedding, optional
+        What describes frames; by default what predicts the errors of the object under them.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._nearest = NearestNeighbours(device)
+    def __init__(self, device: torch.device, embedding: FrameEmbedding | None = None) -> None:
+        self._nearest, self._describe = NearestNeighbours(device), embedding
+        # The probe under which frames are described, as it was at the first of them, and those that had another one.
+        self._assumed: Tensor | None = None
+        self._outdated: set[int] = set()
         self.residual: FloatArray = np.zeros(0, np.float32)
         self.uncertainty: FloatArray = np.zeros(0, np.float32)
         self.embedding: FloatArray = np.zeros((0, 0), np.float32)
@@ -71,6 +79,42 @@ class FrameMetrics:
         """
         self.residual[rows] = deviance.cpu().numpy()
         self.uncertainty[rows] = variance.sqrt().cpu().numpy()
+
+    def describe(
+        self, rows: IndexArray, found: UncertaintyEstimate, probe: Tensor, data: Diffraction, own: Tensor
+    ) -> None:
+        """Describe frames, which are then known.
+
+        What describes frames by themselves does so once for each, with the probe that was assumed at the first: it
+        takes longer, and gives what it gave before.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (m,)
+            Numbers of the frames.
+        found : UncertaintyEstimate
+            What was predicted of the object under them.
+        probe : Tensor, shape (1, M, N, N), complex64
+            Its modes as they are by now.
+        data : Diffraction
+            These frames and others around them.
+        own : Tensor, shape (n,), bool
+            Which of `data` are these.
+        """
+        if self._describe is None:
+            self.put_embedding(rows, found.embedding[own])
+            return
+        self._assumed = probe if self._assumed is None else self._assumed
+        new = ~self.known[rows] | np.isin(rows, list(self._outdated))
+        if new.any():
+            wanted = own.nonzero()[:, 0][torch.from_numpy(new).to(own.device)]
+            self.put_embedding(rows[new], self._describe(self._assumed, data, wanted))
+            self._outdated.difference_update(rows[new].tolist())
+
+    def assume_other_probe(self, rows: IndexArray) -> None:
+        """Drop what frames are known to be under an assumed probe that another has taken the place of."""
+        self.forget_vacuum(rows)
+        self._assumed, self._outdated = None, set(self.reconstructed(rows).tolist())
 
     def forget_vacuum(self, rows: IndexArray) -> None:
         """Drop the deviance of frames without any object: their flux or their probe is another one now."""
@@ -120,6 +164,7 @@ class FrameMetrics:
         state = state if "noise" in state else {**state, "noise": state["vacuum"] * np.nan}
         for name in KEPT:
             setattr(self, name, state[name].copy())
+        self._assumed, self._outdated = None, set()
         rows = np.flatnonzero(self.known)
         if len(rows):
             self._nearest.put(rows, torch.from_numpy(self.embedding[rows]))

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.latents.fitting import SceneEmbeddings
+from bluesky_cdi.models.frame_weights import TrainedFrameModel
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.reconstruction.frame_embedding import ClassTokens
 from bluesky_cdi.reconstruction.prediction import predict_object
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 from bluesky_cdi.reconstruction.uncertainty import NetworkEstimator
@@ -32,6 +34,10 @@ LEAST_HALF = 4
 
 # A scene's probe (1, M, N, N) and frames.
 Scene = tuple[Tensor, Diffraction]
+# Of the frames of a scene, (n, d).
+Embeddings = npt.NDArray[np.float32]
+# From a scene's probe and frames, and whether the object would be refined.
+Describes = Callable[[Tensor, Diffraction, bool], Embeddings]
 
 
 def draw_scenes(device: torch.device, number: int, seed: int) -> Iterator[Scene]:
@@ -53,16 +59,16 @@ def draw_scenes(device: torch.device, number: int, seed: int) -> Iterator[Scene]
 
 
 def embed_scenes(
-    net: UnrolledNet, scenes: Iterable[Scene], seed: int, on_scene: Callable[[int], None] | None = None
+    describes: Describes, scenes: Iterable[Scene], seed: int, on_scene: Callable[[int], None] | None = None
 ) -> SceneEmbeddings:
-    """Reconstruct scenes from all of their frames, and again from half of them, and describe the frames.
+    """Describe the frames of scenes with all frames of their scene, and again with half of them.
 
     Parameters
     ----------
-    net : UnrolledNet
-        The network.
+    describes : callable
+        Gives the embeddings of a scene's frames; `critic_of` or `class_tokens_of`.
     scenes : iterable of Scene
-        Every second is refined after the network.
+        Of every second the object is refined, if there is any.
     seed : int
         Of which frames are in a half.
     on_scene : callable, optional
@@ -73,20 +79,37 @@ def embed_scenes(
     for number, (probe, data) in enumerate(scenes):
         n, refined = len(data), number % 2 == 1
         half = np.sort(rng.permutation(n)[: max(LEAST_HALF, n // 2)])
-        whole.append(_embedding(net, probe, data, refined))
+        whole.append(describes(probe, data, refined))
         again.append(np.full_like(whole[-1], np.nan))
-        again[-1][half] = _embedding(net, probe, data[torch.from_numpy(half).to(probe.device)], refined)
+        again[-1][half] = describes(probe, data[torch.from_numpy(half).to(probe.device)], refined)
         numbers.append(np.full(n, number))
         if on_scene is not None:
             on_scene(number + 1)
     return SceneEmbeddings(np.concatenate(whole), np.concatenate(again), np.concatenate(numbers))
 
 
-@torch.no_grad()
-def _embedding(net: UnrolledNet, probe: Tensor, data: Diffraction, refined: bool) -> npt.NDArray[np.float32]:
-    obj = predict_object(net, probe, data)
-    if refined:
-        engine = refiner(prior_of(net, obj, probe, data), len(data), REFINED_FOR)
-        obj = iterate(engine, Solution.start(obj, probe, data), Schedule(REFINED_FOR, -1)).solution.object
-    illumination, unknown = summed_illumination(probe, data), torch.full((len(data),), torch.nan, device=probe.device)
-    return NetworkEstimator(net)(obj, probe, data, illumination, unknown).embedding.cpu().numpy()
+def critic_of(net: UnrolledNet) -> Describes:
+    """Describe frames by a network's critic, once it has reconstructed what they show."""
+
+    @torch.no_grad()
+    def describes(probe: Tensor, data: Diffraction, refined: bool) -> Embeddings:
+        obj = predict_object(net, probe, data)
+        if refined:
+            engine = refiner(prior_of(net, obj, probe, data), len(data), REFINED_FOR)
+            obj = iterate(engine, Solution.start(obj, probe, data), Schedule(REFINED_FOR, -1)).solution.object
+        illumination = summed_illumination(probe, data)
+        unknown = torch.full((len(data),), torch.nan, device=probe.device)
+        return NetworkEstimator(net)(obj, probe, data, illumination, unknown).embedding.cpu().numpy()
+
+    return describes
+
+
+def class_tokens_of(trained: TrainedFrameModel) -> Describes:
+    """Describe frames by the class tokens of a frame encoder, without any object."""
+    tokens = ClassTokens(trained)
+
+    def describes(probe: Tensor, data: Diffraction, refined: bool) -> Embeddings:
+        everyone = torch.arange(len(data), device=probe.device)
+        return tokens(probe, data, everyone).cpu().numpy()
+
+    return describes

@@ -38,6 +38,7 @@ from bluesky_cdi.reconstruction.checkpoint import restorable
 from bluesky_cdi.reconstruction.error_watch import ErrorWatch
 from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
+from bluesky_cdi.reconstruction.frame_embedding import FrameEmbedding
 from bluesky_cdi.reconstruction.frame_metrics import FrameMetrics
 from bluesky_cdi.reconstruction.frames import BAD_PIXEL_FRAMES, MeasuredFrames
 from bluesky_cdi.reconstruction.probe_checkin.live import LiveCheckIn
@@ -61,7 +62,6 @@ class PtychoReconstructor:
     Parameters
     ----------
     grid : ObjectGrid
-        Where the object is reconstructed.
     probe : ndarray, shape (modes, N, N), complex
         First guess; its photons are set from the first frames.
     config : ReconstructorConfig
@@ -70,10 +70,8 @@ class PtychoReconstructor:
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels known beforehand; hot and dead pixels that the frames show are added.
     propagator : Propagator
-        From the sample to the detector.
     device : torch.device
     seed : int
-        Seed of the order of frames.
     check_in : LiveCheckIn, optional
         Checks the first guess; without it that is trusted.
     on_progress : callable, optional
@@ -86,6 +84,8 @@ class PtychoReconstructor:
         What the source of its estimates says besides.
     calibration : Calibrating, optional
         What makes predicted errors true to size; by default the record of the network, or of engines.
+    embedding : FrameEmbedding, optional
+        What describes frames; by default what predicts errors.
 
     Raises
     ------
@@ -112,6 +112,7 @@ class PtychoReconstructor:
         targets: Targets = Targets(),  # noqa: B008 (frozen)
         notes: Mapping[str, Any] | None = None,
         calibration: Calibrating | None = None,
+        embedding: FrameEmbedding | None = None,
     ) -> None:
         side, device, net = grid.frame_px, torch.device(device), trained.unrolled_net if trained else None
         if net is not None and net.config.joint:
@@ -125,7 +126,7 @@ class PtychoReconstructor:
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
         )
-        self._metrics, self._probe = FrameMetrics(device), SharedProbe(probe, device)
+        self._metrics, self._probe = FrameMetrics(device, embedding), SharedProbe(probe, device)
         self._tiled = TiledObject.on(grid, config.window_px, device)
         self._watch, self._causes, self._beside = ProbeWatch(self._probe, check_in), CauseWatch(), Beside()
         self._solver = RegionSolver(config, net, mixes=not self._tiled.is_whole, seed=seed, on_progress=on_progress)
@@ -135,7 +136,7 @@ class PtychoReconstructor:
         self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)
         self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
         self._errors, self._tuner = ErrorWatch(targets.std_rad), RunTuner(seed, config.fine_tune_s)
-        self._source = {**source_of(config, trained, seed, str(device)), **(notes or {})}
+        self._source = {**source_of(config, trained, seed, str(device), embedding), **(notes or {})}
 
     def add(self, frames: Sequence[Frame]) -> None:
         """Take frames in; see `MeasuredFrames.add` for the errors."""
@@ -304,7 +305,7 @@ class PtychoReconstructor:
                 self.quick.catch_up(self._tiled, self._watch.before, had)
             before = self._metrics.reconstructed(self._watch.before)
             self._tiled.begin_epoch(self._frames, before, had, self._probe.dark_border())
-        self._metrics.forget_vacuum(self._frames.light.newest)  # It depends on the probe as well.
+        self._metrics.assume_other_probe(self._frames.light.newest)
         self._tiled.scheduler.outdate()
 
     def _estimate(self, started: float) -> Estimate:

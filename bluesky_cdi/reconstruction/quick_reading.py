@@ -172,7 +172,8 @@ class QuickReading:
         found = judge.estimator(obj, probe, data, illumination, deviance)
         std_rad = tiled.map.stitch_errors(box, judge.sized(found, conditions), share)
         self._metrics.put(rows, deviance, under_frames(std_rad.square()[None], probe, data.corner))
-        self._metrics.put_embedding(rows, found.embedding)
+        everyone = torch.ones(len(rows), dtype=torch.bool, device=probe.device)
+        self._metrics.describe(rows, found, probe, data, everyone)
         # A step may have written a part of that already, with these frames: they would be in it twice.
         tiled.scheduler.touch(tiled.tiling.touched(self._frames.table.corner[rows], self._probe.dark_border()))
 

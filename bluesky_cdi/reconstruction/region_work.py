@@ -234,7 +234,7 @@ class RegionWork:
         data, probe = frames.data, self._probe.modes
         tiled.map.write(tiled.map.view(region, probe), solved.object, summed_illumination(probe, data))
         found = self._put_errors(tiled, frames, self.judge, solved.iterations)
-        self._metrics.put_embedding(frames.own_rows, found.embedding[frames.own])
+        self._metrics.describe(frames.own_rows, found, probe, data, frames.own)
 
     def _put_errors(
         self, tiled: TiledObject, frames: RegionFrames, judge: Judge, iterations: int

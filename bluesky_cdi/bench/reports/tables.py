@@ -317,14 +317,15 @@ def pretraining(found: Found) -> str:
     """Set the result of `suites.pretraining` out: what linear models tell, and how well hidden frames are predicted."""
     parts = []
     if found["rows"]:
-        lines = [["", "values", "kind told", "dose explained", "defocus explained"]]
+        lines = [["", "values", "kind told", "dose explained", "defocus explained", "ms a frame"]]
         for row in found["rows"]:
             told = (f"{row[key]:.3f}" for key in ("kind", "dose", "defocus"))
-            lines.append([row["features"], str(row["values"]), *told])
+            lines.append([row["features"], str(row["values"]), *told, f"{row['ms_a_frame']:.2f}"])
         number = len(found["settings"]["kinds"])
         parts.append(
             f"Linear models of frozen features, on scans that they were not fitted to: share of frames whose kind (of "
-            f"{number}) is told, and of the variance explained\n{aligned(lines)}"
+            f"{number}) is told, and of the variance explained; a pass of the network takes "
+            f"{found['settings']['pass_ms_a_frame']:.2f} ms a frame\n{aligned(lines)}"
         )
     for name, values in found["predicted"].items():
         lines = [["", "deviance a hidden pixel, NRMSE"], *([what, f"{value:.4g}"] for what, value in values.items())]

@@ -19,9 +19,10 @@ from bluesky_cdi.bench.machine import record
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.latents import LatentProjection, find_projection
 from bluesky_cdi.latents.fitting import SceneEmbeddings, stability
-from bluesky_cdi.latents.store import CRITIC
+from bluesky_cdi.latents.store import CLASS_TOKENS, CRITIC
+from bluesky_cdi.models.frame_weights import TrainedFrameModel
 from bluesky_cdi.models.weights import Trained
-from bluesky_cdi.reconstruction.latent_scenes import Scene, draw_scenes, embed_scenes
+from bluesky_cdi.reconstruction.latent_scenes import Scene, class_tokens_of, critic_of, draw_scenes, embed_scenes
 
 # Of the null scenes; far from the seeds that projections rest on.
 NULL_SEED = 1000
@@ -56,14 +57,17 @@ class Options:
 
 
 def latents(
-    trained: Trained, options: Options, device: torch.device, on_progress: Callable[[str], None] | None = None
+    trained: Trained | TrainedFrameModel,
+    options: Options,
+    device: torch.device,
+    on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure stability and novelty.
 
     Parameters
     ----------
-    trained : Trained
-        The network, whose projection is measured.
+    trained : Trained or TrainedFrameModel
+        The network or the frame encoder whose projection is measured.
     options : Options
         Scenes and samples.
     device : torch.device
@@ -83,16 +87,20 @@ def latents(
     WeightsError
         If the weights have no projection.
     """
-    projection = find_projection({"weights_sha256": trained.sha256, "embedding": CRITIC})
+    if isinstance(trained, TrainedFrameModel):
+        source, describes = {"encoder_sha256": trained.sha256, "embedding": CLASS_TOKENS}, class_tokens_of(trained)
+    else:
+        source, describes = {"weights_sha256": trained.sha256, "embedding": CRITIC}, critic_of(trained.unrolled_net)
+    projection = find_projection(source)
     if projection is None:
         raise WeightsError(f"{trained.name} has no projection: make it with `bluesky-cdi fit-latents {trained.name}`")
-    tell, net = on_progress or (lambda _: None), trained.unrolled_net
+    tell = on_progress or (lambda _: None)
     tell("kinds that training draws")
-    null = embed_scenes(net, draw_scenes(device, options.scenes, NULL_SEED), NULL_SEED)
+    null = embed_scenes(describes, draw_scenes(device, options.scenes, NULL_SEED), NULL_SEED)
     rows = [{"name": "as in training", **_row(projection, null)}]
     for sample in options.samples:
         tell(sample)
-        rows.append({"name": sample, **_row(projection, embed_scenes(net, _scans(sample, options, device), 0))})
+        rows.append({"name": sample, **_row(projection, embed_scenes(describes, _scans(sample, options, device), 0))})
     return record([device], {"weights": trained.name, **asdict(options)}, rows=rows)
 
 

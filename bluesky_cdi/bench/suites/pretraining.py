@@ -8,6 +8,7 @@ middle of the range of the true ones.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.bench.cases import Case, grid_positions, simulate
-from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.machine import record, synchronise
 from bluesky_cdi.io import read_scan
 from bluesky_cdi.models.frame_decoders import stepped
 from bluesky_cdi.models.frame_encoder import Shown
@@ -144,34 +145,58 @@ def linear_probes(
     -------
     dict
         ``machine``, ``settings`` and ``rows``, one a feature: its ``values`` a frame, the share of frames whose
-        ``kind`` is told, and of the variance of ``dose`` and ``defocus`` the explained share.
+        ``kind`` is told, of the variance of ``dose`` and ``defocus`` the explained share, and ``ms_a_frame``, the
+        median time (CPU time on a CPU); ``settings`` has that of a pass of the network, which the critic's needs.
     """
     tell = on_progress or (lambda _: None)
     found: dict[str, list[FloatArray]] = {"class tokens": [], network.name + ", critic": [], "radial profile": []}
+    spent: list[list[float]] = []
     labels: dict[str, list[Any]] = {"scan": [], "kind": [], "dose": [], "defocus": []}
     for number in range(scans):
         if number % 20 == 0:
             tell(f"scan {number + 1} of {scans}")
         scan = draw_labelled(number, 1, device)
-        for values, rows in zip(_features(trained, network, scan), found.values(), strict=True):
+        features, seconds = _features(trained, network, scan)
+        spent.append([1e3 * each / len(scan.data) for each in seconds])
+        for values, rows in zip(features, found.values(), strict=True):
             rows.append(values.float().cpu().numpy().astype(np.float64))
         for name, value in (("scan", number), ("kind", scan.kind), ("dose", scan.dose), ("defocus", scan.defocus)):
             labels[name] += [value] * len(scan.data)
     tell("linear models")
     columns = {name: np.asarray(values) for name, values in labels.items()}
-    table = [{"features": name, **told(np.concatenate(rows), columns)} for name, rows in found.items()]
+    *times, of_pass = (round(float(each), 4) for each in np.median(spent, axis=0))
+    table = [
+        {"features": name, **told(np.concatenate(rows), columns), "ms_a_frame": ms}
+        for (name, rows), ms in zip(found.items(), times, strict=True)
+    ]
     settings = {"encoder": trained.name, "encoder_sha256": trained.sha256, "scans": scans, "kinds": list(KINDS)}
+    settings["pass_ms_a_frame"] = of_pass
     return record([device], {**settings, "frames": len(columns["scan"])}, rows=table)
 
 
 @torch.no_grad()
-def _features(trained: TrainedFrameModel, network: Trained, scan: LabelledScan) -> tuple[Tensor, Tensor, Tensor]:
-    encoded = trained.model.encoder(scan.probe, scan.data)
-    net = network.unrolled_net
-    obj = predict_object(net, scan.probe, scan.data)
-    unknown = torch.full((len(scan.data),), torch.nan, device=scan.probe.device)
-    estimate = NetworkEstimator(net)(obj, scan.probe, scan.data, summed_illumination(scan.probe, scan.data), unknown)
-    return encoded.class_tokens, estimate.embedding, radial_profile(scan.data.counts)
+def _features(trained: TrainedFrameModel, network: Trained, scan: LabelledScan) -> tuple[list[Tensor], list[float]]:
+    """Compute the features of frames; beside them the seconds of each, and of the network's pass."""
+    probe, data, net = scan.probe, scan.data, network.unrolled_net
+    obj, of_pass = _timed(probe.device, lambda: predict_object(net, probe, data))
+    light, unknown = summed_illumination(probe, data), torch.full((len(data),), torch.nan, device=probe.device)
+    found = [
+        _timed(probe.device, each)
+        for each in (
+            lambda: trained.model.encoder(probe, data).class_tokens,
+            lambda: NetworkEstimator(net)(obj, probe, data, light, unknown).embedding,
+            lambda: radial_profile(data.counts),
+        )
+    ]
+    return [each for each, _ in found], [*(seconds for _, seconds in found), of_pass]
+
+
+def _timed(device: torch.device, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    clock = time.process_time if device.type == "cpu" else time.monotonic
+    started = clock()
+    done = work()
+    synchronise(device)
+    return done, clock() - started
 
 
 def told(features: FloatArray, labels: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:

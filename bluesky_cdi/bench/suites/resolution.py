@@ -8,8 +8,8 @@ halves' errors are independent.
 
 from __future__ import annotations
 
-import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bluesky_cdi.bench.beamline import half_window_m, measured_frames, reconstructor_of
+from bluesky_cdi.bench.beamline import adaptive_steps
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.config import Config, load_config
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.evaluation import compare_estimate, fourier_ring_correlation
 from bluesky_cdi.evaluation.frc import resolution_at, soft_window
 from bluesky_cdi.evaluation.resolution import KEY
-from bluesky_cdi.protocols import Estimate, ScanArea
-from bluesky_cdi.reconstruction.build import build_agent
-from bluesky_cdi.reconstruction.points import points_of
+from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.sim_devices import SimulatedSource
 
 
@@ -110,29 +108,16 @@ def adaptive_scan(config: Config, budget: int) -> tuple[dict[str, Any], Estimate
     FrameError
         If there is no image.
     """
-    source, reconstructor = SimulatedSource(config), reconstructor_of(config)
-    half = half_window_m(config)
-    low, high = ((float(-half[0]), float(-half[1])), (float(half[0]), float(half[1])))
-    agent = build_agent(ScanArea(low, high, config.scan.step_um * 1e-6, budget), config)
-    rng = np.random.default_rng(config.simulation.seed + 1)
-    estimate: Estimate | None = None
-    frames, started = 0, time.process_time()
-    while len((proposal := agent.propose(config.scan.batch)).positions_m):
-        number = len(proposal.positions_m)
-        flux = 1 + config.simulation.flux_fluctuation * rng.standard_normal(number)
-        reconstructor.add(measured_frames(config, source, proposal.positions_m, flux, frames + 1))
-        frames += number
-        estimate = reconstructor.step(math.inf) or estimate
-        if estimate is not None:
-            agent.ingest(points_of(estimate))
-    reconstructor.close()
+    source, started = SimulatedSource(config), time.process_time()
+    last = deque(adaptive_steps(config, source, budget), maxlen=1).pop()
+    estimate = last.estimate
     if estimate is None:
         raise FrameError("a scan needs frames to have a resolution; none was measured")
     notes = estimate.source.get(KEY, {"resolution_m": [None], "seconds": 0.0})
     spent = time.process_time() - started
     row = {
-        "frames": frames,
-        "reason": proposal.reason,
+        "frames": last.frames,
+        "reason": last.reason,
         "halves_m": notes["resolution_m"][-1],
         "true_m": true_resolution_m(estimate, source),
         "checks": len(notes["resolution_m"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from bluesky_cdi.cli.bench.agent import AGENT
 from bluesky_cdi.cli.bench.compression import COMPRESSION
 from bluesky_cdi.cli.bench.engines import ENGINES, LSQML, SINGLE_SHOT
 from bluesky_cdi.cli.bench.images import (
@@ -19,7 +20,7 @@ from bluesky_cdi.cli.bench.images import (
     SUITES,
 )
 from bluesky_cdi.cli.bench.many import MANY
-from bluesky_cdi.cli.bench.pretraining import PRETRAINING
+from bluesky_cdi.cli.bench.pretraining import PRETRAINING, TRANSFER
 from bluesky_cdi.cli.bench.rate import RATE
 from bluesky_cdi.cli.bench.resolution import RESOLUTION
 from bluesky_cdi.cli.bench.scaling import SCALING
@@ -39,6 +40,8 @@ PARTS = (
     FAULTS,
     LATENTS,
     PRETRAINING,
+    TRANSFER,
+    AGENT,
     LIVE,
     STEPS,
     EVENTS,

@@ -324,7 +324,12 @@ FAULTS = Part("faults", "whether a run names what goes wrong in it", _faults_opt
 
 def _latents_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--weights", default="canvas-small", metavar="NAME", help="with a projection (default: %(default)s)")
+    add(
+        "--weights",
+        default="canvas-small",
+        metavar="NAME",
+        help="of a network or a frame encoder (default: %(default)s)",
+    )
     add("--samples", nargs="+", default=list(PAINTED), metavar="KIND", help=f"of {', '.join(PAINTED)}")
     add("--seeds", type=positive, default=2, help="scans of each sample and dose (default: %(default)s)")
     add("--scenes", type=positive, default=100, help="of the kinds that training draws (default: %(default)s)")
@@ -336,12 +341,15 @@ def _bench_latents(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.machine import devices_of
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.latents import Options, latents
-    from bluesky_cdi.models.weights import load_weights
+    from bluesky_cdi.models.frame_weights import is_encoder, load_frame_model
+    from bluesky_cdi.models.weights import load_weights, path_of
 
     prepare(args)
     [device] = devices_of(args.device, 1)
     options = Options(args.samples, seeds=args.seeds, scenes=args.scenes)
-    found = latents(load_weights(args.weights, device), options, device, tell)
+    path = path_of(args.weights)
+    trained = load_frame_model(path, device) if is_encoder(path) else load_weights(args.weights, device)
+    found = latents(trained, options, device, tell)
     return finish(args, found, tables.latents(found))
 
 

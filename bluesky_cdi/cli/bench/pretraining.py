@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bluesky_cdi.cli.arguments import count
+from bluesky_cdi.cli.arguments import above_0, count, positive
 from bluesky_cdi.cli.bench.common import Part, add_device, add_out, finish, prepare, tell
 
 if TYPE_CHECKING:
@@ -78,3 +78,44 @@ def _draw(args: argparse.Namespace, trained: TrainedFrameModel, device: torch.de
     frames, objects, mask, values = masked_frames(trained, scans, shown)
     viz.save_figure(viz.show_masked_frames(frames, objects, mask, pixel_m=pixel_m, title=name), args.figure)
     return {name: values}
+
+
+def _transfer_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("encoder", nargs="?", default="frames.encoder", help="name or file (default: %(default)s)")
+    add(
+        "--instruments", nargs="+", choices=["star64", "p25", "simulated"], default=["simulated"], metavar="NAME",
+        help="star64 and p25, which are recorded, or simulated (default: simulated)",
+    )  # fmt: skip
+    add("--frames", type=positive, nargs="+", default=[16, 64, 256], help="that are given (default: 16 64 256)")
+    add("--seconds", type=above_0, default=60.0, help="CPU time of a tuning (default: %(default)s)")
+    add("--epochs", type=count, default=20, help="of LSQ-ML for the probe (default: %(default)s)")
+    add("--seed", type=count, default=1, help="(default: %(default)s)")
+    add("--data", type=Path, metavar="DIR", help="folder of recorded scans")
+    add("--figure", type=Path, metavar="FILE", help="draw the learning curves there")
+    add_out(command)
+
+
+def _bench_transfer(args: argparse.Namespace) -> int:
+    import torch
+
+    from bluesky_cdi.bench.reports.transfer import draw, table
+    from bluesky_cdi.bench.suites.transfer import Options, transfer
+    from bluesky_cdi.models.frame_weights import load_frame_model
+    from bluesky_cdi.models.weights import path_of
+
+    prepare(args)
+    torch.set_num_threads(1)
+    options = Options(args.instruments, args.frames, args.seconds, args.epochs, args.seed, args.data)
+    found = transfer(load_frame_model(path_of(args.encoder)), options, tell)
+    if args.figure:
+        draw(found, args.figure)
+    return finish(args, found, table(found))
+
+
+TRANSFER = Part(
+    "transfer",
+    "how fast a frame encoder learns an instrument that it has not seen",
+    _transfer_options,
+    _bench_transfer,
+)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.frame_decoders import MaskedFrameModel
-from bluesky_cdi.models.frame_encoder import FrameEncoderConfig
-from bluesky_cdi.models.frame_weights import save_frame_model
+from bluesky_cdi.models.frame_encoder import FrameEncoderConfig, Shown
+from bluesky_cdi.models.frame_weights import TrainedFrameModel, load_frame_model, save_frame_model
 from bluesky_cdi.training.pretraining.losses import MaskedLosses
 from bluesky_cdi.training.pretraining.masking import draw_shown
-from bluesky_cdi.training.pretraining.scans import ScanSource
+from bluesky_cdi.training.pretraining.scans import Scans, ScanSource
 from bluesky_cdi.training.pretraining.validation import validate_frames
 from bluesky_cdi.training.process_group import ProcessGroup
 from bluesky_cdi.training.run_file import RunFile, made_on
@@ -68,6 +68,7 @@ def pretrain_frames(
     out: Path,
     files: Sequence[Path] = (),
     *,
+    initial: Path | None = None,
     resume: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -86,6 +87,8 @@ def pretrain_frames(
         Weights file, ends in ``.safetensors``.
     files : sequence of Path
         Recorded scans and folders of them, which half of the batches come from.
+    initial : Path, optional
+        Weights to go on from, of the same sizes; without them training begins from nothing.
     resume : bool
         Go on with the run that was interrupted, of the same configuration; of one by steps on a CPU the weights will be
         those that they would have been, bit for bit.
@@ -100,14 +103,18 @@ def pretrain_frames(
     Raises
     ------
     WeightsError
-        If there is no run to resume, it is another, or training diverges.
+        If there is no run to resume, it is another, training diverges, or the weights to go on from are of other sizes.
     ScanFileError
         If a file is no scan that can be learned from.
     """
     torch.manual_seed(config.seed)
     model = MaskedFrameModel(config.model).to(processes.device)
+    earlier = None if initial is None else load_frame_model(initial, processes.device)
+    if earlier is not None:
+        go_on_from(model, earlier)
+    begin = {} if earlier is None else {"initial": earlier.name, "initial_sha256": earlier.sha256}
     source = ScanSource(processes.device, config.seed, config.photons, files, processes.rank)
-    run = _Run(model, config, processes, source, out.with_suffix(".resume"))
+    run = _Run(model, config, processes, source, out.with_suffix(".resume"), begin)
     if resume:
         run.resume()
     curve = run.to_the_end(quiet)
@@ -116,6 +123,7 @@ def pretrain_frames(
         return {}
     record = {
         "config": asdict(config),
+        **begin,
         "recorded_scans": source.names,
         "parameters": {
             "all": sum(each.numel() for each in model.parameters()),
@@ -132,6 +140,78 @@ def pretrain_frames(
     return {**record, "sha256": digest}
 
 
+def go_on_from(model: MaskedFrameModel, earlier: TrainedFrameModel) -> None:
+    """Take over what another model has learned.
+
+    Parameters
+    ----------
+    model : MaskedFrameModel
+        Learns on.
+    earlier : TrainedFrameModel
+        What it begins with.
+
+    Raises
+    ------
+    WeightsError
+        If it has other sizes.
+    """
+    if model.config != earlier.model.config:
+        raise WeightsError(
+            f"a frame encoder of {model.config} can't go on from {earlier.name}, which is of {earlier.model.config}: "
+            "leave sizes out, or begin from nothing"
+        )
+    model.load_state_dict(earlier.model.state_dict())
+
+
+def make_optimiser(model: MaskedFrameModel, learning_rate: float) -> torch.optim.AdamW:
+    """Make what changes a model's weights, the same for training and tuning.
+
+    Parameters
+    ----------
+    model : MaskedFrameModel
+        Learns.
+    learning_rate : float
+        Of the first step.
+    """
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=fused
+    )
+
+
+def learn(
+    losses: nn.Module, optimiser: torch.optim.Optimizer, scans: Scans, shown: Shown, rate: float
+) -> dict[str, Tensor]:
+    """Make one step on what is hidden of some scans.
+
+    Parameters
+    ----------
+    losses : MaskedLosses
+        Of the model, whose gradients processes may share.
+    optimiser : Optimizer
+        Of its weights.
+    scans : Scans
+        The scans.
+    shown : Shown
+        What of them is shown.
+    rate : float
+        Learning rate.
+
+    Returns
+    -------
+    dict of Tensor
+        The losses before the step, by name.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    found: dict[str, Tensor] = losses(scans, shown)
+    optimiser.zero_grad(set_to_none=True)
+    torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(losses.parameters(), LONGEST_GRADIENT)
+    optimiser.step()
+    return found
+
+
 class _Run:
     """A pretraining underway."""
 
@@ -142,15 +222,13 @@ class _Run:
         processes: ProcessGroup,
         source: ScanSource,
         state_file: Path,
+        begin: Mapping[str, str],
     ) -> None:
         self.state_file = state_file
-        self._which = json.dumps({**asdict(config), "scans": source.names, "processes": processes.size})
+        self._which = json.dumps({**asdict(config), **begin, "scans": source.names, "processes": processes.size})
         self._model, self._config, self._processes, self._source = model, config, processes, source
         self._losses = processes.shared(MaskedLosses(model))
-        fused = processes.device.type == "cuda"
-        self._optimiser = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=fused
-        )
+        self._optimiser = make_optimiser(model, config.learning_rate)
         self._step, self._frames, self._seconds = 0, 0, 0.0
         self._curve: list[dict[str, float]] = []
         # Sums since the last entry of the curve, which so wait for the GPU only there.
@@ -206,14 +284,9 @@ class _Run:
 
     def _one_step(self, progress: float) -> dict[str, Tensor]:
         warm_up, cosine = min(1.0, (self._step + 1) / WARM_UP), 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._config.learning_rate * warm_up * cosine
         scans, draws = self._source.batch(self._step)
-        losses: dict[str, Tensor] = self._losses(scans, draw_shown(scans, self._config.model.patch, draws))
-        self._optimiser.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._model.parameters(), LONGEST_GRADIENT)
-        self._optimiser.step()
+        shown = draw_shown(scans, self._config.model.patch, draws)
+        losses = learn(self._losses, self._optimiser, scans, shown, self._config.learning_rate * warm_up * cosine)
         self._step += 1
         self._frames += len(scans.data) * self._processes.size
         return losses

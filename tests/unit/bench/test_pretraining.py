@@ -80,6 +80,15 @@ def test_the_command(encoder, tmp_path, capsys, monkeypatch):
     assert printed["rows"] == [] and printed["predicted"] == {
         "simulated, 1e+05 photons a frame": {"frames, object": 0.5}
     }
-    told_of = {"features": "class tokens", "values": 16, "kind": 0.5, "dose": 0.25, "defocus": -0.125}
-    text = tables.pretraining({**printed, "settings": {"kinds": list(KINDS)}, "rows": [told_of]})
-    assert "class tokens  16      0.500      0.250           -0.125" in text and "frames, object  0.5" in text
+    told_of = {
+        "features": "class tokens",
+        "values": 16,
+        "kind": 0.5,
+        "dose": 0.25,
+        "defocus": -0.125,
+        "ms_a_frame": 2.5,
+    }
+    settings = {"kinds": list(KINDS), "pass_ms_a_frame": 1.5}
+    text = tables.pretraining({**printed, "settings": settings, "rows": [told_of]})
+    assert "class tokens  16      0.500      0.250           -0.125             2.50" in text
+    assert "takes 1.50 ms a frame" in text and "frames, object  0.5" in text
