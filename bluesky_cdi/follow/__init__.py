@@ -4,7 +4,8 @@ Importing this package loads neither a network library nor a client of a broker.
 """
 
 from bluesky_cdi.follow.file_paths import FilePaths
-from bluesky_cdi.follow.follower import Finished, Follower
+from bluesky_cdi.follow.finished import Finished
+from bluesky_cdi.follow.follower import Follower
 from bluesky_cdi.follow.selection import Selection
 from bluesky_cdi.follow.source import Cut, Message, Source
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from bluesky_cdi.callbacks import KeyChoice, StreamKeys, frame_key_of, position_stream
 from bluesky_cdi.catalog.schema import PLAN_NAME
 from bluesky_cdi.config import DocumentsConfig
-from bluesky_cdi.errors import BlueskyCDIError, DocumentError
+from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError
 from bluesky_cdi.follow.file_paths import FilePaths
 from bluesky_cdi.follow.selection import Selection
 from bluesky_cdi.follow.source import PARENTS, Complaints, Cut, Message
@@ -291,7 +291,8 @@ class Intake:
                 if position_stream(run.start, self._documents.time_stamps) is None:
                     StreamKeys.from_documents(run.start, doc, self._choice)
             except BlueskyCDIError as err:
-                self._pass_over(run, str(err))
+                level = logging.INFO if isinstance(err, NoPtychographyError) else logging.WARNING
+                self._pass_over(run, str(err), level)
                 return
             run.is_placed |= not doc["data_keys"][run.frame_key].get("external")
         elif name == "resource" or (name == "stream_resource" and doc.get("data_key", run.frame_key) == run.frame_key):
@@ -324,7 +325,7 @@ class Intake:
             self.release(run.uid)
             self.let_go(run.uid, why)
         else:
-            self._pass_over(run, why)
+            self._pass_over(run, why, logging.WARNING)
 
     def _pass_over(self, run: _Run, why: str, level: int = logging.INFO) -> None:
         logger.log(level, "%s is passed over: %s", run.name, why)

@@ -144,11 +144,12 @@ class KafkaSource:
         except DocumentError as err:
             self._complaints.tell("packed", "a message of the topic %s is left out: %s", self._topic, err)
             return None
-        name, doc = pair if isinstance(pair, list) and len(pair) == 2 else ("", None)
-        if not is_document(name, doc):
-            self._complaints.tell("kind", "what is no document is left out of the topic %s: %.80r", self._topic, pair)
+        if not (isinstance(pair, list) and len(pair) == 2 and is_document(*pair)):
+            # Not the whole of it: it may be a frame.
+            said = repr(pair)[:80] if len(record.value() or b"") < 1000 else type(pair).__name__
+            self._complaints.tell("kind", "what is no document is left out of the topic %s: %s", self._topic, said)
             return None
-        return name, doc
+        return pair[0], pair[1]
 
     def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
         try:

@@ -50,9 +50,7 @@ class Selection:
             pairs.append((key, value))
         k, _, n = share.partition("/")
         if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
-            raise ConfigError(
-                f"a share is K/N, with K from 1 to N: 2/3 is the second of three; got {share!r}"
-            )
+            raise ConfigError(f"a share is K/N, with K from 1 to N: 2/3 is the second of three; got {share!r}")
         return cls(tuple(pairs), (int(k), int(n)))
 
     def why_not(self, start: Mapping[str, Any]) -> str:

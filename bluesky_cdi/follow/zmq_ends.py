@@ -84,9 +84,7 @@ class Curve:
             public, secret = load_certificate(self.secret)
             server, _ = load_certificate(self.server)
         except (OSError, ValueError) as err:
-            raise ConfigError(
-                f"a key for CURVE can't be read: {err}. zmq.auth makes them."
-            ) from err
+            raise ConfigError(f"a key for CURVE can't be read: {err}. zmq.auth makes them.") from err
         if secret is None:
             raise ConfigError(f"{self.secret} must hold a secret key; name the file that ends in .key_secret")
         socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, server

@@ -143,7 +143,7 @@ class ZmqSource:
         kind, _, packed = rest.partition(b" ")
         name, place = kind.decode("ascii", "replace"), prefix.decode("utf-8", "replace")
         if name not in PARENTS and name != "start":
-            self._complaints.tell(("kind", place), "what is no document is left out: %.80r", data[:80])
+            self._complaints.tell("kind", "what is no document is left out: %.80r", data[:80])
             return None
         try:
             doc: Any = decode(packed, trust_pickle=self._trust_pickle)
@@ -156,7 +156,9 @@ class ZmqSource:
             self._complaints.tell(("packed", place, name), "a %s document is left out: %s", name, err)
             return None
         if not isinstance(doc, dict):
-            self._complaints.tell(("type", place), "a %s document must be a mapping; got %.80r", name, doc)
+            self._complaints.tell(
+                ("type", place), "a %s document must be a mapping; got a %s", name, type(doc).__name__
+            )
             return None
         return Message(name, doc, place)
 
