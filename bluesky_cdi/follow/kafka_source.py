@@ -76,7 +76,7 @@ class KafkaSource:
             "logger": logging.getLogger("bluesky_cdi.follow.librdkafka"),
         }
         self._consumer = self._kafka.Consumer(self._settings)
-        self._consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._subscribe()
 
     def next(self, timeout_s: float) -> Message | Cut | None:
         """Give what comes next; None where nothing has come.
@@ -120,6 +120,11 @@ class KafkaSource:
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
 
     def _at(self, partition: int, offset: int) -> Any:
         return self._kafka.TopicPartition(self._topic, partition, offset)
