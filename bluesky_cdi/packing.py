@@ -5,7 +5,7 @@ Nothing in these bytes can run code, so they may come from another process or an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -53,13 +53,15 @@ def pack(value: Any) -> bytes:
         raise DocumentError(f"this {type(value).__name__} can't be packed: {type(err).__name__}: {err}") from err
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes, object_hook: Callable[[dict[Any, Any]], Any] | None = None) -> Any:
     """Read what `pack` wrote; arrays are read-only, and keys that were tuples are texts.
 
     Parameters
     ----------
     data : bytes
         One packed value.
+    object_hook : callable, optional
+        Gives what stands for a mapping, of bytes that another package has packed.
 
     Raises
     ------
@@ -69,8 +71,10 @@ def unpack(data: bytes) -> Any:
     options: dict[str, Any] = {"ext_hook": _unpack_other, "strict_map_key": False, "unicode_errors": _SURROGATES}
     try:
         try:
-            return msgpack.unpackb(data, **options)
+            return msgpack.unpackb(data, **options, object_hook=object_hook)
         except TypeError:  # a key that is no key of Python's
+            if object_hook is not None:
+                raise
             return msgpack.unpackb(data, **options, object_pairs_hook=_with_texts_as_keys)
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as err:
         raise DocumentError(f"{len(data)} bytes must be what this package packed; they can't be read: {err!r}") from err

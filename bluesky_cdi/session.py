@@ -19,7 +19,7 @@ import numpy as np
 
 from bluesky_cdi.attachment import Attachment, check_free
 from bluesky_cdi.catalog.feeder import PROCESSED, RAW, ended_files, refused_files, waiting_files
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import CatalogConfig, Config
 from bluesky_cdi.errors import CatalogError, WorkerError
 from bluesky_cdi.journal import Journal, start_of
 from bluesky_cdi.protocols import ComplexArray, Estimate
@@ -193,30 +193,11 @@ class Session:
 
     def _serve_catalog(self, stack: contextlib.ExitStack) -> Callable[[], str]:
         """Begin to serve the catalog; what waits for its address."""
-        from bluesky_cdi.catalog import serve
-        from bluesky_cdi.catalog.keeper import Keeper
-
-        settings = self.config.catalog
-        _tell_of_waiting(self.directory / "journal", settings.uri)
-        if settings.in_process:
-            uri = settings.uri or stack.enter_context(serve(self.directory, api_key=settings.api_key))
-            return lambda: uri
-        keeper = self.keeper = stack.enter_context(Keeper(self.directory, uri=settings.uri, api_key=settings.api_key))
-        return lambda: keeper.uri
+        self.keeper, address = begin_catalog(stack, self.directory, self.config.catalog)
+        return address
 
     def _open_catalog(self, stack: contextlib.ExitStack) -> Catalog:
-        from bluesky_cdi.catalog import open_catalog
-        from bluesky_cdi.catalog.destination import state_destination
-        from bluesky_cdi.catalog.keeper import feeding
-
-        settings = self.config.catalog
-        catalog = replace(open_catalog(self.uri, settings.api_key), settle=self._settle)
-        stack.callback(catalog.close)
-        # Only now: a session that does not begin leaves the runs that wait to the catalog that they were for.
-        state_destination(self.directory / "journal", settings.uri)
-        if settings.in_process:
-            stack.enter_context(feeding(self.directory, catalog))
-        return catalog
+        return replace(fed_catalog(stack, self.directory, self.config.catalog, self.uri), settle=self._settle)
 
     def _journal(
         self, stack: contextlib.ExitStack, name: str, appended: Callable[[Path], None] | None = None
@@ -284,6 +265,60 @@ class Session:
         if self._latest_uid and is_meant and self.RE.state == "idle":
             with contextlib.suppress(WorkerError):
                 self.wait()
+
+
+def begin_catalog(
+    stack: contextlib.ExitStack, directory: Path, settings: CatalogConfig, readable: Sequence[Path] = ()
+) -> tuple[Keeper | None, Callable[[], str]]:
+    """Begin to serve a folder's catalog; its process, if it has one, and what waits for its address.
+
+    Parameters
+    ----------
+    stack : ExitStack
+        Ends it.
+    directory : Path
+        The folder.
+    settings : CatalogConfig
+        Which catalog.
+    readable : sequence of Path
+        Further folders with frames.
+    """
+    from bluesky_cdi.catalog import serve
+    from bluesky_cdi.catalog.keeper import Keeper
+
+    _tell_of_waiting(directory / "journal", settings.uri)
+    if settings.in_process:
+        uri = settings.uri or stack.enter_context(serve(directory, api_key=settings.api_key, readable=readable))
+        return None, lambda: uri
+    keeper = stack.enter_context(Keeper(directory, uri=settings.uri, api_key=settings.api_key, readable=readable))
+    return keeper, lambda: keeper.uri
+
+
+def fed_catalog(stack: contextlib.ExitStack, directory: Path, settings: CatalogConfig, uri: str) -> Catalog:
+    """Connect to a catalog that `begin_catalog` serves, and have it fed from the folder's journal.
+
+    Parameters
+    ----------
+    stack : ExitStack
+        Ends it.
+    directory : Path
+        The folder.
+    settings : CatalogConfig
+        Which catalog.
+    uri : str
+        The server's address.
+    """
+    from bluesky_cdi.catalog import open_catalog
+    from bluesky_cdi.catalog.destination import state_destination
+    from bluesky_cdi.catalog.keeper import feeding
+
+    catalog = open_catalog(uri, settings.api_key)
+    stack.callback(catalog.close)
+    # Only now: a session that does not begin leaves the runs that wait to the catalog that they were for.
+    state_destination(directory / "journal", settings.uri)
+    if settings.in_process:
+        stack.enter_context(feeding(directory, catalog))
+    return catalog
 
 
 def _wait_for_catalog(journal: Path, latest_uid: str, timeout_s: float) -> None:

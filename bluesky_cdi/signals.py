@@ -41,6 +41,8 @@ class FirstInterrupt:
     ----------
     what_now : str
         What becomes of the work, for the log.
+    again : str
+        What a second one does, for the log.
 
     Attributes
     ----------
@@ -48,9 +50,9 @@ class FirstInterrupt:
         Whether it was pressed.
     """
 
-    def __init__(self, what_now: str) -> None:
+    def __init__(self, what_now: str, again: str = "at once, and nothing is kept") -> None:
         self.came = False
-        self._what_now, self._handles = what_now, False
+        self._what_now, self._again, self._handles = what_now, again, False
 
     def __enter__(self) -> FirstInterrupt:
         if threading.current_thread() is threading.main_thread():
@@ -68,7 +70,7 @@ class FirstInterrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        logger.warning("interrupted: %s (Ctrl-C again: at once, and nothing is kept)", self._what_now)
+        logger.warning("interrupted: %s (Ctrl-C again: %s)", self._what_now, self._again)
 
 
 class EndingSignals:

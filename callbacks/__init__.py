@@ -1,12 +1,13 @@
 """Consumers of Bluesky documents: frames for a reconstruction worker, and a live view of its estimates."""
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
+from bluesky_cdi.callbacks._frame_files import path_of
 from bluesky_cdi.callbacks._live_view import LiveReconstruction
 from bluesky_cdi.callbacks._places import stamped_places
 from bluesky_cdi.callbacks._recorded import collect_frames
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stamped_run import position_stream
-from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
+from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys, frame_key_of
 from bluesky_cdi.callbacks._value_check import ValueCheck
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "StreamKeys",
     "ValueCheck",
     "collect_frames",
+    "frame_key_of",
+    "path_of",
     "position_stream",
     "stamped_places",
 ]

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
 
+# More than any scan has: what a stop document counts beyond it is an error of that document.
+EVENTS_MAX = 10**6
+
 
 class RunFeed:
     """Turns the documents of one run into frames and hands them to a sink.
@@ -167,6 +170,8 @@ class RunFeed:
                 continue
             error = _lacking(seq_num, " and ".join(self._join.missing(seq_num)))
             self._leave_out("lack their frame or their position", seq_num, error)
+        for seq_num in self._unheard(stop):
+            self._leave_out("never came", seq_num, _lost(seq_num))
         if self._beginning is not None:
             self._beginning.finish()
         if self.stamped is not None and self._beginning is not None:
@@ -280,6 +285,11 @@ class RunFeed:
         for frame in frames:
             self._beginning.put(frame)
 
+    def _unheard(self, stop: Document) -> list[int]:
+        """List the events that the stop document counts and of which nothing came."""
+        counted = min((stop.get("num_events") or {}).get(self._stream, 0), EVENTS_MAX)
+        return [number for number in range(1, counted + 1) if number not in self._exposure_of_event_s]
+
     def _leave_out(self, why: str, seq_num: int, error: Exception) -> None:
         """Tell of an event without a frame that can be used."""
         self._tally.leave_out(why)
@@ -306,6 +316,13 @@ def _lacking(seq_num: int, missing: str) -> FrameError:
     return FrameError(
         f"event {seq_num} must have a frame and a position; its {missing} never came. "
         "Does the plan read all of them in each event?"
+    )
+
+
+def _lost(seq_num: int) -> FrameError:
+    return FrameError(
+        f"event {seq_num} must come with the others; none of its documents did. Were they lost between the RunEngine "
+        "and this process?"
     )
 
 

@@ -130,6 +130,26 @@ def _images(descriptor: Mapping[str, Any], chosen: str | None) -> dict[str, tupl
     return {key: shape for key, shape in stacks.items() if shape[0] == 1} or stacks
 
 
+def frame_key_of(descriptor: Mapping[str, Any], chosen: str | None = None) -> str:
+    """Find the data key of a stream's frames.
+
+    Parameters
+    ----------
+    descriptor : Mapping
+        The stream's.
+    chosen : str, optional
+        The key that the user fixes.
+
+    Raises
+    ------
+    NoPtychographyError
+        If the stream has no frames.
+    DocumentError
+        If it has several keys with frames.
+    """
+    return _only(_images(descriptor, chosen), descriptor)
+
+
 def _only(images: Mapping[str, Any], descriptor: Mapping[str, Any]) -> str:
     if len(images) != 1:
         raise DocumentError(

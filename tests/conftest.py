@@ -190,3 +190,32 @@ def assert_equal():
                 assert a == b, name
 
     return check
+
+
+PROXY = """
+import sys, json, pathlib
+from bluesky.callbacks.zmq import Proxy, ServerCurve
+inner, outer, keys = json.loads(sys.argv[1])
+curve = keys and ServerCurve(pathlib.Path(keys[0]), pathlib.Path(keys[1]), None)
+proxy = Proxy(inner, outer, out_curve=curve)
+print(json.dumps([proxy.in_port, proxy.out_port]), flush=True)
+proxy.start()
+"""
+
+
+@pytest.fixture(scope="session")
+def start_zmq_proxy():
+    """Start bluesky's proxy in a process of its own, killed in the end; its inner and its outer address."""
+    import json
+    import subprocess
+
+    @contextlib.contextmanager
+    def started(inner="tcp://127.0.0.1", outer="tcp://127.0.0.1", keys=None):
+        command = [sys.executable, "-c", PROXY, json.dumps([inner, outer, keys])]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield tuple(json.loads(process.stdout.readline()))
+            finally:
+                process.kill()
+
+    return started

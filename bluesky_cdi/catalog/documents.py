@@ -57,7 +57,8 @@ def run_documents(
         "run_start": start["uid"], "uid": f"stop-{start['uid']}", "time": start["time"], "exit_status": "fail",
         "reason": "the run has no stop document",
     }  # fmt: skip
-    yield "stop", dict(stop)
+    # Where one event is wanted, the others are not missing.
+    yield "stop", {key: value for key, value in stop.items() if only is None or key != "num_events"}
 
 
 def _stream_documents(stream: Any, only: int | None) -> Iterator[Document]:

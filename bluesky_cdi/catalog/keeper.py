@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from http.client import OK, HTTPConnection, HTTPException
 from pathlib import Path
@@ -54,11 +54,22 @@ class Keeper:
         Address of another server, whose catalog is fed instead.
     api_key : str, optional
         The server's key; a random one by default.
+    readable : sequence of path
+        Further folders with frames, for the embedded catalog.
     """
 
-    def __init__(self, directory: Path, *, uri: str | None = None, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        uri: str | None = None,
+        api_key: str | None = None,
+        readable: Sequence[Path | str] = (),
+    ) -> None:
         key = api_key if uri else api_key or secrets.token_hex(16)
-        self._orders: dict[str, Any] = {"directory": str(directory), "uri": uri, "port": 0, "api_key": key}
+        self._orders: dict[str, Any] = {
+            "directory": str(directory), "uri": uri, "port": 0, "api_key": key, "readable": [str(p) for p in readable]
+        }  # fmt: skip
         self._closing = threading.Event()
         self._starts: deque[float] = deque(maxlen=STARTS_MAX)
         self._address: Future[str] = Future()
@@ -274,7 +285,13 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         try:
             uri = orders["uri"] or stack.enter_context(
-                serve(directory, port=orders["port"], api_key=orders["api_key"], claim_s=CLAIM_S)
+                serve(
+                    directory,
+                    port=orders["port"],
+                    api_key=orders["api_key"],
+                    claim_s=CLAIM_S,
+                    readable=orders["readable"],
+                )
             )
             catalog = open_catalog(uri, orders["api_key"])
         except CatalogError as err:

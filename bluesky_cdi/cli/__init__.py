@@ -24,6 +24,7 @@ from bluesky_cdi.cli.demo import add_demo
 from bluesky_cdi.cli.doctor import add_doctor
 from bluesky_cdi.cli.export import add_export
 from bluesky_cdi.cli.fit_latents import add_fit_latents
+from bluesky_cdi.cli.follow import add_follow
 from bluesky_cdi.cli.inspect import add_inspect
 from bluesky_cdi.cli.latents import add_latents
 from bluesky_cdi.cli.new_profile import add_new_profile
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         add_export,
         add_latents,
         add_serve,
+        add_follow,
         add_resume,
         add_restore,
         add_shell,
