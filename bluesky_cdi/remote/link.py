@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 QUIET_S, SILENT_S = 2.0, 15.0
 LOOK_S = 0.25
 START_S = 120.0
+# What a process runs: the worker itself, or what connects to one on a host.
+CHILD, RELAY = "bluesky_cdi.remote.child", "bluesky_cdi.remote.relay"
 
 
 class Link:
@@ -30,6 +32,8 @@ class Link:
     ----------
     setup : list
         Factory and arguments.
+    module : str
+        Of the package: what the process runs.
     received : callable
         Gets what the process says, in a thread of the link; must not take long.
     ended : callable
@@ -41,21 +45,27 @@ class Link:
         Set when the process is gone.
     could_not_begin : bool
         Whether it has said that it can't make its worker: another one could not either.
+    is_away : bool
+        Whether it has said that the host is gone on which the worker was, or is to be.
     """
 
     def __init__(
-        self, setup: list[Any], received: Callable[[Link, list[Any]], None], ended: Callable[[], None]
+        self,
+        setup: list[Any],
+        received: Callable[[Link, list[Any]], None],
+        ended: Callable[[], None],
+        module: str = CHILD,
     ) -> None:
         self._received, self._ended = received, ended
         self.is_dead, self._is_ready = threading.Event(), threading.Event()
         self._why = ""
         self._silence: Silence | None = None
-        self.could_not_begin = False
+        self.could_not_begin = self.is_away = False
         self._send_lock = threading.Lock()
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bluesky_cdi.remote.child", str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C is the session's, not its worker's.
                 start_new_session=True,
@@ -154,6 +164,8 @@ class Link:
                     self._is_ready.set()
                 elif message[0] == "failed":
                     self._why, self.could_not_begin = message[1], True
+                elif message[0] == "ended":
+                    self._why, self.is_away = message[1], message[2] == "host"
                 else:
                     self._received(self, message)
         except (EOFError, OSError):
