@@ -75,9 +75,7 @@ class Elsewhere(Protocol):
     def path(self, resource: Mapping[str, Any]) -> str | None:
         """Give the path that a resource's file has here; None: it is not seen from here."""
 
-    def rows(
-        self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None
-    ) -> np.ndarray[Any, Any]:
+    def rows(self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None) -> np.ndarray[Any, Any]:
         """Get rows of a file that is not seen from here; raises `ScanFileError` where they can't be had."""
 
 

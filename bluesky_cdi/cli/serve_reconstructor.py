@@ -36,9 +36,17 @@ def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> N
     add("--keys", type=Path, metavar="FOLDER", help="keys of this host and of those whom it serves")
     add("--new-client", metavar="NAME", help="make keys for a machine in the folder of --keys, and end")
     add("--max-sessions", type=positive, default=4, help="served at a time (default: %(default)s)")
-    add("--device", nargs="+", default=["auto"], metavar="DEVICE", help="spread over these (default: a GPU, or the CPU)")
+    add(
+        "--device", nargs="+", default=["auto"], metavar="DEVICE", help="spread over these (default: a GPU, or the CPU)"
+    )
     add("--folder", type=Path, help="where sessions write while they last (default: that for temporary files)")
-    add("--paths", nargs="+", default=[], metavar="THERE=HERE", help="folders of the sessions' machines that are seen here")
+    add(
+        "--paths",
+        nargs="+",
+        default=[],
+        metavar="THERE=HERE",
+        help="folders of the sessions' machines that are seen here",
+    )
     add(
         "--factory", nargs="+", default=[], metavar="MODULE:FUNCTION",
         help="what sessions may have run here beside the ordinary reconstruction (default: nothing)",

@@ -28,7 +28,7 @@ _FAILURES = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: _REFUSED_KEY,
     zmq.Event.HANDSHAKE_FAILED_PROTOCOL: _NO_HOST,
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _NO_HOST,
-    zmq.Event.CONNECT_RETRIED: "nobody listens there: is `bluesky-cdi serve-reconstructor` running, is the tunnel open?",
+    zmq.Event.CONNECT_RETRIED: "nobody listens there (is `bluesky-cdi serve-reconstructor` running, is a tunnel open?)",
     zmq.Event.DISCONNECTED: "the connection broke",
 }
 
@@ -107,7 +107,7 @@ class Call:
         poller.register(self.events, zmq.POLLIN)
         deadline = time.monotonic() + self._settings.connect_s
         while (left_s := deadline - time.monotonic()) > 0:
-            ready = dict(poller.poll(1e3 * left_s))
+            ready = dict(poller.poll(int(1e3 * left_s) + 1))
             if self.socket in ready:
                 answer = self.socket.recv_multipart()
                 if len(answer) == 2 and answer[0] == REFUSED:
@@ -120,8 +120,8 @@ class Call:
 
     def failure(self) -> str:
         """Say what the connection's next event means."""
-        event = recv_monitor_message(self.events)["event"]
-        return _FAILURES.get(event, f"event {event}")
+        event = int(recv_monitor_message(self.events)["event"])
+        return next((text for each, text in _FAILURES.items() if each == event), f"event {event} of its socket")
 
     def close(self) -> None:
         """End the connection."""
@@ -207,6 +207,7 @@ def greet(context: Context, settings: HostConfig, token: str, name: str) -> Call
     Parameters
     ----------
     context : zmq.Context
+        Lives longer than the connection.
     settings : HostConfig
         Addresses, keys and times.
     token : str

@@ -111,7 +111,9 @@ class FarFiles:
         except WorkerError as err:
             raise ScanFileError(str(err)) from err
         except TimeoutError as err:
-            raise ScanFileError(f"rows {start} to {stop - 1} of {resource['uri']} did not come in {ROWS_S:g} s") from err
+            raise ScanFileError(
+                f"rows {start} to {stop - 1} of {resource['uri']} did not come in {ROWS_S:g} s"
+            ) from err
         if isinstance(sent, np.ndarray):
             return sent
         block = rows_of(sent, None)

@@ -134,28 +134,28 @@ class Host:
         self.address = f"{options.name}:{port}"
 
     def run(self) -> None:
-        """Serve until `stop` is called."""
+        """Serve until `stop` is called; then tell the sessions, and end their processes."""
         told = time.monotonic()
         while not self._stopping:
             poller = zmq.Poller()
             poller.register(self._socket, zmq.POLLIN)
             for session in self._sessions.values():
                 session.flow.register(poller)
-            poller.poll(1e3 * LOOK_S)
+            poller.poll(int(1e3 * LOOK_S))
             self._receive()
             is_due = time.monotonic() > told + ALIVE_S
             told = time.monotonic() if is_due else told
             for identity, session in list(self._sessions.items()):
                 self._look_after(identity, session, is_due)
+        for identity in list(self._sessions):
+            self._end(identity, "the host was stopped")
 
     def stop(self) -> None:
         """End `run`; may be called from any thread or a signal's handler."""
         self._stopping = True
 
     def close(self) -> None:
-        """Tell the sessions that the host ends, end their processes, and listen no more."""
-        for identity in list(self._sessions):
-            self._end(identity, "the host was stopped")
+        """Listen no more; only once `run` has ended, which tells the sessions."""
         if self._gate is not None:
             self._gate.stop()
         self._socket.close(int(1e3 * LINGER_S))
@@ -218,7 +218,9 @@ class Host:
             return
         used = Counter(session.terms.device for session in self._sessions.values())
         device = min(self._options.devices, key=lambda each: used[each])
-        session = _Session(str(token), f"{name!r:.80}", self._options, device, lambda *what: self._send(identity, *what))
+        session = _Session(
+            str(token), f"{name!r:.80}", self._options, device, lambda *what: self._send(identity, *what)
+        )
         self._sessions[identity] = session
         logger.info("session %s has process %d on %s", session.name, session.process.pid, device)
         self._send(identity, WELCOME, b"")
@@ -275,7 +277,13 @@ class _Session:
         near, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bluesky_cdi.remote.hosted", str(theirs.fileno()), json.dumps(asdict(self.terms))],
+                [
+                    sys.executable,
+                    "-m",
+                    "bluesky_cdi.remote.hosted",
+                    str(theirs.fileno()),
+                    json.dumps(asdict(self.terms)),
+                ],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "TMPDIR": str(self._folder)},
                 # Ctrl-C is the host's, which tells the sessions.

@@ -66,11 +66,16 @@ class Tunnel:
     """
 
     def __init__(self, call: Call, near: socket.socket) -> None:
-        self._call, self._near = call, near
+        self._call = call
         self._flow = Flow(near, self._send)
         self._heard = time.monotonic()
         self.ended: tuple[str, str, int | None] = ("", HOST, None)
-        threading.Thread(target=self._run, name="bluesky_cdi-tunnel", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="bluesky_cdi-tunnel", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join()
 
     def _run(self) -> None:
         """Hand on until the process or the host has ended; what came before is handed on first."""
@@ -81,7 +86,7 @@ class Tunnel:
                 poller.register(self._call.socket, zmq.POLLIN)
                 poller.register(self._call.events, zmq.POLLIN)
                 self._flow.register(poller)
-                ready = dict(poller.poll(1e3 * LOOK_S))
+                ready = dict(poller.poll(int(1e3 * LOOK_S)))
                 while self._call.socket in ready and self._call.socket.poll(0) and not self.ended[0]:
                     self._take(*self._call.socket.recv_multipart())
                 self._flow.turn()
@@ -99,7 +104,7 @@ class Tunnel:
         except (HostError, zmq.ZMQError) as err:
             self._lost(str(err))
         finally:
-            self._near.shutdown(socket.SHUT_RDWR)
+            self._flow.close()
 
     def _take(self, kind: bytes, content: bytes) -> None:
         self._heard = time.monotonic()
@@ -121,7 +126,7 @@ class Tunnel:
         while not self._flow.is_empty and not self._flow.is_over:
             poller = zmq.Poller()
             self._flow.register(poller)
-            poller.poll(1e3 * LOOK_S)
+            poller.poll(int(1e3 * LOOK_S))
             self._flow.turn()
 
     def _lost(self, why: str) -> None:
@@ -178,7 +183,7 @@ class Answers:
         do = {"rows": self._rows, "record": self._record, "publish": self._publish, "end": self._end}
         try:
             value = do[what](*values)
-        except Exception as err:  # noqa: BLE001 - whatever it is, who asked must hear of it
+        except Exception as err:  # who asked must hear of it
             if what != "rows":
                 logger.exception("a result that a host made can't be kept: %s", err)
             self._answer("told", number, str(err) or type(err).__name__, None)

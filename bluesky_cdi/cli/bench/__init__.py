@@ -7,6 +7,7 @@ from typing import Any
 
 from bluesky_cdi.cli.bench.compression import add_compression
 from bluesky_cdi.cli.bench.engines import add_engines, add_lsqml, add_single_shot
+from bluesky_cdi.cli.bench.host import add_host
 from bluesky_cdi.cli.bench.images import (
     SUITES,
     add_drift,
@@ -54,6 +55,7 @@ def add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         add_live,
         add_steps,
         add_events,
+        add_host,
         add_rate,
         add_memory,
         add_compression,

@@ -20,7 +20,9 @@ def resource(path, dataset="frames"):
 @pytest.fixture
 def written(tmp_path):
     with h5py.File(tmp_path / "frames.h5", "w") as file:
-        file.create_dataset("frames", data=COUNTS, chunks=(1, 24, 20), maxshape=(None, 24, 20), **hdf5plugin.Bitshuffle())
+        file.create_dataset(
+            "frames", data=COUNTS, chunks=(1, 24, 20), maxshape=(None, 24, 20), **hdf5plugin.Bitshuffle()
+        )
         file.create_dataset("tiles", data=COUNTS, chunks=(1, 8, 7), compression="gzip", shuffle=True)
         file.create_dataset("together", data=COUNTS, chunks=(3, 24, 20), compression="gzip")
         file.create_dataset("bare", data=COUNTS)
