@@ -27,7 +27,7 @@ def setup(arguments: Mapping[str, Any]) -> Setup:
     real = made.parts.make_reconstructor
 
     def make_reconstructor(info: RunInfo) -> Reconstructor:
-        return _WithoutMemory(real(info), Path(os.environ[SIGN]))  # type: ignore[return-value]
+        return _WithoutMemory(real(info), Path(os.environ[SIGN]))
 
     return replace(made, parts=replace(made.parts, make_reconstructor=make_reconstructor))
 

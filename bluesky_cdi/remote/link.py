@@ -45,8 +45,6 @@ class Link:
         Set when the process is gone.
     could_not_begin : bool
         Whether it has said that it can't make its worker: another one could not either.
-    is_away : bool
-        Whether it has said that the host is gone on which the worker was, or is to be.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class Link:
         self.is_dead, self._is_ready = threading.Event(), threading.Event()
         self._why = ""
         self._silence: Silence | None = None
-        self.could_not_begin = self.is_away = False
+        self.could_not_begin = False
         self._send_lock = threading.Lock()
         self._connection, theirs = Pipe()
         with theirs:
@@ -165,7 +163,8 @@ class Link:
                 elif message[0] == "failed":
                     self._why, self.could_not_begin = message[1], True
                 elif message[0] == "ended":
-                    self._why, self.is_away = message[1], message[2] == "host"
+                    # Why it can't begin says more than how it ended then.
+                    self._why = self._why if self.could_not_begin else message[1]
                 else:
                     self._received(self, message)
         except (EOFError, OSError):

@@ -38,7 +38,7 @@ worker     ask, number, publish, uid, fields    the estimate is to be kept
 worker     ask, number, end, uid, fields,       the last one of the run
            status, reason
 relay      told, number, error, value           what came of it
-relay      ended, text, whose                   to the session: the process ended, or the ``host`` is gone
+relay      ended, text                          to the session: how the process ended, or the host was lost
 ========== ==================================== ==============================================================
 """
 

@@ -42,8 +42,6 @@ from bluesky_cdi.remote.tunnel import ALIVE, ALIVE_S, BYE, CREDIT, DATA, END, GO
 
 logger = logging.getLogger("bluesky_cdi.remote.relay")
 
-# Whose end it was.
-PROCESS, HOST = "process", "host"
 LOOK_S = 0.25
 # What stands first in a question of the process, behind how many parts it has.
 _ASK = pack("ask")
@@ -61,15 +59,17 @@ class Tunnel:
 
     Attributes
     ----------
-    ended : list
-        How it ended, once it has: a text, whose end it was, and the exit code of a process.
+    ended : str
+        How it ended, once it has.
+    code : int or None
+        Exit code of the process there; None: that is not known.
     """
 
     def __init__(self, call: Call, near: socket.socket) -> None:
         self._call = call
         self._flow = Flow(near, self._send)
         self._heard = time.monotonic()
-        self.ended: tuple[str, str, int | None] = ("", HOST, None)
+        self.ended, self.code = "", None
         self._thread = threading.Thread(target=self._run, name="bluesky_cdi-tunnel", daemon=True)
         self._thread.start()
 
@@ -81,13 +81,13 @@ class Tunnel:
         """Hand on until the process or the host has ended; what came before is handed on first."""
         try:
             told = time.monotonic()
-            while not self.ended[0]:
+            while not self.ended:
                 poller = zmq.Poller()
                 poller.register(self._call.socket, zmq.POLLIN)
                 poller.register(self._call.events, zmq.POLLIN)
                 self._flow.register(poller)
                 ready = dict(poller.poll(int(1e3 * LOOK_S)))
-                while self._call.socket in ready and self._call.socket.poll(0) and not self.ended[0]:
+                while self._call.socket in ready and self._call.socket.poll(0) and not self.ended:
                     self._take(*self._call.socket.recv_multipart())
                 self._flow.turn()
                 if self._flow.is_over:
@@ -96,7 +96,7 @@ class Tunnel:
                 if time.monotonic() > told + ALIVE_S:
                     told = time.monotonic()
                     self._send(ALIVE, b"")
-                if not self.ended[0] and self._call.events in ready:
+                if not self.ended and self._call.events in ready:
                     self._lost(self._call.failure())
                 elif time.monotonic() > self._heard + GONE_S:
                     self._lost(f"nothing was heard of it for {GONE_S:g} s")
@@ -113,9 +113,8 @@ class Tunnel:
         elif kind == CREDIT:
             self._flow.credit(content)
         elif kind == END:
-            how, code = unpack(content)
-            where = f"on the host {self._call.address}: {how}"
-            self.ended = (where, HOST if code is None else PROCESS, code)
+            how, self.code = unpack(content)
+            self.ended = f"on the host {self._call.address}: {how}"
         elif kind == REFUSED:
             self._lost(content.decode(errors="replace"))
         elif kind != ALIVE:
@@ -130,7 +129,7 @@ class Tunnel:
             self._flow.turn()
 
     def _lost(self, why: str) -> None:
-        self.ended = (f"the host {self._call.address} is gone: {why}", HOST, None)
+        self.ended = f"the host {self._call.address} is gone: {why}"
 
     def _send(self, kind: bytes, content: bytes) -> None:
         # There is room for all that the window lets on its way; without a connection, its event tells.
@@ -180,7 +179,7 @@ class Answers:
         self._journal.close()
 
     def _do(self, number: int, what: str, values: tuple[Any, ...]) -> None:
-        do = {"rows": self._rows, "record": self._record, "publish": self._publish, "end": self._end}
+        do: dict[str, Callable[..., Any]] = {"rows": self._rows, "record": self._record, "publish": self._publish, "end": self._end}
         try:
             value = do[what](*values)
         except Exception as err:  # who asked must hear of it
@@ -231,7 +230,7 @@ def main() -> None:
         token = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{socket.getfqdn()}:{uuid.getnode()}:{directory}"))
         call = greet(zmq.Context(), config.reconstructor.host, token, f"{socket.gethostname()}:{directory}")
     except HostError as err:
-        session.send("ended", str(err), HOST)
+        session.send("ended", str(err))
         os._exit(1)
     near, far = socket.socketpair()
     # What can't be sent any more is not missed: the tunnel's end is told below.
@@ -240,10 +239,10 @@ def main() -> None:
     answers = Answers(config, directory, host.send)
     threading.Thread(target=_upwards, args=(session, host), name="bluesky_cdi-upwards", daemon=True).start()
     _downwards(session, host, answers)
-    text, whose, code = tunnel.ended
-    answers.close(text)
-    session.send("ended", text, whose)
-    os._exit(code or 0)
+    tunnel.join()
+    answers.close(tunnel.ended)
+    session.send("ended", tunnel.ended)
+    os._exit(tunnel.code or 0)
 
 
 def _upwards(session: Channel, host: Channel) -> None:

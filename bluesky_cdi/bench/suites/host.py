@@ -251,7 +251,7 @@ def _raster(session: Session, config: Config, faults: _Faults | None) -> dict[st
     results = find_results(session.catalog, uids[-1])
     last = results[-1] if results else None
     whole = last is not None and last.complete
-    frames = len(set(load_result(session.catalog, last.uid).frame_seq_nums)) if last is not None and whole else 0
+    frames = len(set(load_result(session.catalog, str(last.uid)).frame_seq_nums)) if last is not None and whole else 0
     return {
         "events": len(stamps),
         "in_catalog": len(kept),
