@@ -5,6 +5,7 @@ A profile's ``config.yaml`` holds what differs from the defaults here.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -190,6 +191,56 @@ UncertaintyName = Literal["photon noise", "critic", "variational", "ensemble", "
 OF_ENGINES, WITHOUT_WEIGHTS = ("photon noise", "halves"), ("photon noise", "halves", "critic")
 
 
+class HostConfig(Section):
+    """A machine that reconstructs for this one: ``bluesky-cdi serve-reconstructor`` runs there (docs/gpu-host.md)."""
+
+    address: tuple[str, ...] = ()
+    """Where hosts listen, ``NAME:PORT``; the first that answers and has room is taken. None: reconstruct here."""
+    keys: Path | None = None
+    """Folder of this machine's keys, as ``serve-reconstructor --new-client`` makes it; hosts of other names than this
+    machine's own need it."""
+    otherwise: Literal["local", "none"] = "local"
+    """Where no host can be had: reconstruct on this machine until the next run, or not until there is one."""
+    connect_s: float = Field(default=5.0, gt=0)
+    """How long a host's answer is waited for, seconds."""
+    retry_s: float = Field(default=10.0, gt=0)
+    """Time between two looks for a host where there was none, seconds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_address(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("address"), str):
+            return {**values, "address": (values["address"],)}
+        return values
+
+    @model_validator(mode="after")
+    def _addresses_that_may_be_used(self) -> HostConfig:
+        for address in self.address:
+            name, _, port = address.rpartition(":")
+            if not name or not port.isdecimal() or "//" in name:
+                raise ValueError(f"a host's address must be NAME:PORT, such as gpu1:5991; got {address!r}")
+            if self.keys is None and not is_loopback(name):
+                raise ValueError(
+                    f"what is sent to {address} would be open to its whole network: state reconstructor.host.keys, or "
+                    "reach the host through an SSH tunnel as 127.0.0.1:PORT (docs/gpu-host.md)"
+                )
+        return self
+
+
+def is_loopback(name: str) -> bool:
+    """Tell whether an address leads to this machine alone.
+
+    Parameters
+    ----------
+    name : str
+        Name or number of a machine.
+    """
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
 class ReconstructorConfig(Section):
     """How frames become an image."""
 
@@ -255,6 +306,8 @@ class ReconstructorConfig(Section):
     in_process: bool = False
     """Reconstruct in the session's own process: for debuggers and tests. Else there is one for it, which may fail, hang
     or be killed without harm to the scan, and is started again."""
+    host: HostConfig = HostConfig()
+    """Another machine that has the process."""
     queue_frames: int | None = Field(default=None, ge=1)
     """Frames that may wait for the worker; more are left out of the live image until the run is over. None: as many as
     fit into a quarter of `memory_mb`, and 64 at least."""

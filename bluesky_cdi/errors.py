@@ -52,6 +52,10 @@ class WorkerError(BlueskyCDIError, RuntimeError):
     """The reconstruction worker stopped; the raw run is not affected."""
 
 
+class HostError(BlueskyCDIError, ConnectionError):
+    """A host of reconstructions can't be reached, or refuses."""
+
+
 class SearchSpaceError(BlueskyCDIError, ValueError):
     """The positions among which an agent may choose are empty or not usable."""
 

@@ -253,6 +253,19 @@ class JournalReader:
         except OSError as err:
             raise JournalError(f"can't read the journal's file {self.path}: {err}") from err
 
+    def hold(self) -> None:
+        """Open the file, so that it can be read though somebody takes it away.
+
+        Raises
+        ------
+        JournalError
+            If it can't be opened.
+        """
+        try:
+            self._opened()
+        except OSError as err:
+            raise JournalError(f"can't read the journal's file {self.path}: {err}") from err
+
     def rewind(self) -> None:
         """Go back to the first record, also of a file that was taken away after something was read of it."""
         self.offset = 0

@@ -217,7 +217,9 @@ class Session:
         # Closed in the other order: what the worker writes last is in the journal before that closes.
         self._documents: DocumentBuffer | None = None
         if not self.config.reconstructor.in_process:
-            self.live: LiveWorker | WorkerProcess = WorkerProcess(factory, arguments, listeners)
+            self.live: LiveWorker | WorkerProcess = WorkerProcess(
+                factory, arguments, listeners, self.config.reconstructor.host
+            )
             stack.callback(self.live.close)
             self._raw_journal = self._journal(stack, RAW, self.live.appended)
             return

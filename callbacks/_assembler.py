@@ -12,6 +12,7 @@ from event_model import EventModelError
 from jsonschema import ValidationError  # type: ignore[import-untyped]
 
 from bluesky_cdi.callbacks._checks import BoolImage, check_frame, check_raw_frame
+from bluesky_cdi.callbacks._frame_files import Elsewhere
 from bluesky_cdi.callbacks._frame_maker import Check, Several
 from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
 from bluesky_cdi.callbacks._run_feed import RunFeed
@@ -93,6 +94,8 @@ class FrameAssembler:
         What is done to frames before the sink gets them; None: nothing.
     time_stamps : TimeStampsConfig or Mapping, optional
         How frames find positions that have a stream and time stamps of their own.
+    elsewhere : Elsewhere, optional
+        Of documents of another machine: knows its files.
 
     Attributes
     ----------
@@ -115,6 +118,7 @@ class FrameAssembler:
         every_run: bool = False,
         preprocessing: Preprocessing | None = None,
         time_stamps: TimeStampsConfig | Mapping[str, Any] | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.error: BlueskyCDIError | None = None
         self._sink, self._check = sink, cast(Check, partial(check_frame, mask=mask))
@@ -125,7 +129,7 @@ class FrameAssembler:
         self._choice = KeyChoice(frame_key, position_keys, position_unit, monitor_key)
         self._every_run = every_run
         self._time_stamps = TimeStampsConfig.model_validate(time_stamps or {})
-        self._several, self._file_timeout_s = several, file_timeout_s
+        self._several, self._file_timeout_s, self._elsewhere = several, file_timeout_s, elsewhere
         self._feeds: dict[str, RunFeed] = {}
         self._left_out: set[str] = set()
         # Runs of which nothing came since another one began, and those that were ended for that.
@@ -141,7 +145,7 @@ class FrameAssembler:
             self._silent.update(self._feeds)
             self._feeds[doc["uid"]] = RunFeed(
                 doc, self._stream, self._choice, self._sink, self._file_timeout_s, self._check, self._several,
-                self._time_stamps,
+                self._time_stamps, self._elsewhere,
             )  # fmt: skip
         elif name == "stop":
             self._stop(doc)

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.request import url2pathname
 
 import h5py
 import numpy as np
 
+from bluesky_cdi.callbacks._raw_rows import raw_rows
 from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.io.hdf5 import CheckedFile
 from bluesky_cdi.io.unwritten import unwritten_frames
@@ -68,6 +69,16 @@ class Part:
         return rows.stop - rows.start, columns.stop - columns.start
 
 
+class Elsewhere(Protocol):
+    """Knows files that documents name and that lie on another machine."""
+
+    def path(self, resource: Mapping[str, Any]) -> str | None:
+        """Give the path that a resource's file has here; None: it is not seen from here."""
+
+    def rows(self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None) -> np.ndarray[Any, Any]:
+        """Get rows of a file that is not seen from here; raises `ScanFileError` where they can't be had."""
+
+
 # File, dataset, and what of its rows.
 _Rows = tuple[str, Any, Part | None]
 
@@ -96,9 +107,12 @@ class FrameFiles:
         How long to wait for a file or rows that are not there yet, seconds. Each time in vain halves it for what
         follows in that file, so that one that never comes is waited for no longer than twice that; what comes
         restores it.
+    elsewhere : Elsewhere, optional
+        Of documents of another machine; without it, files lie where documents say.
     """
 
-    def __init__(self, timeout_s: float = 0.0) -> None:
+    def __init__(self, timeout_s: float = 0.0, elsewhere: Elsewhere | None = None) -> None:
+        self._elsewhere = elsewhere
         self._files: dict[str, CheckedFile] = {}
         self._datasets: dict[tuple[str, str], h5py.Dataset] = {}
         self._timeout_s = timeout_s
@@ -166,6 +180,36 @@ class FrameFiles:
             )
         return [float(value) for value in block.ravel()]
 
+    def raw(
+        self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None
+    ) -> bytes | np.ndarray[Any, Any]:
+        """Read rows for another machine, as they are: compressed ones stay so where that is less.
+
+        Parameters
+        ----------
+        resource : Mapping
+            The StreamResource document, which names file and dataset.
+        start, stop : int
+            First row, from 0, and the row after the last.
+        part : Part, optional
+            As for `images`.
+
+        Returns
+        -------
+        bytes or ndarray
+            What `rows_of` makes an array of, or an array.
+        """
+        path = self._path(resource)
+        with _ONE_HANDLE:
+            dataset = self._checked(path, resource, start, stop)
+            cut = part.size if part and dataset.shape[-2:] == part.shape else dataset.shape[-2:]
+            limit = (stop - start) * math.prod((*dataset.shape[1:-2], *cut)) * dataset.dtype.itemsize
+            try:
+                raw = raw_rows(dataset, start, stop, limit)
+            except _H5PY_ERRORS as err:
+                raise _unreadable(resource, err) from err
+            return self._read_now(path, resource, start, stop, part) if raw is None else raw
+
     def close(self) -> None:
         """Close every file."""
         for path in list(self._files):
@@ -175,7 +219,7 @@ class FrameFiles:
     def apart(self) -> Iterator[FrameFiles]:
         """Give the files to another thread, for a moment: opened by itself, closed afterwards, and never waited for."""
         with _ONE_HANDLE:
-            files = FrameFiles()
+            files = FrameFiles(0.0, self._elsewhere)
             try:
                 yield files
             finally:
@@ -226,7 +270,7 @@ class FrameFiles:
         """Give the path of a resource's file, which is looked for until it is there."""
         uri = str(resource.get("uri"))
         if (path := self._paths.get(uri)) is None:
-            path = _local(resource)
+            path = local_path(resource) if self._elsewhere is None else self._elsewhere.path(resource) or uri
             if os.path.exists(path):
                 self._paths[uri] = path
         return path
@@ -234,6 +278,17 @@ class FrameFiles:
     def _read_now(
         self, path: str, resource: Mapping[str, Any], start: int, stop: int, part: Part | None
     ) -> np.ndarray[Any, Any]:
+        if self._elsewhere is not None and path == str(resource.get("uri")):
+            return self._elsewhere.rows(resource, start, stop, part)
+        dataset = self._checked(path, resource, start, stop)
+        cut = part is not None and dataset.ndim > 2 and dataset.shape[-2:] == part.shape
+        try:
+            return np.asarray(dataset[(slice(start, stop), ..., *part.region) if part and cut else slice(start, stop)])
+        except _H5PY_ERRORS as err:
+            raise _unreadable(resource, err) from err
+
+    def _checked(self, path: str, resource: Mapping[str, Any], start: int, stop: int) -> h5py.Dataset:
+        """Give a dataset that holds these rows."""
         try:
             dataset = self._dataset(path, resource)
             held = dataset.shape[0]
@@ -244,14 +299,10 @@ class FrameFiles:
                 )
             images = math.prod(dataset.shape[1:-2])
             unwritten = unwritten_frames(dataset, start * images, stop * images)
-            cut = part is not None and dataset.ndim > 2 and dataset.shape[-2:] == part.shape
-            block = np.asarray(dataset[(slice(start, stop), ..., *part.region) if part and cut else slice(start, stop)])
         except ScanFileError:
             raise
         except _H5PY_ERRORS as err:
-            raise ScanFileError(
-                f"can't read {_place(resource)}: {err}. Is the file whole, written in SWMR mode, and visible from here?"
-            ) from err
+            raise _unreadable(resource, err) from err
         if start < 0 or held < stop:
             raise ScanFileError(
                 f"the documents announce rows {start} to {stop - 1} of {_place(resource)}, which holds {held}. "
@@ -262,7 +313,7 @@ class FrameFiles:
                 f"the documents announce rows {start} to {stop - 1} of {_place(resource)}, and not all are written: "
                 f"{unwritten.why}. The writer must flush a frame before it announces it."
             )
-        return block
+        return dataset
 
     def _dataset(self, path: str, resource: Mapping[str, Any]) -> h5py.Dataset:
         # One handle a dataset: HDF5 crashes where one is refreshed while another one of the same dataset is open.
@@ -297,8 +348,13 @@ class FrameFiles:
         return self._files[path]
 
 
-def _local(resource: Mapping[str, Any]) -> str:
+def local_path(resource: Mapping[str, Any]) -> str:
     """Give the path of a resource's file.
+
+    Parameters
+    ----------
+    resource : Mapping
+        The StreamResource document.
 
     Raises
     ------
@@ -311,6 +367,12 @@ def _local(resource: Mapping[str, Any]) -> str:
             "Set the detector's file writer to HDF5."
         )
     return path_of(resource["uri"])
+
+
+def _unreadable(resource: Mapping[str, Any], err: Exception) -> ScanFileError:
+    return ScanFileError(
+        f"can't read {_place(resource)}: {err}. Is the file whole, written in SWMR mode, and visible from here?"
+    )
 
 
 def _place(resource: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from event_model import unpack_event_page
 
 from bluesky_cdi.callbacks._beginning import Beginning
 from bluesky_cdi.callbacks._checks import check_frame
-from bluesky_cdi.callbacks._frame_files import FrameFiles
+from bluesky_cdi.callbacks._frame_files import Elsewhere, FrameFiles
 from bluesky_cdi.callbacks._frame_maker import Check, FileFrame, FrameMaker, Several
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
@@ -56,6 +56,8 @@ class RunFeed:
         What becomes of several images an event: one frame, their sum, or a frame each.
     time_stamps : TimeStampsConfig, optional
         How frames find positions that have time stamps of their own.
+    elsewhere : Elsewhere, optional
+        Of documents of another machine: knows its files.
 
     Attributes
     ----------
@@ -75,6 +77,7 @@ class RunFeed:
         check: Check = check_frame,
         several: Several = "sum",
         time_stamps: TimeStampsConfig | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.start = start
         self._stream = stream
@@ -85,7 +88,7 @@ class RunFeed:
         self._exposures_s: dict[str, float] = {}
         self._exposure_of_event_s: dict[int, float] = {}
         self._join = SeqNumJoin(())
-        self._files = FrameFiles(file_timeout_s)
+        self._files = FrameFiles(file_timeout_s, elsewhere)
         self._resources: dict[str, Document] = {}
         self._unread: defaultdict[str, list[Document]] = defaultdict(list)
         self._descriptors: list[Document] = []

@@ -37,6 +37,7 @@ from bluesky_cdi.cli.reconstruct_single import add_reconstruct_single
 from bluesky_cdi.cli.restore import add_restore
 from bluesky_cdi.cli.resume import add_resume
 from bluesky_cdi.cli.serve import add_serve
+from bluesky_cdi.cli.serve_reconstructor import add_serve_reconstructor
 from bluesky_cdi.cli.shell import add_shell
 from bluesky_cdi.cli.train import MODELS, add_train
 from bluesky_cdi.cli.train_heads import add_train_heads
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         add_latents,
         add_serve,
         add_follow,
+        add_serve_reconstructor,
         add_resume,
         add_restore,
         add_shell,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import logging
 import os
 import secrets
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import check_catalog, configured, count, reached_catalog
 from bluesky_cdi.cli.output import say_result
+from bluesky_cdi.config import is_loopback
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _serve_page(args: argparse.Namespace, config: Config, connect: Callable[[], 
 
 
 def _warn(args: argparse.Namespace) -> None:
-    if not _is_loopback(args.host):
+    if not is_loopback(args.host):
         logger.warning("other machines can reach the server, and what is sent is not encrypted")
 
 
@@ -185,13 +185,6 @@ def _say(args: argparse.Namespace, catalog: str, address: str, key: str, *, tile
     ]
     say_result(args, numbers, [(name, str(value)) for name, value in rows])
     sys.stdout.flush()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _name_of_this_machine() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from bluesky_cdi import __version__
 from bluesky_cdi.config import Config
 from bluesky_cdi.doctor.findings import Finding
-from bluesky_cdi.errors import CatalogError, WeightsError
+from bluesky_cdi.errors import CatalogError, ConfigError, HostError, WeightsError
 
 PACKAGES = ("torch", "bluesky", "ophyd", "tiled", "bluesky-tiled-plugins")
 # Room for some thousand frames of a large detector; below it a day's scan may pause.
@@ -30,6 +30,7 @@ def examine_installation(config: Config) -> Iterator[Finding]:
     """
     yield versions()
     yield gpu(config.reconstructor.device)
+    yield from hosts(config)
     yield weights(config)
     yield disk(Path(config.catalog.directory).expanduser(), config.catalog.reserve_mb)
     yield proxies(config)
@@ -69,6 +70,37 @@ def gpu(device: str) -> Finding:
         return Finding("GPU", "fail", f"none that PyTorch can use, but reconstructor.device is {device}", advice)
     advice = "Live images follow slow scans of small frames only; for more, install a PyTorch for CUDA on a GPU's host."
     return Finding("GPU", "warn", f"none; {os.cpu_count()} CPU cores", advice)
+
+
+def hosts(config: Config) -> Iterator[Finding]:
+    """Ask each host that is configured whether it is there.
+
+    Parameters
+    ----------
+    config : Config
+        Which hosts, and what to do without one.
+    """
+    from bluesky_cdi.remote.calling import state_of
+
+    settings = config.reconstructor.host
+    for address in settings.address:
+        try:
+            state = state_of(address, settings)
+        except (ConfigError, HostError) as err:
+            what = "on this machine" if settings.otherwise == "local" else "not at all"
+            advice = f"Without a host runs are reconstructed {what}. docs/gpu-host.md tells how to look for the cause."
+            yield Finding("host", "warn" if settings.otherwise == "local" else "fail", str(err), advice)
+            continue
+        text = (
+            f"{address} answers: bluesky_cdi {state.version}, {state.sessions} of {state.max_sessions} sessions, "
+            f"{', '.join(state.devices)}"
+        )
+        if state.version != __version__:
+            yield Finding("host", "warn", text, f"Here it is {__version__}: install the same on both machines.")
+        elif state.sessions >= state.max_sessions:
+            yield Finding("host", "warn", text, "It is full: end a session, or start it with more --max-sessions.")
+        else:
+            yield Finding("host", "ok", text)
 
 
 def weights(config: Config) -> Finding:

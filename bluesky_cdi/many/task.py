@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Sections of a configuration that a result depends on, and keys of them that it doesn't.
 SECTIONS = ("reconstructor", "probe", "detector", "documents")
-ELSEWHERE = ("threads", "device", "in_process")
+ELSEWHERE = ("threads", "device", "in_process", "host")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,11 +24,17 @@ from bluesky_cdi.memory import give_memory_back
 from bluesky_cdi.packing import pack, unpack
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.remote.messages import BEAT_S, pack_answer, pack_estimate, unpack_area
-from bluesky_cdi.remote.setup import factory_of
+from bluesky_cdi.remote.setup import Setup, factory_of
 
 logger = logging.getLogger("bluesky_cdi.remote.child")
 
 DRAIN_S = 600.0
+LOOK_S = 0.1
+
+
+def _leave() -> None:
+    # The session is gone, and so is whoever would want to hear of it.
+    os._exit(1)
 
 
 class Channel:
@@ -37,21 +44,42 @@ class Channel:
     ----------
     connection : Connection
         To the session.
+    lost : callable
+        Called when something can't be sent: by default the process ends.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, lost: Callable[[], None] = _leave) -> None:
+        self._connection, self._lost = connection, lost
         self._lock = threading.Lock()
 
     def send(self, *message: Any) -> None:
         """Send a message: its name and values."""
-        data = pack(list(message))
+        self.hand_on(pack(list(message)))
+
+    def hand_on(self, data: bytes) -> None:
+        """Send a message that is packed."""
         with self._lock:
             try:
                 self._connection.send_bytes(data)
             except OSError:
-                # The session is gone, and so is whoever would want to hear of it.
-                os._exit(1)
+                self._lost()
+
+    def has_come(self, seconds: float) -> bool:
+        """Wait for a message, or the end of the session, for some seconds; whether there is one."""
+        return self._connection.poll(seconds)
+
+    def receive_packed(self) -> bytes:
+        """Wait for the next message; give it as it is.
+
+        Raises
+        ------
+        EOFError
+            If the session is gone.
+        """
+        try:
+            return self._connection.recv_bytes()
+        except OSError as err:
+            raise EOFError(str(err)) from err
 
     def receive(self) -> list[Any]:
         """Wait for the next message.
@@ -61,11 +89,7 @@ class Channel:
         EOFError
             If the session is gone.
         """
-        try:
-            data = self._connection.recv_bytes()
-        except OSError as err:
-            raise EOFError(str(err)) from err
-        message: list[Any] = unpack(data)
+        message: list[Any] = unpack(self.receive_packed())
         return message
 
 
@@ -86,6 +110,7 @@ class Estimates:
 
     def put(self, estimate: Estimate) -> None:
         """Take an estimate in place of one that has not been sent."""
+        self._channel.send("progress", estimate.n_frames)
         with self._changed:
             self._newest = estimate
             self._changed.notify_all()
@@ -129,10 +154,23 @@ class Served:
     documents : DocumentBuffer
         Hands the frames of documents to the worker.
     estimates : Estimates
+    told : callable, optional
+        Takes the answers to what this process asks of the session's machine.
+    look : callable, optional
+        Called with why the newest run's reconstruction failed, or None, before that is told.
     """
 
-    def __init__(self, channel: Channel, worker: LiveWorker, documents: DocumentBuffer, estimates: Estimates) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        worker: LiveWorker,
+        documents: DocumentBuffer,
+        estimates: Estimates,
+        told: Callable[..., None] | None = None,
+        look: Callable[[Exception | None], None] = lambda _: None,
+    ) -> None:
         self._channel, self._worker, self._documents, self._estimates = channel, worker, documents, estimates
+        self._told, self._look = told, look
         self._received = self._begun = 0
 
     def run(self) -> None:
@@ -158,10 +196,27 @@ class Served:
                     self._estimates.want()
                 case "taken":
                     self._estimates.taken()
+                case "told" if self._told is not None:
+                    self._told(*values)
                 case "close":
-                    self._documents.close()
-                    self._worker.close(DRAIN_S)
-                    return
+                    return self._close()
+
+    def _close(self) -> None:
+        """Finish what is under way; the session's machine may have to answer for that."""
+
+        def finish() -> None:
+            self._documents.close()
+            self._worker.close(DRAIN_S)
+
+        finishing = threading.Thread(target=finish, name="bluesky_cdi-finishing", daemon=True)
+        finishing.start()
+        while finishing.is_alive():
+            if self._told is None:
+                finishing.join()
+            elif self._channel.has_come(LOOK_S):
+                name, *values = self._channel.receive()
+                if name == "told":
+                    self._told(*values)
 
     def _begin(self, number: int, area: list[Any], uid: str) -> None:
         answer = self._worker.begin(unpack_area(area), uid)
@@ -210,13 +265,20 @@ class Served:
         # First how much is known here, then what of it: not the other way round.
         worker, begun, received = self._worker, self._begun, self._received
         is_idle = self._documents.drain(0.0) and worker.is_idle
+        self._look(worker.error)
         error = None if worker.error is None else str(worker.error)
         self._channel.send("beat", begun, error, worker.n_dropped, received if is_idle else -1)
         return is_idle
 
 
-class _Log(logging.Handler):
-    """Sends the package's log to the session, where the user sees it."""
+class LogSender(logging.Handler):
+    """Sends the package's log to the session, where the user sees it.
+
+    Parameters
+    ----------
+    channel : Channel
+        To the session.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -227,15 +289,30 @@ class _Log(logging.Handler):
         self._channel.send("log", record.name, record.levelno, record.getMessage(), trace)
 
 
-def main() -> None:
-    """Serve the session at the other end of the socket that the first argument numbers."""
+def serve(
+    number: int,
+    make: Callable[[Channel, str, Any], Setup],
+    told: Callable[..., None] | None = None,
+    look: Callable[[Exception | None], None] = lambda _: None,
+) -> None:
+    """Serve the session at the other end of a socket; does not return.
+
+    Parameters
+    ----------
+    number : int
+        Of the socket.
+    make : callable
+        From the channel, factory and arguments to what the worker is made of.
+    told, look : callable, optional
+        As for `Served`.
+    """
     import faulthandler
 
     faulthandler.enable()
-    channel = Channel(Connection(int(sys.argv[1])))
+    channel = Channel(Connection(number))
     log = logging.getLogger(ROOT_NAME)
     log.setLevel(logging.INFO)
-    log.addHandler(_Log(channel))
+    log.addHandler(LogSender(channel))
     log.propagate = False
     try:
         _, factory, arguments = channel.receive()
@@ -243,14 +320,13 @@ def main() -> None:
         os._exit(1)
     try:
         estimates = Estimates(channel)
-        setup = factory_of(factory)(arguments)
-        worker, documents = setup.start([estimates.put])
+        worker, documents = make(channel, factory, arguments).start([estimates.put])
     except Exception as err:  # noqa: BLE001 - whatever it is, the session must hear why there is no worker
         channel.send("failed", f"{type(err).__name__}: {err}")
         os._exit(1)
     channel.send("ready")
     try:
-        Served(channel, worker, documents, estimates).run()
+        Served(channel, worker, documents, estimates, told, look).run()
     except EOFError:
         # The session was killed. What it measured is in its journal; nothing more is to be done here.
         os._exit(1)
@@ -259,6 +335,11 @@ def main() -> None:
         os._exit(1)
     # All is closed. At the interpreter's end libraries wait for locks that threads may have had.
     os._exit(0)
+
+
+def main() -> None:
+    """Serve the session at the other end of the socket that the first argument numbers."""
+    serve(int(sys.argv[1]), lambda _, factory, arguments: factory_of(factory)(arguments))
 
 
 if __name__ == "__main__":

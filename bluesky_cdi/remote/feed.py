@@ -51,13 +51,26 @@ class Feed:
         if isinstance(item, Path):
             self._send_documents(link, self._runs.new_records(item))
         elif isinstance(item, Question):
+            self.note(item)
+            link.send(item.message)
+        else:
+            link.send([item])
+
+    def note(self, item: Item) -> None:
+        """Keep something in mind that there is nobody to send it to: the next process is told of it.
+
+        Parameters
+        ----------
+        item : path, Question or str
+            As for `send`.
+        """
+        if isinstance(item, Path):
+            self._runs.note(item)
+        elif isinstance(item, Question):
             if item.message[0] == "begin":
                 self._announced = item
                 self._state.sends_scan()
             item.was_sent = True
-            link.send(item.message)
-        else:
-            link.send([item])
 
     def send_again(self, link: Link) -> None:
         """Tell a new process what the one before knew: the scan that was announced, its run, and what was asked."""
@@ -82,6 +95,10 @@ class Feed:
         """Tell no new process of the scan and the runs that were."""
         self._runs.leave()
         self._announced = None
+
+    def leave_runs(self) -> None:
+        """Tell no new process of the runs that were; the scan that was announced is another one's."""
+        self._runs.leave()
 
     def begins_a_run(self, item: Item) -> bool:
         """Tell whether something is the announcement of a scan, or of a run that was not heard of before."""

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 QUIET_S, SILENT_S = 2.0, 15.0
 LOOK_S = 0.25
 START_S = 120.0
+# What a process runs: the worker itself, or what connects to one on a host.
+CHILD, RELAY = "bluesky_cdi.remote.child", "bluesky_cdi.remote.relay"
 
 
 class Link:
@@ -30,6 +32,8 @@ class Link:
     ----------
     setup : list
         Factory and arguments.
+    module : str
+        Of the package: what the process runs.
     received : callable
         Gets what the process says, in a thread of the link; must not take long.
     ended : callable
@@ -44,7 +48,11 @@ class Link:
     """
 
     def __init__(
-        self, setup: list[Any], received: Callable[[Link, list[Any]], None], ended: Callable[[], None]
+        self,
+        setup: list[Any],
+        received: Callable[[Link, list[Any]], None],
+        ended: Callable[[], None],
+        module: str = CHILD,
     ) -> None:
         self._received, self._ended = received, ended
         self.is_dead, self._is_ready = threading.Event(), threading.Event()
@@ -55,7 +63,7 @@ class Link:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bluesky_cdi.remote.child", str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C is the session's, not its worker's.
                 start_new_session=True,
@@ -154,6 +162,9 @@ class Link:
                     self._is_ready.set()
                 elif message[0] == "failed":
                     self._why, self.could_not_begin = message[1], True
+                elif message[0] == "ended":
+                    # Why it can't begin says more than how it ended then.
+                    self._why = self._why if self.could_not_begin else message[1]
                 else:
                     self._received(self, message)
         except (EOFError, OSError):

@@ -23,7 +23,22 @@ worker     activity, silence                    what it is at if it gives no sig
 worker     answer, number, value                of begin, request, points_after, wait
 worker     refused, number, text                of begin, request, points_after, wait
 worker     estimate, fields                     the newest
+worker     progress, frames                     so many frames are in a new image
 worker     log, logger, level, text, traceback  a record of the package's log
+========== ==================================== ==============================================================
+
+Where the worker is on another machine (`bluesky_cdi.remote.host`), a process of the session's machine stands between the
+two, `bluesky_cdi.remote.relay`. It keeps the results and reads the files, and hands on all else:
+
+========== ==================================== ==============================================================
+worker     ask, number, rows, resource, start,  rows of a file that the worker can't open
+           stop, part
+worker     ask, number, record, uid, run        a run's results come
+worker     ask, number, publish, uid, fields    the estimate is to be kept
+worker     ask, number, end, uid, fields,       the last one of the run
+           status, reason
+relay      told, number, error, value           what came of it
+relay      ended, text                          to the session: how the process ended, or the host was lost
 ========== ==================================== ==============================================================
 """
 
@@ -34,7 +49,8 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
+from bluesky_cdi.callbacks import Part
+from bluesky_cdi.protocols import Estimate, Proposal, RunInfo, ScanArea, ScanTicket
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -80,3 +96,28 @@ def unpack_estimate(fields: Mapping[str, Any]) -> Estimate:
     }
     own["origin_m"] = tuple(own["origin_m"])
     return Estimate(**own)
+
+
+def pack_run(info: RunInfo) -> dict[str, Any]:
+    """Give what `unpack_run` makes a run from: what those need who keep its results."""
+    return {key: getattr(info, key) for key in ("uid", "scan_id", "metadata", "frame_shape", "window_m", "grows")}
+
+
+def unpack_run(fields: Mapping[str, Any]) -> RunInfo:
+    """Make a run from what came."""
+    window = fields["window_m"]
+    corners = None if window is None else ((window[0][0], window[0][1]), (window[1][0], window[1][1]))
+    return RunInfo(**{**fields, "frame_shape": tuple(fields["frame_shape"]), "window_m": corners})
+
+
+def pack_part(part: Part | None) -> list[Any] | None:
+    """Give what `unpack_part` makes a part of frames from."""
+    return None if part is None else [[[each.start, each.stop] for each in part.region], part.shape]
+
+
+def unpack_part(values: Sequence[Any] | None) -> Part | None:
+    """Make a part of frames from what came."""
+    if values is None:
+        return None
+    rows, columns = (slice(*each) for each in values[0])
+    return Part((rows, columns), (values[1][0], values[1][1]))

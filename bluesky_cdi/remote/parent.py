@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from bluesky_cdi.config import HostConfig
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
@@ -39,6 +40,8 @@ class WorkerProcess:
     listeners : sequence of callable
         Called with estimates, in a thread of this process: the newest, when the one before has been dealt with. One
         that raises hears no more.
+    host : HostConfig, optional
+        Which hosts may have the process; without any it runs on this machine.
 
     Attributes
     ----------
@@ -48,12 +51,19 @@ class WorkerProcess:
         What is known of the process.
     """
 
-    def __init__(self, factory: str, arguments: Mapping[str, Any], listeners: Sequence[Listener] = ()) -> None:
+    def __init__(
+        self,
+        factory: str,
+        arguments: Mapping[str, Any],
+        listeners: Sequence[Listener] = (),
+        host: HostConfig | None = None,
+    ) -> None:
         self._listening = Listening(listeners)
         self._questions, self.state = Questions(), ProcessState()
         self.n_dropped = 0
         feed = Feed(self._questions, self.state, self._listening)
-        self._supervisor = Supervisor([factory, dict(arguments)], self._received, feed, self._questions, self.state)
+        setup = [factory, dict(arguments)]
+        self._supervisor = Supervisor(setup, self._received, feed, self._questions, self.state, host)
 
     @property
     def link(self) -> Link | None:
@@ -162,6 +172,8 @@ class WorkerProcess:
                 self._questions.answer(values[0], unpack_answer(values[1]), None)
             case "refused":
                 self._questions.answer(values[0], None, WorkerError(values[1]))
+            case "progress":
+                self.state.progress(values[0])
             case "estimate":
                 self._listening.put(unpack_estimate(values[0]), lambda: _send(link, "taken"))
             case "log":

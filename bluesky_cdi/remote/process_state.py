@@ -9,7 +9,7 @@ from bluesky_cdi.errors import WorkerError
 
 logger = logging.getLogger(__name__)
 
-# So many new processes for one run, and no more.
+# So many new processes one after the other without a further frame in the image, and no more.
 RESTARTS_MAX = 3
 
 
@@ -26,6 +26,8 @@ class ProcessState:
         # Documents of which the process has said that all is done with them.
         self.done = -1
         self.is_given_up = self.is_hopeless = False
+        # Frames in the newest run's image, at most.
+        self._furthest = 0
 
     @property
     def error(self) -> WorkerError | None:
@@ -36,7 +38,7 @@ class ProcessState:
         """Begin a scan: what was before is forgotten."""
         with self._lock:
             self._announced += 1
-            self._error = None
+            self._error, self._furthest = None, 0
         self.tries_again()
 
     def tries_again(self) -> None:
@@ -45,6 +47,12 @@ class ProcessState:
             self.restarts = 0
             if self.is_given_up and not self.is_hopeless:
                 self.is_given_up, self._down = False, None
+
+    def progress(self, frames: int) -> None:
+        """Learn how many frames an image has: a process that got further than those before is worth another one."""
+        with self._lock:
+            if frames > self._furthest:
+                self._furthest, self.restarts = frames, 0
 
     def is_up(self) -> None:
         """Have a process that has caught up."""
@@ -89,6 +97,21 @@ class ProcessState:
                 if self.is_given_up
                 else f"{what}; it is started again. The raw run is intact."
             )
+            return self._down
+
+    def away(self, how: str, then: str) -> WorkerError:
+        """Have no host to reconstruct on; what is to be said of it.
+
+        Parameters
+        ----------
+        how : str
+            Why not.
+        then : str
+            What becomes of the reconstruction.
+        """
+        with self._lock:
+            self.restarts = 0
+            self._down = WorkerError(f"{how}. {then} The raw run is intact.")
             return self._down
 
     def can_not_begin(self, why: str) -> WorkerError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,15 +29,21 @@ class RunFiles:
         """Tell whether something of a file was read, or is not wanted."""
         return path in self._readers or path in self._left
 
-    def new_records(self, path: Path) -> Iterator[bytes]:
-        """Yield the packed records of a file that have come since the last time."""
-        if path in self._left:
-            return
-        if path not in self._readers:
+    def note(self, path: Path) -> None:
+        """Keep a file, unless it is not wanted, also where it is taken away; nothing of it is read."""
+        if path not in self._left and path not in self._readers:
             for other in self._ended & self._readers.keys():
                 self._readers.pop(other).close()
             self._ended.clear()
-            self._readers[path] = JournalReader(path)
+            reader = self._readers[path] = JournalReader(path)
+            with contextlib.suppress(JournalError):  # whoever reads it tells
+                reader.hold()
+
+    def new_records(self, path: Path) -> Iterator[bytes]:
+        """Yield the packed records of a file that have come since the last time."""
+        self.note(path)
+        if path in self._left:
+            return
         try:
             for record in self._readers[path].packed():
                 if record.startswith(_STOP):

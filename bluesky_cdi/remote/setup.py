@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.callbacks import FrameAssembler
+from bluesky_cdi.callbacks import Elsewhere, FrameAssembler
 from bluesky_cdi.config import Config, DocumentsConfig
 from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import ConfigError, WeightsError
@@ -48,6 +48,8 @@ class Setup:
         Valid pixels of the detector.
     preprocessing : Preprocessing, optional
         What is done to frames before the worker gets them.
+    elsewhere : Elsewhere, optional
+        Of documents of another machine: knows its files.
     """
 
     parts: WorkerParts
@@ -57,6 +59,7 @@ class Setup:
     file_timeout_s: float = 0.0
     mask: Any = None
     preprocessing: Preprocessing | None = None
+    elsewhere: Elsewhere | None = None
 
     def start(self, listeners: Sequence[Listener] = ()) -> tuple[LiveWorker, DocumentBuffer]:
         """Start the worker, and what hands the frames of documents to it.
@@ -78,6 +81,7 @@ class Setup:
                 file_timeout_s=self.file_timeout_s,
                 mask=self.mask,
                 preprocessing=self.preprocessing,
+                elsewhere=self.elsewhere,
             )
         )
         worker.drain = documents.drain
@@ -131,13 +135,11 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         Takes the documents of derived runs; by default the session's journal.
     """
     from bluesky_cdi.agent.space import SearchSpace
-    from bluesky_cdi.catalog import ResultPublisher
     from bluesky_cdi.catalog.feeder import PROCESSED
     from bluesky_cdi.journal import Journal
     from bluesky_cdi.reconstruction.build import build_agent, build_reconstructor
     from bluesky_cdi.reconstruction.checkpoint import checkpoint_file
     from bluesky_cdi.reconstruction.points import points_of
-    from bluesky_cdi.remote.probe_keeper import ProbeKeeper
     from bluesky_cdi.resume import checkpoints_folder
 
     config = Config.model_validate(arguments["config"])
@@ -145,14 +147,6 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
     given = arguments["space"]
     space = None if given is None else SearchSpace(given[0], given[1])
     emitted = emit or Journal(directory / "journal" / PROCESSED)
-
-    def recorder(info: RunInfo, uid: str) -> Recorder:
-        # A process that has died may have begun this derived run, which can't go on.
-        began = (directory / "results" / f"{uid}.h5").exists()
-        name: dict[str, Any] = {"continues": uid} if began else {"derived_uid": uid}
-        made = ResultPublisher(info, directory / "results", emitted, **name, configuration=config.as_notes())
-        return made if config.probe.library is None else ProbeKeeper(made, info, config)
-
     settings = config.reconstructor
     _look_for_weights(config)
     return Setup(
@@ -161,7 +155,7 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
                 info, config, probe=arguments["probe"], mask=arguments["mask"]
             ),
             make_agent=lambda area: build_agent(area, config, space=space, probe_width_m=arguments["probe_width_m"]),
-            make_recorder=recorder,
+            make_recorder=lambda info, uid: make_recorder(config, directory, emitted, info, uid),
             points_of=points_of,
             make_checkpoint=(
                 (lambda info, uid: checkpoint_file(info, uid, config, checkpoints_folder(directory)))
@@ -183,6 +177,32 @@ def live_setup(arguments: Mapping[str, Any], emit: Emit | None = None) -> Setup:
         None if arguments["mask"] is None else np.asarray(arguments["mask"], bool),
         Preprocessing.live(config),
     )
+
+
+def make_recorder(config: Config, directory: Path, emit: Emit, info: RunInfo, uid: str) -> Recorder:
+    """Make what keeps the estimates of a run in a session's folder.
+
+    Parameters
+    ----------
+    config : Config
+        The session's.
+    directory : path
+        Its folder.
+    emit : callable
+        Takes the documents of the derived run.
+    info : RunInfo
+        The raw run.
+    uid : str
+        Of the derived run, unless another process has begun that.
+    """
+    from bluesky_cdi.catalog import ResultPublisher
+    from bluesky_cdi.remote.probe_keeper import ProbeKeeper
+
+    # A process that has died may have begun this derived run, which can't go on.
+    began = (directory / "results" / f"{uid}.h5").exists()
+    name: dict[str, Any] = {"continues": uid} if began else {"derived_uid": uid}
+    made = ResultPublisher(info, directory / "results", emit, **name, configuration=config.as_notes())
+    return made if config.probe.library is None else ProbeKeeper(made, info, config)
 
 
 def _look_for_weights(config: Config) -> None:

@@ -111,6 +111,22 @@ def events(found: Found) -> str:
     return f"{head}\n{aligned(lines)}\n{tail}\n{held}"
 
 
+def host(found: Found) -> str:
+    """Set the result of `suites.host` out: what was measured, reconstructed, and how long the scan waited."""
+    lines = [["raster", "events", "in the catalog", "in the result", "failed before", "longest gap", "median gap"]]
+    for name, row in zip(("without faults", "with faults"), found["rows"], strict=True):
+        catalog = f"{row['in_catalog']}{'' if row['same'] else ', others'}"
+        result = f"{row['reconstructed']}" if row["complete"] else f"not complete: {row['error']}"
+        gaps = [f"{row[key]:.3f} s" for key in ("longest_gap_s", "median_gap_s")]
+        lines.append([name, str(row["events"]), catalog, result, str(row["failed"]), *gaps])
+    last = found["rows"][-1]
+    kinds = ", ".join(f"{name} {count}" for name, count in last["faults"].items())
+    back = f"{np.median(last['back_s']):.1f} s (at most {max(last['back_s']):.1f} s)" if last["back_s"] else "-"
+    return (
+        f"{aligned(lines)}\nfaults: {kinds}; {last['up']} found a working reconstruction; it was there again after {back}"
+    )
+
+
 def memory(found: Found) -> str:
     """Set the result of `suites.memory` out: MiB after some of the runs, and what is in use."""
     settings, held = found["settings"], found["resident_mib"]

@@ -8,6 +8,7 @@ from typing import Any
 from bluesky_cdi.cli.bench.agent import AGENT
 from bluesky_cdi.cli.bench.compression import COMPRESSION
 from bluesky_cdi.cli.bench.engines import ENGINES, LSQML, SINGLE_SHOT
+from bluesky_cdi.cli.bench.host import HOST
 from bluesky_cdi.cli.bench.images import (
     DRIFT,
     FAULTS,
@@ -38,6 +39,7 @@ PARTS = (
     PROBE_CHECKS,
     DRIFT,
     FAULTS,
+    HOST,
     LATENTS,
     PRETRAINING,
     TRANSFER,

@@ -26,7 +26,7 @@ AREA = ScanArea((0.0, 0.0), (1e-6, 1e-6), 1e-7, 10, False)
 class OtherEnd:
     """In place of a process: keeps what is sent, and says what it is told to say."""
 
-    def __init__(self, setup, received, ended):
+    def __init__(self, setup, received, ended, module):
         self._received, self._ended = received, ended
         self.sent = queue.SimpleQueue()
         self.is_dead = threading.Event()
