@@ -1,7 +1,6 @@
-"""Consumers of Bluesky documents: frames for a reconstruction worker, and a live view of its estimates."""
+"""Consumers of Bluesky documents: frames for a reconstruction worker."""
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
-from bluesky_cdi.callbacks._live_view import LiveReconstruction
 from bluesky_cdi.callbacks._recorded import collect_frames
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
@@ -11,7 +10,6 @@ __all__ = [
     "FrameAssembler",
     "FrameSink",
     "KeyChoice",
-    "LiveReconstruction",
     "StreamKeys",
     "ValueCheck",
     "collect_frames",

@@ -110,6 +110,11 @@ class Estimates:
             self._changed.wait_for(lambda: self._newest is None and not self._on_its_way)
             self._wanted = wanted
 
+    def send_last(self) -> None:
+        """Wait until the newest has arrived, if estimates are wanted."""
+        if self._wanted:
+            self.flush()
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -152,6 +157,9 @@ class Served:
                 case "points_after":
                     number, after = values
                     self._answer(number, self._worker.points_after(after))
+                case "look" if self._worker.look is not None:
+                    number, after = values
+                    self._answer(number, self._worker.look(after))
                 case "wait":
                     threading.Thread(target=self._wait, args=values, daemon=True).start()
                 case "want":
@@ -161,6 +169,7 @@ class Served:
                 case "close":
                     self._documents.close()
                     self._worker.close(DRAIN_S)
+                    self._estimates.send_last()
                     return
 
     def _begin(self, number: int, area: list[Any], uid: str) -> None:
