@@ -197,8 +197,8 @@ def integrated_phase(positions_m: FloatArray, gradient_rad_per_m: FloatArray) ->
     Returns
     -------
     ndarray, shape (n,)
-        Radians, smoothed by the probe as the slopes are; NaN where a place has no slope, or no neighbour, or where all
-        places lie on one line.
+        Radians, smoothed by the probe as the slopes are; NaN where a place has no slope or no neighbour, and
+        where there are fewer than three places.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -227,16 +227,14 @@ def integrated_phase(positions_m: FloatArray, gradient_rad_per_m: FloatArray) ->
 
 def _neighbours(positions_m: FloatArray) -> npt.NDArray[np.int64]:
     """Give pairs of neighbours, (m, 2), without those that have a gap between them."""
-    from scipy.spatial import Delaunay, QhullError
+    from scipy.spatial import Delaunay
 
     nothing = np.zeros((0, 2), np.int64)
-    if len(positions_m) < 3:
+    across_m = float(np.ptp(positions_m, axis=0).max()) if len(positions_m) > 2 else 0.0
+    if across_m == 0:
         return nothing
-    try:
-        triangles = Delaunay(positions_m / np.ptp(positions_m, axis=0).max(), qhull_options="QJ").simplices
-    except (QhullError, ValueError):
-        # All on one line, as in the first line of a raster.
-        return nothing
+    # Joggled, so that the places of a raster's first line have neighbours too.
+    triangles = Delaunay(positions_m / across_m, qhull_options="QJ").simplices
     pairs = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [0, 2]]])
     pairs = np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
     length = np.hypot(*(positions_m[pairs[:, 0]] - positions_m[pairs[:, 1]]).T)

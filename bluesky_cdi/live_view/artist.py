@@ -33,6 +33,7 @@ from bluesky_cdi.live_view.scene import Scene, unpack_scene
 from bluesky_cdi.packing import pack, unpack
 
 ATTEND_S = 0.05
+NICE = 10
 FILM_FPS = 5.0
 
 
@@ -179,6 +180,8 @@ def serve(connection: Connection, make: Callable[[LiveViewConfig, Path], Artist]
 def main() -> None:
     """Draw for the session at the other end of the socket that the first argument numbers."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # What measures and reconstructs comes first where cores are few.
+    os.nice(NICE)
     serve(Connection(int(sys.argv[1])))
     sys.stdout.flush()
     os._exit(0)

@@ -61,6 +61,8 @@ class Drawing:
     def panels(self, scene: Scene) -> tuple[str, ...]:
         """Name what is drawn of a scene, in order."""
         settings, sight = self._settings, scene.sight
+        if sight is None and scene.estimate is None:
+            return BEFORE_AN_IMAGE[1:]
         if sight is None:
             return tuple(name for name in settings.panels if name not in OF_FRAMES)
         # In the near field a frame is a shadow: it has no direct beam, and its middle does not tell a slope.

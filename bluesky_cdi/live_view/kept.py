@@ -71,9 +71,10 @@ class Kept:
         geometry : Geometry
             Gives lengths and angles.
         """
-        if (last := self._caustic) is not None and last[1] == geometry and last[0].shape == probe.shape:
-            if last[0] is probe or self._clock() < self._caustic_due:
-                return last[2]
+        last = self._caustic
+        fits = last is not None and last[1] == geometry and last[0].shape == probe.shape
+        if last is not None and fits and (last[0] is probe or self._clock() < self._caustic_due):
+            return last[2]
         began = self._clock()
         beam = Beam.of(probe, geometry)
         ends = ends_of(beam)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # A film in a GIF is made at its end, from pictures in memory: of a longer run every second one is dropped, again and
 # again, and they are this wide at most.
 GIF_PICTURES, GIF_WIDTH_PX = 200, 1000
-GIF_COLOURS = 128
+GIF_COLOURS = 256
 
 
 class Window:

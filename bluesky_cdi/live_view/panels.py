@@ -73,8 +73,12 @@ def _draw_object(
 def _coverage(ax: Axes, scene: Scene, kept: Kept) -> None:
     """Draw the light on the object, the way of the scan, and where it goes next."""
     estimate, sight = _image(scene), scene.sight
-    view = View(measured_area(estimate.coverage), estimate.origin_m, estimate.pixel_m)
-    view.image(ax, view.masked(estimate.coverage), "Coverage, path, next", "photons per pixel", "Greys")
+    part = Part.of(measured_area(estimate.coverage), estimate.pixel_m)
+    first = part.rows.start or 0, part.columns.start or 0
+    y_m, x_m = (origin + k * estimate.pixel_m for origin, k in zip(estimate.origin_m, first, strict=True))
+    view = View(part.inside, (y_m, x_m), estimate.pixel_m)
+    light = view.masked(estimate.coverage[part.rows, part.columns])
+    view.image(ax, light, "Coverage, path, next", "photons per pixel", "Greys")
     path_m = estimate.positions_m if sight is None else sight.positions_m
     ax.plot(*_um(path_m), color=PATH_COLOUR, linewidth=0.6)
     ax.scatter(*_um(path_m), c=np.arange(len(path_m)), cmap="plasma", s=6, zorder=3)

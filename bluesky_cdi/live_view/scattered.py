@@ -52,7 +52,7 @@ class Ground:
         if len(np.unique(positions_m, axis=0)) > 1:
             distance = tree.query(positions_m, k=2)[0][:, 1]
             apart_m = float(np.median(distance[distance > 0])) if (distance > 0).any() else lone_m
-        low, high = positions_m.min(axis=0) - REACH * apart_m, positions_m.max(axis=0) + REACH * apart_m
+        low, high = positions_m.min(axis=0) - apart_m / 2, positions_m.max(axis=0) + apart_m / 2
         step = max(apart_m / FINE, float((high - low).max()) / MOST_PX)
         rows, columns = np.maximum(1, np.ceil((high - low) / step).astype(int))
         y, x = low[0] + step * (np.arange(rows) + 0.5), low[1] + step * (np.arange(columns) + 0.5)

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # How long the last drawing may take when the session closes, seconds.
 CLOSE_S = 20.0
 LOOK_S = 0.05
+# After a drawing nothing is drawn for so many times what that took: half of a core is enough for pictures.
+REST = 1.0
 # Images over which it is told how fast frames come into them.
 RATE_IMAGES = 6
 # Matplotlib's backends that have a window.
@@ -200,7 +202,8 @@ class LiveView:
                 if is_last:
                     return
                 with self._changed:
-                    left_s = max(LOOK_S, began_s + period_s - time.monotonic())
+                    took_s = time.monotonic() - began_s
+                    left_s = max(LOOK_S, period_s - took_s, REST * took_s)
                     self._changed.wait_for(lambda: self._closing, left_s)
         except (EOFError, OSError) as err:
             logger.warning("the live view has ended: %s (the scan goes on; session.live_view.open() begins anew)", err)

@@ -45,15 +45,16 @@ class _Run:
     arrived_s: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_FRAMES))
     kept: deque[Frame] = field(default_factory=deque)
     kept_s: float = -math.inf
+    newest: Frame | None = None
     estimate: Estimate | None = None
     ended: str = ""
 
     def keep(self, frame: Frame, now_s: float) -> None:
         """Keep the newest frame, and of those before it some."""
-        if self.kept and now_s < self.kept_s + KEPT_EVERY_S:
-            self.kept.pop()
-        else:
-            self.kept_s = now_s
+        self.newest = frame
+        if now_s < self.kept_s + KEPT_EVERY_S:
+            return
+        self.kept_s = now_s
         self.kept.append(frame)
         if len(self.kept) > max(2, min(KEPT, KEPT_BYTES // max(frame.counts.nbytes, 1))):
             self.kept.popleft()
@@ -66,8 +67,9 @@ class _Run:
     def shown(self) -> Frame | None:
         """Choose the newest frame that is in the image; the newest of all where none of those that are kept is."""
         known = set() if self.estimate is None else set(self.estimate.frame_seq_nums.tolist())
-        newest = self.kept[-1] if self.kept else None
-        return next((frame for frame in reversed(self.kept) if frame.seq_num in known), newest)
+        if self.newest is None or self.newest.seq_num in known:
+            return self.newest
+        return next((frame for frame in reversed(self.kept) if frame.seq_num in known), self.newest)
 
     def rate_hz(self) -> float:
         """How fast the last frames came."""
@@ -224,7 +226,8 @@ class FrameWatch:
                 answer.set_exception(err)
 
     def _is_due(self) -> bool:
-        return self._asked is not None and self._run is not None and self._number > self._asked[0]
+        is_asked = self._asked is not None and self._number > self._asked[0]
+        return is_asked and self._run is not None and self._run.newest is not None
 
 
 def _fit(estimate: Estimate | None, geometry: Geometry, frame: Frame | None, valid: BoolArray) -> FittedFrame | None:
