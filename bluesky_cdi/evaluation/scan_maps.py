@@ -45,9 +45,10 @@ class ScanMaps:
     photons : ndarray, shape (n,), float32
         Of all valid pixels, at the mean incident flux: the transmission, up to a factor.
     dark_photons : ndarray, shape (n,), float32
-        Of those outside the direct beam's cone; NaN in the near field, which has none.
+        Of those outside the direct beam's cone; NaN in the near field, which has none, and before the first of the
+        `LOOKS`.
     gradient_rad_per_m : ndarray, shape (n, 2), float32
-        Mean slope (y, x) of the phase under the probe, radians per metre; NaN in the near field and without light. A
+        Mean slope (y, x) of the phase under the probe, radians per metre; NaN there too, and without light. A
         beam that is not in the middle of the frames, and a probe whose light is not, add the same to all.
     """
 
@@ -99,7 +100,7 @@ class ScanMapper:
         self._flux = np.ones(FIRST_FRAMES)
         # Of each frame: photons, those outside the cone, and photons times row and column from the middle.
         self._sums = np.zeros((FIRST_FRAMES, 4), np.float32)
-        self._weights = _weights(self.valid, None)
+        self._weights, self._has_looked = _weights(self.valid, None), False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -137,7 +138,7 @@ class ScanMapper:
         stated = np.isfinite(flux) & (flux > 0)
         relative = np.where(stated, flux / flux[stated].mean(), 1.0) if stated.any() else np.ones(n)
         photons, outside, *moments = self._sums[:n].T
-        if geometry.propagation == "far":
+        if geometry.propagation == "far" and self._has_looked:
             # One pixel of the detector is one turn over the field of view of a frame.
             per_pixel = 2 * math.pi / (geometry.frame_px * geometry.pixel_m)
             bright = np.where(photons > 0, photons, np.nan)
@@ -160,6 +161,7 @@ class ScanMapper:
             self.valid = self._known & self._find_valid(frames)
         mean = np.where(self.valid, frames.mean(axis=0), 0.0)
         self._weights = _weights(self.valid, None if self._geometry.propagation == "near" else direct_beam(mean))
+        self._has_looked = True
         self._sums[list(self._first)] = frames.reshape(len(frames), -1) @ self._weights.T
 
 
@@ -175,8 +177,10 @@ def direct_beam(mean: FloatArray) -> BoolArray:
     total = max(float(mean.sum()), 1e-30)
     ring = np.rint(np.hypot(row - (mean * row).sum() / total, column - (mean * column).sum() / total)).astype(int)
     seen = mean > 0
-    profile = np.bincount(ring[seen], mean[seen]) / np.maximum(np.bincount(ring[seen]), 1) if seen.any() else [0.0]
-    bright = np.flatnonzero(profile >= CONE_SHARE * np.max(profile))
+    if not seen.any():
+        return np.asarray(seen)
+    profile = np.bincount(ring[seen], mean[seen]) / np.maximum(np.bincount(ring[seen]), 1)
+    bright = np.flatnonzero(profile >= CONE_SHARE * profile.max())
     return np.asarray(ring <= bright[-1])
 
 
@@ -198,7 +202,7 @@ def integrated_phase(positions_m: FloatArray, gradient_rad_per_m: FloatArray) ->
     -------
     ndarray, shape (n,)
         Radians, smoothed by the probe as the slopes are; NaN where a place has no slope or no neighbour, and
-        where there are fewer than three places.
+        where there are fewer than four places.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -230,7 +234,7 @@ def _neighbours(positions_m: FloatArray) -> npt.NDArray[np.int64]:
     from scipy.spatial import Delaunay
 
     nothing = np.zeros((0, 2), np.int64)
-    across_m = float(np.ptp(positions_m, axis=0).max()) if len(positions_m) > 2 else 0.0
+    across_m = float(np.ptp(positions_m, axis=0).max()) if len(positions_m) > 3 else 0.0
     if across_m == 0:
         return nothing
     # Joggled, so that the places of a raster's first line have neighbours too.

@@ -21,6 +21,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from bluesky_cdi.packing import pack, unpack
 
 ATTEND_S = 0.05
 NICE = 10
-FILM_FPS = 5.0
+FILM_FPS = 5
 
 
 class Artist:
@@ -66,6 +67,12 @@ class Artist:
         self._film: tuple[str, Film] | None = None
         self._said: set[str] = set()
 
+    def warm_up(self) -> None:
+        """Load what the first drawing needs, which takes longer than the drawing."""
+        for name in ("scipy.spatial", "scipy.sparse.linalg", "scipy.sparse.csgraph"):
+            import_module(name)
+        self._render(Scene(), [], [])
+
     def open(self) -> None:
         """Open a window with the next scene, unless there is one."""
         self._opens = self.window is None or not self.window.is_open
@@ -89,13 +96,13 @@ class Artist:
         """
         complaints: list[str] = []
         scene = self._scene = unpack_scene(fields, self._scene)
-        self._attempt(complaints, self._show_window, scene)
+        self._attempt(complaints, self._show_window, scene, complaints)
         is_of_run = scene.sight is not None
         wants_file = self._settings.file is not None and is_of_run
         wants_film = self._settings.animation is not None and is_of_run
         png: list[bytes] = []
         if wants_picture or wants_file or wants_film:
-            self._attempt(complaints, self._render, scene, png)
+            self._attempt(complaints, self._render, scene, png, complaints)
         for data in png:
             if self._settings.file is not None and wants_file:
                 self._attempt(complaints, write_whole, self._folder / self._settings.file.expanduser(), data)
@@ -111,16 +118,16 @@ class Artist:
             self._attempt(complaints, last.end)
         return complaints
 
-    def _show_window(self, scene: Scene) -> None:
+    def _show_window(self, scene: Scene, complaints: list[str]) -> None:
         if self._opens:
             self._opens = False
             self.window = self._make_window(self._drawing.size_in())
         if self.window is not None and self.window.is_open and not self.window.is_in_use:
-            self._drawing.draw(self.window.figure, scene)
+            self._tell(complaints, *self._drawing.draw(self.window.figure, scene))
             self.window.show()
 
-    def _render(self, scene: Scene, into: list[bytes]) -> None:
-        self._drawing.draw(self._figure, scene)
+    def _render(self, scene: Scene, into: list[bytes], complaints: list[str]) -> None:
+        self._tell(complaints, *self._drawing.draw(self._figure, scene))
         file = io.BytesIO()
         self._figure.savefig(file, format="png")
         into.append(file.getvalue())
@@ -141,10 +148,13 @@ class Artist:
         try:
             step(*args)
         except Exception as err:  # noqa: BLE001 - a picture is never worth more than the rest
-            said = str(err) if isinstance(err, BlueskyCDIError) else f"{type(err).__name__}: {err}"
-            if said not in self._said:
-                self._said.add(said)
-                complaints.append(said)
+            self._tell(complaints, str(err) if isinstance(err, BlueskyCDIError) else f"{type(err).__name__}: {err}")
+
+    def _tell(self, complaints: list[str], *said: str) -> None:
+        """Note what is said for the first time."""
+        new = [each for each in said if each not in self._said]
+        self._said.update(new)
+        complaints += new
 
 
 def serve(connection: Connection, make: Callable[[LiveViewConfig, Path], Artist] = Artist) -> None:
@@ -159,6 +169,7 @@ def serve(connection: Connection, make: Callable[[LiveViewConfig, Path], Artist]
     """
     _, settings, folder = unpack(connection.recv_bytes())
     artist = make(LiveViewConfig.model_validate(settings), Path(folder))
+    artist.warm_up()
     try:
         while True:
             while artist.window is not None and artist.window.is_open and not connection.poll():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Inches of a panel with its scale and its labels, and of the title above all.
-PANEL_IN, HEAD_IN = (3.5, 3.0), 0.45
+PANEL_IN, HEAD_IN = (3.6, 3.0), 0.45
 # Text of a panel stays in it.
 FONT_PT = 8
 BEFORE_AN_IMAGE = ("pattern", "words")
@@ -33,8 +33,8 @@ class Drawing:
     def __init__(self, settings: LiveViewConfig) -> None:
         self._settings, self._kept = settings, Kept(settings)
 
-    def draw(self, fig: Figure, scene: Scene) -> None:
-        """Draw a scene in place of what the figure held.
+    def draw(self, fig: Figure, scene: Scene) -> list[str]:
+        """Draw a scene in place of what the figure held; a panel that can't be drawn is left empty.
 
         Parameters
         ----------
@@ -42,9 +42,15 @@ class Drawing:
             Of any size; `size_in` says which has room for all panels.
         scene : Scene
             What is to be seen.
+
+        Returns
+        -------
+        list of str
+            Why panels can't be drawn.
         """
         from matplotlib import rc_context
 
+        faults: list[str] = []
         names = self.panels(scene)
         columns, rows = _grid(len(names))
         width, height = fig.get_size_inches()
@@ -52,11 +58,18 @@ class Drawing:
             fig.clear()
             grid = fig.add_gridspec(
                 rows, columns, left=0.55 / width, right=1 - 0.75 / width, bottom=0.45 / height,
-                top=1 - (HEAD_IN + 0.25) / height, wspace=0.55, hspace=0.3,
+                top=1 - (HEAD_IN + 0.25) / height, wspace=0.62, hspace=0.3,
             )  # fmt: skip
             for k, name in enumerate(names):
-                PANELS[name](fig.add_subplot(grid[k // columns, k % columns]), scene, self._kept)
+                ax = fig.add_subplot(grid[k // columns, k % columns])
+                try:
+                    PANELS[name](ax, scene, self._kept)
+                except Exception as err:  # noqa: BLE001 - the other panels are worth seeing
+                    faults.append(f"{name} can't be drawn: {type(err).__name__}: {err}")
+                    ax.clear()
+                    ax.set_axis_off()
             fig.suptitle(title_of(scene), fontsize=FONT_PT + 4, y=1 - 0.1 / height, va="top")
+        return faults
 
     def panels(self, scene: Scene) -> tuple[str, ...]:
         """Name what is drawn of a scene, in order."""

@@ -85,14 +85,14 @@ class Film(Protocol):
         """Write the film, in place of one of that name."""
 
 
-def film(path: Path, fps: float) -> Film:
+def film(path: Path, fps: int) -> Film:
     """Begin a film.
 
     Parameters
     ----------
     path : path
         A `.gif`, or an `.mp4` where ffmpeg is installed.
-    fps : float
+    fps : int
         How fast its pictures follow each other when it is shown, per second.
 
     Raises
@@ -115,7 +115,7 @@ def film(path: Path, fps: float) -> Film:
 
 
 class _Mp4:
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: int) -> None:
         from matplotlib.animation import FFMpegWriter
 
         self._path, self._partial = path, path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -136,7 +136,7 @@ class _Mp4:
 
 
 class _Gif:
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: int) -> None:
         self._path, self._fps = path, fps
         self._pictures: list[Any] = []
         self._came, self._every = 0, 1

@@ -19,7 +19,7 @@ from bluesky_cdi.viz.estimates import SAME_POSITION_PX
 from bluesky_cdi.viz.objects import Part, draw_scaled
 from bluesky_cdi.viz.panels import PATH_COLOUR, UNCOVERED, View, colour_bar, limits_of
 from bluesky_cdi.viz.probes import draw_caustic
-from bluesky_cdi.viz.results import draw_pattern
+from bluesky_cdi.viz.results import draw_pattern, norm_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +127,8 @@ def _pattern(ax: Axes, scene: Scene, _: Kept) -> None:
     if not sight.frame_seq_num:
         _draw_nothing(ax, "no frame yet")
         return
-    draw_pattern(ax, sight.counts, sight.valid, sight.counts, f"Pattern of frame {sight.frame_seq_num}")
+    norm = norm_of(sight.counts, sight.valid)
+    draw_pattern(ax, sight.counts, sight.valid, norm, f"Pattern of frame {sight.frame_seq_num}")
 
 
 def _fit(ax: Axes, scene: Scene, _: Kept) -> None:
@@ -135,7 +136,8 @@ def _fit(ax: Axes, scene: Scene, _: Kept) -> None:
     if sight.fit is None:
         _draw_nothing(ax, "no frame that is kept\nis in the image yet")
         return
-    draw_pattern(ax, sight.fit, sight.valid, sight.counts, f"Its fit: deviance {sight.deviance:.3g} per pixel")
+    norm = norm_of(sight.counts, sight.valid)
+    draw_pattern(ax, sight.fit, sight.valid, norm, f"Its fit: deviance {sight.deviance:.3g} per pixel")
 
 
 def _words(ax: Axes, scene: Scene, _: Kept) -> None:

@@ -41,7 +41,7 @@ def said(scene: Scene) -> list[str]:
     told: list[str] = []
     if (sight := scene.sight) is not None:
         rate = "" if sight.ended or math.isnan(sight.rate_hz) else f", {sight.rate_hz:.3g} a second"
-        told.append(f"{sight.received} frames received{rate}")
+        told.append(f"{sight.received} frame{'' if sight.received == 1 else 's'} received{rate}")
         told += [f"the scan has ended: {sight.ended}"] if sight.ended else []
     if len(scene.proposed_m):
         told.append(f"next: {len(scene.proposed_m)} positions ({scene.reason})")

@@ -70,6 +70,7 @@ class Setup:
         from dataclasses import replace
 
         # Between documents and worker; the images that the worker makes it sees too.
+        watch: FrameWatch
         seen = (lambda estimate: watch.show(estimate), *listeners)
         parts = replace(self.parts, listeners=(*self.parts.listeners, *seen))
         worker = LiveWorker(parts, self.pace, queue=self.queue)

@@ -17,6 +17,7 @@ from bluesky_cdi.viz.panels import PATH_COLOUR, BoolArray, colour_bar, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     from bluesky_cdi.evaluation.fit import FittedFrame
@@ -124,11 +125,19 @@ def _draw_course(ax: Axes, course: Course | None) -> None:
 
 def _draw_fit(pattern_axes: Axes, fit_axes: Axes, fit: FittedFrame) -> None:
     """Draw counts and what is expected, on one scale; pixels that don't count are left out."""
-    draw_pattern(pattern_axes, fit.counts, fit.valid, fit.counts, f"Pattern of frame {fit.seq_num}")
-    draw_pattern(fit_axes, fit.fit, fit.valid, fit.counts, f"Its fit: deviance {fit.deviance:.3g} per pixel")
+    norm = norm_of(fit.counts, fit.valid)
+    draw_pattern(pattern_axes, fit.counts, fit.valid, norm, f"Pattern of frame {fit.seq_num}")
+    draw_pattern(fit_axes, fit.fit, fit.valid, norm, f"Its fit: deviance {fit.deviance:.3g} per pixel")
 
 
-def draw_pattern(ax: Axes, image: FloatArray, valid: BoolArray, counts: FloatArray, title: str) -> None:
+def norm_of(counts: FloatArray, valid: BoolArray) -> LogNorm:
+    """Choose the scale of a frame and its fit: up to the brightest pixel that was measured."""
+    from matplotlib.colors import LogNorm
+
+    return LogNorm(0.1, max(2.0, float(counts[valid].max(initial=0))))
+
+
+def draw_pattern(ax: Axes, image: FloatArray, valid: BoolArray, norm: LogNorm, title: str) -> None:
     """Draw a diffraction pattern on a logarithmic scale.
 
     Parameters
@@ -139,14 +148,11 @@ def draw_pattern(ax: Axes, image: FloatArray, valid: BoolArray, counts: FloatArr
         Photons.
     valid : ndarray, shape (N, N), bool
         Pixels that count; the others are left out.
-    counts : ndarray, shape (N, N)
-        What was measured, whose brightest pixel ends the scale: one for a frame and its fit.
+    norm : LogNorm
+        Its scale: one for a frame and its fit.
     title : str
         Above it.
     """
-    from matplotlib.colors import LogNorm
-
-    norm = LogNorm(0.1, max(2.0, float(counts[valid].max(initial=0))))
     # Nothing counted is below the scale, not beyond it.
     drawn = ax.imshow(np.ma.array(np.maximum(image, 0.1), mask=~valid), norm=norm, cmap="magma", interpolation="none")
     ax.set(title=title, xticks=[], yticks=[])

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from bluesky_cdi.config import LiveViewConfig
 from bluesky_cdi.live_view.drawing import Drawing
 from bluesky_cdi.live_view.kept import Kept
+from bluesky_cdi.live_view.panels import PANELS
 from bluesky_cdi.live_view.scattered import Ground
 from bluesky_cdi.live_view.scene import Scene
 from bluesky_cdi.live_view.words import said
@@ -22,7 +23,7 @@ def drawn(scene, **settings):
     """Draw a scene; its panels by title."""
     drawing = Drawing(LiveViewConfig(**settings))
     figure = Figure(figsize=drawing.size_in())
-    drawing.draw(figure, scene)
+    assert drawing.draw(figure, scene) == []
     figure.canvas.draw()
     return {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
 
@@ -108,8 +109,19 @@ def test_a_result_alone_is_drawn_without_frames(make_scene):
     drawn(Scene())
 
 
-def test_one_frame_is_drawn(make_sight):
-    assert "Transmission (STXM)" in drawn(Scene(make_sight(n=1, fit=False)))
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_few_frames_are_drawn(make_sight, frames):
+    assert "Transmission (STXM)" in drawn(Scene(make_sight(n=frames, fit=False)))
+
+
+def test_a_panel_that_fails_is_told_and_the_others_are_drawn(make_scene, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setitem(PANELS, "amplitude", broken)
+    drawing, figure = Drawing(LiveViewConfig(panels=["phase", "amplitude"])), Figure()
+    assert drawing.draw(figure, make_scene()) == ["amplitude can't be drawn: RuntimeError: no ink"]
+    assert "Phase" in [ax.get_title() for ax in figure.axes]
 
 
 def test_gaps_between_places_stay_gaps():

@@ -289,7 +289,8 @@ def artist(tmp_path):
 
 def test_a_drawing_goes_to_file_film_and_window(artist, tmp_path, make_scene):
     artist.open()
-    first, second = make_scene(1), make_scene(2)
+    # Of pictures that are the same a film has one.
+    first, second = make_scene(1), make_scene(2, n=8)
     picture, complaints = artist.draw(pack_scene(first, Scene()), wants_picture=True)
     assert complaints == [] and (tmp_path / "live.png").read_bytes() == picture
     assert artist.draw(pack_scene(second, first)) == (None, [])
@@ -337,7 +338,7 @@ def test_a_long_film_keeps_pictures_from_beginning_to_end(tmp_path, monkeypatch)
     from bluesky_cdi.live_view import outputs
 
     monkeypatch.setattr(outputs, "GIF_PICTURES", 8)
-    made = outputs.film(tmp_path / "film.gif", 5.0)
+    made = outputs.film(tmp_path / "film.gif", 5)
     for k in range(100):
         data = io.BytesIO()
         Image.new("RGB", (20, 10), (k, 0, 2 * k)).save(data, "PNG")
@@ -359,7 +360,7 @@ def test_an_mp4_without_ffmpeg_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FFMpegWriter, "isAvailable", classmethod(lambda cls: False))
     with pytest.raises(ValueError, match=r"install it, or set live_view.animation to '.*film.gif'"):
-        outputs.film(tmp_path / "film.mp4", 5.0)
+        outputs.film(tmp_path / "film.mp4", 5)
 
 
 def test_the_process_draws_in_one_thread_and_ends_when_the_session_is_gone(tmp_path, make_scene):
