@@ -222,6 +222,8 @@ class LiveView:
             return Scene(estimate=self._alone)
         self._look(live)
         estimate, sight = live.latest, self._sight
+        if sight is None and live.look is None:
+            return Scene(estimate=estimate)
         if sight is None or (estimate is not None and estimate.source.get(RAW_UID) != sight.uid):
             # That of the run before, whose frames are gone.
             estimate = None
