@@ -24,6 +24,11 @@ DEPTH_MAX = 16
 # Environment variable that names further files, separated as in PATH.
 FILES_VARIABLE = "BLUESKY_CDI_CONFIG"
 
+ImagePanel = Literal[
+    "phase", "amplitude", "error", "coverage", "residual", "pattern", "fit", "probe", "caustic", "words"
+]  # fmt: skip
+ColourMap = Literal["gray", "viridis", "cividis", "magma", "RdBu_r", "twilight"]
+
 
 class Section(BaseModel):
     """Base of every part of the configuration."""
@@ -408,6 +413,45 @@ class CatalogConfig(Section):
     which may fail, hang or be killed without harm to the scan."""
 
 
+class LiveViewConfig(Section):
+    """The picture of a run while it goes on (docs/live-view.md): where it is shown, how often, and what is in it."""
+
+    window: Literal["auto", "always", "never"] = "auto"
+    """A window of its own: where there is a display; always, which complains where there is none; never."""
+    file: Path | None = None
+    """PNG file that is written anew with each drawing; in the session's folder, unless the path says another."""
+    animation: Path | None = None
+    """Film of each run, `.gif`, or `.mp4` where ffmpeg is installed; ``{scan_id}`` in its name is the run's number."""
+    most_fps: float = Field(default=5.0, gt=0, le=5)
+    """Most drawings, per second."""
+    panels: tuple[ImagePanel, ...] = Field(
+        default=(
+            "phase", "amplitude", "error", "coverage", "residual", "pattern", "fit", "probe", "caustic", "words",
+        ),
+        min_length=1,
+    )  # fmt: skip
+    """What is drawn once there is an image, in this order."""
+    scan_maps: Literal["until_image", "always", "never"] = "until_image"
+    """Maps of what frames say by themselves (transmission, dark field, differential phase): until there is an image,
+    always, never."""
+    phase_colours: ColourMap = "gray"
+    """Colours of the phase."""
+    amplitude_colours: ColourMap = "gray"
+    """Colours of amplitudes."""
+    phase_zero: Literal["vacuum", "mean"] = "vacuum"
+    """Where the phase is 0: in vacuum, where that is seen, else the mean; or always the mean of the measured area."""
+    row_zero: Literal["top", "bottom"] = "top"
+    """Where the images' row 0 is: above, as in Tiled, or below."""
+
+    @model_validator(mode="after")
+    def _film_has_a_known_form(self) -> LiveViewConfig:
+        if self.animation is not None and self.animation.suffix.lower() not in (".gif", ".mp4"):
+            raise ValueError(f"animation must end in .gif or .mp4; it is {str(self.animation)!r}")
+        if len(set(self.panels)) < len(self.panels):
+            raise ValueError(f"panels must name each panel once; they are {', '.join(self.panels)}")
+        return self
+
+
 class SimulationConfig(Section):
     """The simulated beamline: the truth, and the faults of its devices."""
 
@@ -463,6 +507,7 @@ class Config(Section):
     latents: LatentsConfig = LatentsConfig()
     documents: DocumentsConfig = DocumentsConfig()
     catalog: CatalogConfig = CatalogConfig()
+    live_view: LiveViewConfig = LiveViewConfig()
     simulation: SimulationConfig = SimulationConfig()
 
     def as_notes(self) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def greeting(session: Session, commands: Mapping[str, str], title: str) -> str:
         "beam": f"{settings.energy_ev:g} eV, detector at {settings.distance_m:g} m",
         "frames": f"{side} x {side} pixels of {settings.detector_pixel_m * 1e6:g} um: {pixel_m * 1e9:.3g} nm a pixel",
         "live": f"{config.reconstructor.name}{network}, {config.agent.name} agent",
+        "view": _view_said(session),
         "results": str(where),
         "log": str(log_file()),
     }
@@ -87,6 +88,19 @@ def greeting(session: Session, commands: Mapping[str, str], title: str) -> str:
             "",
         ]
     )
+
+
+def _view_said(session: Session) -> str:
+    """Say where the live view is shown."""
+    from bluesky_cdi.live_view.view import why_no_window
+
+    settings = session.config.live_view
+    why = why_no_window() if settings.window == "auto" else ""
+    window = (
+        "no window" if settings.window == "never" else f"no window: {why}" if why else "a window, with the first frame"
+    )
+    files = [str(path) for path in (settings.file, settings.animation) if path is not None]
+    return ", ".join([window, *files])
 
 
 def show_progress(engine: RunEngine, stream: str = "primary") -> None:

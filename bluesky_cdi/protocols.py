@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating[Any]]
 ComplexArray = npt.NDArray[np.complexfloating[Any, Any]]
+# Key in the source of a live run's estimates: uid of the raw run.
+RAW_UID = "raw_uid"
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from bluesky_cdi.catalog.feeder import PROCESSED, RAW, ended_files, refused_file
 from bluesky_cdi.config import CatalogConfig, Config
 from bluesky_cdi.errors import CatalogError, WorkerError
 from bluesky_cdi.journal import Journal, start_of
+from bluesky_cdi.live_view import LiveView
 from bluesky_cdi.protocols import ComplexArray, Estimate
 from bluesky_cdi.recording import Recording
 from bluesky_cdi.remote import WorkerProcess
@@ -85,6 +86,9 @@ class Session:
         Runs the plans; the session's own, or the one that was given.
     live : WorkerProcess or LiveWorker
         What plans take as `live`: in a process of its own, or in this one (``reconstructor.in_process``).
+    live_view : LiveView
+        Shows runs while they go on, where ``live_view`` of the configuration says so; in a notebook, a cell that ends
+        with it.
     catalog : Catalog
         Raw runs and results, for `bluesky_cdi.catalog.load_result` and its like.
     keeper : Keeper or None
@@ -137,6 +141,9 @@ class Session:
             # Both processes begin together; on closing the catalog takes what the reconstruction writes last.
             address = self._serve_catalog(stack)
             until_last = stack.enter_context(contextlib.ExitStack())
+            # Closed after the worker, whose last image it shows.
+            self.live_view = LiveView(config.live_view, self.directory, lambda: getattr(self, "live", None))
+            stack.callback(self.live_view.close)
             self._live(stack, factory, arguments, listeners)
             self.uri = address()
             self.catalog = self._open_catalog(until_last)
@@ -146,6 +153,7 @@ class Session:
                 # On closing the engine stops first: aborting a paused run makes documents.
                 stack.callback(stop_engine, self.RE)
             signals.watch(self.RE)
+            self.live_view.begin()
             self._stack = stack.pop_all()
 
     @property
@@ -254,6 +262,7 @@ class Session:
             attachment.number_runs(ScanNumbers(self.catalog, self.directory))
         attachment.subscribe(recording)
         attachment.subscribe(self._note_run, "start")
+        attachment.subscribe(self.live_view.document)
         if self._documents is not None:
             attachment.subscribe(self._documents)
         attachment.subscribe(ValueCheck())

@@ -1,8 +1,7 @@
-"""Consumers of Bluesky documents: frames for a reconstruction worker, and a live view of its estimates."""
+"""Consumers of Bluesky documents: frames for a reconstruction worker."""
 
 from bluesky_cdi.callbacks._assembler import FrameAssembler
 from bluesky_cdi.callbacks._frame_files import Elsewhere, FrameFiles, Part, local_path, path_of
-from bluesky_cdi.callbacks._live_view import LiveReconstruction
 from bluesky_cdi.callbacks._places import stamped_places
 from bluesky_cdi.callbacks._raw_rows import rows_of
 from bluesky_cdi.callbacks._recorded import collect_frames
@@ -17,7 +16,6 @@ __all__ = [
     "FrameFiles",
     "FrameSink",
     "KeyChoice",
-    "LiveReconstruction",
     "Part",
     "StreamKeys",
     "ValueCheck",

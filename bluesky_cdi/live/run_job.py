@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.evaluation.missing import with_missing
@@ -15,7 +16,7 @@ from bluesky_cdi.live.messages import End, LeftOut
 from bluesky_cdi.live.parts import Checkpoint, Pace, Recorder, WorkerParts
 from bluesky_cdi.live.run_frames import Interrupted, RunFrames
 from bluesky_cdi.live.steps import Steps
-from bluesky_cdi.protocols import Estimate, Frame, Reconstructor, RunInfo
+from bluesky_cdi.protocols import RAW_UID, Estimate, Frame, Reconstructor, RunInfo
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ class RunJob:
                     "the image of run %s is not shown: %s. The last good one stays.", self.info.scan_id, self._fault
                 )
             return True
-        self.estimate = estimate
+        self.estimate = estimate = replace(estimate, source={**estimate.source, RAW_UID: self.info.uid})
         self._recorder.publish(estimate)
         self._listeners.tell(estimate)
         self._state.save_if_due(self._reconstructor)

@@ -69,6 +69,8 @@ class LiveWorker:
     drain : callable, optional
         Waits, at most for some seconds, until the frames of all documents that have come were put here; whether they
         were. For who puts them here in another thread than that in which questions are asked.
+    look : callable, optional
+        Gives a `Future` of the next `live_view.sight.Sight` after one of a number, where somebody looks at the frames.
     error : Exception or None
         Why the reconstruction of the newest run failed.
     latest : Estimate or None
@@ -84,6 +86,7 @@ class LiveWorker:
         self.activity = Activity(self._pace.step_s, self._pace.tune_s)
         self._loop = WorkerLoop(parts, self._pace, self._inbox, self._newest, self.activity)
         self.drain: Callable[[float], bool] | None = None
+        self.look: Callable[[int], Future[Any]] | None = None
         self.n_dropped = 0
         self._thread = threading.Thread(target=self._loop.run, name="bluesky_cdi-worker", daemon=True)
         self._thread.start()

@@ -135,6 +135,11 @@ class Estimates:
             self._changed.wait_for(lambda: self._newest is None and not self._on_its_way)
             self._wanted = wanted
 
+    def send_last(self) -> None:
+        """Wait until the newest has arrived, if estimates are wanted."""
+        if self._wanted:
+            self.flush()
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -190,6 +195,9 @@ class Served:
                 case "points_after":
                     number, after = values
                     self._answer(number, self._worker.points_after(after))
+                case "look" if self._worker.look is not None:
+                    number, after = values
+                    self._answer(number, self._worker.look(after))
                 case "wait":
                     threading.Thread(target=self._wait, args=values, daemon=True).start()
                 case "want":
@@ -202,21 +210,23 @@ class Served:
                     return self._close()
 
     def _close(self) -> None:
-        """Finish what is under way; the session's machine may have to answer for that."""
+        """Finish what is under way; until then the session still answers for what it is sent and asked."""
 
         def finish() -> None:
             self._documents.close()
             self._worker.close(DRAIN_S)
+            self._estimates.send_last()
 
         finishing = threading.Thread(target=finish, name="bluesky_cdi-finishing", daemon=True)
         finishing.start()
         while finishing.is_alive():
-            if self._told is None:
-                finishing.join()
-            elif self._channel.has_come(LOOK_S):
-                name, *values = self._channel.receive()
-                if name == "told":
-                    self._told(*values)
+            if not self._channel.has_come(LOOK_S):
+                continue
+            name, *values = self._channel.receive()
+            if name == "taken":
+                self._estimates.taken()
+            elif name == "told" and self._told is not None:
+                self._told(*values)
 
     def _begin(self, number: int, area: list[Any], uid: str) -> None:
         answer = self._worker.begin(unpack_area(area), uid)

@@ -12,6 +12,7 @@ session    begin, number, area, uid             `ScanSource.begin`; the uid of i
 session    request, number, n, after            `ScanSource.request`
 session    points_after, number, after          `LiveWorker.points_after`
 session    wait, number, seconds                tell when the newest run is reconstructed
+session    look, number, after                  tell what frames show by themselves, once that is newer than a number
 session    want                                 send estimates from now on
 session    taken                                the estimate has arrived: another may be sent
 session    close                                finish what is under way, and end
@@ -20,8 +21,8 @@ worker     failed, text                         it can't be made
 worker     beat, begun, error, left out, done   alive; scans begun, and the error of the newest run; documents
                                                 that are done with, or -1
 worker     activity, silence                    what it is at if it gives no sign of life for longer than usual
-worker     answer, number, value                of begin, request, points_after, wait
-worker     refused, number, text                of begin, request, points_after, wait
+worker     answer, number, value                of begin, request, points_after, wait, look
+worker     refused, number, text                of begin, request, points_after, wait, look
 worker     estimate, fields                     the newest
 worker     progress, frames                     so many frames are in a new image
 worker     log, logger, level, text, traceback  a record of the package's log
@@ -50,6 +51,7 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.callbacks import Part
+from bluesky_cdi.live_view.sight import Sight
 from bluesky_cdi.protocols import Estimate, Proposal, RunInfo, ScanArea, ScanTicket
 
 Points = Sequence[Mapping[str, Any]]
@@ -70,17 +72,19 @@ def unpack_area(values: list[Any]) -> ScanArea:
     return ScanArea((low[0], low[1]), (high[0], high[1]), step, budget, adaptive, keep_out)
 
 
-def pack_answer(value: ScanTicket | Proposal | Points | None) -> dict[str, Any] | list[Any] | None:
+def pack_answer(value: ScanTicket | Proposal | Sight | Points | None) -> dict[str, Any] | list[Any] | None:
     """Give what `unpack_answer` makes an answer from."""
     if value is None or isinstance(value, Sequence):
         return None if value is None else list(value)
     return vars(value)
 
 
-def unpack_answer(fields: Mapping[str, Any] | Points | None) -> ScanTicket | Proposal | Points | None:
+def unpack_answer(fields: Mapping[str, Any] | Points | None) -> ScanTicket | Proposal | Sight | Points | None:
     """Make an answer from what came."""
     if not isinstance(fields, Mapping):
         return fields
+    if "rate_hz" in fields:
+        return Sight(**fields)
     return ScanTicket(**fields) if "reconstruction_uid" in fields else Proposal(**fields)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from bluesky_cdi.config import HostConfig
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Silence
+from bluesky_cdi.live_view.sight import Sight
 from bluesky_cdi.protocols import Estimate, Proposal, ScanArea, ScanTicket
 from bluesky_cdi.remote.feed import Feed
 from bluesky_cdi.remote.link import START_S, Link
@@ -108,6 +109,16 @@ class WorkerProcess:
             Number of the last frame that must be in it or left out.
         """
         return self._ask("points_after", after)
+
+    def look(self, after: int) -> Future[Sight]:
+        """Ask for the next sight of the frames that come, once there is one.
+
+        Parameters
+        ----------
+        after : int
+            Number of the last sight that is known; 0: none.
+        """
+        return self._ask("look", after)
 
     def check(self) -> None:
         """Raise `WorkerError` if the newest run's reconstruction failed or its process is gone."""

@@ -19,6 +19,7 @@ from bluesky_cdi.io import Preprocessing
 from bluesky_cdi.live.inbox import QueueLimits
 from bluesky_cdi.live.parts import Pace, Recorder, WorkerParts
 from bluesky_cdi.live.worker import LiveWorker
+from bluesky_cdi.live_view.watch import FrameWatch
 from bluesky_cdi.protocols import Estimate, RunInfo
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,17 @@ class Setup:
         """
         from dataclasses import replace
 
-        parts = replace(self.parts, listeners=(*self.parts.listeners, *listeners))
+        # Between documents and worker; the images that the worker makes it sees too.
+        watch: FrameWatch
+        seen = (lambda estimate: watch.show(estimate), *listeners)
+        parts = replace(self.parts, listeners=(*self.parts.listeners, *seen))
         worker = LiveWorker(parts, self.pace, queue=self.queue)
+        watch = FrameWatch(worker, self.mask)
+        worker.look = watch.look
         # Frames are read from their files in the buffer's thread, not in that of who sends the documents.
         documents = DocumentBuffer(
             FrameAssembler(
-                worker,
+                watch,
                 **self.documents.model_dump(),
                 file_timeout_s=self.file_timeout_s,
                 mask=self.mask,

@@ -63,16 +63,12 @@ def show_probes(probes: Mapping[str, ComplexArray], geometry: Geometry) -> Figur
                 (axes[2 * k + 1], "phase", "rad", phase, scale),
             ):
                 draw_centred(ax, _middle(image, side), f"{what} at the {where}", label, colours, step, unit, "nearest")
-    if far_field:
-        near_m = min(0.0, *(beam.focus_m - beam.depth_m for beam in beams))
-        far_m = max(0.0, *(beam.focus_m + beam.depth_m for beam in beams))
-    else:
-        near_m, far_m = sorted((-0.25 * geometry.effective_distance_m, geometry.effective_distance_m))
+    near_m, far_m = min(ends_of(beam)[0] for beam in beams), max(ends_of(beam)[1] for beam in beams)
     for axes, name, beam in zip(rows, probes, beams, strict=True):
         axes[0].annotate(
             name, (-0.55, 0.5), xycoords="axes fraction", rotation=90, ha="center", va="center", fontsize="x-large"
         )
-        _draw_caustic(axes[4], beam, near_m, far_m)
+        draw_caustic(axes[4], beam.caustic(near_m, far_m), beam.geometry, near_m, far_m)
         _draw_powers(axes[5], beam.powers)
         if far_field:
             axes[4].set_title(f"along the beam,\nfocus at {_length(beam.focus_m)}")
@@ -92,12 +88,33 @@ def _middle(image: np.ma.MaskedArray[Any, Any], side: int) -> np.ma.MaskedArray[
     return image[first : first + side, first : first + side]
 
 
-def _draw_caustic(ax: Axes, beam: Beam, near_m: float, far_m: float) -> None:
-    """Draw a beam from above; the sample stands at the line."""
+def ends_of(beam: Beam) -> tuple[float, float]:
+    """Choose how far a beam is drawn, metres downstream of the sample: around sample and focus, or to the detector."""
+    geometry = beam.geometry
+    if geometry.propagation == "far":
+        return min(0.0, beam.focus_m - beam.depth_m), max(0.0, beam.focus_m + beam.depth_m)
+    near_m, far_m = sorted((-0.25 * geometry.effective_distance_m, geometry.effective_distance_m))
+    return near_m, far_m
+
+
+def draw_caustic(ax: Axes, intensity: FloatArray, geometry: Geometry, near_m: float, far_m: float) -> None:
+    """Draw a beam from above; the sample stands at the line.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where.
+    intensity : ndarray, shape (N, planes)
+        As `Beam.caustic` gives it.
+    geometry : Geometry
+        Gives lengths.
+    near_m, far_m : float
+        Its first and last plane, metres downstream of the sample.
+    """
     depth, unit = (1e-3, "mm") if max(far_m, -near_m) > 1e-3 else (1e-6, "µm")
-    size, pixel_um = beam.geometry.frame_px, 1e6 * beam.geometry.pixel_m
+    size, pixel_um = geometry.frame_px, 1e6 * geometry.pixel_m
     ends = [(k - 0.5) * pixel_um for k in (-(size // 2), (size + 1) // 2)]
-    bright = np.sqrt(beam.caustic(near_m, far_m))
+    bright = np.sqrt(intensity)
     drawn = ax.imshow(
         bright / max(bright.max(), 1e-30),
         cmap="magma",

@@ -12,13 +12,14 @@ import numpy as np
 from bluesky_cdi.evaluation.gauge import measured_area, shown_images
 from bluesky_cdi.evaluation.resolution import with_curve
 from bluesky_cdi.evaluation.verdict import verdict_said
-from bluesky_cdi.protocols import Estimate
+from bluesky_cdi.protocols import Estimate, FloatArray
 from bluesky_cdi.viz.objects import Part, draw_part, draw_scaled, heading_of
-from bluesky_cdi.viz.panels import PATH_COLOUR, colour_bar, prepared
+from bluesky_cdi.viz.panels import PATH_COLOUR, BoolArray, colour_bar, prepared
 from bluesky_cdi.viz.resolution import draw_halves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     from bluesky_cdi.evaluation.fit import FittedFrame
@@ -133,17 +134,35 @@ def _draw_course(ax: Axes, course: Course | None) -> None:
 
 def _draw_fit(pattern_axes: Axes, fit_axes: Axes, fit: FittedFrame) -> None:
     """Draw counts and what is expected, on one scale; pixels that don't count are left out."""
+    norm = norm_of(fit.counts, fit.valid)
+    draw_pattern(pattern_axes, fit.counts, fit.valid, norm, f"Pattern of frame {fit.seq_num}")
+    draw_pattern(fit_axes, fit.fit, fit.valid, norm, f"Its fit: deviance {fit.deviance:.3g} per pixel")
+
+
+def norm_of(counts: FloatArray, valid: BoolArray) -> LogNorm:
+    """Choose the scale of a frame and its fit: up to the brightest pixel that was measured."""
     from matplotlib.colors import LogNorm
 
-    brightest = max(2.0, float(fit.counts[fit.valid].max(initial=0)))
-    norm = LogNorm(0.1, brightest)
-    for ax, image, title in (
-        (pattern_axes, fit.counts, f"Pattern of frame {fit.seq_num}"),
-        (fit_axes, fit.fit, f"Its fit: deviance {fit.deviance:.3g} per pixel"),
-    ):
-        # Nothing counted is below the scale, not beyond it.
-        drawn = ax.imshow(
-            np.ma.array(np.maximum(image, 0.1), mask=~fit.valid), norm=norm, cmap="magma", interpolation="none"
-        )
-        ax.set(title=title, xticks=[], yticks=[])
-        colour_bar(ax, drawn, "photons per pixel", linear=False)
+    return LogNorm(0.1, max(2.0, float(counts[valid].max(initial=0))))
+
+
+def draw_pattern(ax: Axes, image: FloatArray, valid: BoolArray, norm: LogNorm, title: str) -> None:
+    """Draw a diffraction pattern on a logarithmic scale.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where.
+    image : ndarray, shape (N, N)
+        Photons.
+    valid : ndarray, shape (N, N), bool
+        Pixels that count; the others are left out.
+    norm : LogNorm
+        Its scale: one for a frame and its fit.
+    title : str
+        Above it.
+    """
+    # Nothing counted is below the scale, not beyond it.
+    drawn = ax.imshow(np.ma.array(np.maximum(image, 0.1), mask=~valid), norm=norm, cmap="magma", interpolation="none")
+    ax.set(title=title, xticks=[], yticks=[])
+    colour_bar(ax, drawn, "photons per pixel", linear=False)

@@ -88,8 +88,6 @@ def fly(
 
 
 def show(which=-1):
-    """Draw a result of the catalog: by scan number, uid, or -1 for the newest."""
+    """Show a result of the catalog, in the live view's window too: by scan number, uid, or -1 for the newest."""
     session.wait()
-    live_view(load_result(catalog, which))
-    live_view.draw()
-    return live_view.figure
+    return live_view.show(load_result(catalog, which))

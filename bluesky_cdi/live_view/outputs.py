@@ -1,0 +1,180 @@
+"""Where drawings go: a window, a file, a film."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bluesky_cdi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A film in a GIF is made at its end, from pictures in memory: of a longer run every second one is dropped, again and
+# again, and they are this wide at most.
+GIF_PICTURES, GIF_WIDTH_PX = 200, 1000
+GIF_COLOURS = 256
+
+
+class Window:
+    """A window of Matplotlib's, in the thread that makes it; for the main thread.
+
+    Parameters
+    ----------
+    size_in : tuple of float
+        Its figure's size, inches.
+
+    Raises
+    ------
+    ConfigError
+        If Matplotlib has no window here.
+    """
+
+    def __init__(self, size_in: tuple[float, float]) -> None:
+        import matplotlib
+        import matplotlib.pyplot as plt
+        from matplotlib.backends.registry import backend_registry
+
+        backend = matplotlib.get_backend()
+        toolkit: str | None = backend_registry.resolve_backend(backend)[1]  # type: ignore[no-untyped-call]
+        if toolkit is None:
+            raise ConfigError(
+                f"a window needs a display and a toolkit that Matplotlib knows (Qt, Tk, GTK, wx); it has found none "
+                f"and draws with {backend}. Install PyQt6 or Python's tkinter, or set live_view.window to never."
+            )
+        self.figure: Figure = plt.figure("bluesky_cdi: live view", figsize=size_in, dpi=_dpi(size_in))
+        plt.show(block=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has closed it."""
+        import matplotlib.pyplot as plt
+
+        return plt.fignum_exists("bluesky_cdi: live view")
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether somebody moves or enlarges a panel, whom a new drawing would disturb."""
+        return bool(getattr(getattr(self.figure.canvas, "toolbar", None), "mode", ""))
+
+    def show(self) -> None:
+        """Show what the figure holds now."""
+        self.figure.canvas.draw_idle()
+        self.figure.canvas.flush_events()
+
+    def attend(self, seconds: float) -> None:
+        """Answer mouse and keys for a while."""
+        self.figure.canvas.start_event_loop(seconds)
+
+
+def _dpi(size_in: tuple[float, float]) -> float:
+    """Choose a resolution at which a figure fits on a screen of 1600 pixels."""
+    return min(100.0, 1600 / size_in[0])
+
+
+class Film(Protocol):
+    """Takes pictures of one run."""
+
+    def add(self, figure: Figure, png: bytes) -> None:
+        """Take a picture."""
+
+    def end(self) -> None:
+        """Write the film, in place of one of that name."""
+
+
+def film(path: Path, fps: int) -> Film:
+    """Begin a film.
+
+    Parameters
+    ----------
+    path : path
+        A `.gif`, or an `.mp4` where ffmpeg is installed.
+    fps : int
+        How fast its pictures follow each other when it is shown, per second.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ffmpeg, or no such folder.
+    """
+    from matplotlib.animation import FFMpegWriter
+
+    if not path.parent.is_dir():
+        raise ConfigError(f"live_view.animation needs a folder that exists; there is no {path.parent}")
+    if path.suffix.lower() == ".gif":
+        return _Gif(path, fps)
+    if not FFMpegWriter.isAvailable():
+        raise ConfigError(
+            f"an .mp4 needs ffmpeg, which is not found: install it, or set live_view.animation to "
+            f"{str(path.with_suffix('.gif'))!r}"
+        )
+    return _Mp4(path, fps)
+
+
+class _Mp4:
+    def __init__(self, path: Path, fps: int) -> None:
+        from matplotlib.animation import FFMpegWriter
+
+        self._path, self._partial = path, path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self._writer = FFMpegWriter(fps=fps)
+        self._has_begun = False
+
+    def add(self, figure: Figure, png: bytes) -> None:
+        del png
+        if not self._has_begun:
+            self._writer.setup(figure, self._partial, figure.dpi)
+            self._has_begun = True
+        self._writer.grab_frame()
+
+    def end(self) -> None:
+        if self._has_begun:
+            self._writer.finish()
+            os.replace(self._partial, self._path)
+
+
+class _Gif:
+    def __init__(self, path: Path, fps: int) -> None:
+        self._path, self._fps = path, fps
+        self._pictures: list[Any] = []
+        self._came, self._every = 0, 1
+
+    def add(self, figure: Figure, png: bytes) -> None:
+        from PIL import Image
+
+        del figure
+        if self._came % self._every == 0:
+            if len(self._pictures) >= GIF_PICTURES:
+                del self._pictures[1::2]
+                self._every *= 2
+            picture = Image.open(io.BytesIO(png)).convert("RGB")
+            picture.thumbnail((GIF_WIDTH_PX, GIF_WIDTH_PX), Image.Resampling.LANCZOS)
+            self._pictures.append(picture.quantize(GIF_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+        self._came += 1
+
+    def end(self) -> None:
+        if self._pictures:
+            first, *others = self._pictures
+            file = io.BytesIO()
+            pause_ms = round(1000 / self._fps)
+            first.save(file, "GIF", save_all=True, append_images=others, duration=pause_ms, loop=0)
+            write_whole(self._path, file.getvalue())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that `path` holds either all of it or what it held before.
+
+    Raises
+    ------
+    OSError
+        If the folder is absent or can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""Make the pictures of docs/live-view.md: those that the live view itself writes, at three moments of simulated scans.
+
+python docs/live_view_pictures.py
+"""
+
+import contextlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bluesky_cdi.config import load_config
+from bluesky_cdi.plans import adaptive_ptycho, ptycho_raster
+from bluesky_cdi.session import Session
+from bluesky_cdi.sim_devices import simulated_beamline
+
+HERE = Path(__file__).parent
+BUDGET, MIDDLE = 160, 60
+SETTINGS: dict[str, Any] = {
+    "simulation": {"sample": "star"},
+    "scan": {"budget": BUDGET},
+    "live_view": {"window": "never", "file": "live.png"},
+}
+
+
+def keep(picture: Path, name: str) -> None:
+    """Keep a picture for the page, in as many colours as a GIF has."""
+    with Image.open(picture) as shown:
+        shown.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(HERE / f"live-view-{name}.png", optimize=True)
+
+
+class Moments:
+    """Copies the live view's picture each time it is written, by how far the image is at that time."""
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        self.file = session.directory / "live.png"
+        self.before_image, self.middle = folder / "before.png", folder / "middle.png"
+        self._session, self._over = session, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Copy no more."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        written = 0.0
+        while not self._over.wait(0.05):
+            if not self.file.is_file() or (now := self.file.stat().st_mtime) == written:
+                continue
+            written, image = now, self._session.live.latest
+            if image is None:
+                shutil.copy(self.file, self.before_image)
+            elif MIDDLE <= image.n_frames < 2 * MIDDLE:
+                shutil.copy(self.file, self.middle)
+
+
+def main() -> None:
+    """Run two scans: a raster that keeps the maps, and one that an agent leads."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with scanning(folder / "raster", scan_maps="always") as (session, devices, scan):
+            session.RE(ptycho_raster(*devices, session.live, **scan))
+            session.wait()
+        keep(session.directory / "live.png", "maps")
+        with scanning(folder / "adaptive") as (session, devices, scan):
+            moments = Moments(session, folder)
+            session.RE(adaptive_ptycho(*devices, session.live, budget=BUDGET, **scan))
+            session.wait()
+            moments.close()
+        keep(moments.before_image, "beginning")
+        keep(moments.middle, "middle")
+        keep(moments.file, "end")
+
+
+@contextlib.contextmanager
+def scanning(folder: Path, **view: Any) -> Iterator[tuple[Session, tuple[Any, ...], dict[str, Any]]]:
+    """Open a session; its devices, as plans take them, and where they scan."""
+    config = load_config(overrides={**SETTINGS, "live_view": {**SETTINGS["live_view"], **view}})
+    with Session(config, folder, monitor_key="i0") as session:
+        line = simulated_beamline(config, session.frames_directory)
+        devices = ([line.detector, line.monitor], line.stage.y, line.stage.x)
+        yield session, devices, {"extent_um": config.scan.extent_um, "step_um": config.scan.step_um}
+
+
+if __name__ == "__main__":
+    main()
