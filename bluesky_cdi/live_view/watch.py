@@ -125,7 +125,7 @@ class FrameWatch:
         self._attempt(lambda run: run.numbers.add(seq_num))
         self._sink.leave_out(seq_num, error)
 
-    def end_run(self, exit_status: str, reason: str) -> None:
+    def end_run(self, exit_status: str, reason: str, notes: Mapping[str, Any]) -> None:
         """Close the run; what was seen of it stays until the next one.
 
         Parameters
@@ -134,9 +134,11 @@ class FrameWatch:
             The stop document's.
         reason : str
             The stop document's.
+        notes : Mapping
+            What the documents tell of the run as a whole.
         """
         self._attempt(lambda run: setattr(run, "ended", exit_status))
-        self._sink.end_run(exit_status, reason)
+        self._sink.end_run(exit_status, reason, notes)
 
     def fail(self, error: Exception, start: Mapping[str, Any]) -> None:
         """Hand on that a run can't be reconstructed.
