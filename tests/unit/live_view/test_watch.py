@@ -63,7 +63,7 @@ def test_all_is_handed_on_and_seen_at_once(watch, sink, now):
     now[0] = 0.5
     watch.put(frame(2))
     watch.leave_out(3, ValueError())
-    watch.end_run("success", "")
+    watch.end_run("success", "", {})
     second = watch.look(first.number).result(LONG_S)
     assert second.received == 3 and len(second.maps) == 2 and second.ended == "success"
     assert second.rate_hz == pytest.approx(2.0)
