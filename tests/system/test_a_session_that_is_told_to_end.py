@@ -1,4 +1,4 @@
-"""A whole session in a process of its own that gets SIGTERM in the middle of a scan."""
+"""A session in a process of its own that gets SIGTERM in the middle of a scan; its catalog's process goes on."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from bluesky_cdi.sim_devices import simulated_beamline
 config = load_config(overrides={
     "scan": {"exposure_s": 0.05},
     "probe": {"trust": True},
-    "reconstructor": {"name": "rpie", "device": "cpu", "refine_iterations": 1, "final_steps": 0},
+    "reconstructor": {"name": "rpie", "device": "cpu", "refine_iterations": 1, "final_steps": 0, "in_process": True},
 })
 
 
