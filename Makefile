@@ -10,7 +10,7 @@ PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist workst
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo docs test test-beamline test-browser test-busy test-faults lint types contracts wheel clean
+.PHONY: demo docs test test-beamline test-browser test-busy test-end-to-end test-faults lint types contracts wheel clean
 
 demo: $(READY)
 	$(BIN)/bluesky-cdi demo
@@ -32,6 +32,10 @@ test-beamline: $(READY)
 # The page in Debian's Chromium (`apt-get install chromium chromium-driver`); skipped without it.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser tests/unit/web
+
+# Whole programs, killed, told to end and scripted, and a recorded scan.
+test-end-to-end: $(READY)
+	$(BIN)/$(PYTEST) -m end_to_end tests/system
 
 # What a session does when parts of it are killed, hang, or run out of room; some minutes more.
 test-faults: $(READY)
@@ -61,7 +65,7 @@ wheel: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --target build/site dist/*.whl
 	mkdir -p build/elsewhere
 	cd build/elsewhere && PYTHONPATH=$(CURDIR)/build/site BLUESKY_CDI_WHEEL=$(CURDIR)/build/site \
-		$(CURDIR)/$(BIN)/$(PYTEST) -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider \
+		$(CURDIR)/$(BIN)/$(PYTEST) -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider -m 'not browser' \
 		$(addprefix $(CURDIR)/tests/,$(INSTALLED))
 
 clean:

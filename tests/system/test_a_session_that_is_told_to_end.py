@@ -1,4 +1,4 @@
-"""A session in a process of its own that gets SIGTERM in the middle of a scan; its catalog's process goes on."""
+"""A whole session in a process of its own that gets SIGTERM in the middle of a scan."""
 
 import os
 import shutil
@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+
+import pytest
 
 from bluesky_cdi.catalog import open_catalog, serve
 
@@ -19,7 +21,7 @@ from bluesky_cdi.sim_devices import simulated_beamline
 config = load_config(overrides={
     "scan": {"exposure_s": 0.05},
     "probe": {"trust": True},
-    "reconstructor": {"name": "rpie", "device": "cpu", "refine_iterations": 1, "final_steps": 0, "in_process": True},
+    "reconstructor": {"name": "rpie", "device": "cpu", "refine_iterations": 1, "final_steps": 0},
 })
 
 
@@ -37,6 +39,7 @@ with Session(config, sys.argv[1], monitor_key="i0") as session:
 """
 
 
+@pytest.mark.end_to_end
 def test_its_run_is_aborted_and_whole_in_the_catalog(empty_catalog, tmp_path):
     folder = shutil.copytree(empty_catalog, tmp_path / "catalog")
     os.mkfifo(tmp_path / "said")

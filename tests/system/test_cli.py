@@ -249,6 +249,7 @@ def test_iterations_below_zero_are_a_usage_error(tmp_path, capsys):
     assert "positive whole number" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_replay_of_the_real_siemens_star_shows_the_star(tmp_path, empty_catalog, capsys):
     data = os.environ.get("BLUESKY_CDI_DATA")
     scan = Path(data or "", "siemens_velociprobe", "canonical.npz")

@@ -27,8 +27,9 @@ session.close()
 """
 
 
-# Started in both ways, the profile has the same names. A scan runs once, in a folder without a catalog. With processes
-# of their own for catalog and reconstruction it runs below a queue server (tests/beamline).
+# Started in both ways, the profile has the same names. A scan runs once, in a folder without a catalog, with catalog
+# and reconstruction in processes of their own; the other time both are in the session's.
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("command", "script", "wanted"),
     [("profile-dir", SCAN + END, ("frames 16", "linked True", "panels True")), ("shell", END, ())],
@@ -36,9 +37,10 @@ session.close()
 def test_scripted_session(tmp_path, empty_catalog, command, script, wanted):
     path = tmp_path / "script.py"
     path.write_text(script)
+    inside = str(command == "shell").lower()
     (tmp_path / "here.yaml").write_text(
-        f"catalog: {{directory: '{tmp_path / 'data'}', in_process: true}}\nscan: {{exposure_s: 0.0}}\n"
-        f"reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1, in_process: true}}\n"
+        f"catalog: {{directory: '{tmp_path / 'data'}', in_process: {inside}}}\nscan: {{exposure_s: 0.0}}\n"
+        f"reconstructor: {{name: rpie, refine_iterations: 1, final_steps: 1, in_process: {inside}}}\n"
     )
     if command == "shell":  # the other begins without a catalog
         shutil.copytree(empty_catalog, tmp_path / "data")

@@ -79,6 +79,7 @@ def killed(empty_catalog, tmp_path_factory):
     return directory, config
 
 
+@pytest.mark.end_to_end
 class TestKilledProcess:
     """A process is killed in the middle of a scan; whoever opens the catalog next ends its run."""
 
