@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # A test process for each core, at most eight: each needs about 1 GB. Who runs out of tests takes some of another's.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
-# `make test COVERAGE=1` also tells which lines ran. From Python 3.12 on the interpreter itself can, at next to no cost.
+# `make test COVERAGE=1` also runs those of test-end-to-end, and tells which lines ran. From Python 3.12 on the interpreter
+# itself can, at next to no cost.
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
@@ -22,7 +23,8 @@ docs: $(READY)
 	! grep -rlE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' build/docs
 
 test: $(READY)
-	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline $(if $(COVERAGE),--cov --cov-report=)
+	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline \
+		$(if $(COVERAGE),-m 'not browser' --cov --cov-report=)
 	$(if $(COVERAGE),$(BIN)/python tests/coverage_by_room.py)
 
 # With the software of real detectors, queues and agents; about two minutes.
