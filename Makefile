@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # A test process for each core, at most eight: each needs about 1 GB. Who runs out of tests takes some of another's.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
-# `make test COVERAGE=1` also tells which lines ran. From Python 3.12 on the interpreter itself can, at next to no cost.
+# `make test COVERAGE=1` also runs those of test-end-to-end, and tells which lines ran. From Python 3.12 on the interpreter
+# itself can, at next to no cost.
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo docs test test-beamline test-browser test-busy test-faults lint types contracts wheel clean
+.PHONY: demo docs test test-beamline test-browser test-busy test-end-to-end test-faults lint types contracts wheel clean
 
 demo: $(READY)
 	$(BIN)/bluesky-cdi demo
@@ -22,7 +23,8 @@ docs: $(READY)
 	! grep -rlE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' build/docs
 
 test: $(READY)
-	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline $(if $(COVERAGE),--cov --cov-report=)
+	$(MEASURED) $(BIN)/$(PYTEST) --ignore tests/faults --ignore tests/beamline \
+		$(if $(COVERAGE),-m 'not browser' --cov --cov-report=)
 	$(if $(COVERAGE),$(BIN)/python tests/coverage_by_room.py)
 
 # With the software of real detectors, queues and agents; about two minutes.
@@ -32,6 +34,10 @@ test-beamline: $(READY)
 # The page in Debian's Chromium (`apt-get install chromium chromium-driver`); skipped without it.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser tests/unit/web
+
+# Whole programs, killed, told to end and scripted, and a recorded scan.
+test-end-to-end: $(READY)
+	$(BIN)/$(PYTEST) -m end_to_end tests/system
 
 # What a session does when parts of it are killed, hang, or run out of room; some minutes more.
 test-faults: $(READY)
@@ -61,7 +67,7 @@ wheel: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --target build/site dist/*.whl
 	mkdir -p build/elsewhere
 	cd build/elsewhere && PYTHONPATH=$(CURDIR)/build/site BLUESKY_CDI_WHEEL=$(CURDIR)/build/site \
-		$(CURDIR)/$(BIN)/$(PYTEST) -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider \
+		$(CURDIR)/$(BIN)/$(PYTEST) -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider -m 'not browser' \
 		$(addprefix $(CURDIR)/tests/,$(INSTALLED))
 
 clean:

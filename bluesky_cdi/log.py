@@ -82,7 +82,7 @@ class _OneLine(logging.Formatter):
 class _FileHandler(logging.Handler):
     """Appends to the log file, which several processes share and which is open for a record only."""
 
-    _told = False
+    _reported = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class _FileHandler(logging.Handler):
             _append(self.format(record) + "\n")
         except OSError as err:
             # Once, and not through a logger: that would come back here.
-            if not _FileHandler._told:
-                _FileHandler._told = True
+            if not _FileHandler._reported:
+                _FileHandler._reported = True
                 sys.stderr.write(f"WARNING {ROOT_NAME}: the log file {log_file()} can't be written: {err}\n")
 
 

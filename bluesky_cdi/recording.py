@@ -48,7 +48,7 @@ class Recording:
         self._short_of_memory = False
         self._points = 0
         self._request = self._pausing()
-        self._told = ""
+        self._reported = ""
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Keep a document.
@@ -70,8 +70,8 @@ class Recording:
             self._look_after(name, doc)
         except (OSError, LookupError, TypeError, ValueError, OverflowError) as err:
             # Of a disk that is asked for its room, or of what the documents state. The documents themselves are kept.
-            if str(err) != self._told:
-                self._told = str(err)
+            if str(err) != self._reported:
+                self._reported = str(err)
                 logger.warning("can't tell whether there is room for the run: %s", err)
 
     def close(self) -> None:

@@ -56,11 +56,11 @@ class Beginning:
     ) -> None:
         self.is_open = False
         self._sink, self._info, self._pattern = sink, info, pattern
-        self._seen, self._held_max = seen or info, HELD_MAX * images
+        self._arriving, self._held_max = seen or info, HELD_MAX * images
         self._held: list[Callable[[], None]] = []
         self._positions_m: list[FloatArray] = []
         # Nothing is to be waited for where the window is stated.
-        self._pixel_m = None if self._seen.metadata.get("window_m") is not None else self.pixel_m
+        self._pixel_m = None if self._arriving.metadata.get("window_m") is not None else self.pixel_m
         if self._pixel_m is None:
             self._open(info)
 
@@ -68,7 +68,7 @@ class Beginning:
     def pixel_m(self) -> float | None:
         """Sample pixel, metres; None where the run does not state its geometry: who reconstructs it tells that."""
         try:
-            return Geometry.from_metadata(self._seen.metadata, self._seen.frame_shape).pixel_m
+            return Geometry.from_metadata(self._arriving.metadata, self._arriving.frame_shape).pixel_m
         except GeometryError:
             return None
 
@@ -87,7 +87,7 @@ class Beginning:
         self._positions_m.append(frame.position_m)
         pixel_m = self._pixel_m or 0.0
         if self._pattern is not None and frame.seq_num == 1:
-            slack_m = self._seen.frame_shape[0] // SLACK * pixel_m
+            slack_m = self._arriving.frame_shape[0] // SLACK * pixel_m
             self._open(replace(self._info, window_m=self._pattern.around(frame.position_m, slack_m)))
         elif float(np.ptp(self._positions_m, axis=0).max()) >= LEAST_PIXELS * pixel_m:
             self._open(replace(self._info, window_m=self._window(), grows=True))

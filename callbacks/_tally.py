@@ -19,14 +19,14 @@ class FrameTally:
 
     def __init__(self) -> None:
         self.stated: np.dtype[Any] | None = None
-        self._seen: set[int] = set()
+        self._numbers: set[int] = set()
         self._counts: Counter[str] = Counter()
 
     def take(self, seq_num: int) -> None:
         """Count a frame that is handed on; its number may have come before."""
-        if seq_num in self._seen:
+        if seq_num in self._numbers:
             self._counts["came again, and the last one counts"] += 1
-        self._seen.add(seq_num)
+        self._numbers.add(seq_num)
 
     def leave_out(self, why: str) -> None:
         """Count a frame that is not handed on."""

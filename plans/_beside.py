@@ -50,7 +50,7 @@ class Beside:
         if on_failure not in ON_FAILURE:
             raise ConfigError(f"on_reconstruction_failure must be one of {', '.join(ON_FAILURE)}; got {on_failure!r}")
         self._live, self._on_failure = live, on_failure
-        self._told = False
+        self._is_reported = False
 
     def begin(self, area: ScanArea) -> Plan[ScanTicket]:
         """Announce a scan.
@@ -99,8 +99,8 @@ class Beside:
         except WorkerError as err:
             yield from self.failed(err)
             return False
-        if self._told:
-            self._told = False
+        if self._is_reported:
+            self._is_reported = False
             logger.warning("the reconstruction is there again")
         return True
 
@@ -108,9 +108,9 @@ class Beside:
         """Tell a failure, once; then go on, pause, or raise it."""
         if self._on_failure == "abort":
             raise error
-        if self._told:
+        if self._is_reported:
             return
-        self._told = True
+        self._is_reported = True
         logger.error("%s The scan goes on without it.", error)
         if self._on_failure == "pause":
             yield from bps.checkpoint()

@@ -1,7 +1,7 @@
 """A scan of points that are known before it begins, whatever takes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bluesky_cdi.plans._beside import Beside
@@ -41,7 +41,7 @@ class KnownPoints:
     points_m: FloatArray
     args: Mapping[str, Any]
     md: Mapping[str, Any] | None
-    others: Sequence[Any] = field(default=())
+    others: Sequence[Any] = ()
 
     def measured(self, parts: Iterable[Plan[Any]]) -> Plan[str]:
         """Do the parts of the scan one after the other, and look between them whether the reconstruction is well.

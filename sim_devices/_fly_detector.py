@@ -17,13 +17,12 @@ from bluesky_cdi.sim_devices._clock import Clock, RealClock
 from bluesky_cdi.sim_devices._detector import SimAreaDetector
 from bluesky_cdi.sim_devices._errors import NotStagedError
 from bluesky_cdi.sim_devices._flight_file import Column, FlightFile
+from bluesky_cdi.sim_devices._flight_recorder import FlightRecorder
 from bluesky_cdi.sim_devices._frame_file import DATASET
 from bluesky_cdi.sim_devices._monitor import NOMINAL_COUNTS
 from bluesky_cdi.sim_devices._source import Counts, MovingSource
-from bluesky_cdi.sim_devices._ticker import Ticker, TriggerLine
+from bluesky_cdi.sim_devices._ticker import TriggerLine
 
-# How often frames are written and told of, seconds.
-FLUSH_S = 0.05
 # The way during an exposure is divided into so many parts.
 PARTS = 5
 
@@ -89,7 +88,7 @@ class SimFlyDetector(SimAreaDetector):
         self._dropped = frozenset(dropped)
         self._flight_file: FlightFile | None = None
         self._series: _Series | None = None
-        self._ticker: Ticker | None = None
+        self._recorder = FlightRecorder(self, self._clock, self._columns, self._record_due)
         self._numbered = 0
         self._step_exposure_s: float | None = None
         line.connect(self._set_off)
@@ -145,20 +144,15 @@ class SimFlyDetector(SimAreaDetector):
             raise NotStagedError(f"{self.name} must be prepared for a flight before its kickoff")
         if self._flight_file is None:
             self._flight_file = FlightFile(self._new_path(), self._columns())
-        self._ticker = Ticker(self._clock, FLUSH_S, self._record_due, DeviceStatus(self, call_stop_on_failure=False))
-        armed = DeviceStatus(self, call_stop_on_failure=False)
-        armed.set_finished()
-        return armed
+        return self._recorder.arm()
 
     def complete(self) -> DeviceStatus:
         """Give the status that ends when all frames of the flight are written."""
-        if self._ticker is None:
-            raise NotStagedError(f"{self.name} completes a flight after its kickoff")
-        return self._ticker.status
+        return self._recorder.status
 
     def describe_collect(self) -> dict[str, Any]:
         """Describe what comes from flights."""
-        return {key: column.describe(f"SIM:{self.name}", self.name) for key, column in self._columns().items()}
+        return self._recorder.describe()
 
     def get_index(self) -> int:
         """Return the number of frames that belong to events, or, during flights, that are written."""
@@ -174,8 +168,7 @@ class SimFlyDetector(SimAreaDetector):
     def stop(self, *, success: bool = False) -> None:
         """End the flight in progress; the frames that are exposed by now are kept."""
         super().stop(success=success)
-        if self._ticker is not None:
-            self._ticker.end(success, f"{self.name} was stopped during a flight")
+        self._recorder.end(success)
 
     def pause(self) -> None:
         """End the flight in progress: it is flown again when the scan goes on; frames not told of yet are given up."""
@@ -187,7 +180,8 @@ class SimFlyDetector(SimAreaDetector):
     def unstage(self) -> list[object]:
         """End what is in progress, complete the files, and take the exposure of step scans back."""
         self.stop()
-        self._series = self._ticker = None
+        self._series = None
+        self._recorder.disarm()
         self._numbered = 0
         if self._step_exposure_s is not None:
             self.exposure_s.put(self._step_exposure_s)
@@ -214,9 +208,9 @@ class SimFlyDetector(SimAreaDetector):
         return _Series(flight, counts, flux, first)
 
     def _set_off(self, time_s: float) -> None:
-        if self._ticker is not None and self._series is not None and self._series.begun_s is None:
+        if self._recorder.is_armed and self._series is not None and self._series.begun_s is None:
             self._series.begun_s = time_s
-            self._ticker.begin()
+            self._recorder.begin()
 
     def _record_due(self, now_s: float) -> bool:
         """Write the frames that are exposed by now; whether they are all."""

@@ -15,12 +15,10 @@ from bluesky_cdi.protocols import Flight
 from bluesky_cdi.sim_devices._clock import Clock, RealClock
 from bluesky_cdi.sim_devices._errors import NotStagedError
 from bluesky_cdi.sim_devices._flight_file import Column, FlightFile
+from bluesky_cdi.sim_devices._flight_recorder import FlightRecorder
 from bluesky_cdi.sim_devices._stage import UNIT, SimStage
-from bluesky_cdi.sim_devices._ticker import Ticker, TriggerLine
+from bluesky_cdi.sim_devices._ticker import TriggerLine
 from bluesky_cdi.units import METRES_PER
-
-# How often samples are written and told of, seconds.
-FLUSH_S = 0.05
 
 
 class SimScanner(Device):  # type: ignore[misc]
@@ -75,7 +73,7 @@ class SimScanner(Device):  # type: ignore[misc]
         self._offset_s, self._latency_s, self._lost_s = clock_offset_s, latency_s, tuple(lost_s)
         self._file: FlightFile | None = None
         self._flight: Flight | None = None
-        self._ticker: Ticker | None = None
+        self._recorder = FlightRecorder(self, self._clock, self._columns, self._record_due)
         self._begun_s = 0.0
         self._ended_s = np.inf
         self._done = 0
@@ -117,22 +115,18 @@ class SimScanner(Device):  # type: ignore[misc]
             self._file = FlightFile(self._directory / f"{self.name}_{uuid.uuid4().hex}.h5", self._columns())
         self._begun_s, self._ended_s, self._done = self._clock.now_s(), np.inf, 0
         self._stage.follow(self._flight, self._begun_s)
-        self._ticker = Ticker(self._clock, FLUSH_S, self._record_due, DeviceStatus(self, call_stop_on_failure=False))
-        self._ticker.begin()
+        begun = self._recorder.arm()
+        self._recorder.begin()
         self._line.fire(self._begun_s)
-        begun = DeviceStatus(self, call_stop_on_failure=False)
-        begun.set_finished()
         return begun
 
     def complete(self) -> DeviceStatus:
         """Give the status that ends when all samples of the flight are written."""
-        if self._ticker is None:
-            raise NotStagedError(f"{self.name} completes a flight after its kickoff")
-        return self._ticker.status
+        return self._recorder.status
 
     def describe_collect(self) -> dict[str, Any]:
         """Describe the samples."""
-        return {key: column.describe(f"SIM:{self.name}", self.name) for key, column in self._columns().items()}
+        return self._recorder.describe()
 
     def get_index(self) -> int:
         """Return the number of samples that are written."""
@@ -146,11 +140,11 @@ class SimScanner(Device):  # type: ignore[misc]
     def stop(self, *, success: bool = False) -> None:
         """Come to rest; samples of the motion until now are kept."""
         super().stop(success=success)
-        if self._ticker is not None:
+        if self._recorder.is_armed:
             self._ended_s = min(self._ended_s, self._clock.now_s() - self._begun_s)
             for axis in (self._stage.y, self._stage.x):
                 axis.stop(success=success)
-            self._ticker.end(success, f"{self.name} was stopped during a flight")
+            self._recorder.end(success)
 
     def pause(self) -> None:
         """Come to rest: the flight is flown again when the scan goes on."""
@@ -159,7 +153,8 @@ class SimScanner(Device):  # type: ignore[misc]
     def unstage(self) -> list[object]:
         """End what is in progress, and complete the file."""
         self.stop()
-        self._flight = self._ticker = None
+        self._flight = None
+        self._recorder.disarm()
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -16,7 +16,7 @@ for _ in $(seq "$(nproc)"); do
     ( while :; do :; done ) &
     busy+=($!)
 done
-tests=("$python" -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal)
+tests=("$python" -m pytest -m 'not browser' --numprocesses logical --maxprocesses 8 --dist worksteal)
 "${tests[@]}"
 echo "random order: tests/busy_machine.sh $seed"
 "${tests[@]}" -p randomly --randomly-seed "$seed"

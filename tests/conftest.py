@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -31,6 +32,13 @@ settings.load_profile("same")
 if not hasattr(HypothesisProvider, "_local_constants"):
     raise RuntimeError("this version of hypothesis finds its constants elsewhere; see how to keep examples the same")
 HypothesisProvider._local_constants = Constants()
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what stays: modules and tests, hundreds of thousands of objects at each full pass."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -133,11 +133,11 @@ class Lsqml:
             batches = torch.split(random_order(count, self._seed, solution.epochs, device), size)
         obj, probe, data = solution.object, solution.probe, solution.data
         unmoved, same = torch.zeros(count, 2, device=device), torch.ones(count, device=device)
-        seen = _Seen(torch.zeros_like(solution.deviance), unmoved, same)
+        found = _Found(torch.zeros_like(solution.deviance), unmoved, same)
         passed = torch.zeros_like(obj), torch.zeros_like(probe)
         for picked in batches:
             part = data if together else data[picked]
-            stepped = self._improved(obj, probe, part, picked, seen, refine, step)
+            stepped = self._improved(obj, probe, part, picked, found, refine, step)
             obj, probe = self._with_momentum(obj, probe, stepped, momentum, refine) if momentum else stepped
             passed = passed[0] + obj, passed[1] + probe
         if momentum:
@@ -145,10 +145,10 @@ class Lsqml:
         if self._epochs == self.settings.together_from:
             obj, probe = self._averaged(obj, probe)
         if refine.positions:
-            data = moved(data, seen.moves, self.settings.largest_move_px)
+            data = moved(data, found.moves, self.settings.largest_move_px)
         if refine.flux:
-            data = with_flux(data, seen.flux)
-        return Solution(obj, probe, data, seen.deviance, solution.epochs + 1)
+            data = with_flux(data, found.flux)
+        return Solution(obj, probe, data, found.deviance, solution.epochs + 1)
 
     def finish(self, solution: Solution, refine: Refine) -> Solution:
         """Average what the last epoch passed through if it made mini-batches, order the modes, forget all momentum.
@@ -206,27 +206,27 @@ class Lsqml:
         return replace(solution, object=obj, probe=probe)
 
     def _improved(
-        self, obj: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, seen: _Seen, refine: Refine, step: float
+        self, obj: Tensor, probe: Tensor, data: Diffraction, picked: Tensor, found: _Found, refine: Refine, step: float
     ) -> tuple[Tensor, Tensor]:
-        """Step object and probe by the frames `data`, number `picked` of all; fills in `seen`."""
-        asked = _asked(obj, probe, data, picked, seen, refine, self.settings.likelihood)
+        """Step object and probe by the frames `data`, number `picked` of all; fills in `found`."""
+        changes = _changes(obj, probe, data, picked, found, refine, self.settings.likelihood)
         if self._prior is not None:
             # Each frame brings its share of the prior, so that an epoch brings all of it.
-            asked = _with_prior(asked, obj, self._prior, len(picked) / len(seen.deviance))
-        to_object = asked.object / (asked.illumination + self.settings.object_floor * peak_intensity(probe))
+            changes = _with_prior(changes, obj, self._prior, len(picked) / len(found.deviance))
+        to_object = changes.object / (changes.illumination + self.settings.object_floor * peak_intensity(probe))
         # Squared lengths of the exit waves' changes, and what they share with the changes asked for.
-        cost, benefit = (asked.illumination * _square(to_object)).sum(), _inner(to_object, asked.object)
+        cost, benefit = (changes.illumination * _square(to_object)).sum(), _inner(to_object, changes.object)
         if not refine.probe:
             return obj + step * benefit / cost.clamp_min(1e-30) * to_object, probe
-        to_probe = asked.probe / (asked.transmission + self.settings.probe_floor * asked.transmission.max())
-        probe_cost, probe_benefit = (asked.transmission * _square(to_probe)).sum(), _inner(to_probe, asked.probe)
+        to_probe = changes.probe / (changes.transmission + self.settings.probe_floor * changes.transmission.max())
+        probe_cost, probe_benefit = (changes.transmission * _square(to_probe)).sum(), _inner(to_probe, changes.probe)
         mixed = _mixed(obj, probe, data, to_object, to_probe)
         lengths = _lengths(cost, mixed, probe_cost, benefit, probe_benefit)
         return obj + step * lengths[0] * to_object, probe + step * lengths[1] * to_probe
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _Found:
     """Deviance of each frame (n,), move of its position (n, 2), and factor on its flux (n,), as an epoch finds them."""
 
     deviance: Tensor
@@ -235,7 +235,7 @@ class _Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class _Changes:
     """Changes of object and probe that frames together ask for.
 
     `object` is ``sum conj(P) step``, (1, Y, X), and `illumination` the ``sum |P|^2`` behind it; `probe` is
@@ -248,15 +248,15 @@ class _Asked:
     transmission: Tensor
 
 
-def _asked(
+def _changes(
     obj: Tensor,
     probe: Tensor,
     data: Diffraction,
     picked: Tensor,
-    seen: _Seen,
+    found: _Found,
     refine: Refine,
     likelihood: Likelihood,
-) -> _Asked:
+) -> _Changes:
     """Go through the frames a few at a time, which bounds memory and stays in a CPU's caches."""
     total, illumination = torch.zeros_like(obj), torch.zeros_like(obj.real)
     spectrum, power = torch.zeros_like(probe), torch.zeros_like(probe[0, 0].real)
@@ -271,18 +271,18 @@ def _asked(
         if refine.probe:
             spectrum += probe_spectrum(patches, step, part)
             power += transmission(patches, part)
-        seen.deviance[index] = mean_over_valid(poisson_deviance(rate, part.counts), part.valid)
+        found.deviance[index] = mean_over_valid(poisson_deviance(rate, part.counts), part.valid)
         if slopes is not None:
-            seen.moves[index] = _moves(slopes, change, bright, part)
+            found.moves[index] = _moves(slopes, change, bright, part)
         if refine.flux:
-            seen.flux[index] = _flux(rate, part)
-    return _Asked(total, illumination, torch.fft.ifft2(spectrum), power)
+            found.flux[index] = _flux(rate, part)
+    return _Changes(total, illumination, torch.fft.ifft2(spectrum), power)
 
 
-def _with_prior(asked: _Asked, obj: Tensor, prior: Prior, share: float) -> _Asked:
+def _with_prior(changes: _Changes, obj: Tensor, prior: Prior, share: float) -> _Changes:
     photons = share * prior.photons
     return replace(
-        asked, object=asked.object + photons * (prior.object - obj), illumination=asked.illumination + photons
+        changes, object=changes.object + photons * (prior.object - obj), illumination=changes.illumination + photons
     )
 
 

@@ -54,8 +54,8 @@ def find_beam_centre(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tu
     pairs, norms, held = _with_itself(level, level), _with_itself(level**2, valid), _with_itself(roots**2, valid)
     enough, least = held >= LEAST_SHARE * power, 1e-6 * norms.max()
     # Of frames that are flat nothing is left.
-    told = enough & (norms > least)
-    likeness = np.divide(pairs, norms, out=np.full_like(pairs, -np.inf), where=told)
+    defined = enough & (norms > least)
+    likeness = np.divide(pairs, norms, out=np.full_like(pairs, -np.inf), where=defined)
     row, column = np.unravel_index(int(likeness.argmax()), likeness.shape)
     if not likeness[row, column] > 0:
         raise FrameError(

@@ -76,7 +76,7 @@ class Activity:
         self._at: str | None = None
         self._signs, self._last, self._silence = 0, clock(), 0.0
         # Of the looking thread.
-        self._seen, self._looked = 0, clock()
+        self._signs_before, self._looked = 0, clock()
         self._quiet_s = self._idle_s = 0.0
         self._used_before = processor_s()
 
@@ -125,12 +125,12 @@ class Activity:
         now, used, signs = self._clock(), self._processor_s(), self._signs
         passed, spent = min(now - self._looked, LOOK_MAX_S), used - self._used_before
         self._looked, self._used_before = now, used
-        if at is None or signs != self._seen:
+        if at is None or signs != self._signs_before:
             # It gave signs since the last look, the last of them at most that long ago.
             self._quiet_s = min(now - self._last, passed)
         else:
             self._quiet_s += passed
-        self._seen = signs
+        self._signs_before = signs
         if at is None:
             return None
         usual_s = self._tune_s + (self._first_s if longest is None else USUAL * longest)

@@ -90,9 +90,9 @@ class RegionCourses:
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give all courses as one array for each of their parts."""
         rows = [asdict(course) for course in self._by_tile.values()]
-        told = {name: np.array([row[name] for row in rows]) for name in ("falling", "frames", "kept")}
+        numbers = {name: np.array([row[name] for row in rows]) for name in ("falling", "frames", "kept")}
         ended = np.array([row["ended"] for row in rows], dtype=np.str_)
-        return {"tile": np.array(list(self._by_tile)), "ended": ended, **told}
+        return {"tile": np.array(list(self._by_tile)), "ended": ended, **numbers}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` gave."""
@@ -101,7 +101,7 @@ class RegionCourses:
         before["kept"] = np.zeros(len(np.atleast_1d(state["ended"])), np.int64)
         names = ("tile", "ended", "falling", "frames", "kept")
         columns = (np.atleast_1d({**before, **state}[name]).tolist() for name in names)
-        self._by_tile = {int(tile): Course(*told) for tile, *told in zip(*columns, strict=True)}
+        self._by_tile = {int(tile): Course(*row) for tile, *row in zip(*columns, strict=True)}
 
     def _mean(self, of: Callable[[Course], float]) -> float:
         """Average over the frames that the tiles' courses speak of."""

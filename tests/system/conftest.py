@@ -147,13 +147,13 @@ class Lab:
         np.testing.assert_array_equal(frames.sum(axis=(1, 2)), [e["data"]["diff_total"] for e in events])
         return frames
 
-    def check_frames_of_the_catalog(self, run):
+    def check_frames_of_the_catalog(self, run, documents):
         """The catalog gives back the frames that the documents gave, bit by bit; how many."""
         from bluesky_cdi.callbacks import collect_frames
         from bluesky_cdi.catalog import run_documents
 
         info, frames = collect_frames(run_documents(self.session.catalog, run))
-        wanted_info, wanted = collect_frames(self.docs)
+        wanted_info, wanted = collect_frames(documents)
         for name in ("uid", "scan_id", "frame_shape"):
             assert getattr(info, name) == getattr(wanted_info, name)
         for frame, other in zip(frames, wanted, strict=True):

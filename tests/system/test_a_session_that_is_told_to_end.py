@@ -7,6 +7,8 @@ import subprocess
 import sys
 from contextlib import closing
 
+import pytest
+
 from bluesky_cdi.catalog import open_catalog, serve
 
 SCRIPT = """
@@ -37,6 +39,7 @@ with Session(config, sys.argv[1], monitor_key="i0") as session:
 """
 
 
+@pytest.mark.end_to_end
 def test_its_run_is_aborted_and_whole_in_the_catalog(empty_catalog, tmp_path):
     folder = shutil.copytree(empty_catalog, tmp_path / "catalog")
     os.mkfifo(tmp_path / "said")

@@ -29,6 +29,7 @@ session.close()
 
 # Started in both ways, the profile has the same names. A scan runs once, in a folder without a catalog, with catalog
 # and reconstruction in processes of their own; the other time both are in the session's.
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("command", "script", "wanted"),
     [("profile-dir", SCAN + END, ("frames 16", "linked True", "panels True")), ("shell", END, ())],

@@ -1,5 +1,9 @@
 """Reconstructions that are interrupted, and go on."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from bluesky.plans import count
@@ -22,24 +26,11 @@ WINDOW = {"extent_um": (0.4, 0.6), "step_um": 0.2}
 SOON_S = 240.0
 
 
-@pytest.fixture
-def run_of(lab):
-    """Run a plan; the raw run in the catalog."""
-
-    def run(plan):
-        lab.run(plan)
-        lab.session.wait(SOON_S)
-        return lab.session.catalog.raw[lab.docs.of("start")[-1]["uid"]]
-
-    return run
-
-
 class TestDocuments:
     """The catalog gives back the frames that the live reconstruction had."""
 
-    def test_frames_in_files(self, lab, run_of):
-        run = run_of(ptycho_raster(*lab.devices, **WINDOW))
-        assert lab.check_frames_of_the_catalog(run) == 12
+    def test_frames_in_files(self, finished, shared_lab):
+        assert shared_lab.check_frames_of_the_catalog(finished.run, finished.documents) == 12
 
     def test_a_point_that_was_taken_twice(self, lab):
         """Paused between an event and the checkpoint after it, the RunEngine takes the event again."""
@@ -59,7 +50,7 @@ class TestDocuments:
         numbers = [event["seq_num"] for event in lab.docs.of("event", "primary")]
         assert numbers == [1, 2, 3, 4, 5, *range(5, 13)]
         run = lab.session.catalog.raw[lab.docs.of("start")[0]["uid"]]
-        assert lab.check_frames_of_the_catalog(run) == 12
+        assert lab.check_frames_of_the_catalog(run, lab.docs) == 12
 
     def test_a_run_without_frames(self, lab):
         lab.run(count([lab.beamline.monitor]))
@@ -71,23 +62,35 @@ class TestDocuments:
             collect_frames(run_documents(lab.session.catalog, run, stream="other"))
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run in the catalog, its documents, and what was kept of its first 8 frames: a checkpoint's path and bytes."""
+
+    run: Any
+    documents: list
+    path: Path
+    content: bytes
+
+
 @pytest.fixture(scope="module")
 def finished(shared_lab):
-    """The run and what was kept of its first 8 frames: the path of the checkpoint and its bytes."""
     shared_lab.settle()
     shared_lab.clear()
     session = shared_lab.session
     shared_lab.run(ptycho_raster(*shared_lab.devices, session.live, **WINDOW))
     session.wait(SOON_S)
+    documents = list(shared_lab.docs)
     run = session.catalog.raw[shared_lab.docs.of("start")[0]["uid"]]
-    info, frames = collect_frames(run_documents(session.catalog, run))
+    info, frames = collect_frames(documents)
     reconstructor = build_reconstructor(info, session.config)
     reconstructor.add(frames[:8])
     reconstructor.step(SOON_S)
     uid = run.start["reconstruction_uid"]
     file = checkpoint_file(info, uid, session.config, checkpoints_folder(session.directory))
     file.save(reconstructor.checkpoint())
-    return run, file.path, file.path.read_bytes()
+    content = file.path.read_bytes()
+    file.path.unlink()
+    return Finished(run, documents, file.path, content)
 
 
 class TestCheckpointsOfARun:
@@ -96,8 +99,8 @@ class TestCheckpointsOfARun:
     @pytest.fixture
     def left(self, finished, shared_lab):
         """The run, the path of its checkpoint, and the session's parts as `resume_run` takes them."""
-        run, path, content = finished
-        path.write_bytes(content)
+        run, path = finished.run, finished.path
+        path.write_bytes(finished.content)
         session = shared_lab.session
         yield run, path, (session.catalog, run.start["uid"], session.config, session.directory)
         for each in path.parent.iterdir():
@@ -190,9 +193,9 @@ class TestReconstructedAgain:
 
     def test_the_scan_is_what_the_documents_gave(self, finished, shared_lab, tmp_path):
         catalog, config = shared_lab.session.catalog, shared_lab.session.config
-        uid = finished[0].start["uid"]
+        uid = finished.run.start["uid"]
         run = recorded_run(catalog, uid, config)
-        info, frames = collect_frames(run_documents(catalog, finished[0]))
+        info, frames = collect_frames(finished.documents)
         assert (run.info.uid, run.numbers) == (info.uid, tuple(range(1, 13)))
         np.testing.assert_array_equal(run.scan.counts, [frame.counts for frame in frames])
         # The hot pixels of the simulated detector read its saturation, 65535, in each frame.
@@ -209,7 +212,7 @@ class TestReconstructedAgain:
 
     def test_the_result_stands_beside_those_that_are_there(self, finished, shared_lab):
         session = shared_lab.session
-        catalog, uid = session.catalog, finished[0].start["uid"]
+        catalog, uid = session.catalog, finished.run.start["uid"]
         found = find_results(catalog, uid)
         before, usable = [each.uid for each in found], [each.uid for each in found if each.complete]
         run = recorded_run(catalog, uid, session.config)
@@ -226,10 +229,9 @@ class TestReconstructedAgain:
         np.testing.assert_array_equal(load_result(catalog, made).object, estimate.object)
 
 
-def test_a_run_without_a_checkpoint_is_told_of(lab, run_of, caplog):
-    run = run_of(ptycho_raster(*lab.devices, **WINDOW))
-    session = lab.session
-    done = resume_run(session.catalog, run.start["scan_id"], session.config, session.directory)
+def test_a_run_without_a_checkpoint_is_told_of(finished, shared_lab, caplog):
+    session = shared_lab.session
+    done = resume_run(session.catalog, finished.run.start["scan_id"], session.config, session.directory)
     assert "there is no checkpoint of the run" in caplog.text
     assert (done.continues, done.estimate.n_frames) == (None, 12)
     with pytest.raises(CatalogError, match="no run of scan 4711"):

@@ -39,7 +39,6 @@ def test_reconstructor_that_raises_ends_the_scan_where_that_is_wished(lab, fail_
     frames = lab.check_raw_run("fail")
     assert 0 < len(frames) < 40
     lab.check_derived_run("fail")
-    check_that_a_new_scan_works(lab)
 
 
 def test_geometry_is_missing(lab):
@@ -54,18 +53,11 @@ def test_geometry_is_missing(lab):
     lab.check_derived_run("fail")
 
 
-@pytest.mark.parametrize(
-    ("window", "message"),
-    [
-        ([[1e-6, 0.0], [0.0, 0.0]], "low <= high"),
-        ([[-1.0, -1.0], [1.0, 1.0]], "Are the positions and the detector's pixel in metres"),
-        ([[5e-8, 5e-8], [9e-8, 9e-8]], "outside the object"),
-    ],
-)
-def test_window_is_wrong(lab, window, message):
+def test_window_is_wrong(lab):
     """A fixed scan that does not listen to the worker is complete; its reconstruction tells what it lacked."""
-    assert lab.run(ptycho_raster(*lab.devices, **RASTER, md={"window_m": window})) == "complete"
-    with pytest.raises(WorkerError, match=f"GeometryError: .*{message}"):
+    md = {"window_m": [[5e-8, 5e-8], [9e-8, 9e-8]]}
+    assert lab.run(ptycho_raster(*lab.devices, **RASTER, md=md)) == "complete"
+    with pytest.raises(WorkerError, match=r"GeometryError: .*outside the object"):
         lab.session.wait()
     assert isinstance(lab.session.live.error, GeometryError)
     lab.check_raw_run("success", 12)

@@ -3,7 +3,6 @@
 import logging
 import threading
 
-import numpy as np
 import pytest
 
 from bluesky_cdi.errors import WorkerError
@@ -29,14 +28,6 @@ def test_thread_ends(open_lab, fast_config, fail_after):
         assert lab.run(ptycho_raster(*lab.devices, lab.session.live, **WINDOW)) == "complete"
         lab.settle()
         lab.check_raw_run("success", 12)
-
-
-def test_probe_of_another_shape(open_lab, fast_config):
-    with open_lab(fast_config, probe=np.ones((1, 32, 32), np.complex64)) as lab:
-        assert lab.run(lab.adaptive()) == "budget"
-        with pytest.raises(WorkerError, match=r"a probe must be \(modes, 64, 64\); it is \(1, 32, 32\)"):
-            lab.session.wait()
-        lab.check_raw_run("success", 16)
 
 
 def test_closing_a_paused_session(open_lab, fast_config, slow_agent):

@@ -33,7 +33,7 @@ def test_a_whole_session_does_not_say_it(open_lab, make_config, said):
         catalog={"api_key": KEY}, reconstructor={"name": "rpie", "refine_iterations": 1, "final_steps": 0}
     )
     with open_lab(config) as lab:
-        lab.run(lab.adaptive())
+        lab.run(lab.adaptive(budget=8))
         lab.session.wait(240)
         with pytest.raises(CatalogError) as refused:
             open_catalog(lab.session.uri.replace(KEY, "0" + KEY))

@@ -51,19 +51,19 @@ def scaling(records: Sequence[Path], on_progress: Callable[[str], None] | None =
     trainings = {path: _record(path) for path in records}
     rows, device = [], torch.device("cpu")
     batch = held_out(device, 1e5, 8, None)
-    for path, told in trainings.items():
+    for path, training in trainings.items():
         tell(path.name)
-        net = UnrolledNet(UnrolledConfig(**told["config"]["model"]))
+        net = UnrolledNet(UnrolledConfig(**training["config"]["model"]))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(batch.probe, batch.data)
-        seen = int(told["frames_seen"])
-        nrmse = {dose: float(row["network"]) for dose, row in told["validation"].items()}
+        seen = int(training["frames_seen"])
+        nrmse = {dose: float(row["network"]) for dose, row in training["validation"].items()}
         rows.append(
             {
                 "weights": path.stem,
                 "model": _size(net.config.channels, net.config.stages),
                 "parameters": sum(each.numel() for each in net.parameters()),
-                "seconds": float(told["config"]["seconds"]),
+                "seconds": float(training["config"]["seconds"]),
                 "frames": seen,
                 "flop": PASSES_OF_TRAINING * counter.get_total_flops() / len(batch.data) * seen,
                 "nrmse": nrmse,
@@ -75,20 +75,20 @@ def scaling(records: Sequence[Path], on_progress: Callable[[str], None] | None =
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"config", "frames_seen", "validation"} - set(told)
-        if missing or "stages" not in told["config"]["model"]:
+        training: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"config", "frames_seen", "validation"} - set(training)
+        if missing or "stages" not in training["config"]["model"]:
             raise ValueError(f"it lacks {', '.join(sorted(missing)) or 'the model of an unrolled network'}")
     except (OSError, ValueError, TypeError, KeyError) as err:
         raise BlueskyCDIError(
             f"{path} is no record of a training: {err}. Give the .json files that bluesky-cdi train writes"
         ) from err
-    if told.get("earlier"):
+    if training.get("earlier"):
         raise BlueskyCDIError(
             f"{path} is of a training that went on from other weights, and does not say what all of it cost: give "
             "records of networks that were trained from nothing"
         )
-    return told
+    return training
 
 
 def _size(channels: int, stages: int) -> str:

@@ -150,14 +150,18 @@ def trust(
             for number, (labels, case) in enumerate(_cases(options)):
                 tell(f"{name}, {estimator or 'default'}, {', '.join(map(str, labels.values()))}")
                 seed = options.first_seed + number
-                for judged, row in _estimates(case, seed, trained, _told(options, estimator), options.device):
+                for judged, row in _estimates(
+                    case, seed, trained, _uncertainty_settings(options, estimator), options.device
+                ):
                     rows.append({"weights": name, **labels, **row, **judged.numbers})
                     if keep is not None and not labels["fault"]:
                         keep(f"{name}, {row['estimator']}, {way(row)}", judged)
             if options.data is not None:
                 recorded += [
                     {"weights": name, **row}
-                    for row in _recorded(options.data, trained, _told(options, estimator), options.device)
+                    for row in _recorded(
+                        options.data, trained, _uncertainty_settings(options, estimator), options.device
+                    )
                 ]
     settings = {
         "weights": list(options.weights),
@@ -226,14 +230,14 @@ def _cases(options: Options) -> Iterator[tuple[dict[str, Any], Case]]:
                     yield labels, with_fault(replace(SCENES[scene], dose=dose, field=FIELD))
 
 
-def _told(options: Options, estimator: str | None) -> dict[str, Any]:
+def _uncertainty_settings(options: Options, estimator: str | None) -> dict[str, Any]:
     """Name an estimator, and the weights that it needs besides, as a configuration does."""
     files = options.members if estimator == DeepEnsembleEstimator.name else ()
     return {"uncertainty": estimator, "uncertainty_weights": tuple(files)}
 
 
 def _estimates(
-    case: Case, seed: int, trained: Trained | None, told: Mapping[str, Any], device: torch.device
+    case: Case, seed: int, trained: Trained | None, settings: Mapping[str, Any], device: torch.device
 ) -> Iterator[tuple[Judged, dict[str, Any]]]:
     """Reconstruct a scan, and judge what there is after some iterations."""
     problem = simulate(case, seed, torch.device("cpu"))
@@ -244,7 +248,7 @@ def _estimates(
                 "name": "lsqml" if trained is None else "pinn",
                 "background": 0.0,
                 "refine_iterations": STEP if refined else 0,
-                **told,
+                **settings,
                 **({} if trained is None else {"weights": str(trained.path)}),
             }
         )
@@ -280,7 +284,7 @@ def frames_of(problem: Problem) -> tuple[ObjectGrid, list[Frame]]:
 
 
 def _recorded(
-    folder: Path, trained: Trained | None, told: Mapping[str, Any], device: torch.device
+    folder: Path, trained: Trained | None, settings: Mapping[str, Any], device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """Reconstruct recorded scans, and count how many differences of halves lie inside their predicted intervals."""
     for label, (name, read) in RECORDED.items():
@@ -294,7 +298,7 @@ def _recorded(
                 "name": "lsqml" if trained is None else "pinn",
                 "background": 0.0,
                 "refine_iterations": STEP,
-                **told,
+                **settings,
                 **({} if trained is None else {"weights": str(trained.path)}),
             }
         )

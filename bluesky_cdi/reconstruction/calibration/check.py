@@ -42,7 +42,7 @@ def checked_estimate(estimate: Estimate, calibration: Calibrating, pixels: HalfP
     if check is None:
         said["check"] = {"says": "not checked: the frames have no two halves that show the same"}
         return replace(estimate, source={**estimate.source, "uncertainty": said})
-    said["check"] = _told(check)
+    said["check"] = _report(check)
     if said["check"]["says"]:
         logger.info("predicted errors: %s", said["check"]["says"])
     phase = check.factors["phase"]
@@ -97,7 +97,7 @@ def judged_again(
     )
 
 
-def _told(check: Check) -> Mapping[str, Any]:
+def _report(check: Check) -> Mapping[str, Any]:
     factor, share = check.factors["phase"], check.inside["phase"]["90"]
     says = ""
     if not 1 / SAID < factor < SAID:

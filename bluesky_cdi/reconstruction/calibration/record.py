@@ -26,7 +26,7 @@ VERSION = 1
 # Covariates of `Conditions`, of which a model has slopes.
 N_CONDITIONS = 4
 # Largest logarithm of a factor that the halves of a scan are trusted to tell.
-MOST_TOLD = 1.0
+MOST_CORRECTED = 1.0
 
 Intervals = Mapping[str, Mapping[str, float]]
 """By part (``amplitude``, ``phase``) and per cent (``50``, ``90``, ``95``): half width in predicted deviations."""
@@ -115,10 +115,10 @@ class Telling:
         halves, misfit : float
             The two of a scan.
         """
-        told = sum(
+        log_factor = sum(
             slope * (value - mean) for slope, value, mean in zip(self.slopes, (halves, misfit), self.mean, strict=True)
         )
-        return math.exp(min(max(told, -MOST_TOLD), MOST_TOLD))
+        return math.exp(min(max(log_factor, -MOST_CORRECTED), MOST_CORRECTED))
 
 
 class Calibrating(Protocol):

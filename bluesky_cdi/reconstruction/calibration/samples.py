@@ -118,9 +118,9 @@ def samples_of(
     }
     if trained is not None:
         settings["weights"] = str(trained.path)
-    told: dict[int, tuple[int, ...]] = {} if trained is None else {0: (1,)}
-    told[STEP] = ENGINE_STEPS if trained is None else STEPS
-    for refined, after in told.items():
+    schedule: dict[int, tuple[int, ...]] = {} if trained is None else {0: (1,)}
+    schedule[STEP] = ENGINE_STEPS if trained is None else STEPS
+    for refined, after in schedule.items():
         config = ReconstructorConfig.model_validate({**settings, "refine_iterations": refined})
         watching, rng, known = _Watching(), np.random.default_rng(number), -1
         reconstructor = PtychoReconstructor(

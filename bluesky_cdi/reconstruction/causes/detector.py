@@ -58,13 +58,13 @@ def detector_findings(
         Whether the beam is: otherwise what is expected is not sure enough to tell of a gain.
     """
     sums = (counted, expected, counted_before, expected_before)
-    said, told = [], np.zeros(len(counted), bool)
+    said, reported = [], np.zeros(len(counted), bool)
     for name, axis in (("row", 1), ("column", 0)):
         parts = [each.sum(axis=axis) for each in sums]
         which = _unlike(*parts)
-        told |= which
+        reported |= which
         said += [f"{name} {k} {_counts(*(part[k] for part in parts))}" for k in np.flatnonzero(which)[:4]]
-    if not told.any():
+    if not reported.any():
         pixels = _unlike(*sums)
         said += [
             f"pixel ({y}, {x}) {_counts(*(each[y, x] for each in sums))}" for y, x in np.argwhere(pixels)[:4].tolist()

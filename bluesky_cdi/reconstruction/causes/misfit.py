@@ -57,17 +57,17 @@ def explained(
     early, late, in_errors = misfit_of(before, lately)
     is_worse = late > TIMES * max(early, 0.0) + LEAST_MISFIT and is_beyond_doubt(in_errors, len(lately))
     misfit = max(late - early, 0.0) * float(before.noise.mean()) * len(lately) * pixels
-    seen = [each for each in found if math.isinf(each.gain)]
+    by_sight = [each for each in found if math.isinf(each.gain)]
     models = [each for each in found if not math.isinf(each.gain)]
     least = {"flux": misfit, "positions": LEAST_OF_PLACES * misfit}
-    told = [each for each in models if each.is_sure and each.gain >= least.get(each.cause, 0.0)]
-    if seen:
+    named = [each for each in models if each.is_sure and each.gain >= least.get(each.cause, 0.0)]
+    if by_sight:
         # A broken detector asks for many things: what goes wrong besides must explain most of the misfit.
-        told = [each for each in told if is_worse and each.gain > MOST * misfit]
-    elif is_worse and not told:
+        named = [each for each in named if is_worse and each.gain > MOST * misfit]
+    elif is_worse and not named:
         best = max(models, key=lambda each: each.gain)
-        told = [best if best.gain > MOST * misfit else _left(early, late, features)]
-    return sorted([*seen, *told], key=lambda each: CAUSES.index(each.cause))
+        named = [best if best.gain > MOST * misfit else _left(early, late, features)]
+    return sorted([*by_sight, *named], key=lambda each: CAUSES.index(each.cause))
 
 
 def _left(early: float, late: float, features: tuple[FloatArray, FloatArray]) -> Finding:

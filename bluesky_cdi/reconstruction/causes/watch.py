@@ -28,7 +28,7 @@ LEFT = ("object", "unexplained")
 
 
 @dataclass
-class Told:
+class Report:
     """A cause of a run, the frames that show it, and whether the newest do."""
 
     cause: str
@@ -47,7 +47,7 @@ class CauseWatch:
     """
 
     def __init__(self) -> None:
-        self._told: list[Told] = []
+        self._reports: list[Report] = []
         self._looked_at: set[int] = set()
         self.begin()
 
@@ -110,19 +110,20 @@ class CauseWatch:
                 "share": 1.0 if each.from_start else min(1.0, len(set(each.frames)) / max(frames, 1)),
                 "goes_on": each.goes_on,
             }
-            for each in self._told
+            for each in self._reports
         ]
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
-        """Give what was told, and which frames were looked at."""
-        told = json.dumps([asdict(each) for each in self._told])
-        return {"told": np.array(told), "looked_at": np.array(sorted(self._looked_at), np.int64)}
+        """Give what was reported, and which frames were looked at."""
+        reports = json.dumps([asdict(each) for each in self._reports])
+        return {"reports": np.array(reports), "looked_at": np.array(sorted(self._looked_at), np.int64)}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take what `checkpoint` gave, if anything; later frames are compared with each other only."""
-        # Checkpoints of before have none.
-        if "told" in state:
-            self._told = [Told(**each) for each in json.loads(str(state["told"]))]
+        # Checkpoints of before have another name for them, or none.
+        reports = state.get("reports", state.get("told"))
+        if reports is not None:
+            self._reports = [Report(**each) for each in json.loads(str(reports))]
             self._looked_at = set(state["looked_at"].tolist())
 
     def begin(self) -> None:
@@ -166,15 +167,15 @@ class CauseWatch:
 
     def _tell(self, found: Sequence[Finding], numbers: Sequence[int], is_asked: Callable[[str], bool]) -> None:
         """Note and log what begins and what has ended, of the causes that were looked for."""
-        going_on = {each.cause: each for each in self._told if each.goes_on and is_asked(each.cause)}
+        going_on = {each.cause: each for each in self._reports if each.goes_on and is_asked(each.cause)}
         for finding in found:
-            told = going_on.pop(finding.cause, None)
-            if told is None:
-                told = Told(finding.cause, finding.says, [], finding.from_start)
-                self._told.append(told)
+            report = going_on.pop(finding.cause, None)
+            if report is None:
+                report = Report(finding.cause, finding.says, [], finding.from_start)
+                self._reports.append(report)
                 logger.warning("%s: %s", finding.cause, finding.says)
-            told.says = finding.says
-            told.frames = sorted({*told.frames, *numbers})
+            report.says = finding.says
+            report.frames = sorted({*report.frames, *numbers})
         for each in going_on.values():
             each.goes_on = False
             logger.info("%s: over, the newest frames are as those before", each.cause)

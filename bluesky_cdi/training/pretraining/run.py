@@ -265,7 +265,7 @@ class _Run:
 
     @property
     def _file(self) -> RunFile:
-        parts = {"model": self._model, "optimiser": self._optimiser}
+        parts: dict[str, nn.Module | torch.optim.Optimizer] = {"model": self._model, "optimiser": self._optimiser}
         return RunFile(self.state_file, self._which, "scans and processes", parts, self._processes)
 
     def resume(self) -> None:

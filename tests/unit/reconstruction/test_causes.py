@@ -1,5 +1,6 @@
 """Causes of misfit: each alone is named as itself, and frames that are as they were name none."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -326,3 +327,14 @@ def test_under_a_probe_that_was_taken_nothing_is_compared_with_frames_under_the_
     ours._watch.take = lambda: Taken.GUESS
     ours._take_checked()
     assert not ours._causes._lately and not ours._causes._before
+
+
+def test_checkpoints_of_before_have_another_name_for_what_was_reported():
+    report = {"cause": "flux", "says": "half of it", "frames": [3, 4], "from_start": False, "goes_on": True}
+    watch, again = CauseWatch(), CauseWatch()
+    watch.restore({"told": np.array(json.dumps([report])), "looked_at": np.array([3, 4])})
+    again.restore(watch.checkpoint())
+    for each in (watch, again):
+        (note,) = each.notes(10)
+        assert (note["cause"], note["frames"], note["share"], note["goes_on"]) == ("flux", [3, 4], 0.2, True)
+    CauseWatch().restore({})

@@ -11,7 +11,7 @@ SIDES = st.integers(64, 900)
 
 
 @given(SIDES, SIDES, st.sampled_from([16, 34, 64]), st.integers(64, 600), st.randoms(use_true_random=False))
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=settings().max_examples // 4)
 def test_tiling(rows, columns, frame_px, window_px, random):
     tiling = Tiling.covering((rows, columns), frame_px, window_px)
     tiles = random.sample(range(len(tiling)), random.randint(1, len(tiling)))
