@@ -1,8 +1,8 @@
 """The probe in the later stages of the unrolled network: what frames ask of its aberrations and of its modes' powers.
 
 A probe may change by low-order phases at its pupil, the same for all modes, and by the power of each mode. These few
-are fitted to the amplitudes of the counts, for an object that is kept: a step of Gauss and Newton. What frames don't tell
-of object and probe apart, photons, centre and phase ramp, stays as it is in the assumed probe.
+are fitted to the amplitudes of the counts, for an object that is kept: a step of Gauss and Newton. Photons, centre and
+phase ramp, which no frame tells of object and probe apart, stay as they are in the assumed probe.
 """
 
 from __future__ import annotations
