@@ -195,4 +195,5 @@ def _with_weak_modes(probe: Tensor) -> Tensor:
     """Assume three modes of a probe (B, 1, N, N) that has one: 0.85 of the photons in the first."""
     basis = orthogonal_modes(probe[:, 0], 3)
     shares = torch.tensor([0.85, 0.1, 0.05], device=probe.device).sqrt()
-    return basis * shares[:, None, None]
+    modes: Tensor = basis * shares[:, None, None]
+    return modes
