@@ -188,7 +188,8 @@ def _mixtures(draws: Draws, number: int) -> Tensor:
     if draws.chance(DEFOCUS_SHARE):
         mixture = mixture * (torch.arange(ABERRATIONS, device=mixture.device) == 0)
     size = draws.uniform(number, 1, high=WIDE_ERROR_RAD)
-    return mixture * size / mixture.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    sized: Tensor = mixture * size / mixture.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return sized
 
 
 def _with_weak_modes(probe: Tensor) -> Tensor:
