@@ -174,10 +174,7 @@ def predict(network: Network, problem: Problem, *, passes: int | None = None, st
     def run(data: Diffraction) -> tuple[Tensor, Tensor]:
         if not isinstance(net, UnrolledNet):
             return net(problem.probe, data)[-1], problem.probe
-        if passes is None:
-            return predicted(net, problem.probe, data, obj)
-        objects, probes = net.solve(problem.probe, data)
-        return objects[-1], probes[-1]
+        return predicted(net, problem.probe, data, obj, passes)
 
     run(first_use(problem))
     (made, probe), seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)

@@ -1,8 +1,8 @@
 """The probe in the later stages of the unrolled network: what frames ask of its aberrations and of its modes' powers.
 
 A probe may change by low-order phases at its pupil, the same for all modes, and by the power of each mode. These few
-are fitted to the amplitudes of the counts, for an object that is kept: a step of Gauss and Newton. What frames don't tell
-of object and probe apart, photons, centre and phase ramp, stays as it is in the assumed probe.
+are fitted to the amplitudes of the counts, for an object that is kept: a step of Gauss and Newton. Photons, centre and
+phase ramp, which no frame tells of object and probe apart, stay as they are in the assumed probe.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Pupil:
             for kept, light in ((self.centre, intensity(probe)), (self.ramp, intensity(spectrum)))
         )
         probe = torch.fft.ifft2(spectrum * shift_ramp(shift, size)[:, None])
-        return probe * torch.fft.fftshift(shift_ramp(-tilt, size), dim=(-2, -1))[:, None]
+        back: Tensor = probe * torch.fft.fftshift(shift_ramp(-tilt, size), dim=(-2, -1))[:, None]
+        return back
 
 
 def aberration_terms(power: Tensor) -> Tensor:
@@ -132,7 +133,8 @@ def aberration_terms(power: Tensor) -> Tensor:
         # A pupil of a few pixels has no more shapes than these.
         made.append(torch.where(norm > 1e-6, shape / norm.clamp_min(1e-6), 0.0))
     terms = torch.stack(made[-ABERRATIONS:], dim=1).clamp(-MOST_OF_A_TERM, MOST_OF_A_TERM)
-    return torch.fft.ifftshift(terms, dim=(-2, -1)).float()
+    shifted: Tensor = torch.fft.ifftshift(terms, dim=(-2, -1))
+    return shifted.float()
 
 
 def first_harmonics(image: Tensor) -> Tensor:
@@ -207,7 +209,7 @@ def normal_equations(obj: Tensor, probe: Tensor, data: Diffraction, pupil: Pupil
     wanted = torch.zeros(scenes, ABERRATIONS + modes, device=probe.device)
     for part in data.chunks(max(1, frames_at_once(probe) // (1 + ABERRATIONS))):
         waves = part.propagator.forward(part.probes(together) * part.patches(obj)[:, None], part.shift_px)
-        waves = waves.unflatten(1, (1 + ABERRATIONS, modes))  # (n, 1 + K, M, N, N)
+        waves = waves.reshape(len(part), 1 + ABERRATIONS, modes, *waves.shape[-2:])  # (n, 1 + K, M, N, N)
         own = waves[:, 0].abs().square()  # (n, M, N, N)
         amplitude = (own.sum(dim=1) + part.background + STEP_FLOOR).sqrt()
         along = (waves[:, :1].conj() * waves[:, 1:]).real.sum(dim=2)  # (n, K, N, N)

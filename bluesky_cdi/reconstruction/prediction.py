@@ -37,7 +37,9 @@ def predict_object(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Te
     return predict(net, probe, data, start)[0]
 
 
-def predict(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def predict(
+    net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | None = None, passes: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Make passes of a network in a row, as `predict_object` does, and say with which probe.
 
     Parameters
@@ -50,6 +52,8 @@ def predict(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | 
         The frames.
     start : Tensor, shape (1, Y, X), complex64, optional
         What is known of the object.
+    passes : int, optional
+        Most passes; default: those of its configuration.
 
     Returns
     -------
@@ -57,8 +61,8 @@ def predict(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | 
     probe : Tensor, shape (1, M, N, N), complex64
         The assumed one itself, where the network keeps it.
     """
-    passes = net.config.passes
-    obj, probe = _pass(net, probe, data, start if passes > 1 else None)
+    obj, probe = _pass(net, probe, data, start if net.config.passes > 1 else None)
+    passes = net.config.passes if passes is None else passes
     lowest = mean_deviance(obj, probe, data) if passes > 1 else math.nan
     for _ in range(passes - 1):
         further, its_probe = _pass(net, probe, data, obj)
@@ -70,6 +74,8 @@ def predict(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | 
 
 
 def _pass(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    if not net.config.joint:
+        return net(probe, data, start)[-1], probe
     objects, probes = net.solve(probe, data, start)
     return objects[-1], probes[-1]
 

@@ -188,11 +188,13 @@ def _mixtures(draws: Draws, number: int) -> Tensor:
     if draws.chance(DEFOCUS_SHARE):
         mixture = mixture * (torch.arange(ABERRATIONS, device=mixture.device) == 0)
     size = draws.uniform(number, 1, high=WIDE_ERROR_RAD)
-    return mixture * size / mixture.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    sized: Tensor = mixture * size / mixture.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return sized
 
 
 def _with_weak_modes(probe: Tensor) -> Tensor:
     """Assume three modes of a probe (B, 1, N, N) that has one: 0.85 of the photons in the first."""
     basis = orthogonal_modes(probe[:, 0], 3)
     shares = torch.tensor([0.85, 0.1, 0.05], device=probe.device).sqrt()
-    return basis * shares[:, None, None]
+    modes: Tensor = basis * shares[:, None, None]
+    return modes

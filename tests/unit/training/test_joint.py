@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from bluesky_cdi.cli import main
+from bluesky_cdi.config import ReconstructorConfig
+from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.joint_probe import ABERRATIONS
 from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
-from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.physics.forward import intensity
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.reconstruction.online import OnlineReconstructor
 from bluesky_cdi.training import pretrain as module
 from bluesky_cdi.training import probes, stream
 from bluesky_cdi.training.draws import Draws
@@ -218,3 +222,11 @@ def test_the_command_trains_and_its_weights_are_measured(tiny, tmp_path, capsys)
 def test_held_out_scenes_may_be_misjudged(tiny):
     right, wrong = (held_out(CPU, 1e5, 8, None, misjudged=each) for each in (False, True))
     assert torch.equal(right.probe, right.true_probe) and not torch.equal(wrong.probe, wrong.true_probe)
+
+
+def test_a_reconstructor_refuses_weights_that_change_the_probe(tmp_path):
+    path = tmp_path / "joint.safetensors"
+    save_weights(UnrolledNet(MODEL), path, {})
+    grid = ObjectGrid.covering(np.zeros(2), np.full(2, 1e-6), 1e-7, 32, 4)
+    with pytest.raises(WeightsError, match="these weights change the probe"):
+        OnlineReconstructor(grid, np.ones((1, 32, 32), complex), ReconstructorConfig(), trained=load_weights(path))
