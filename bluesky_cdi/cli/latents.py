@@ -132,7 +132,8 @@ def _show(args: argparse.Namespace, name: str, estimate: Estimate, counts: Mappi
     if args.json:
         say(to_json(numbers, indent=1))
         return
-    whose = f"that of the weights {estimate.source.get('network')}: maps of several runs can be compared"
+    weights = estimate.source.get("encoder") or estimate.source.get("network")
+    whose = f"that of the weights {weights}: maps of several runs can be compared"
     own = "that of this run alone, for its embeddings have none: maps of several runs can't be compared"
     rows = [
         ("result", f"{name}, {len(latents.values)} frames"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bluesky_cdi.config import LatentsConfig
 from bluesky_cdi.latents.store import CLASS_TOKENS, RADIAL_PROFILE
-from bluesky_cdi.models.frame_encoder import FrameEncoder, frame_scenes, nearest
+from bluesky_cdi.models.frame_encoder import Encoded, FrameEncoder, frame_scenes, nearest
 from bluesky_cdi.models.frame_weights import TrainedFrameModel, load_frame_model
 from bluesky_cdi.models.weights import path_of
 from bluesky_cdi.physics.forward import Diffraction
@@ -87,9 +87,11 @@ class ClassTokens:
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         mine = rank[wanted]
         around, _ = nearest(ordered, frame_scenes(ordered), self._encoder.config.neighbours)
-        some = torch.cat([mine, around[mine].flatten()]).unique()  # ascending
-        tokens = self._encoder(probe, ordered[some]).class_tokens.float()
-        return tokens[torch.searchsorted(some, mine)]
+        needed = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        needed[torch.cat([mine, around[mine].flatten()])] = True
+        encoded: Encoded = self._encoder(probe, ordered[needed.nonzero()[:, 0]])
+        # Rows of the needed among the encoded.
+        return encoded.class_tokens.float()[needed.cumsum(0)[mine] - 1]
 
 
 def frame_embedding(config: LatentsConfig, device: torch.device | str) -> FrameEmbedding | None:

@@ -49,7 +49,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
     names = list(dict.fromkeys(row["instrument"] for row in found["rows"]))
     numbers = list(dict.fromkeys(row["frames"] for row in found["rows"]))
-    figure = Figure(figsize=(3.6 * len(names), 3.4), layout="constrained", dpi=110)
+    figure = Figure(figsize=(max(5.0, 3.6 * len(names)), 4.2), layout="constrained", dpi=110)
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for row in (each for each in found["rows"] if each["instrument"] == name):
             seconds = [point["seconds"] for point in row["curve"]]
@@ -58,7 +58,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             ax.plot(seconds, _sums(row["curve"]), style, marker=".", color=colour, label=label)
         ax.set(title=name, xlabel="CPU time of tuning (s)")
     figure.axes[0].set_ylabel("error of hidden patches and frames")
-    figure.axes[0].legend(fontsize=7)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
     viz.save_figure(figure, path)
 
 

@@ -77,7 +77,7 @@ def agent(options: Options | None = None, on_progress: Callable[[str], None] | N
         than with the first embedding the latter is, ``ratio``, with its ``interval`` of 95 % over the seeds.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
-    scans = []
+    scans: list[dict[str, Any]] = []
     for sample in options.samples:
         for seed in range(options.seeds):
             for embedding in options.embeddings:
