@@ -87,6 +87,7 @@ class ResolutionWatch:
         if self.is_due(len(rows)):
             self._look(frames, rows, net, probe, obj, lambda: False)
 
+    @torch.no_grad()
     def conclude(
         self, frames: MeasuredFrames, rows: IndexArray, net: UnrolledNet | None, probe: Tensor, obj: Tensor,
         halves: HalfObjects | None, interrupted: Callable[[], bool],

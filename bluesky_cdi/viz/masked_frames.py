@@ -107,7 +107,7 @@ def _draw(ax: Axes, image: np.ma.MaskedArray[Any, Any], scale: Scale, label: str
     from bluesky_cdi.viz.panels import colour_bar
 
     cmap, (low, high) = scale
-    drawn = ax.imshow(image, cmap=colormaps[cmap].with_extremes(bad=UNCOVERED), vmin=low, vmax=high, origin="lower")
+    drawn = ax.imshow(image, cmap=colormaps[cmap].with_extremes(bad=UNCOVERED), vmin=low, vmax=high, origin="upper")
     ax.set(xticks=[], yticks=[])
     if label:
         colour_bar(ax, drawn, label)

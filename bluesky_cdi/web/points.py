@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bluesky_cdi.callbacks import KeyChoice, StreamKeys, position_stream, stamped_places
 from bluesky_cdi.catalog import Catalog, run_documents
 from bluesky_cdi.catalog.columns import Columns
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.protocols import FloatArray
 
 # The rate of a scan is that of its last frames.
 RATE_FRAMES = 20
 
 Metadata = Mapping[str, Any]
-Points = dict[str, npt.NDArray[np.float64]]
+Points = dict[str, FloatArray]
 
 
 def measured_points(

@@ -67,8 +67,10 @@ def describe(
         return {
             "run": _about_raw(raw),
             "result": None if derived is None else _about_result(derived),
-            "measured": {name: _rounded(points[name]) for name in ("y_m", "x_m", "time")}
-            | {"rate_hz": rate_of(points)},
+            "measured": {
+                **{name: _rounded(points[name]) for name in ("y_m", "x_m", "time")},
+                "rate_hz": rate_of(points),
+            },
             "decisions": _decisions(measured.get(DECISIONS)),
             "updates": (updates := _updates(made.get(UPDATES))),
             "pipeline": _pipeline(derived, updates),

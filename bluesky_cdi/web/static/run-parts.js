@@ -14,7 +14,7 @@ const last = (values) => values[values.length - 1];
 function onTheWay(pipeline) {
   if (!pipeline) return null;
   const elsewhere = ["waiting", "thinned", "bad", "dark"].filter((each) => pipeline[each]).map((each) => `${pipeline[each]} ${each}`);
-  return [`${pipeline.imaged} of ${pipeline.received} received`, ...elsewhere].join(", ");
+  return [`${pipeline.imaged} of ${pipeline.received} that came`, ...elsewhere].join(", ");
 }
 
 function latency(pipeline) {
@@ -31,8 +31,7 @@ export function facts({ run, result, measured, updates, pipeline }, isOver) {
     ["begun", date((run || result).time)],
     ["measured", run && n ? `${n}${run.budget ? ` of at most ${run.budget}` : ""} frames${run.status === null ? `, for ${duration(now - run.time)}` : ""}` : null],
     [isOver ? "rate at the end" : "rate", measured.rate_hz ? `${digits(measured.rate_hz)} frames/s` : null],
-    ["in the image", inside === undefined ? "nothing yet" : `${inside} frames`],
-    ["frames on their way", onTheWay(pipeline)],
+    ["in the image", inside === undefined ? "nothing yet" : onTheWay(pipeline) ?? `${inside} frames`],
     ["from frame to image", latency(pipeline)],
     ["last step took", updates.seconds.length ? duration(last(updates.seconds)) : null],
     ["misfit", updates.median_residual.length ? `${digits(last(updates.median_residual))} (median deviance per pixel)` : null],

@@ -259,7 +259,7 @@ export class RunView {
   }
 
   drawCurves() {
-    const { updates, result } = this.data;
+    const { updates, result, grid } = this.data;
     const numbers = (values) => values.map((each) => (Number.isFinite(each) ? each : null));
     // Of several images of as many frames the last one counts: a curve goes to the right.
     const rows = updates.n_frames.map((_, k) => k).filter((k) => updates.n_frames[k] !== updates.n_frames[k + 1]);
@@ -278,7 +278,7 @@ export class RunView {
     this.frc.element.hidden = !halves;
     if (halves && !this.frc.data) this.frc.set([halves.frequency_per_um, halves.correlation, halves.threshold], `resolution ${length(halves.resolution_m)}`);
     put(this.parts.frcNote, halves
-      ? h("p", {}, halves.resolution_m === null ? "No ring is above the threshold of half a bit." : `Resolution of two halves of ${halves.n_frames} frames (full period, half a bit): ${length(halves.resolution_m)}${halves.target_m ? `; wanted: ${length(halves.target_m)}` : ""}. What both halves share, as the probe and positions, does not show here.`)
+      ? h("p", {}, halves.resolution_m === null ? "No ring is above the threshold of half a bit." : `Resolution of two halves of ${halves.n_frames} frames (full period, half a bit): ${length(halves.resolution_m)}${halves.resolution_m < 2.0001 * grid.pixel_m ? ", two pixels: all rings are above the threshold" : ""}${halves.target_m ? `; wanted: ${length(halves.target_m)}` : ""}. What both halves share, as the probe and positions, does not show here.`)
       : [h("h2", {}, "Resolution"), h("p", {}, this.whyNoHalves())]);
   }
 

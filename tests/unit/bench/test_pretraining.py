@@ -66,6 +66,7 @@ def test_the_figure_shows_hidden_and_predicted_frames(encoder, tmp_path, monkeyp
     figure = viz.show_masked_frames(frames, objects, mask, pixel_m=pixel_m, title="a scan")
     titles = [ax.get_title() for ax in figure.axes]
     assert titles[:4] == list(viz.masked_frames.COLUMNS) and "Phase, truth" in titles
+    assert {image.origin for ax in figure.axes for image in ax.images} == {"upper"}
     viz.save_figure(figure, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 

@@ -68,17 +68,17 @@ def flight(path, written=N):
 def catalog(empty_catalog, tmp_path, patient, monkeypatch, request):
     monkeypatch.setitem(feeder.PATIENCE, "raw", replace(feeder.PATIENCE["raw"], longest_s=0.0))
     folder = shutil.copytree(empty_catalog, tmp_path / "catalog")
-    with serve(folder) as uri, contextlib.closing(open_catalog(uri)) as opened:
-        with contextlib.closing(Journal(folder / "journal" / "raw")) as journal:
-            for name, doc in flight(folder / "fly.h5", request.param):
-                journal(name, doc)
-            with contextlib.closing(Feeder(folder / "journal", opened)) as feeding:
-                feeding.feed()
-                yield opened
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(contextlib.closing(open_catalog(stack.enter_context(serve(folder)))))
+        journal = stack.enter_context(contextlib.closing(Journal(folder / "journal" / "raw")))
+        for name, doc in flight(folder / "fly.h5", request.param):
+            journal(name, doc)
+        stack.enter_context(contextlib.closing(Feeder(folder / "journal", opened))).feed()
+        yield opened
 
 
 def test_a_fly_scan_that_goes_on_shows_its_places_and_its_rate(catalog, request):
-    """Where a file holds less than is announced, which Tiled's server fails on, nothing is shown yet, and nothing waits."""
+    """Where a file holds less than is announced, on which Tiled's server fails, nothing is shown and nothing waits."""
     run = catalog.raw["fly-raw"]
     points = measured_points(catalog, run.metadata, streams_of(run), DocumentsConfig())
     shown = np.stack([points["y_m"], points["x_m"]], axis=-1)
