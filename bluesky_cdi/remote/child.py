@@ -285,6 +285,7 @@ class LogSender(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, with its traceback."""
         trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
         self._channel.send("log", record.name, record.levelno, record.getMessage(), trace)
 

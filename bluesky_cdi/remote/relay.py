@@ -8,7 +8,6 @@ for it.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import logging
 import os
@@ -129,12 +128,10 @@ class Tunnel:
             self._flow.turn()
 
     def _lost(self, why: str) -> None:
-        self.ended = f"the host {self._call.address} is gone: {why}"
+        self.ended = self.ended or f"the host {self._call.address} is gone: {why}"
 
     def _send(self, kind: bytes, content: bytes) -> None:
-        # There is room for all that the window lets on its way; without a connection, its event tells.
-        with contextlib.suppress(zmq.Again):
-            self._call.socket.send_multipart([kind, content])
+        self._call.socket.send_multipart([kind, content])
 
 
 class Answers:
@@ -179,7 +176,12 @@ class Answers:
         self._journal.close()
 
     def _do(self, number: int, what: str, values: tuple[Any, ...]) -> None:
-        do: dict[str, Callable[..., Any]] = {"rows": self._rows, "record": self._record, "publish": self._publish, "end": self._end}
+        do: dict[str, Callable[..., Any]] = {
+            "rows": self._rows,
+            "record": self._record,
+            "publish": self._publish,
+            "end": self._end,
+        }
         try:
             value = do[what](*values)
         except Exception as err:  # who asked must hear of it

@@ -149,7 +149,9 @@ def test_without_a_host_this_machine_has_it_until_the_next_run(opened, ends, hos
 def test_a_scan_without_a_host_is_told_and_its_run_read_when_there_is_one(opened, ends, hosts, measure):
     hosts.is_there = False
     worker = opened("none")
-    with pytest.raises(WorkerError, match="no host at gpu1:5991: .* Runs are recorded without a reconstruction until one"):
+    with pytest.raises(
+        WorkerError, match=r"no host at gpu1:5991: .* Runs are recorded without a reconstruction until one"
+    ):
         worker.begin(AREA).result(SOON_S)
     with pytest.raises(WorkerError, match="nobody listens there"):
         worker.check()
