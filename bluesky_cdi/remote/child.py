@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -208,15 +208,16 @@ class Served:
             self._documents.close()
             self._worker.close(DRAIN_S)
 
-        finishing = threading.Thread(target=finish, name="bluesky_cdi-finishing", daemon=True)
-        finishing.start()
-        while finishing.is_alive():
-            if self._told is None:
-                finishing.join()
-            elif self._channel.has_come(LOOK_S):
-                name, *values = self._channel.receive()
-                if name == "told":
-                    self._told(*values)
+        if self._told is None:
+            return finish()
+        with ThreadPoolExecutor(1, "bluesky_cdi-finishing") as pool:
+            finished = pool.submit(finish)
+            while not finished.done():
+                if self._channel.has_come(LOOK_S):
+                    name, *values = self._channel.receive()
+                    if name == "told":
+                        self._told(*values)
+        finished.result()
 
     def _begin(self, number: int, area: list[Any], uid: str) -> None:
         answer = self._worker.begin(unpack_area(area), uid)

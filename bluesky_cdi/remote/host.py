@@ -6,6 +6,7 @@ the network (`bluesky_cdi.remote.tunnel`) and does not look into them. All is do
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.25
 # How long what was said last may take to be sent when the host ends.
 LINGER_S = 1.0
+# How long a process may take to be gone when it is killed.
+KILL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -281,26 +284,27 @@ class _Session:
         self._folder = Path(tempfile.mkdtemp(prefix="session-", dir=options.folder))
         self.terms = Terms(str(self._folder), device, list(options.paths.items()), list(options.factories))
         near, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "bluesky_cdi.remote.hosted",
-                    str(theirs.fileno()),
-                    json.dumps(asdict(self.terms)),
-                ],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "TMPDIR": str(self._folder)},
-                # Ctrl-C is the host's, which tells the sessions.
-                start_new_session=True,
-            )
+        terms = json.dumps(asdict(self.terms))
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "bluesky_cdi.remote.hosted", str(theirs.fileno()), terms],
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "TMPDIR": str(self._folder)},
+                    # Ctrl-C is the host's, which tells the sessions.
+                    start_new_session=True,
+                )
+        except OSError:
+            near.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self.flow = Flow(near, send)
 
     def close(self) -> None:
         """End the process and what it has written."""
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # held by a driver: the other sessions don't wait for that
+            self.process.wait(KILL_S)
         self.flow.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 

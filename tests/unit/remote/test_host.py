@@ -281,6 +281,8 @@ def test_without_keys_other_machines_are_kept_out(serve):
         HostConfig(address="gpu1:5991")
     with pytest.raises(ValueError, match="must be NAME:PORT"):
         HostConfig(address="tcp://gpu1:5991", keys="somewhere")
+    with pytest.raises(ValueError, match="leave one of them out"):
+        Config.model_validate({"reconstructor": {"in_process": True, "host": {"address": "127.0.0.1:5991"}}})
     assert HostConfig(address="[::1]:5991").address == ("[::1]:5991",)
 
 
