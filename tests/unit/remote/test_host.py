@@ -49,7 +49,7 @@ def serve(tmp_path):
 
         def started(**options):
             made = Host(HostOptions(**{"folder": tmp_path / "host", **options}))
-            thread = threading.Thread(target=made.run)
+            thread = made.thread = threading.Thread(target=made.run)
             thread.start()
 
             def end():
@@ -138,6 +138,7 @@ def test_a_host_that_is_stopped_tells_its_sessions_and_ends_their_processes(serv
     (folder,) = (tmp_path / "host").iterdir()
     assert folder.stat().st_mode & 0o077 == 0
     served.stop()
+    served.thread.join()
     assert all_of(far) == b""
     made.join()
     assert made.ended.endswith("the host was stopped") and made.code is None
