@@ -318,6 +318,12 @@ class ReconstructorConfig(Section):
     fit into a quarter of `memory_mb`, and 64 at least."""
 
     @model_validator(mode="after")
+    def _here_or_there(self) -> ReconstructorConfig:
+        if self.in_process and self.host.address:
+            raise ValueError("in_process reconstructs in the session, host.address elsewhere: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _fits_the_reconstructor(self) -> ReconstructorConfig:
         if self.name not in ("lsqml", "pinn") and (self.refine_positions or self.refine_flux):
             raise ValueError(

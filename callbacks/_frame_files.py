@@ -197,17 +197,16 @@ class FrameFiles:
         Returns
         -------
         bytes or ndarray
-            What `rows_of` makes an array of, or an array.
+            For `rows_of`, or as they are.
         """
         path = self._path(resource)
         with _ONE_HANDLE:
             dataset = self._checked(path, resource, start, stop)
             cut = part.size if part and dataset.shape[-2:] == part.shape else dataset.shape[-2:]
             limit = (stop - start) * math.prod((*dataset.shape[1:-2], *cut)) * dataset.dtype.itemsize
-            try:
+            raw = None
+            with suppress(*_H5PY_ERRORS):  # where that fails, reading them tells
                 raw = raw_rows(dataset, start, stop, limit)
-            except _H5PY_ERRORS as err:
-                raise _unreadable(resource, err) from err
             return self._read_now(path, resource, start, stop, part) if raw is None else raw
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from bluesky_cdi.config import HostConfig
 from bluesky_cdi.errors import DocumentError, HostError
 from bluesky_cdi.packing import pack, unpack
 from bluesky_cdi.remote.keys import identify
-from bluesky_cdi.remote.tunnel import HELLO, MESSAGE_MAX, PING, PONG, REFUSED, VERSION, WELCOME
+from bluesky_cdi.remote.tunnel import HELLO, PING, PONG, REFUSED, VERSION, WELCOME, limit_messages
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -78,8 +78,7 @@ class Call:
         self.address, self._settings = address, settings
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.IPV6, 1)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_MAX)
+        limit_messages(self.socket)
         self.socket.setsockopt(zmq.SNDTIMEO, 0)
         self.events = self.socket.get_monitor_socket(int(sum(set(_FAILURES))))
         try:

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -217,16 +217,17 @@ class Served:
             self._worker.close(DRAIN_S)
             self._estimates.send_last()
 
-        finishing = threading.Thread(target=finish, name="bluesky_cdi-finishing", daemon=True)
-        finishing.start()
-        while finishing.is_alive():
-            if not self._channel.has_come(LOOK_S):
-                continue
-            name, *values = self._channel.receive()
-            if name == "taken":
-                self._estimates.taken()
-            elif name == "told" and self._told is not None:
-                self._told(*values)
+        with ThreadPoolExecutor(1, "bluesky_cdi-finishing") as pool:
+            finished = pool.submit(finish)
+            while not finished.done():
+                if not self._channel.has_come(LOOK_S):
+                    continue
+                name, *values = self._channel.receive()
+                if name == "taken":
+                    self._estimates.taken()
+                elif name == "told" and self._told is not None:
+                    self._told(*values)
+        finished.result()
 
     def _begin(self, number: int, area: list[Any], uid: str) -> None:
         answer = self._worker.begin(unpack_area(area), uid)
@@ -295,6 +296,7 @@ class LogSender(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, with its traceback."""
         trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
         self._channel.send("log", record.name, record.levelno, record.getMessage(), trace)
 

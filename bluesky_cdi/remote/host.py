@@ -6,6 +6,7 @@ the network (`bluesky_cdi.remote.tunnel`) and does not look into them. All is do
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -37,13 +38,13 @@ from bluesky_cdi.remote.tunnel import (
     END,
     GONE_S,
     HELLO,
-    MESSAGE_MAX,
     PING,
     PONG,
     REFUSED,
     VERSION,
     WELCOME,
     Flow,
+    limit_messages,
 )
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.25
 # How long what was said last may take to be sent when the host ends.
 LINGER_S = 1.0
+# How long a process may take to be gone when it is killed.
+KILL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,9 @@ class Host:
         self._options = options
         if options.keys is None and not is_loopback(options.name):
             raise ConfigError(
-                f"a host that other machines reach at {options.name} must have keys: whoever can send to it has its GPU. "
-                "Make some with `bluesky-cdi serve-reconstructor --keys FOLDER --new-client NAME` and start it with "
-                "--keys FOLDER, or listen at 127.0.0.1 and reach it through an SSH tunnel (docs/gpu-host.md)."
+                f"a host that other machines reach at {options.name} must have keys: whoever can send to it has its "
+                "GPU. Make some with `bluesky-cdi serve-reconstructor --keys FOLDER --new-client NAME` and start it "
+                "with --keys FOLDER, or listen at 127.0.0.1 and reach it through an SSH tunnel (docs/gpu-host.md)."
             )
         self._sessions: dict[bytes, _Session] = {}
         self._stopping = False
@@ -121,8 +124,8 @@ class Host:
         try:
             options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._gate = None if options.keys is None else guard(self._context, self._socket, options.keys)
-            for option, value in ((zmq.IPV6, 1), (zmq.ROUTER_MANDATORY, 1), (zmq.MAXMSGSIZE, MESSAGE_MAX)):
-                self._socket.setsockopt(option, value)
+            limit_messages(self._socket)
+            self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._socket.bind(f"tcp://{options.name}:{options.port or '*'}")
         except (zmq.ZMQError, OSError) as err:
             self.close()
@@ -211,16 +214,21 @@ class Host:
             return
         _, token, name = said
         for other, session in list(self._sessions.items()):
-            if session.token == token:
+            if session.token == token or other == identity:
                 self._drop(other, "it has called again")
         if len(self._sessions) >= self._options.max_sessions:
             self._send(identity, REFUSED, f"it is full: it serves {len(self._sessions)} sessions already".encode())
             return
         used = Counter(session.terms.device for session in self._sessions.values())
         device = min(self._options.devices, key=lambda each: used[each])
-        session = _Session(
-            str(token), f"{name!r:.80}", self._options, device, lambda *what: self._send(identity, *what)
-        )
+        try:
+            session = _Session(
+                str(token), f"{name!r:.80}", self._options, device, lambda *what: self._send(identity, *what)
+            )
+        except OSError as err:
+            logger.error("a session's process can't be started: %s", err)
+            self._send(identity, REFUSED, f"it can't start a process: {err}".encode())
+            return
         self._sessions[identity] = session
         logger.info("session %s has process %d on %s", session.name, session.process.pid, device)
         self._send(identity, WELCOME, b"")
@@ -230,8 +238,8 @@ class Host:
         if theirs == VERSION:
             return True
         text = (
-            f"it speaks version {VERSION} of the protocol (bluesky_cdi {__version__}), the session version {theirs!r:.20}: "
-            "install the same bluesky_cdi on both machines"
+            f"it speaks version {VERSION} of the protocol (bluesky_cdi {__version__}), the session version "
+            f"{theirs!r:.20}: install the same bluesky_cdi on both machines"
         )
         self._send(identity, REFUSED, text.encode())
         return False
@@ -246,11 +254,12 @@ class Host:
             self._end(identity, _how(code), code)
 
     def _send(self, identity: bytes, kind: bytes, content: bytes) -> None:
-        """Send to a session; one that is not there any more is dropped when it has been silent for long enough."""
+        """Send to a session; one that is not there any more is dropped when it is looked after next."""
         try:
             self._socket.send_multipart([identity, kind, content], zmq.NOBLOCK)
         except zmq.ZMQError as err:
-            if identity in self._sessions and err.errno == zmq.EHOSTUNREACH:
+            logger.debug("a message can't be sent: %s", err)
+            if identity in self._sessions:
                 self._sessions[identity].heard = -GONE_S
 
     def _end(self, identity: bytes, how: str, code: int | None = None) -> None:
@@ -275,26 +284,27 @@ class _Session:
         self._folder = Path(tempfile.mkdtemp(prefix="session-", dir=options.folder))
         self.terms = Terms(str(self._folder), device, list(options.paths.items()), list(options.factories))
         near, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "bluesky_cdi.remote.hosted",
-                    str(theirs.fileno()),
-                    json.dumps(asdict(self.terms)),
-                ],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "TMPDIR": str(self._folder)},
-                # Ctrl-C is the host's, which tells the sessions.
-                start_new_session=True,
-            )
+        terms = json.dumps(asdict(self.terms))
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "bluesky_cdi.remote.hosted", str(theirs.fileno()), terms],
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "TMPDIR": str(self._folder)},
+                    # Ctrl-C is the host's, which tells the sessions.
+                    start_new_session=True,
+                )
+        except OSError:
+            near.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self.flow = Flow(near, send)
 
     def close(self) -> None:
         """End the process and what it has written."""
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # held by a driver: the other sessions don't wait for that
+            self.process.wait(KILL_S)
         self.flow.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -32,6 +32,7 @@ def hosted_setup(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
     Parameters
     ----------
     terms : Terms
+        The host's.
     asking : Asking
         Asks the session's machine.
     factory : str
@@ -46,7 +47,8 @@ def hosted_setup(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
     """
     if factory not in (LIVE, *terms.factories):
         raise ConfigError(
-            f"the host runs no factory {factory!r}; who starts it may allow that: serve-reconstructor --factory {factory}"
+            f"the host runs no factory {factory!r}; who starts it may allow that: serve-reconstructor --factory "
+            f"{factory}"
         )
     folder = Path(terms.folder)
     config = dict(arguments["config"])

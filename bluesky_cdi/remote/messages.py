@@ -28,8 +28,8 @@ worker     progress, frames                     so many frames are in a new imag
 worker     log, logger, level, text, traceback  a record of the package's log
 ========== ==================================== ==============================================================
 
-Where the worker is on another machine (`bluesky_cdi.remote.host`), a process of the session's machine stands between the
-two, `bluesky_cdi.remote.relay`. It keeps the results and reads the files, and hands on all else:
+Where the worker is on another machine (`bluesky_cdi.remote.host`), a process of the session's machine stands between
+the two, `bluesky_cdi.remote.relay`. It keeps the results and reads the files, and hands on all else:
 
 ========== ==================================== ==============================================================
 worker     ask, number, rows, resource, start,  rows of a file that the worker can't open

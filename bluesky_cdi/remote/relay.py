@@ -25,7 +25,7 @@ from typing import Any
 
 import zmq
 
-from bluesky_cdi.callbacks import FrameFiles
+from bluesky_cdi.callbacks import FrameFiles, local_path
 from bluesky_cdi.catalog.feeder import PROCESSED
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import HostError, ScanFileError
@@ -43,6 +43,8 @@ from bluesky_cdi.remote.tunnel import ALIVE, ALIVE_S, BYE, CREDIT, DATA, END, GO
 logger = logging.getLogger("bluesky_cdi.remote.relay")
 
 LOOK_S = 0.25
+# The kind of a document stands in the first bytes of its message, behind the message's own name.
+_RESOURCE, HEAD = b"resource", 40
 # What stands first in a question of the process, behind how many parts it has.
 _ASK = pack("ask")
 
@@ -129,12 +131,10 @@ class Tunnel:
             self._flow.turn()
 
     def _lost(self, why: str) -> None:
-        self.ended = f"the host {self._call.address} is gone: {why}"
+        self.ended = self.ended or f"the host {self._call.address} is gone: {why}"
 
     def _send(self, kind: bytes, content: bytes) -> None:
-        # There is room for all that the window lets on its way; without a connection, its event tells.
-        with contextlib.suppress(zmq.Again):
-            self._call.socket.send_multipart([kind, content])
+        self._call.socket.send_multipart([kind, content])
 
 
 class Answers:
@@ -155,12 +155,29 @@ class Answers:
         self._journal = Journal(directory / "journal" / PROCESSED)
         self._recorders: dict[str, Recorder] = {}
         self._files = FrameFiles()
+        self._announced: set[str] = set()
         # Each in its own turn: a file that is slow holds no result up.
         self._pools = {"rows": ThreadPoolExecutor(1), "": ThreadPoolExecutor(1)}
 
     def ask(self, number: int, what: str, *values: Any) -> None:
         """Do something, in a thread of its own, and answer."""
         self._pools.get(what, self._pools[""]).submit(self._do, number, what, values)
+
+    def announce(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Learn of a file of the session's runs: no other is read for the host.
+
+        Parameters
+        ----------
+        name : str
+            Kind of the document.
+        doc : Mapping
+            A resource or a stream resource.
+        """
+        with contextlib.suppress(ScanFileError, KeyError, TypeError):  # what names no file, names none that may be read
+            if name == "stream_resource":
+                self._announced.add(os.path.normpath(local_path(doc)))
+            elif name == "resource":
+                self._announced.add(os.path.normpath(os.path.join("/", doc["root"], doc["resource_path"])))
 
     def close(self, why: str) -> None:
         """End the runs whose results won't be finished; the next process makes others.
@@ -179,7 +196,12 @@ class Answers:
         self._journal.close()
 
     def _do(self, number: int, what: str, values: tuple[Any, ...]) -> None:
-        do: dict[str, Callable[..., Any]] = {"rows": self._rows, "record": self._record, "publish": self._publish, "end": self._end}
+        do: dict[str, Callable[..., Any]] = {
+            "rows": self._rows,
+            "record": self._record,
+            "publish": self._publish,
+            "end": self._end,
+        }
         try:
             value = do[what](*values)
         except Exception as err:  # who asked must hear of it
@@ -190,6 +212,8 @@ class Answers:
             self._answer("told", number, None, value)
 
     def _rows(self, resource: Mapping[str, Any], start: int, stop: int, part: Any) -> Any:
+        if os.path.normpath(local_path(resource)) not in self._announced:
+            raise ScanFileError(f"{resource['uri']} is no file of this session's runs: it is not read for a host")
         try:
             return self._files.raw(resource, start, stop, unpack_part(part))
         except ScanFileError:
@@ -237,7 +261,7 @@ def main() -> None:
     host, tunnel = Channel(Connection(far.detach()), lambda: None), Tunnel(call, near)
     host.send("setup", factory, carried)
     answers = Answers(config, directory, host.send)
-    threading.Thread(target=_upwards, args=(session, host), name="bluesky_cdi-upwards", daemon=True).start()
+    threading.Thread(target=_upwards, args=(session, host, answers), name="bluesky_cdi-upwards", daemon=True).start()
     _downwards(session, host, answers)
     tunnel.join()
     answers.close(tunnel.ended)
@@ -245,11 +269,16 @@ def main() -> None:
     os._exit(tunnel.code or 0)
 
 
-def _upwards(session: Channel, host: Channel) -> None:
-    """Hand on what the session says."""
+def _upwards(session: Channel, host: Channel, answers: Answers) -> None:
+    """Hand on what the session says, and note which files its documents name."""
     try:
         while True:
-            host.hand_on(session.receive_packed())
+            data = session.receive_packed()
+            if _RESOURCE in data[:HEAD]:
+                name, *values = unpack(data)
+                if name == "document":
+                    answers.announce(*unpack(values[0]))
+            host.hand_on(data)
     except EOFError:
         # The session is gone: so is the process of the host, when its connection ends.
         os._exit(1)

@@ -121,7 +121,8 @@ class Supervisor:
                     if (item := self._queue.get()) == _WAKE:
                         continue
                     if self._where.is_found and self._is_done and self._feed.begins_a_run(item):
-                        # This machine's own process has nothing more to do.
+                        # This machine's own process has nothing more to do, and its runs are none of the host's.
+                        self._feed.leave()
                         self._feed.note(item)
                         return self._where.come_back()
                     self._feed.send(link, item)
@@ -155,8 +156,6 @@ class Supervisor:
 
     def _go_without(self, why: str) -> None:
         """Tell that there is no host, and that it is done without or waited for."""
-        if self._is_done:
-            self._feed.leave()
         error = self._state.away(why, self._where.go_without())
         logger.warning("%s", error)
         self._questions.refuse(error, () if self._where.is_awaited else KEPT)

@@ -50,6 +50,19 @@ _NUMBER = struct.Struct(">I")
 Send = Callable[[bytes, bytes], None]
 
 
+def limit_messages(socket: zmq.Socket[bytes]) -> None:
+    """Let a socket take what the window lets on its way, in messages of any number, and none that is larger.
+
+    Parameters
+    ----------
+    socket : zmq.Socket
+        Not connected yet.
+    """
+    # ZeroMQ would drop or refuse what lies beyond its own limits of messages, and the stream would lack it.
+    for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.MAXMSGSIZE, MESSAGE_MAX), (zmq.IPV6, 1)):
+        socket.setsockopt(option, value)
+
+
 class Flow:
     """Hands bytes on between a socket of this machine and the network; used by one thread.
 

@@ -122,9 +122,8 @@ def host(found: Found) -> str:
     last = found["rows"][-1]
     kinds = ", ".join(f"{name} {count}" for name, count in last["faults"].items())
     back = f"{np.median(last['back_s']):.1f} s (at most {max(last['back_s']):.1f} s)" if last["back_s"] else "-"
-    return (
-        f"{aligned(lines)}\nfaults: {kinds}; {last['up']} found a working reconstruction; it was there again after {back}"
-    )
+    told = f"faults: {kinds}; {last['up']} found a working reconstruction; it was there again after {back}"
+    return f"{aligned(lines)}\n{told}"
 
 
 def memory(found: Found) -> str:

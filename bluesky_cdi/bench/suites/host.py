@@ -1,8 +1,8 @@
 """Whether a scan is measured and reconstructed whole while the host of its reconstruction fails again and again.
 
-A session on the simulated beamline has its reconstruction on a host, both on this machine. During one raster the host is
-killed, ended, stopped for a while (nothing of it is heard: what a network that is cut looks like from the session), and
-its device has no memory, in turns. A raster without faults comes before it.
+A session on the simulated beamline has its reconstruction on a host, both on this machine. During one raster the host
+is killed, ended, stopped for a while (nothing of it is heard: what a network that is cut looks like from the session),
+and its device has no memory, in turns. A raster without faults comes before it.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def host(options: Options | None = None, on_progress: Callable[[str], None] | No
     -------
     dict
         ``machine``, ``settings`` and ``rows``, one a raster: ``events`` emitted, ``in_catalog``, whether these are the
-        same frames (``same``), frames in the final result, whether it is ``complete``, ``failed`` results before it, the
-        longest time between two events, seconds, how many ``faults`` came, by kind, how many found the reconstruction
-        ``up``, and after how long it was there again, seconds.
+        same frames (``same``), frames in the final result (``reconstructed``), whether it is ``complete``, ``failed``
+        results before it, the longest and the median time between two events, seconds, how many ``faults`` came, by
+        kind, how many found the reconstruction ``up``, and after how long it was there again, seconds.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.ceil(math.sqrt(options.frames))
@@ -170,9 +170,13 @@ class _Faults:
         self._thread.join()
 
     def _run(self) -> None:
-        kinds = itertools.cycle(
-            [("killed", self._kill), ("ended", self._end), ("unreachable", self._stop), ("no memory", self._take_memory)]
-        )
+        all_kinds = {
+            "killed": self._kill,
+            "ended": self._end,
+            "unreachable": self._stop,
+            "no memory": self._take_memory,
+        }
+        kinds = itertools.cycle(all_kinds.items())
         while (n := self._queue.get()) is not None:
             name, bring = next(kinds)
             self._tell(f"frame {n}: the host is {name}" if name != "no memory" else f"frame {n}: no memory")

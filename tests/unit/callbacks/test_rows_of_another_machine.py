@@ -54,7 +54,7 @@ def test_a_small_part_is_cut_where_the_file_is(written):
 
 
 def test_rows_that_are_not_there_are_told(written):
-    with pytest.raises(ScanFileError, match="announce rows 5 to 7 of frames of .*, which holds 7"):
+    with pytest.raises(ScanFileError, match=r"announce rows 5 to 7 of frames of .*, which holds 7"):
         FrameFiles().raw(resource(written), 5, 8, None)
 
 

@@ -10,7 +10,9 @@ import threading
 import pytest
 import zmq
 
-from bluesky_cdi.config import HostConfig
+from bluesky_cdi import __version__
+from bluesky_cdi.config import Config, HostConfig
+from bluesky_cdi.doctor import installation
 from bluesky_cdi.errors import ConfigError, HostError
 from bluesky_cdi.packing import pack
 from bluesky_cdi.remote import calling, host, tunnel
@@ -47,7 +49,7 @@ def serve(tmp_path):
 
         def started(**options):
             made = Host(HostOptions(**{"folder": tmp_path / "host", **options}))
-            thread = threading.Thread(target=made.run)
+            thread = made.thread = threading.Thread(target=made.run)
             thread.start()
 
             def end():
@@ -136,6 +138,7 @@ def test_a_host_that_is_stopped_tells_its_sessions_and_ends_their_processes(serv
     (folder,) = (tmp_path / "host").iterdir()
     assert folder.stat().st_mode & 0o077 == 0
     served.stop()
+    served.thread.join()
     assert all_of(far) == b""
     made.join()
     assert made.ended.endswith("the host was stopped") and made.code is None
@@ -178,7 +181,7 @@ def test_a_host_that_is_silent_counts_as_gone(context, monkeypatch):
 def test_sessions_share_a_host_until_it_is_full(serve, process, open_tunnel, context):
     process(ECHO)
     served = serve(max_sessions=2, devices=("cuda:0", "cuda:1"))
-    first, made = open_tunnel(served, "a")
+    first, _ = open_tunnel(served, "a")
     second, _ = open_tunnel(served, "b")
     for far, data in ((first, b"one"), (second, b"two")):
         far.sendall(data)
@@ -209,7 +212,8 @@ def test_the_first_host_with_room_is_taken(serve, process, context, open_tunnel)
     assert find_host(both).address == free.address
     with contextlib.closing(greet(context, both, "b", "another")) as call:
         assert call.address == free.address
-    with pytest.raises(HostError, match=rf"no host at {absent}: nobody listens there .*; the host {full.address} is full"):
+    reasons = rf"no host at {absent}: nobody listens there .*; the host {full.address} is full"
+    with pytest.raises(HostError, match=reasons):
         find_host(HostConfig(address=[absent, full.address], connect_s=SOON_S))
 
 
@@ -278,6 +282,8 @@ def test_without_keys_other_machines_are_kept_out(serve):
         HostConfig(address="gpu1:5991")
     with pytest.raises(ValueError, match="must be NAME:PORT"):
         HostConfig(address="tcp://gpu1:5991", keys="somewhere")
+    with pytest.raises(ValueError, match="leave one of them out"):
+        Config.model_validate({"reconstructor": {"in_process": True, "host": {"address": "127.0.0.1:5991"}}})
     assert HostConfig(address="[::1]:5991").address == ("[::1]:5991",)
 
 
@@ -359,3 +365,51 @@ def test_a_flow_gives_back_credit_for_what_was_taken_alone():
         flow.turn()
         assert flow.is_over
     flow.close()
+
+
+def test_nothing_is_dropped_however_many_small_messages_wait(context):
+    """ZeroMQ's own limit is 1000 of them."""
+    with context.socket(zmq.ROUTER) as slow:
+        tunnel.limit_messages(slow)
+        port = slow.bind_to_random_port("tcp://127.0.0.1")
+        with contextlib.closing(Call(context, f"127.0.0.1:{port}", HostConfig())) as call:
+            for k in range(20_000):
+                call.socket.send_multipart([b"data", b"%d" % k])
+            assert [int(slow.recv_multipart()[2]) for _ in range(20_000)] == [*range(20_000)]
+
+
+def test_a_session_that_greets_twice_has_one_process(serve, process, context):
+    started = process(ECHO)
+    served = serve()
+    with contextlib.closing(Call(context, served.address, settings(served))) as call:
+        call.ask(HELLO, "a", "first")
+        call.ask(HELLO, "b", "second")
+        assert started[0].wait(SOON_S) == -9 and state_of(served.address, settings(served)).sessions == 1
+
+
+def test_a_process_that_can_not_be_started_is_told_and_the_host_goes_on(serve, process, open_tunnel, tmp_path):
+    process(ECHO)
+    served = serve()
+    (tmp_path / "host").rmdir()
+    with pytest.raises(HostError, match=r"it can't start a process: .*No such file or directory"):
+        open_tunnel(served)
+    (tmp_path / "host").mkdir()
+    far, _ = open_tunnel(served)
+    far.sendall(b"a")
+    assert far.recv(1) == b"a"
+
+
+def test_the_doctor_asks_each_host(serve, monkeypatch):
+    served = serve(max_sessions=1)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        absent = f"127.0.0.1:{nobody.getsockname()[1]}"
+    for otherwise, level in (("local", "warn"), ("none", "fail")):
+        host_section = {"address": [served.address, absent], "otherwise": otherwise, "connect_s": SOON_S}
+        config = Config.model_validate({"reconstructor": {"host": host_section}})
+        there, away = installation.hosts(config)
+        assert (there.level, away.level) == ("ok", level)
+        assert there.found == f"{served.address} answers: bluesky_cdi {__version__}, 0 of 1 sessions, auto"
+        assert "nobody listens there" in away.found
+    monkeypatch.setattr(host, "__version__", "0.0.1")
+    assert [each.level for each in installation.hosts(config)] == ["warn", "fail"]
+    assert not [*installation.hosts(Config())]

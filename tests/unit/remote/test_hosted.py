@@ -130,7 +130,7 @@ def test_files_are_found_under_the_names_that_they_have_here(tmp_path, machine):
     assert files.path(resource("/beamline/fast/a.h5")) == f"{tmp_path}/fast/a.h5"
     for unseen in ("/beamline/absent/a.h5", "/beamline2/a.h5", "/beamline/../etc/a.h5", "/etc/a.h5"):
         assert files.path(resource(unseen)) is None
-    with pytest.raises(ScanFileError, match="here it leads to /etc/a.h5"):
+    with pytest.raises(ScanFileError, match=r"here it leads to /etc/a.h5"):
         files.path(resource("/beamline/fast/out/a.h5"))
 
 
@@ -177,7 +177,12 @@ def test_a_result_that_can_not_be_kept_fails_its_run(machine, recorder, make_est
 def test_runs_and_parts_of_frames_come_as_they_were(info, changes):
     run = RunInfo(info.uid, info.scan_id, info.metadata, info.frame_shape, **changes)
     back = unpack_run(pack_run(run))
-    assert (back.uid, back.frame_shape, back.window_m, back.grows) == (run.uid, run.frame_shape, run.window_m, run.grows)
+    assert (back.uid, back.frame_shape, back.window_m, back.grows) == (
+        run.uid,
+        run.frame_shape,
+        run.window_m,
+        run.grows,
+    )
     assert unpack_part(None) is pack_part(None) is None
 
 

@@ -137,7 +137,8 @@ def test_without_a_host_this_machine_has_it_until_the_next_run(opened, ends, hos
         answer = worker.begin(AREA)
         far = ends.get(timeout=SOON_S)
     assert far.module == RELAY and local.is_closed
-    assert far.next() == "begin" and not answer.done()
+    # Nothing of the runs that this machine has reconstructed.
+    assert far.next() == "begin" and not answer.done() and far.sent.empty()
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == (
         "no host at gpu1:5991: nobody listens there. The reconstruction runs on this machine until the next run. "
@@ -146,10 +147,26 @@ def test_without_a_host_this_machine_has_it_until_the_next_run(opened, ends, hos
     assert "a host answers again: the reconstruction goes there" in told
 
 
+def test_a_run_is_not_lost_when_the_host_that_was_found_has_gone_again(opened, ends, hosts, measure):
+    hosts.is_there = False
+    worker = opened("local")
+    local = ends.get(timeout=SOON_S)
+    hosts.is_there = True
+    while not worker._supervisor._where.is_found:
+        hosts.asked.get(timeout=SOON_S)
+    hosts.is_there = False
+    local.is_idle(0)
+    measure(worker, "a", "start", "stop")
+    another = ends.get(timeout=SOON_S)
+    assert another.module == CHILD and [another.next() for _ in range(2)] == ["start", "stop"]
+
+
 def test_a_scan_without_a_host_is_told_and_its_run_read_when_there_is_one(opened, ends, hosts, measure):
     hosts.is_there = False
     worker = opened("none")
-    with pytest.raises(WorkerError, match="no host at gpu1:5991: .* Runs are recorded without a reconstruction until one"):
+    with pytest.raises(
+        WorkerError, match=r"no host at gpu1:5991: .* Runs are recorded without a reconstruction until one"
+    ):
         worker.begin(AREA).result(SOON_S)
     with pytest.raises(WorkerError, match="nobody listens there"):
         worker.check()

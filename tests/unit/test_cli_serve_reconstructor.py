@@ -1,0 +1,32 @@
+"""``serve-reconstructor``: keys and what it refuses; that it serves is tested in tests/faults."""
+
+import json
+
+import pytest
+
+from bluesky_cdi.cli import main
+
+
+def test_keys_for_a_machine_are_made(tmp_path, capsys):
+    assert main(["serve-reconstructor", "--keys", str(tmp_path / "keys"), "--new-client", "beamline", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)["keys"]
+    assert made == str(tmp_path / "keys" / "for-beamline")
+    assert sorted(each.name for each in (tmp_path / "keys" / "for-beamline").iterdir()) == [
+        "client.key_secret",
+        "host.key",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--new-client", "beamline"], "--new-client needs the folder of the keys: --keys FOLDER"),
+        (["--host", "0.0.0.0"], "must have keys"),
+        (["--paths", "/beamline=/not/there"], "--paths takes THERE=HERE, two absolute folders"),
+        (["--paths", "/beamline"], "--paths takes THERE=HERE, two absolute folders"),
+        (["--keys", "/not/there"], "must be a key that"),
+    ],
+)
+def test_what_can_not_be_served_is_told(options, told, capsys):
+    assert main(["serve-reconstructor", "--port", "0", *options]) == 1
+    assert told in capsys.readouterr().err
