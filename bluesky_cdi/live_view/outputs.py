@@ -151,7 +151,7 @@ class _Gif:
                 self._every *= 2
             picture = Image.open(io.BytesIO(png)).convert("RGB")
             picture.thumbnail((GIF_WIDTH_PX, GIF_WIDTH_PX), Image.Resampling.LANCZOS)
-            self._pictures.append(picture.quantize(GIF_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+            self._pictures.append(picture.quantize(GIF_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
         self._came += 1
 
     def end(self) -> None:
