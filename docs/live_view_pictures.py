@@ -29,10 +29,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def keep(picture: Path, name: str) -> None:
-    """Keep a picture for the page, in as many colours as a GIF has."""
+    """Keep a picture for the page."""
     with Image.open(picture) as shown:
-        few = shown.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(HERE / f"live-view-{name}.png", optimize=True)
+        shown.convert("RGB").save(HERE / f"live-view-{name}.jpg", quality=88, subsampling=0, optimize=True)
 
 
 class Moments:
