@@ -35,7 +35,7 @@ def keep(picture: Path, name: str) -> None:
 
 
 class Moments:
-    """Copies a session's picture each time it is written, by how many frames are in its image; -1: there is none."""
+    """Copies a session's pictures while an agent leads the scan, by how many frames are in the image; -1: none is."""
 
     def __init__(self, session: Session, folder: Path) -> None:
         self._file, self._folder = session.directory / "live.png", folder
@@ -60,6 +60,8 @@ class Moments:
             written, content = now, self._file.read_bytes()
             with Image.open(io.BytesIO(content)) as picture:
                 imaged = re.search(r"image of (\d+)", picture.info["Title"])
+                if "next:" not in picture.info["Description"]:
+                    continue
             (self._folder / f"{imaged[1] if imaged else -1}.png").write_bytes(content)
 
 
