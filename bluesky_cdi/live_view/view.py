@@ -340,7 +340,7 @@ class ArtistProcess:
 
     def close(self) -> None:
         """End the process, after its film is written."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):
             for complaint in self.ask(["close"], lambda: True)[1]:
                 logger.warning("the live view: %s", complaint)
             self._process.wait(CLOSE_S)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bluesky_cdi.config import LiveViewConfig
-from bluesky_cdi.errors import WorkerError
+from bluesky_cdi.config import LiveViewConfig, load_config
+from bluesky_cdi.errors import ConfigError, WorkerError
 from bluesky_cdi.live_view import view as view_module
 from bluesky_cdi.live_view.artist import Artist, serve
 from bluesky_cdi.live_view.scene import Scene, pack_scene, unpack_scene
@@ -276,6 +276,21 @@ def test_a_scene_is_sent_without_what_the_other_end_has(make_scene):
     again = pack_scene(Scene(scene.sight, scene.estimate, reason="fill"), scene)
     assert again["sight"] == again["estimate"] == "same"
     assert unpack_scene(again, there).sight is there.sight
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"animation": "film.avi"}, "must end in .gif or .mp4; it is 'film.avi'"),
+        ({"panels": ["phase", "phase"]}, "must name each panel once"),
+        ({"panels": ["phases"]}, "Input should be 'phase'"),
+        ({"most_fps": 6}, "less than or equal to 5"),
+        ({"min_interval_s": 0.5}, "is no key of the configuration"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(overrides={"live_view": settings})
 
 
 class NoWindow:
