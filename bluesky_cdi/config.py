@@ -517,8 +517,8 @@ class Config(Section):
     simulation: SimulationConfig = SimulationConfig()
 
     def as_notes(self) -> dict[str, Any]:
-        """Give what differs from the defaults as plain values; nothing of the catalog, which may have a key."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude={"catalog"})
+        """Give what differs from the defaults as plain values; not of the catalog, which may have a key, or of views."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"catalog", "live_view"})
 
     def with_documents(self, **chosen: Any) -> Config:
         """Choose keys of `documents`; what is None stays as it is configured.

@@ -95,12 +95,10 @@ def _view_said(session: Session) -> str:
     from bluesky_cdi.live_view.view import why_no_window
 
     settings = session.config.live_view
-    why = why_no_window() if settings.window == "auto" else ""
-    window = (
-        "no window" if settings.window == "never" else f"no window: {why}" if why else "a window, with the first frame"
-    )
-    files = [str(path) for path in (settings.file, settings.animation) if path is not None]
-    return ", ".join([window, *files])
+    window = "no window" if settings.window == "never" else "a window, with the first frame"
+    if settings.window == "auto" and (why := why_no_window()):
+        window = f"no window: {why}"
+    return ", ".join([window, *(str(path) for path in (settings.file, settings.animation) if path is not None)])
 
 
 def show_progress(engine: RunEngine, stream: str = "primary") -> None:

@@ -4,7 +4,8 @@ python docs/live_view_pictures.py
 """
 
 import contextlib
-import shutil
+import io
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from bluesky_cdi.session import Session
 from bluesky_cdi.sim_devices import simulated_beamline
 
 HERE = Path(__file__).parent
-BUDGET, MIDDLE = 160, 60
+BUDGET = 160
 SETTINGS: dict[str, Any] = {
     "simulation": {"sample": "star"},
     "scan": {"budget": BUDGET},
@@ -28,18 +29,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def keep(picture: Path, name: str) -> None:
-    """Keep a picture for the page, in as many colours as a GIF has."""
+    """Keep a picture for the page."""
     with Image.open(picture) as shown:
-        shown.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(HERE / f"live-view-{name}.png", optimize=True)
+        shown.convert("RGB").save(HERE / f"live-view-{name}.jpg", quality=88, subsampling=0, optimize=True)
 
 
 class Moments:
-    """Copies the live view's picture each time it is written, by how far the image is at that time."""
+    """Copies a session's pictures while an agent leads the scan, by how many frames are in the image; -1: none is."""
 
     def __init__(self, session: Session, folder: Path) -> None:
-        self.file = session.directory / "live.png"
-        self.before_image, self.middle = folder / "before.png", folder / "middle.png"
-        self._session, self._over = session, threading.Event()
+        self._file, self._folder = session.directory / "live.png", folder
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -48,34 +48,40 @@ class Moments:
         self._over.set()
         self._thread.join()
 
+    def nearest(self, frames: int) -> Path:
+        """Give the picture whose image has nearly so many frames."""
+        return min(self._folder.glob("*.png"), key=lambda path: abs(int(path.stem) - frames))
+
     def _run(self) -> None:
         written = 0.0
         while not self._over.wait(0.05):
-            if not self.file.is_file() or (now := self.file.stat().st_mtime) == written:
+            if not self._file.is_file() or (now := self._file.stat().st_mtime) == written:
                 continue
-            written, image = now, self._session.live.latest
-            if image is None:
-                shutil.copy(self.file, self.before_image)
-            elif MIDDLE <= image.n_frames < 2 * MIDDLE:
-                shutil.copy(self.file, self.middle)
+            written, content = now, self._file.read_bytes()
+            with Image.open(io.BytesIO(content)) as picture:
+                imaged = re.search(r"image of (\d+)", picture.info["Title"])
+                if "next:" not in picture.info["Description"]:
+                    continue
+            (self._folder / f"{imaged[1] if imaged else -1}.png").write_bytes(content)
 
 
 def main() -> None:
     """Run two scans: a raster that keeps the maps, and one that an agent leads."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "pictures").mkdir()
         with scanning(folder / "raster", scan_maps="always") as (session, devices, scan):
             session.RE(ptycho_raster(*devices, session.live, **scan))
             session.wait()
         keep(session.directory / "live.png", "maps")
         with scanning(folder / "adaptive") as (session, devices, scan):
-            moments = Moments(session, folder)
+            moments = Moments(session, folder / "pictures")
             session.RE(adaptive_ptycho(*devices, session.live, budget=BUDGET, **scan))
             session.wait()
             moments.close()
-        keep(moments.before_image, "beginning")
-        keep(moments.middle, "middle")
-        keep(moments.file, "end")
+        keep(moments.nearest(-1), "beginning")
+        keep(moments.nearest(BUDGET // 2), "middle")
+        keep(session.directory / "live.png", "end")
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.live_view.drawing import Drawing
 from bluesky_cdi.live_view.outputs import Film, Window, film, write_whole
 from bluesky_cdi.live_view.scene import Scene, unpack_scene
+from bluesky_cdi.live_view.words import said, title_of
 from bluesky_cdi.packing import pack, unpack
 
 ATTEND_S = 0.05
@@ -129,7 +130,8 @@ class Artist:
     def _render(self, scene: Scene, into: list[bytes], complaints: list[str]) -> None:
         self._tell(complaints, *self._drawing.draw(self._figure, scene))
         file = io.BytesIO()
-        self._figure.savefig(file, format="png")
+        notes = {"Title": title_of(scene), "Description": "\n".join(said(scene))}
+        self._figure.savefig(file, format="png", metadata=notes)
         into.append(file.getvalue())
 
     def _take_picture(self, scene: Scene, png: bytes) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.live_view.panels import NEXT_COLOUR
+from bluesky_cdi.viz.objects import NOT_MEASURED
+from bluesky_cdi.viz.panels import PATH_COLOUR, UNCOVERED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +22,10 @@ if TYPE_CHECKING:
 # A film in a GIF is made at its end, from pictures in memory: of a longer run every second one is dropped, again and
 # again, and they are this wide at most.
 GIF_PICTURES, GIF_WIDTH_PX = 200, 1000
-GIF_COLOURS = 256
+# Its colours are those of the panels' maps, so many of each, and of what is drawn on them: a palette that is made of a
+# picture's own colours bends the ends of their scales.
+GIF_COLOURS = {"gray": 80, "viridis": 56, "magma": 64, "plasma": 24, "RdBu_r": 16, "twilight": 8}
+GIF_MARKS = (PATH_COLOUR, NEXT_COLOUR, NOT_MEASURED, UNCOVERED)
 
 
 class Window:
@@ -135,6 +144,19 @@ class _Mp4:
             os.replace(self._partial, self._path)
 
 
+@cache
+def _palette() -> Any:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    scales = [colormaps[name](np.linspace(0, 1, number))[:, :3] for name, number in GIF_COLOURS.items()]
+    colours = np.concatenate([*scales, [to_rgb(mark) for mark in GIF_MARKS]])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(255 * colours).astype(np.uint8).tobytes())
+    return palette
+
+
 class _Gif:
     def __init__(self, path: Path, fps: int) -> None:
         self._path, self._fps = path, fps
@@ -151,7 +173,7 @@ class _Gif:
                 self._every *= 2
             picture = Image.open(io.BytesIO(png)).convert("RGB")
             picture.thumbnail((GIF_WIDTH_PX, GIF_WIDTH_PX), Image.Resampling.LANCZOS)
-            self._pictures.append(picture.quantize(GIF_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+            self._pictures.append(picture.quantize(palette=_palette(), dither=Image.Dither.NONE))
         self._came += 1
 
     def end(self) -> None:

@@ -16,8 +16,8 @@ from bluesky_cdi.live_view.sight import Sight
 from bluesky_cdi.live_view.words import said
 from bluesky_cdi.protocols import Estimate, FloatArray
 from bluesky_cdi.viz.estimates import SAME_POSITION_PX
-from bluesky_cdi.viz.objects import Part, draw_scaled
-from bluesky_cdi.viz.panels import PATH_COLOUR, UNCOVERED, View, colour_bar, limits_of
+from bluesky_cdi.viz.objects import NOT_MEASURED, Part, draw_scaled
+from bluesky_cdi.viz.panels import PATH_COLOUR, View, colour_bar, limits_of
 from bluesky_cdi.viz.probes import draw_caustic
 from bluesky_cdi.viz.results import draw_pattern, norm_of
 
@@ -192,7 +192,7 @@ def _draw_scattered(
     image = ground.image(np.asarray(values, float))
     low, high = limits_of(np.ma.masked_invalid(np.ma.array(values, float)))
     drawn = ax.imshow(
-        image, cmap=colormaps[colours].with_extremes(bad=UNCOVERED), vmin=low, vmax=high, extent=ground.extent_um,
+        image, cmap=colormaps[colours].with_extremes(bad=NOT_MEASURED), vmin=low, vmax=high, extent=ground.extent_um,
         origin="upper", interpolation="none",
     )  # fmt: skip
     ax.set(title=title, xlabel="x (µm)", ylabel="y (µm)")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # How long the last drawing may take when the session closes, seconds.
 CLOSE_S = 20.0
 LOOK_S = 0.05
+# A sight that was asked for so long ago may be older than the newest, seconds.
+FRESH_S = 0.2
 # After a drawing nothing is drawn for so many times what that took: half of a core is enough for pictures.
 REST = 1.0
 # Images over which it is told how fast frames come into them.
@@ -91,6 +93,7 @@ class LiveView:
         self._proposal: Proposal | None = None
         self._sight: Sight | None = None
         self._asked: Future[Sight] | None = None
+        self._asked_s = math.inf
         self._images: deque[tuple[float, str, int]] = deque(maxlen=RATE_IMAGES)
         self._decisions = ""
         self._handles: list[Any] = []
@@ -195,7 +198,7 @@ class LiveView:
                     self._opens = False
                     artist.send(["window"])
                 scene = self._scene()
-                if not _same(scene, sent):
+                if not _same(scene, sent) and (scene.sight is not None or scene.estimate is not None):
                     message = ["scene", pack_scene(scene, sent), bool(self._handles)]
                     self._take(artist.ask(message, lambda: self._closing))
                     sent = scene
@@ -237,6 +240,15 @@ class LiveView:
         """Take the sight that was asked for, if it has come, and ask for the next."""
         if self._asked is not None and not self._asked.done():
             return
+        asked_s = self._asked_s
+        self._take_sight(live)
+        if self._asked is not None and time.monotonic() > asked_s + FRESH_S:
+            # What came was from before the last drawing: there may be a newer one, which is there at once then.
+            wait([self._asked], FRESH_S)
+            if self._asked.done():
+                self._take_sight(live)
+
+    def _take_sight(self, live: Live) -> None:
         known = 0 if self._sight is None else self._sight.number
         if self._asked is not None:
             try:
@@ -245,6 +257,7 @@ class LiveView:
             except Exception as err:  # noqa: BLE001 - of a process that is gone; the next one counts from 1
                 logger.debug("the frames can't be looked at: %s", err)
                 known = 0
+        self._asked_s = time.monotonic()
         self._asked = None if live.look is None or self._closing else live.look(known)
 
     def _imaged_hz(self, estimate: Estimate | None) -> float:
@@ -327,7 +340,7 @@ class ArtistProcess:
 
     def close(self) -> None:
         """End the process, after its film is written."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):
             for complaint in self.ask(["close"], lambda: True)[1]:
                 logger.warning("the live view: %s", complaint)
             self._process.wait(CLOSE_S)

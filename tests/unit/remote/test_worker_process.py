@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.activity import Silence
+from bluesky_cdi.live_view.sight import Sight
 from bluesky_cdi.packing import pack
 from bluesky_cdi.protocols import ScanArea
 from bluesky_cdi.remote import link, process_state, supervisor
@@ -97,6 +98,23 @@ def test_a_late_report_does_not_fail_the_newest_scan_of_a_new_process(worker, en
     new.beats(3, "no room")
     assert str(worker.error) == "no room"
     assert not answer.done()
+
+
+def test_frames_are_looked_at_by_a_question(worker, ends):
+    end = ends.get(timeout=SOON_S)
+    answer = worker.look(3)
+    name, number, after = end.sent.get(timeout=SOON_S)
+    assert (name, after) == ("look", 3)
+    values = dict.fromkeys((field.name for field in fields(Sight)), None) | {"number": 4, "rate_hz": 2.0}
+    end.says("answer", number, values)
+    sight = answer.result(SOON_S)
+    assert isinstance(sight, Sight) and sight.number == 4
+    # A process that is gone answers nothing, and the next one counts from 1: who looks must ask again.
+    answer = worker.look(4)
+    end.sent.get(timeout=SOON_S)
+    end.dies("exit code 3")
+    with pytest.raises(WorkerError, match="exit code 3"):
+        answer.result(SOON_S)
 
 
 @pytest.fixture
