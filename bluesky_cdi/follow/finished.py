@@ -116,10 +116,12 @@ class Reports:
                 return Finished(uid, scan_id, said=f"it waits in {self._journal} for the catalog. {why}".strip())
             time.sleep(LOOK_S)
         try:
-            results = [each for each in find_results(self._catalog, uid) if each.complete]
+            results = find_results(self._catalog, uid)
             if not results:
                 return Finished(uid, scan_id, said=why or "there is no image of it")
             result_uid = str(results[-1].uid)
+            if not results[-1].complete:
+                return Finished(uid, scan_id, result_uid, said=why or "the run failed, and its image is not final")
             estimate = load_result(self._catalog, result_uid)
         except CatalogError as err:
             return Finished(uid, scan_id, said=f"its image can't be read: {err}")

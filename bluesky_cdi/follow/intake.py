@@ -157,7 +157,7 @@ class Intake:
         self._seen.pop(item.place, None)
 
     def let_go(self, uid: str, why: str) -> None:
-        """End a run of which no stop document has come: one is made up, with the exit status ``fail``.
+        """End a run of which no stop document has come: one is made up, with the exit status ``abort``.
 
         Parameters
         ----------
@@ -360,7 +360,8 @@ def made_up_stop(uid: str, events: Mapping[str, int], why: str) -> dict[str, Any
         "uid": f"{MADE_UP}{uuid.uuid4()}",
         "run_start": uid,
         "time": time.time(),
-        "exit_status": "fail",
+        # Of a run that counts as failed no image is complete; this one's rests on what came.
+        "exit_status": "abort",
         "reason": why,
         "num_events": dict(events),
     }

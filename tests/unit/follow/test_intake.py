@@ -136,7 +136,7 @@ def test_a_run_whose_files_go_elsewhere_later_is_ended(make, published):
     run = published("a")
     give(intake, [*run.documents[:4], ("stream_resource", run.resource), *run.documents[4:]])
     *_, (name, stop) = sink.runs["a"]
-    assert name == "stop" and stop["exit_status"] == "fail" and "--paths" in stop["reason"]
+    assert name == "stop" and stop["exit_status"] == "abort" and "--paths" in stop["reason"]
     assert stop["num_events"] == {"primary": 2}
 
 
