@@ -301,7 +301,9 @@ class Intake:
             try:
                 self._sink.begin(run.start)
             except BlueskyCDIError as err:
-                self._pass_over(run, str(err), logging.ERROR)
+                # It stays pending: it may be had again.
+                logger.error("%s is passed over: %s", run.name, err)
+                run.state, run.held = "passed over", []
                 return
             run.state = "followed"
             logger.info("%s is followed: frames in %r", run.name, run.frame_key)

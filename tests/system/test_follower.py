@@ -14,7 +14,7 @@ from bluesky.callbacks.zmq import Publisher
 
 from bluesky_cdi.catalog import find_results, load_result
 from bluesky_cdi.config import CatalogConfig
-from bluesky_cdi.follow import FilePaths, Follower, Message
+from bluesky_cdi.follow import Cut, FilePaths, Follower, Message
 from bluesky_cdi.follow.zmq_source import ZmqSource
 from bluesky_cdi.live.run_job import RunJob
 from bluesky_cdi.plans import ptycho_raster
@@ -26,15 +26,21 @@ N = 12
 serializer = functools.partial(msgpack.packb, default=msgpack_numpy.encode)
 
 
+class Interrupted(Exception):
+    """In place of Ctrl-C, for the second time."""
+
+
 class Given:
     """A source that gives documents from a list, and then nothing."""
 
-    def __init__(self, messages):
-        self._messages, self.done = list(messages), {}
+    def __init__(self, messages, is_interrupted=lambda: False):
+        self._messages, self.done, self._is_interrupted = list(messages), {}, is_interrupted
 
     def next(self, timeout_s):
         if self._messages:
             return self._messages.pop(0)
+        if self._is_interrupted():
+            raise Interrupted
         time.sleep(0.01)
         return None
 
@@ -56,8 +62,7 @@ def open_follower(empty_catalog, tmp_path):
         if not (directory := tmp_path / folder).exists():
             shutil.copytree(empty_catalog, directory)
         told, is_over = [], threading.Event()
-        follower = Follower(config, source, directory, tell=told.append, **options)
-        with follower:
+        with Follower(config, source, directory, tell=told.append, **options) as follower:
             thread = threading.Thread(target=follower.run, args=(is_over.is_set,))
             thread.start()
             try:
@@ -164,36 +169,37 @@ def record(inline, run_engine, tmp_path):
     return recorded
 
 
-def test_runs_that_alternate_and_lack_documents_and_come_again(inline, record, open_follower, tmp_path):
+def test_runs_that_alternate_and_lack_documents_and_come_again(inline, record, empty_catalog, tmp_path):
     whole, lossy, cut = record(3)
     lost = {3, 4, 12}
     lossy = [each for each in lossy if each[1].get("seq_num") not in lost]
-    # Two at once through one place, a document each in turn; then a third, of which the end has not come yet.
+    # Two at once through one place, a document each in turn. Of a third one the place is gone in the middle of it; it
+    # comes again, and its end has not come yet.
     longest = max(len(whole), len(lossy))
     turns = [run[k] for k in range(longest) for run in (whole, lossy) if k < len(run)]
-    messages = [Message(*doc, "0", k) for k, doc in enumerate([*turns, *cut])]
-    first_of_cut = len(turns)
+    messages = [Message(*doc, "0", k) for k, doc in enumerate(turns)]
+    again = [Message(*doc, "2", 7 + k) for k, doc in enumerate(cut)]
     uids = [run[0][1]["uid"] for run in (whole, lossy, cut)]
-    source = Given(messages[:-4])
-    with open_follower(inline, source, at_once=1) as (follower, told):
-        wait_for(lambda: len(told) == 2 and source.is_empty)
-        wait_for(lambda: follower._intake.followed == [uids[2]])
-        follower._intake.let_go(uids[2], "the end of the test")
-        follower._come_again.add(uids[2])
-    by_uid = {finished.raw_uid: finished for finished in told}
-    assert (by_uid[uids[0]].n_frames, by_uid[uids[0]].n_missing) == (N, 0)
-    assert (by_uid[uids[1]].n_frames, by_uid[uids[1]].n_missing) == (N - len(lost), len(lost))
-    assert "3 frame(s) are missing: 3, 4, 12" in by_uid[uids[1]].said and by_uid[uids[1]].verdict != "good"
-    # The third one has an image of what came, and is had again from its first document.
-    assert by_uid[uids[2]].n_frames == N - 3
-    assert source.done == {"0": first_of_cut}
-    assert not list((tmp_path / "followed" / "journal").glob("*/*.journal"))
+    gone = [*(Message(*doc, "1", k) for k, doc in enumerate(cut[:-6])), Cut("1", "it is another follower's")]
+    told, directory = [], shutil.copytree(empty_catalog, tmp_path / "followed")
+    source = Given([*messages, *gone, *again[:-4]], lambda: len(told) == 3)
+    with pytest.raises(Interrupted), Follower(inline, source, directory, at_once=1, tell=told.append) as follower:
+        follower.run()
+    results = {}
+    for finished in told:
+        results.setdefault(finished.raw_uid, []).append((finished.n_frames, finished.n_missing))
+    assert results == {uids[0]: [(N, 0)], uids[1]: [(N - len(lost), len(lost))], uids[2]: [(N - 5, 0), (N - 3, 0)]}
+    (lacking,) = [finished for finished in told if finished.raw_uid == uids[1]]
+    assert "3 frame(s) are missing: 3, 4, 12" in lacking.said and lacking.verdict != "good"
+    # What was cut short by the end has an image of what came, and is had again from its first document.
+    assert source.done == {"0": len(turns), "2": 7}
+    assert not list((directory / "journal").glob("*/*.journal"))
 
-    source = Given(messages)
-    with open_follower(inline, source) as (follower, told):
-        wait_for(lambda: told and source.is_empty)
-        assert [len(find_results(follower.catalog, uid)) for uid in uids] == [1, 1, 2]
+    told.clear()
+    source = Given([*messages, *again])
+    with Follower(inline, source, directory, tell=told.append) as follower:
+        follower.run(lambda: told and source.is_empty)
+        assert [len(find_results(follower.catalog, uid)) for uid in uids] == [1, 1, 3]
         assert follower.catalog.raw[uids[2]].stop["exit_status"] == "success"
-    (again,) = told
-    assert (again.raw_uid, again.n_frames, again.n_missing) == (uids[2], N, 0)
-    assert source.done == {"0": len(messages)}
+    assert [(each.raw_uid, each.n_frames, each.n_missing) for each in told] == [(uids[2], N, 0)]
+    assert source.done == {"0": len(turns), "2": 7 + len(cut)}
