@@ -220,9 +220,11 @@ class Follower:
 
     def _tell_source(self) -> None:
         while not self._done.empty():
-            if (uid := self._done.get()) not in self._come_again:
-                self._intake.release(uid)
-        self._source.done_before(self._intake.done_before)
+            uid = self._done.get()
+            # It may have been cut short, and be there once more.
+            if uid not in self._come_again and not self._intake.is_open(uid):
+                self._intake.offsets.release(uid)
+        self._source.done_before(self._intake.offsets.done_before)
 
     def _worker(self, lane: int) -> Worker:
         listeners = [] if self._pictures is None else [self._pictures.live(lane)]
