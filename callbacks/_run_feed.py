@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -173,7 +173,7 @@ class RunFeed:
                 continue
             error = _lacking(seq_num, " and ".join(self._join.missing(seq_num)))
             self._leave_out("lack their frame or their position", seq_num, error)
-        for seq_num in self._unheard(stop):
+        for seq_num in _unheard(stop, self._stream, self._exposure_of_event_s):
             self._leave_out("never came", seq_num, _lost(seq_num))
         if self._beginning is not None:
             self._beginning.finish()
@@ -288,11 +288,6 @@ class RunFeed:
         for frame in frames:
             self._beginning.put(frame)
 
-    def _unheard(self, stop: Document) -> list[int]:
-        """List the events that the stop document counts and of which nothing came."""
-        counted = min((stop.get("num_events") or {}).get(self._stream, 0), EVENTS_MAX)
-        return [number for number in range(1, counted + 1) if number not in self._exposure_of_event_s]
-
     def _leave_out(self, why: str, seq_num: int, error: Exception) -> None:
         """Tell of an event without a frame that can be used."""
         self._tally.leave_out(why)
@@ -320,6 +315,12 @@ def _lacking(seq_num: int, missing: str) -> FrameError:
         f"event {seq_num} must have a frame and a position; its {missing} never came. "
         "Does the plan read all of them in each event?"
     )
+
+
+def _unheard(stop: Document, stream: str, came: Container[int]) -> list[int]:
+    """List the events of a stream that the stop document counts and of which nothing came."""
+    counted = min((stop.get("num_events") or {}).get(stream, 0), EVENTS_MAX)
+    return [number for number in range(1, counted + 1) if number not in came]
 
 
 def _lost(seq_num: int) -> FrameError:

@@ -46,7 +46,8 @@ class FilePaths:
                     f"a table of paths must have absolute ones, /beamline=/mnt/beamline, or one that is the same here "
                     f"and there, /data; got {text!r}"
                 )
-            folders.append((PurePosixPath(os.path.normpath(there)), Path(os.path.normpath(here or there))))
+            # Links are followed: the catalog's server serves what lies in these folders by their own names.
+            folders.append((PurePosixPath(os.path.normpath(there)), Path(here or there).resolve()))
         # Of several that hold a file the deepest is meant.
         return cls(tuple(sorted(folders, key=lambda pair: -len(pair[0].parts))))
 

@@ -116,15 +116,19 @@ class Reports:
                 return Finished(uid, scan_id, said=f"it waits in {self._journal} for the catalog. {why}".strip())
             time.sleep(LOOK_S)
         try:
-            results = [each for each in find_results(self._catalog, uid) if each.complete]
+            results = find_results(self._catalog, uid)
             if not results:
                 return Finished(uid, scan_id, said=why or "there is no image of it")
-            result_uid = str(results[-1].uid)
+            # A run that has come again may have one that is not complete yet.
+            newest = ([each for each in results if each.complete] or results)[-1]
+            result_uid = str(newest.uid)
+            if not newest.complete:
+                return Finished(uid, scan_id, result_uid, said=why or "the run failed, and its image is not final")
             estimate = load_result(self._catalog, result_uid)
         except CatalogError as err:
             return Finished(uid, scan_id, said=f"its image can't be read: {err}")
         said = "; ".join(filter(None, [verdict_said(estimate.source), missing_said(estimate.source), why]))
-        verdict, missing = str(results[-1].verdict or ""), missing_count(estimate.source)
+        verdict, missing = str(newest.verdict or ""), missing_count(estimate.source)
         picture = self._drawn(estimate, f"{scan_id}-{uid[:8]}")
         return Finished(uid, scan_id, result_uid, estimate.n_frames, missing, verdict, said, picture)
 

@@ -94,7 +94,7 @@ class Follower:
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
         # Runs that were cut short by this follower's end: whoever comes next may have them whole.
         self._come_again: set[str] = set()
-        self._is_closing = False
+        self._is_closing, self._begun = False, 0
         self._told_at = time.monotonic()
         paths = paths or FilePaths()
         with contextlib.ExitStack() as stack:
@@ -163,9 +163,12 @@ class Follower:
     def begin(self, start: Mapping[str, Any]) -> None:
         """Take the first document of a run that is followed."""
         uid = str(start["uid"])
-        kept, followed = (self.directory / "journal" / name / f"{uid}{SUFFIX}" for name in (RAW, FOLLOWED))
-        if kept.exists() or followed.exists():
-            raise JournalError(f"what came of it before still waits in {self.directory / 'journal'}")
+        kept = self.directory / "journal" / RAW / f"{uid}{SUFFIX}"
+        # Another name each time: a run may come again, and a worker may know the file of before.
+        self._begun += 1
+        followed = self.directory / "journal" / FOLLOWED / f"{self._begun}-{uid}{SUFFIX}"
+        if not _wait_until(lambda: not kept.exists(), LEFT_S):
+            raise JournalError(f"what came of it before still waits for the catalog: {kept}")
         self._keep("start", start)
         self._scan_ids[uid] = start.get("scan_id")
         try:
@@ -217,9 +220,11 @@ class Follower:
 
     def _tell_source(self) -> None:
         while not self._done.empty():
-            if (uid := self._done.get()) not in self._come_again:
-                self._intake.release(uid)
-        self._source.done_before(self._intake.done_before)
+            uid = self._done.get()
+            # It may have been cut short, and be there once more.
+            if uid not in self._come_again and not self._intake.is_open(uid):
+                self._intake.offsets.release(uid)
+        self._source.done_before(self._intake.offsets.done_before)
 
     def _worker(self, lane: int) -> Worker:
         listeners = [] if self._pictures is None else [self._pictures.live(lane)]
@@ -242,18 +247,23 @@ class Follower:
     def _remove_left(self) -> None:
         """Tell of runs that a killed follower has left, and wait until the catalog has them."""
         for path in (self.directory / "journal" / FOLLOWED).glob(f"*{SUFFIX}"):
+            start = start_of(path)
             logger.warning(
                 "the reconstruction of run %s was interrupted: `bluesky-cdi resume %.8s` goes on with it, unless the "
                 "run comes again",
-                start_of(path).get("scan_id", "?"),
-                path.stem,
+                start.get("scan_id", "?"),
+                str(start.get("uid")),
             )
             path.unlink()
-        until = time.monotonic() + LEFT_S
-        while (left := ended_files(self.directory / "journal")) and time.monotonic() < until:
-            time.sleep(LOOK_S)
-        if left:
-            logger.warning("%d run(s) of before wait for the catalog", len(left))
+        if not _wait_until(lambda: not ended_files(self.directory / "journal"), LEFT_S):
+            logger.warning("runs of before wait for the catalog")
+
+
+def _wait_until(is_so: Callable[[], bool], timeout_s: float) -> bool:
+    until = time.monotonic() + timeout_s
+    while not (so := is_so()) and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    return so
 
 
 def _metadata(config: Config) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bluesky_cdi.catalog.schema import PLAN_NAME
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError
 from bluesky_cdi.follow.file_paths import FilePaths
+from bluesky_cdi.follow.offsets import Offsets
 from bluesky_cdi.follow.selection import Selection
 from bluesky_cdi.follow.source import PARENTS, Complaints, Cut, Message
 
@@ -67,6 +68,21 @@ class _Run:
         """For people."""
         return f"run {self.start.get('scan_id', '?')} ({self.uid[:8]})"
 
+    def learn(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Remember streams, and which of their events have come."""
+        if name == "descriptor":
+            self.streams[str(doc["uid"])] = str(doc["name"])
+        elif name in ("event", "event_page", "stream_datum") and (stream := self.streams.get(doc["descriptor"])):
+            self.events[stream] = max(self.events.get(stream, 0), _last_number(name, doc))
+
+    def lacks(self, stream: str, stop: Mapping[str, Any]) -> str:
+        """Say what it lacks to be followed, when all of it has come."""
+        if self.frame_key is not None:
+            return f"nothing tells where the frames of {self.frame_key!r} lie"
+        if (stop.get("num_events") or {}).get(stream):
+            return f"the descriptor of its stream {stream!r} never came, lost on the way"
+        return f"it has no stream {stream!r}"
+
 
 class Intake:
     """Tells runs apart by their uids, and hands on those that are scans of frames.
@@ -95,6 +111,8 @@ class Intake:
     ----------
     takes_new : bool
         Whether further runs are taken.
+    offsets : Offsets
+        How far each place is done with; whoever reconstructs the runs releases them.
     """
 
     def __init__(
@@ -116,9 +134,7 @@ class Intake:
         self._runs: dict[str, _Run] = {}
         self._run_of: dict[str, str] = {}
         self._complaints = Complaints()
-        # By place: what came last, and the first documents of runs that are not done.
-        self._seen: dict[str, int] = {}
-        self._pending: dict[str, tuple[str, int]] = {}
+        self.offsets = Offsets()
 
     @property
     def followed(self) -> list[str]:
@@ -134,7 +150,7 @@ class Intake:
             It, and where it comes from.
         """
         if message.offset >= 0:
-            self._seen[message.place] = message.offset + 1
+            self.offsets.see(message.place, message.offset)
         try:
             if message.name == "start":
                 self._start(message)
@@ -153,11 +169,10 @@ class Intake:
         """Let go the runs of a place from which nothing more comes."""
         for run in [run for run in self._runs.values() if run.place == item.place]:
             self.let_go(run.uid, item.why)
-        self._pending = {uid: at for uid, at in self._pending.items() if at[0] != item.place}
-        self._seen.pop(item.place, None)
+        self.offsets.leave(item.place)
 
     def let_go(self, uid: str, why: str) -> None:
-        """End a run of which no stop document has come: one is made up, with the exit status ``fail``.
+        """End a run of which no stop document has come: one is made up, with the exit status ``abort``.
 
         Parameters
         ----------
@@ -182,20 +197,12 @@ class Intake:
         """
         now = self._clock()
         for run in [run for run in self._runs.values() if run.is_passed and now - run.heard_s >= silent_s]:
-            self.release(run.uid)
+            self.offsets.release(run.uid)
             self.let_go(run.uid, f"no document has come for {silent_s:g} s, and a later run has begun")
 
-    def release(self, uid: str) -> None:
-        """Learn that a run is done, and need not come again."""
-        self._pending.pop(uid, None)
-
-    @property
-    def done_before(self) -> dict[str, int]:
-        """By place, the first offset that may be needed once more."""
-        first = dict(self._seen)
-        for place, offset in self._pending.values():
-            first[place] = min(first.get(place, offset), offset)
-        return first
+    def is_open(self, uid: str) -> bool:
+        """Tell whether documents of a run come."""
+        return uid in self._runs
 
     def _start(self, message: Message) -> None:
         start, place = message.doc, message.place
@@ -210,7 +217,7 @@ class Intake:
             self._forget(next(each for each, run in self._runs.items() if run.state != "followed"))
         run = self._runs[uid] = _Run({**self._metadata, **start}, place, heard_s=self._clock())
         if message.offset >= 0:
-            self._pending[uid] = (place, message.offset)
+            self.offsets.hold(uid, place, message.offset)
         if not self.takes_new:
             # It stays pending: who comes next has it.
             run.state = "passed over"
@@ -263,7 +270,11 @@ class Intake:
         try:
             doc = self._paths.translate(name, doc)
         except BlueskyCDIError as err:
-            self._refuse(run, str(err))
+            if run.state == "followed":
+                self.let_go(run.uid, str(err))
+                self.offsets.release(run.uid)
+            else:
+                self._pass_over(run, str(err), logging.WARNING)
             return
         self._learn(run, name, doc)
         if run.state == "held":
@@ -278,10 +289,7 @@ class Intake:
         """Remember what later documents name, and which events have come."""
         if name in ("descriptor", "resource", "stream_resource"):
             self._run_of[str(doc["uid"])] = run.uid
-        if name == "descriptor":
-            run.streams[str(doc["uid"])] = str(doc["name"])
-        elif name in ("event", "event_page", "stream_datum") and (stream := run.streams.get(doc["descriptor"])):
-            run.events[stream] = max(run.events.get(stream, 0), _last_number(name, doc))
+        run.learn(name, doc)
 
     def _decide(self, run: _Run, name: str, doc: Mapping[str, Any]) -> None:
         """Follow a run that is held, or pass it over, once that can be told."""
@@ -301,7 +309,9 @@ class Intake:
             try:
                 self._sink.begin(run.start)
             except BlueskyCDIError as err:
-                self._pass_over(run, str(err), logging.ERROR)
+                # It stays pending: it may be had again.
+                logger.error("%s is passed over: %s", run.name, err)
+                run.state, run.held = "passed over", []
                 return
             run.state = "followed"
             logger.info("%s is followed: frames in %r", run.name, run.frame_key)
@@ -309,28 +319,12 @@ class Intake:
             for each in held:
                 self._sink.add(run.uid, *each)
         elif name == "stop" or len(run.held) > HELD_MAX:
-            self._pass_over(run, self._lack(run, doc if name == "stop" else {}))
-
-    def _lack(self, run: _Run, stop: Mapping[str, Any]) -> str:
-        """Say what a run lacks that has not become one with frames."""
-        stream = self._documents.stream
-        if run.frame_key is not None:
-            return f"nothing tells where the frames of {run.frame_key!r} lie"
-        if (stop.get("num_events") or {}).get(stream):
-            return f"the descriptor of its stream {stream!r} never came, lost on the way"
-        return f"it has no stream {stream!r}"
-
-    def _refuse(self, run: _Run, why: str) -> None:
-        if run.state == "followed":
-            self.release(run.uid)
-            self.let_go(run.uid, why)
-        else:
-            self._pass_over(run, why, logging.WARNING)
+            self._pass_over(run, run.lacks(self._documents.stream, doc if name == "stop" else {}))
 
     def _pass_over(self, run: _Run, why: str, level: int = logging.INFO) -> None:
         logger.log(level, "%s is passed over: %s", run.name, why)
         run.state, run.held = "passed over", []
-        self.release(run.uid)
+        self.offsets.release(run.uid)
 
     def _forget(self, uid: str) -> None:
         del self._runs[uid]
@@ -360,7 +354,8 @@ def made_up_stop(uid: str, events: Mapping[str, int], why: str) -> dict[str, Any
         "uid": f"{MADE_UP}{uuid.uuid4()}",
         "run_start": uid,
         "time": time.time(),
-        "exit_status": "fail",
+        # Of a run that counts as failed no image is complete; this one's rests on what came.
+        "exit_status": "abort",
         "reason": why,
         "num_events": dict(events),
     }

@@ -136,7 +136,7 @@ def test_a_run_whose_files_go_elsewhere_later_is_ended(make, published):
     run = published("a")
     give(intake, [*run.documents[:4], ("stream_resource", run.resource), *run.documents[4:]])
     *_, (name, stop) = sink.runs["a"]
-    assert name == "stop" and stop["exit_status"] == "fail" and "--paths" in stop["reason"]
+    assert name == "stop" and stop["exit_status"] == "abort" and "--paths" in stop["reason"]
     assert stop["num_events"] == {"primary": 2}
 
 
@@ -211,7 +211,7 @@ def test_places_that_are_gone(make, published):
     give(intake, published("b").documents[:4], "1", 20)
     intake.cut(Cut("0", "another has it"))
     assert intake.followed == ["b"] and sink.runs["a"][-1][1]["reason"] == "another has it"
-    assert intake.done_before == {"1": 20}
+    assert intake.offsets.done_before == {"1": 20}
 
 
 def test_offsets_stay_before_the_first_run_that_is_not_done(make, published):
@@ -219,21 +219,21 @@ def test_offsets_stay_before_the_first_run_that_is_not_done(make, published):
     a, b, known = published("a"), published("b"), published("known")
     give(intake, a.documents, "0", 100)
     give(intake, b.documents[:3], "0", 200)
-    assert intake.done_before == {"0": 100}
-    intake.release("a")
-    assert intake.done_before == {"0": 200}
+    assert intake.offsets.done_before == {"0": 100}
+    intake.offsets.release("a")
+    assert intake.offsets.done_before == {"0": 200}
     give(intake, b.documents[3:], "0", 203)
     give(intake, known.documents, "0", 300)
-    assert intake.done_before == {"0": 200}
-    intake.release("b")
-    assert intake.done_before == {"0": 300 + len(known.documents)}
+    assert intake.offsets.done_before == {"0": 200}
+    intake.offsets.release("b")
+    assert intake.offsets.done_before == {"0": 300 + len(known.documents)}
 
 
 def test_runs_that_begin_when_no_more_are_taken_come_again(make, published):
     intake, sink, _ = make()
     intake.takes_new = False
     give(intake, published("a").documents, "0", 7)
-    assert sink.runs == {} and intake.done_before == {"0": 7}
+    assert sink.runs == {} and intake.offsets.done_before == {"0": 7}
 
 
 def test_memory_is_bounded(make, published, monkeypatch):
@@ -247,3 +247,10 @@ def test_memory_is_bounded(make, published, monkeypatch):
     assert len(intake._runs) <= 5 and intake.followed == ["good"]
     give(intake, good.documents[3:])
     assert sink.runs["good"] == good.documents
+
+
+@pytest.mark.parametrize("uid", ["../../etc/x", "a/b", "/tmp/x", "x" * 129, "", ".", "-rf", "a\n"])
+def test_no_file_gets_a_name_from_elsewhere(make, published, uid):
+    intake, sink, _ = make()
+    give(intake, published(uid).documents)
+    assert sink.runs == {} and intake.followed == []
