@@ -517,7 +517,7 @@ class Config(Section):
     simulation: SimulationConfig = SimulationConfig()
 
     def as_notes(self) -> dict[str, Any]:
-        """Give what differs from the defaults as plain values; not of the catalog, which may have a key, or of views."""
+        """Give what differs from the defaults as plain values; no view, nor the catalog, which may have a key."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude={"catalog", "live_view"})
 
     def with_documents(self, **chosen: Any) -> Config:

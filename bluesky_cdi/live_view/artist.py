@@ -138,10 +138,10 @@ class Artist:
         if scene.sight is None or self._settings.animation is None:
             return
         if self._film is None or self._film[0] != scene.sight.uid:
-            if self._film is not None:
-                self._film[1].end()
+            before, self._film = self._film, None
+            if before is not None:
+                before[1].end()
             name = str(self._settings.animation.expanduser()).replace("{scan_id}", str(scene.sight.scan_id))
-            self._film = None
             self._film = scene.sight.uid, film(self._folder / name, FILM_FPS)
         self._film[1].add(self._figure, png)
 
