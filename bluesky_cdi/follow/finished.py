@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bluesky_cdi.catalog import Catalog, find_results, load_result
-from bluesky_cdi.catalog.feeder import PROCESSED, RAW, waiting_files
+from bluesky_cdi.catalog.feeder import PROCESSED, RAW, ended_files
 from bluesky_cdi.errors import BlueskyCDIError, CatalogError
 from bluesky_cdi.evaluation.missing import missing_count, missing_said
 from bluesky_cdi.evaluation.verdict import verdict_said
@@ -142,8 +142,9 @@ class Reports:
             return None
 
     def _waits(self, uid: str) -> bool:
-        """Tell whether something of a run, or of its result, is on its way to the catalog."""
-        for path in waiting_files(self._journal):
+        """Tell whether something of a run, or of its result, that has ended is on its way to the catalog."""
+        # Not what is written still: the same run may have come again.
+        for path in ended_files(self._journal):
             if path.parent.name == RAW and path.stem == uid:
                 return True
             if path.parent.name == PROCESSED and start_of(path).get("raw_uid") == uid:

