@@ -1,7 +1,7 @@
 """What networks were to reach on wrong probes, recorded scans and passes in a row, beside what the suites measure.
 
-The figures were set before they were measured. Each is an error that shall not be above what is wanted, or a ratio of two
-errors, deviances or times of the same scan.
+The figures were set before they were measured. Each is an error that shall not be above what is wanted, or a ratio of
+two errors, deviances or times of the same scan.
 """
 
 from __future__ import annotations
