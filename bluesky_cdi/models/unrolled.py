@@ -427,8 +427,8 @@ class UnrolledNet(nn.Module):
     def _with_step_of_probe(self, number: int, obj: Tensor, probe: Tensor, data: Diffraction, pupil: Pupil) -> Tensor:
         """Change the probe by a learned length of what the frames ask of it."""
         changes = asked_changes(obj, probe, data, pupil)
-        kinds = [ABERRATIONS, probe.shape[1]]
-        lengths = LENGTH_UNIT * self.probe_step[number].repeat_interleave(torch.tensor(kinds, device=probe.device))
+        phases, powers = LENGTH_UNIT * self.probe_step[number]
+        lengths = torch.cat([phases.expand(ABERRATIONS), powers.expand(probe.shape[1])])
         return pupil.bent(probe, lengths * changes)
 
     def _step_sizes(self) -> Tensor:

@@ -1,7 +1,7 @@
 """What networks were to reach on wrong probes, recorded scans and passes in a row, beside what the suites measure.
 
-The figures were set before the networks were trained. Each is an error, a deviance or a time that shall not be above
-what is wanted, or a ratio of two of the same scan.
+The figures were set before they were measured. Each is an error that shall not be above what is wanted, or a ratio of
+two errors, deviances or times of the same scan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WANTED_TIME = 0.1
 WANTED_OF_THICK = 1.1
 # Time of an update for new frames over that of a full reading.
 WANTED_UPDATE = 0.25
-# Two errors that differ by less are level: what a seed of the noise changes.
+# An error that is larger by less is level with another.
 LEVEL = 1.005
 ERROR = "complex_nrmse"
 

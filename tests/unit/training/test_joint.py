@@ -16,7 +16,7 @@ from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.physics.forward import intensity
 from bluesky_cdi.physics.geometry import ObjectGrid
-from bluesky_cdi.reconstruction.online import OnlineReconstructor
+from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.training import pretrain as module
 from bluesky_cdi.training import probes, stream
 from bluesky_cdi.training.draws import Draws
@@ -229,4 +229,4 @@ def test_a_reconstructor_refuses_weights_that_change_the_probe(tmp_path):
     save_weights(UnrolledNet(MODEL), path, {})
     grid = ObjectGrid.covering(np.zeros(2), np.full(2, 1e-6), 1e-7, 32, 4)
     with pytest.raises(WeightsError, match="these weights change the probe"):
-        OnlineReconstructor(grid, np.ones((1, 32, 32), complex), ReconstructorConfig(), trained=load_weights(path))
+        PtychoReconstructor(grid, np.ones((1, 32, 32), complex), ReconstructorConfig(), trained=load_weights(path))
