@@ -95,6 +95,7 @@ class EndingSignals:
         self._received_at = 0.0
         self._before: dict[int, Any] = {}
         self._engine: RunEngine | None = None
+        self._waited: Any = None
         self._calls = 0
 
     @property
@@ -111,8 +112,21 @@ class EndingSignals:
             The one whose runs are aborted.
         """
         self._engine = engine
+        self._listen_while_waiting(engine)
         engine.context_managers = [*engine.context_managers, self._during_a_call]
         engine.preprocessors.append(self._with_reason)
+
+    def _listen_while_waiting(self, engine: RunEngine) -> None:
+        """Let an engine look up while it waits, where it does what bluesky has them do unless told otherwise.
+
+        That waits for ever in one call, which only a signal to the main thread itself ends: the kernel may give it to
+        any other thread, and it would wait for the end of the run.
+        """
+        from bluesky.utils import DefaultDuringTask
+
+        # Bluesky has no other way to change it once the engine is made.
+        if type(getattr(engine, "_during_task", None)) is DefaultDuringTask:
+            self._waited, engine._during_task = engine._during_task, during_task()
 
     def __enter__(self) -> EndingSignals:
         if threading.current_thread() is threading.main_thread():
@@ -132,6 +146,8 @@ class EndingSignals:
             engine.context_managers = [each for each in engine.context_managers if each != self._during_a_call]
             # Somebody may have emptied the list meanwhile.
             engine.preprocessors = [each for each in engine.preprocessors if each != self._with_reason]
+            if self._waited is not None:
+                self._waited, engine._during_task = None, self._waited
             self._engine = None
         if threading.current_thread() is not threading.main_thread():
             return  # Python sets handlers in the main thread only; see `_handle`

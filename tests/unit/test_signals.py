@@ -114,7 +114,7 @@ def test_a_run_is_aborted_before_the_process_ends(started, tmp_path, where, numb
 
 
 def test_a_run_engine_with_a_during_task_of_its_own(started, tmp_path):
-    """One that the session did not make waits as bluesky does; the kernel tells the main thread first."""
+    """One that the session did not make hears signals too, whichever thread the kernel gives them to."""
     process = started("theirs")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
@@ -158,11 +158,12 @@ def test_two_signals_at_once_are_one_request(started, tmp_path):
 
 def test_a_run_engine_is_given_back(run_engine):
     with run_engine() as engine:
-        before = [*engine.context_managers], [*engine.preprocessors]
+        before = [*engine.context_managers], [*engine.preprocessors], engine._during_task
         with EndingSignals() as signals:
             signals.watch(engine)
-            assert (engine.context_managers, engine.preprocessors) != before
-        assert (engine.context_managers, engine.preprocessors) == before
+            for was, now in zip(before, (engine.context_managers, engine.preprocessors, engine._during_task), strict=True):
+                assert now != was
+        assert (engine.context_managers, engine.preprocessors, engine._during_task) == before
 
 
 def test_a_run_engine_whose_preprocessors_were_emptied_is_given_back(run_engine):
