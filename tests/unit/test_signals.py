@@ -161,8 +161,8 @@ def test_a_run_engine_is_given_back(run_engine):
         before = [*engine.context_managers], [*engine.preprocessors], engine._during_task
         with EndingSignals() as signals:
             signals.watch(engine)
-            for was, now in zip(before, (engine.context_managers, engine.preprocessors, engine._during_task), strict=True):
-                assert now != was
+            now = engine.context_managers, engine.preprocessors, engine._during_task
+            assert all(each != was for each, was in zip(now, before, strict=True))
         assert (engine.context_managers, engine.preprocessors, engine._during_task) == before
 
 
