@@ -79,6 +79,8 @@ class Inbox:
     def batch(self, wait_s: float | None = None) -> Iterator[list[Frame | LeftOut] | Message]:
         """Hand out what is here now, message by message, with frames that follow one another as one list.
 
+        Frames that come after those while the message before is handled are in their list too.
+
         Parameters
         ----------
         wait_s : float, optional
@@ -90,10 +92,10 @@ class Inbox:
                 self._changed.wait_for(lambda: self._messages, wait_s)
                 self._waits = False
             left = len(self._messages)
-        while left:
+        while left > 0:
             with self._changed:
                 frames: list[Frame | LeftOut] = []
-                while len(frames) < left and isinstance(self._messages[0], (Frame, LeftOut)):
+                while self._messages and isinstance(self._messages[0], (Frame, LeftOut)):
                     frames.append(self._pop())  # type: ignore[arg-type]
                 item = frames or self._pop()
             left -= len(frames) or 1
