@@ -51,7 +51,11 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     add("--focus-to-sample", type=float, metavar="METRES", help="near field: distance of the sample behind the focus")
     add("--probe", type=Path, metavar="FILE", help="first guess of the probe, a file that `bluesky-cdi probe` wrote")
     add("--trust-probe", action="store_true", help="don't check the probe by the frames before")
-    add("--trust-orientation", action="store_true", help="don't check which way round the frames lie")
+    add(
+        "--trust-orientation",
+        action="store_true",
+        help="don't check which way round the frames lie, nor whether positions of a fly scan lag",
+    )
     add_detector_options(command)
 
 

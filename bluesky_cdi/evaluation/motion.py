@@ -11,7 +11,8 @@ from bluesky_cdi.protocols import Estimate
 MOTION, DROPPED = "motion", "dropped_frames"
 RUN_NOTES = (MOTION, DROPPED)
 # Way of the probe during an exposure, sample pixels, from which the image is doubtful: images of the simulated beamline
-# are as good as those of step scans up to 2 pixels, and a tenth worse at 4 (docs/fly-scans.md).
+# are about as good as those of step scans up to 2 pixels, a tenth worse at 4 (docs/fly-scans.md says too how far they
+# differ from scan to scan).
 BLUR_DOUBTFUL_PX = 4.0
 # From here on it is remarked: one pixel takes a third off the contrast of the finest structures, sinc(1/2) = 0.64.
 BLUR_REMARKED_PX = 1.0

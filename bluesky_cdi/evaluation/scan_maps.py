@@ -100,7 +100,7 @@ class ScanMapper:
         self._flux = np.ones(FIRST_FRAMES)
         # Of each frame: photons, those outside the cone, and photons times row and column from the middle.
         self._sums = np.zeros((FIRST_FRAMES, 4), np.float32)
-        self._weights, self._has_looked = _weights(self.valid, None), False
+        self._weights, self._has_looked, self._is_final = _weights(self.valid, None), False, False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,14 +121,16 @@ class ScanMapper:
         self._positions[row], self._flux[row] = frame.position_m, frame.flux
         # Before anything is computed: what is not valid may hold a flag, and 0 times NaN is none.
         counts = frame.counts if self._all_known else np.where(self._known, frame.counts, 0)
-        counts = counts.astype(np.float32, copy=row < FIRST_FRAMES)
+        is_kept = row < FIRST_FRAMES and not self._is_final
+        counts = counts.astype(np.float32, copy=is_kept)
         self._sums[row] = self._weights @ counts.ravel()
-        if row < FIRST_FRAMES:
+        if is_kept:
             self._first[row] = counts
             if row + 1 == len(self._first) and len(self._first) in LOOKS:
                 self._look_again()
             if len(self._first) == FIRST_FRAMES:
-                self._first = {}
+                # A frame that is taken again is summed like the others from now on.
+                self._first, self._is_final = {}, True
 
     def maps(self) -> ScanMaps:
         """Give the numbers of all frames by now."""

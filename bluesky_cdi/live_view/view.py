@@ -361,7 +361,7 @@ def _answer(connection: Connection, is_closing: Callable[[], bool]) -> tuple[byt
 
 
 def _same(scene: Scene, before: Scene) -> bool:
-    return scene.sight is before.sight and scene.estimate is before.estimate and scene.reason == before.reason
+    return all(getattr(scene, name) is getattr(before, name) for name in ("sight", "estimate", "proposed_m"))
 
 
 def why_no_window(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> str:

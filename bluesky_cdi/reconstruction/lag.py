@@ -3,7 +3,8 @@
 Two clocks that differ by less than a flight leave no trace in the time stamps: each frame just gets the position of
 a little later or earlier. Where the probe goes to and fro, neighbouring frames then contradict each other, and a short
 reconstruction shows it. Where it always goes the same way, such a shift moves the whole image and nothing else: then no
-lag is better than another, and none is needed.
+lag is better than another, and none is needed. Scattered places, as those of adaptive scans, tell nothing of the way
+from one to the next, and no lag is tried.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bluesky_cdi.evaluation._checks import BoolArray
 from bluesky_cdi.protocols import ComplexArray, FloatArray
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.short_trial import short_deviance
@@ -25,6 +27,9 @@ FIRST_LAGS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 SECOND_STEP = 0.25
 # Positions with a lag are better only if their deviance is below this share of that of the positions as they are.
 CLEARLY = 0.95
+# The steps to a frame and from it are alike if they differ by less than the shorter one (on a circle: of more than six
+# frames a turn); at this share of the frames or more they must be.
+ALIKE_SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +81,29 @@ def velocity_m(positions_m: FloatArray) -> FloatArray:
     return np.asarray(np.where(shorter[:, None], before, after))
 
 
-def check_lag(scan: Scan, probe: ComplexArray, *, frames: int = 64, epochs: int = 12, device: str = "cpu") -> LagCheck:
+def is_steady(positions_m: FloatArray) -> BoolArray:
+    """Tell at which frames the probe goes on as it came, so that places tell where it is between them.
+
+    Parameters
+    ----------
+    positions_m : ndarray, shape (n, 2)
+        (y, x) of the frames in the order in which they were taken, metres.
+
+    Returns
+    -------
+    ndarray, shape (n,), bool
+        False for the first and the last.
+    """
+    steps = np.diff(positions_m, axis=0)
+    before, after = steps[:-1], steps[1:]
+    shorter = np.minimum(np.hypot(*before.T), np.hypot(*after.T))
+    inside = np.hypot(*(after - before).T) < shorter
+    return np.concatenate([[False], inside, [False]]) if len(steps) else np.zeros(len(positions_m), bool)
+
+
+def check_lag(
+    scan: Scan, probe: ComplexArray, *, frames: int = 64, epochs: int = 12, device: str = "cpu"
+) -> LagCheck | None:
     """Reconstruct a small part of a fly scan with the positions of a little later and earlier.
 
     Parameters
@@ -91,9 +118,16 @@ def check_lag(scan: Scan, probe: ComplexArray, *, frames: int = 64, epochs: int 
         Epochs of LSQ-ML for each lag.
     device : str
         PyTorch device.
+
+    Returns
+    -------
+    LagCheck or None
+        None where the way between frames is not known: the probe goes from place to place, not along lines.
     """
-    chosen = nearest_to_middle(scan.positions_m, frames)
-    part, velocity = scan.subset(chosen), velocity_m(np.asarray(scan.positions_m))[chosen]
+    chosen, positions_m = nearest_to_middle(scan.positions_m, frames), np.asarray(scan.positions_m)
+    if is_steady(positions_m)[chosen].mean() < ALIKE_SHARE:
+        return None
+    part, velocity = scan.subset(chosen), velocity_m(positions_m)[chosen]
 
     def deviance(lag: float) -> float:
         return short_deviance(replace(part, positions_m=part.positions_m + lag * velocity), probe, epochs, device)

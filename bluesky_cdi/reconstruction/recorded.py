@@ -162,7 +162,7 @@ def _warn_of_orientation(scan: Scan, config: Config, on_orientation: Callable[[]
 
 def _warn_of_lag(scan: Scan, config: Config) -> None:
     check = check_lag(scan, first_guess(scan, config))
-    if check.better is None:
+    if check is None or check.better is None:
         return
     period_s = scan.source[MOTION].get("period_s")
     lag_s, stated_s = check.better * (period_s or 0.0), config.documents.time_stamps.offset_s

@@ -112,6 +112,23 @@ def test_a_frame_that_comes_again_replaces_the_first():
     assert found.photons[0] == pytest.approx(0.25 * maps_of([one]).photons[0])
 
 
+def test_frames_that_come_again_later_do_not_decide_anew_what_counts():
+    """As after a pause, in which the first flight is flown again: these four are not the first of a scan."""
+    looks = []
+    frames = frames_of([np.exp(1j * k * 1e4 * Y_M) for k in range(FIRST_FRAMES + 3)], probe=lens_probe())
+    mapper = ScanMapper(GEOMETRY, find_valid=lambda some: looks.append(len(some)) or np.ones((N, N), bool))
+    for frame in frames:
+        mapper.add(frame)
+    before = mapper.maps()
+    for frame in frames[: LOOKS[0]]:
+        mapper.add(Frame(frame.seq_num, frame.position_m, pattern(soft_probe())))
+    after, rest = mapper.maps(), slice(LOOKS[0], None)
+    assert looks == list(LOOKS)
+    np.testing.assert_array_equal(after.dark_photons[rest], before.dark_photons[rest])
+    again = maps_of([*frames, Frame(99, np.zeros(2), pattern(soft_probe()))])
+    np.testing.assert_allclose(after.dark_photons[: LOOKS[0]], again.dark_photons[-1], rtol=1e-5)
+
+
 def test_a_shadow_has_no_slope_and_no_direct_beam():
     mapper = ScanMapper(Geometry(8000.0, 2.0, 1e-6, N, "near"))
     mapper.add(Frame(1, np.zeros(2), np.ones((N, N), np.uint16)))

@@ -181,6 +181,21 @@ def test_what_the_agent_decides_is_shown_until_the_run_ends(view, processes, wor
     assert len(view._scene().proposed_m) == 0
 
 
+def test_a_further_decision_for_the_same_reason_is_drawn(view, processes, worker, make_sight):
+    process = begin(view, processes)
+    process.go_on.release(1000)
+    view.document("descriptor", {"uid": "d", "name": "agent"})
+    for number, y_m in enumerate((1e-6, 3e-6)):
+        decision = DecisionRecord(2)
+        decision.put(Proposal(np.array([[y_m, 2e-6]]), np.ones(1), "ucb", "adapt"))
+        data = {key: reading["value"] for key, reading in decision.read().items()}
+        view.document("event", {"descriptor": "d", "data": data})
+        if number == 0:
+            worker.gives(make_sight(1))
+        assert process.began.acquire(timeout=LONG_S)
+        np.testing.assert_array_equal(process.scenes[-1].proposed_m, [[y_m, 2e-6]])
+
+
 def test_a_process_that_dies_is_told_and_begun_again_with_the_next_run(view, processes, worker, make_sight, caplog):
     process = begin(view, processes)
     process.dies = True

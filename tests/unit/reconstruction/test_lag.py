@@ -14,7 +14,7 @@ from bluesky_cdi.physics.geometry import Geometry, ObjectGrid
 from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 from bluesky_cdi.physics.propagators import propagator_of
-from bluesky_cdi.reconstruction.lag import LagCheck, check_lag, velocity_m
+from bluesky_cdi.reconstruction.lag import LagCheck, check_lag, is_steady, velocity_m
 from bluesky_cdi.reconstruction.recorded import Recorded, prepared
 
 GEOMETRY = Geometry(8000.0, 2.0, 172e-6, 32)
@@ -63,6 +63,22 @@ def test_the_motion_at_a_line_s_end_is_that_of_the_line():
     velocity = velocity_m(path_px(0.0, to_and_fro=True))
     signs = np.repeat([(-1) ** line for line in range(LINES)], FRAMES)
     np.testing.assert_allclose(velocity, np.stack([np.zeros(len(signs)), signs * WAY_PX], axis=-1))
+
+
+def test_places_in_no_order_tell_nothing_of_the_way_between_them():
+    """Shifted along their jumps frames would lie apart, where each can be explained by itself: nothing is tried."""
+    scan = measured(0.0)
+    jumping = np.random.default_rng(1).permutation(len(scan))
+    assert check_lag(scan.subset(jumping), scan.probe, frames=36, epochs=8) is None
+
+
+def test_lines_and_circles_are_steady_and_jumps_are_not():
+    inside = np.tile(np.arange(FRAMES) % (FRAMES - 1) > 0, LINES)
+    np.testing.assert_array_equal(is_steady(path_px(0.0, to_and_fro=True)), inside)
+    turn = 2 * np.pi * np.arange(40) / 8
+    assert is_steady(np.stack([np.sin(turn), np.cos(turn)], axis=-1))[1:-1].all()
+    assert is_steady(np.random.default_rng(0).random((200, 2))).mean() < 0.25
+    assert is_steady(np.zeros((1, 2))).tolist() == [False]
 
 
 def test_a_lowest_value_at_the_end_is_not_extrapolated():
