@@ -51,6 +51,18 @@ def above_0(text: str) -> float:
     return value
 
 
+def add_paths(command: argparse.ArgumentParser) -> None:
+    """Add the option that names folders of another machine, for `bluesky_cdi.callbacks.SharedFolders`."""
+    command.add_argument(
+        "--paths",
+        action="append",
+        default=[],
+        metavar="THERE=HERE",
+        help="folder of frames on the other machine, and its name here if another; repeatable (other files are not "
+        "opened here)",
+    )
+
+
 def configured(args: argparse.Namespace) -> Config:
     """Load the configuration from the files that are named."""
     from bluesky_cdi.config import load_config

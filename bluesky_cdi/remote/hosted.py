@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.live.parts import Recorder
 from bluesky_cdi.protocols import RunInfo
@@ -62,7 +63,11 @@ def hosted_setup(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
         return FarRecorder(info, uid, asking)
 
     parts = replace(made.parts, make_recorder=recorder, make_checkpoint=None)
-    return replace(made, parts=parts, elsewhere=FarFiles(terms.paths, asking))
+    return replace(
+        made,
+        parts=parts,
+        elsewhere=FarFiles(SharedFolders.of(terms.paths), asking),
+    )
 
 
 def end_without_memory(error: Exception | None) -> None:

@@ -22,8 +22,8 @@ def test_keys_for_a_machine_are_made(tmp_path, capsys):
     [
         (["--new-client", "beamline"], "--new-client needs the folder of the keys: --keys FOLDER"),
         (["--host", "0.0.0.0"], "must have keys"),
-        (["--paths", "/beamline=/not/there"], "--paths takes THERE=HERE, two absolute folders"),
-        (["--paths", "/beamline"], "--paths takes THERE=HERE, two absolute folders"),
+        (["--paths", "/beamline=/not/there"], "Is /not/there mounted here?"),
+        (["--paths", "beamline"], "--paths takes an absolute folder"),
         (["--keys", "/not/there"], "must be a key that"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import ConfigError, ScanFileError, WorkerError
 from bluesky_cdi.protocols import RunInfo
@@ -125,17 +126,19 @@ def test_files_are_found_under_the_names_that_they_have_here(tmp_path, machine):
     for folder in ("data/run 1", "fast"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "fast" / "out").symlink_to("/etc")
-    files = FarFiles([["/beamline", f"{tmp_path}/data"], ["/beamline/fast", f"{tmp_path}/fast"]], machine.asking)
+    files = FarFiles(
+        SharedFolders.of([("/beamline", f"{tmp_path}/data"), ("/beamline/fast", f"{tmp_path}/fast")]), machine.asking
+    )
     assert files.path(resource("/beamline/run%201/a.h5")) == f"{tmp_path}/data/run 1/a.h5"
     assert files.path(resource("/beamline/fast/a.h5")) == f"{tmp_path}/fast/a.h5"
     for unseen in ("/beamline/absent/a.h5", "/beamline2/a.h5", "/beamline/../etc/a.h5", "/etc/a.h5"):
         assert files.path(resource(unseen)) is None
-    with pytest.raises(ScanFileError, match=r"here it leads to /etc/a.h5"):
+    with pytest.raises(ScanFileError, match=r"here a link leads to /etc/a.h5"):
         files.path(resource("/beamline/fast/out/a.h5"))
 
 
 def test_rows_are_asked_for_and_why_there_are_none_is_told(machine, beside):
-    files = FarFiles([], machine.asking)
+    files = FarFiles(SharedFolders(), machine.asking)
     with beside(lambda: files.rows(resource("/a.h5"), 3, 5, None)) as rows:
         machine.tells(0, np.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(rows.result(), np.arange(6.0).reshape(2, 3))
