@@ -175,7 +175,7 @@ def reached_catalog(
         If there is none, or it can't be used.
     """
     from bluesky_cdi.catalog import open_catalog, serve
-    from bluesky_cdi.catalog.server import served_at
+    from bluesky_cdi.catalog.server import BEGIN_S, served_at
 
     with contextlib.ExitStack() as stack:
         local = directory or (None if settings.uri else settings.directory)
@@ -185,7 +185,7 @@ def reached_catalog(
         else:
             if not make:
                 check_catalog(folder)
-            running = served_at(folder) if beside else None
+            running = served_at(folder, BEGIN_S) if beside else None
             feed = feed and running is None
             uri, key = running or stack.enter_context(serve(folder)), None
         if feed and (elsewhere := meant_elsewhere(folder, None if local else uri)):
