@@ -86,7 +86,10 @@ def _serve(args: argparse.Namespace) -> int:
             ("address", host.address),
             ("who", "whoever has a key" if args.keys else "users of this machine, and who has a tunnel to it"),
             ("sessions", f"{args.max_sessions} at a time on {', '.join(args.device)}"),
-            ("frames", ", ".join(args.paths) or "by the stream"),
+            (
+                "files",
+                ", ".join(args.paths) or "none of the sessions' machines: these send the frames that are in files",
+            ),
             ("end", "Ctrl-C"),
         ]
         say_result(args, {"address": host.address, "keys": args.keys is not None}, rows)

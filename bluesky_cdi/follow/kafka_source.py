@@ -73,6 +73,7 @@ class KafkaSource:
             # A follower that joins takes nothing away but what it gets.
             "partition.assignment.strategy": "cooperative-sticky",
             "error_cb": self._on_error,
+            "on_commit": self._on_commit,
             "logger": logging.getLogger("bluesky_cdi.follow.librdkafka"),
         }
         self._consumer = self._kafka.Consumer(self._settings)
@@ -98,7 +99,7 @@ class KafkaSource:
         return self._read(record)
 
     def done_before(self, offsets: Mapping[str, int]) -> None:
-        """Tell the broker what the group need not have again.
+        """Tell the broker what the group need not have again; returns at once, also where no broker answers.
 
         Parameters
         ----------
@@ -108,17 +109,15 @@ class KafkaSource:
         new = {place: offset for place, offset in offsets.items() if self._told.get(place) != offset}
         if not new:
             return
+        self._told |= new
+        told = [self._at(int(place), offset) for place, offset in new.items()]
         try:
-            self._consumer.commit(offsets=[self._at(int(place), offset) for place, offset in new.items()],
-                                  asynchronous=False)  # fmt: skip
+            self._consumer.commit(offsets=told, asynchronous=True)
         except self._kafka.KafkaException as err:
-            # Of a partition that another follower has by now, or no broker: what comes again is recognised.
-            logger.info("what is done could not be told to the broker: %s", err)
-        else:
-            self._told |= new
+            self._on_commit(err, told)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, once the broker has heard what is done."""
         self._consumer.close()
 
     def _subscribe(self) -> None:
@@ -182,6 +181,16 @@ class KafkaSource:
             place = str(partition.partition)
             self._told.pop(place, None)
             self._cuts.append(Cut(place, f"partition {place} of {self._topic} is not this follower's any more: {why}"))
+
+    def _on_commit(self, error: Any, partitions: list[Any]) -> None:
+        """Learn, while documents are waited for, what became of telling the broker."""
+        for partition in partitions:
+            if (why := error or partition.error) is not None:
+                # Of a partition that another follower has by now, or no broker: what comes again is recognised.
+                logger.info(
+                    "what is done of partition %s could not be told to the broker: %s", partition.partition, why
+                )
+                self._told.pop(str(partition.partition), None)
 
     def _under_way(self, partition: Any) -> int:
         """Find where the first run that is under way in a partition begins; its end where there is none."""

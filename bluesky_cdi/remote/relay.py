@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -45,6 +46,8 @@ logger = logging.getLogger("bluesky_cdi.remote.relay")
 LOOK_S = 0.25
 # The kind of a document stands in the first bytes of its message, behind the message's own name.
 _RESOURCE, HEAD = b"resource", 40
+# A host is not trusted with names of files.
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
 # What stands first in a question of the process, behind how many parts it has.
 _ASK = pack("ask")
 
@@ -212,8 +215,11 @@ class Answers:
             self._answer("told", number, None, value)
 
     def _rows(self, resource: Mapping[str, Any], start: int, stop: int, part: Any) -> Any:
-        if os.path.normpath(local_path(resource)) not in self._announced:
+        path = os.path.normpath(local_path(resource))
+        if path not in self._announced:
             raise ScanFileError(f"{resource['uri']} is no file of this session's runs: it is not read for a host")
+        # Not by another spelling of its name, which links may lead elsewhere.
+        resource = {**resource, "uri": Path(path).as_uri()}
         try:
             return self._files.raw(resource, start, stop, unpack_part(part))
         except ScanFileError:
@@ -222,6 +228,10 @@ class Answers:
             raise
 
     def _record(self, uid: str, run: Mapping[str, Any]) -> None:
+        if not _UID.fullmatch(uid):
+            raise HostError(
+                f"files are named by a result's uid: it must be letters, digits and hyphens; got {uid!r:.80}"
+            )
         self._recorders[uid] = make_recorder(self._config, self._directory, self._journal, unpack_run(run), uid)
 
     def _publish(self, uid: str, fields: Mapping[str, Any]) -> None:
