@@ -7,6 +7,7 @@ order; followers of one group share the partitions.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +64,10 @@ class KafkaSource:
         self._complaints = Complaints()
         self._cuts: deque[Cut] = deque()
         self._told: dict[str, int] = {}
+        self._said: set[int] = set()
         self._settings: dict[str, Any] = {
+            # What goes wrong is said by `_on_error`; the client's own log repeats it every second.
+            "log_level": 2,
             **(settings or {}),
             "bootstrap.servers": bootstrap,
             "group.id": group,
@@ -117,8 +121,15 @@ class KafkaSource:
             self._on_commit(err, told)
 
     def close(self) -> None:
-        """Leave the group, once the broker has heard what is done."""
-        self._consumer.close()
+        """Leave the group, once the broker has heard what is done; one that does not answer is not waited for."""
+        # The client waits as long as a group waits for a member, 45 s, and can't be told otherwise.
+        leaving = threading.Thread(target=self._consumer.close, name="bluesky_cdi-leaving", daemon=True)
+        leaving.start()
+        leaving.join(ANSWER_S)
+        if leaving.is_alive():
+            logger.warning(
+                "no broker has taken leave within %g s: runs that are done may come again, and are recognised", ANSWER_S
+            )
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
@@ -217,3 +228,6 @@ class KafkaSource:
             self._complaints.tell("brokers", "no broker answers at %s: they are waited for", self._bootstrap)
         elif error.fatal():
             logger.error("the Kafka client can't go on: %s", error.str())
+        elif error.code() not in self._said:
+            self._said.add(error.code())
+            logger.warning("the Kafka client, which goes on trying: %s", error.str())

@@ -167,6 +167,21 @@ def test_what_is_done_is_told_without_waiting_and_again_where_that_failed(source
         assert told[1:] == [[(0, 3)]]
 
 
+def test_a_broker_that_takes_no_leave_is_not_waited_for(source, monkeypatch, caplog):
+    follower, answered = source(kind=KafkaSource), threading.Event()
+
+    class Consumer:
+        def close(self):
+            answered.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bluesky_cdi.follow.kafka_source.ANSWER_S", 0.01)
+        patch.setattr(follower, "_consumer", Consumer())
+        follower.close()
+    answered.set()
+    assert "no broker has taken leave" in caplog.text
+
+
 class Partition:
     def __init__(self, partition):
         self.partition = partition
