@@ -1,5 +1,6 @@
 """What a host's process is made from, and what it asks of the session's machine."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bluesky_cdi.protocols import RunInfo
 from bluesky_cdi.remote import carried, hosted
 from bluesky_cdi.remote.carried import carry, put_down
 from bluesky_cdi.remote.far import Asking, FarFiles, FarRecorder
-from bluesky_cdi.remote.hosted import end_without_memory, hosted_setup
+from bluesky_cdi.remote.hosted import end_without_memory, hosted_setup, setup_or_end
 from bluesky_cdi.remote.hosting import OUT_OF_MEMORY, Terms
 from bluesky_cdi.remote.messages import pack_part, pack_run, unpack_part, unpack_run
 from bluesky_cdi.remote.setup import LIVE, live_arguments
@@ -50,6 +51,26 @@ def test_a_process_works_on_the_terms_of_its_host(terms, tmp_path, monkeypatch):
 def test_a_factory_that_the_host_was_not_started_with_is_not_run(terms, tmp_path, factory):
     with pytest.raises(ConfigError, match=f"the host runs no factory '{factory}'; .* serve-reconstructor --factory"):
         hosted_setup(terms, Asking(print), factory, arguments(tmp_path))
+
+
+def test_a_host_without_room_ends_the_process_and_gives_nothing_up_for_good(terms, tmp_path, monkeypatch, caplog):
+    class Ended(Exception):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hosted.os, "_exit", end)
+    monkeypatch.setattr(hosted, "put_down", full)
+    with pytest.raises(Ended):
+        setup_or_end(terms, Asking(print), LIVE, arguments(tmp_path / "session"))
+    assert "the host can't begin a reconstruction" in caplog.text and "No space left" in caplog.text
+    # What would be so on any host is for the session to hear.
+    with pytest.raises(ConfigError):
+        setup_or_end(terms, Asking(print), "os:getcwd", arguments(tmp_path / "session"))
 
 
 def test_files_that_a_configuration_names_are_carried_and_no_others_opened(tmp_path):
