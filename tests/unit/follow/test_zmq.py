@@ -197,7 +197,9 @@ def test_a_proxy_that_is_dead_is_told_and_waited_for(start_zmq_proxy, published,
                         publisher(*each)
                     same(arrived(source, len(run.documents)), run)
             until("is gone, and waited for")
-            assert len(caplog.records) == 2
+            # Where that takes long, the next wait is told as well.
+            said = [record.getMessage() for record in caplog.records]
+            assert len([line for line in said if "no proxy answers" not in line]) == 2
 
 
 def make_keys(folder):
