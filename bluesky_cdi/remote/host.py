@@ -312,7 +312,7 @@ class _Session:
 
 def _how(code: int) -> str:
     if code == 0:
-        return "it was closed, and all is reconstructed"
+        return "it was closed"
     if code == OUT_OF_MEMORY:
         return "the device is out of memory"
     return f"exit code {code}" if code >= 0 else f"by signal {-code}" + ("; out of memory?" if code == -9 else "")

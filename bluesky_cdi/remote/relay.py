@@ -239,6 +239,8 @@ class Answers:
 
     def _end(self, uid: str, fields: Mapping[str, Any] | None, status: Any, reason: str) -> None:
         self._recorders.pop(uid).close(None if fields is None else unpack_estimate(fields), status, reason)
+        # Of a session of many runs not all files stay open; by the thread that reads them.
+        self._pools["rows"].submit(self._files.close)
 
 
 def main() -> None:

@@ -114,6 +114,22 @@ def test_results_are_kept_in_the_sessions_folder_and_those_left_open_end_as_fail
     assert sorted(each.name for each in (tmp_path / "session" / "results").iterdir()) == ["one.h5", "two.h5"]
 
 
+def test_files_of_a_run_do_not_stay_open_when_it_has_ended(answers, told, tmp_path, info, make_estimate):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["d"] = COUNTS
+    answers.announce("stream_resource", {"uid": "r", **resource(tmp_path / "a.h5")})
+    estimate = pack_estimate(make_estimate(1))
+    for _ in range(2):
+        answers.ask(1, "rows", resource(tmp_path / "a.h5"), 0, 2, None)
+        np.testing.assert_array_equal(told.get(timeout=SOON_S)[3], COUNTS)
+        assert answers._files._files
+        answers.ask(2, "record", "one", pack_run(info))
+        answers.ask(3, "end", "one", estimate, "success", "")
+        assert [told.get(timeout=SOON_S)[2] for _ in range(2)] == [None, None]
+        answers._pools["rows"].submit(print).result(SOON_S)
+        assert not answers._files._files
+
+
 def test_a_host_names_no_files(answers, told, tmp_path, info):
     for uid in ("../../out", str(tmp_path / "out"), "", "."):
         answers.ask(1, "record", uid, pack_run(info))
