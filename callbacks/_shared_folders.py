@@ -80,12 +80,15 @@ class SharedFolders:
         Raises
         ------
         ScanFileError
-            If it leads out of the folders by a link.
+            If it leads out of the folders by a link, or can't be a path.
         """
         plain = PurePosixPath(os.path.normpath(path))
         for there, here in self.pairs:
             if plain.is_relative_to(there):
-                found = (Path(here) / plain.relative_to(there)).resolve()
+                try:
+                    found = Path(os.path.realpath(Path(here) / plain.relative_to(there)))
+                except ValueError as err:
+                    raise ScanFileError(f"{str(plain)!r:.200} can't be the path of a file: {err}") from err
                 if not any(found.is_relative_to(each) for each in self.here):
                     raise ScanFileError(
                         f"{plain} must lie below {there}; here a link leads to {found}. Files outside of the folders "

@@ -58,6 +58,14 @@ def test_links_lead_into_the_folders_alone(folders, here):
     assert folders.find(f"{here}/data/in/a.h5") == here / "mnt" / "fast" / "a.h5"
 
 
+def test_paths_that_can_be_none(folders, here):
+    with pytest.raises(ScanFileError, match="can't be the path of a file"):
+        folders.find("/beamline/a\0.h5")
+    # A link in a circle is a file that is not there.
+    (here / "data" / "circle").symlink_to(here / "data" / "circle")
+    assert folders.find(f"{here}/data/circle/a.h5") == here / "data" / "circle" / "a.h5"
+
+
 def test_what_is_in_no_file(folders):
     with pytest.raises(ScanFileError, match="must lie in a file"):
         folders.translate("stream_resource", {"uid": "r", "uri": "http://host/beamline/a.h5"})
