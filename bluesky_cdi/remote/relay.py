@@ -61,6 +61,8 @@ class Tunnel:
         To a host that has taken the session.
     near : socket
         Its other end is written and read by whoever talks to the process there.
+    moves : callable, optional
+        Called now and then while bytes come, in the tunnel's thread: of a message that takes long, none is whole yet.
 
     Attributes
     ----------
@@ -70,8 +72,8 @@ class Tunnel:
         Exit code of the process there; None: that is not known.
     """
 
-    def __init__(self, call: Call, near: socket.socket) -> None:
-        self._call = call
+    def __init__(self, call: Call, near: socket.socket, moves: Callable[[], None] = lambda: None) -> None:
+        self._call, self._moves, self._has_moved = call, moves, False
         self._flow = Flow(near, self._send)
         self._heard = time.monotonic()
         self.ended, self.code = "", None
@@ -101,6 +103,9 @@ class Tunnel:
                 if time.monotonic() > told + ALIVE_S:
                     told = time.monotonic()
                     self._send(ALIVE, b"")
+                    if self._has_moved:
+                        self._has_moved = False
+                        self._moves()
                 if not self.ended and self._call.events in ready:
                     self._lost(self._call.failure())
                 elif time.monotonic() > self._heard + GONE_S:
@@ -114,6 +119,7 @@ class Tunnel:
     def _take(self, kind: bytes, content: bytes) -> None:
         self._heard = time.monotonic()
         if kind == DATA:
+            self._has_moved = True
             self._flow.take(content)
         elif kind == CREDIT:
             self._flow.credit(content)
@@ -270,7 +276,7 @@ def main() -> None:
         os._exit(1)
     near, far = socket.socketpair()
     # What can't be sent any more is not missed: the tunnel's end is told below.
-    host, tunnel = Channel(Connection(far.detach()), lambda: None), Tunnel(call, near)
+    host, tunnel = Channel(Connection(far.detach()), lambda: None), Tunnel(call, near, lambda: session.send("moves"))
     host.send("setup", factory, carried)
     answers = Answers(config, directory, host.send)
     threading.Thread(target=_upwards, args=(session, host, answers), name="bluesky_cdi-upwards", daemon=True).start()
