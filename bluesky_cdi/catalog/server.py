@@ -172,7 +172,8 @@ def served_at(directory: Path | str, wait_s: float = 0.0) -> str | None:
         with contextlib.suppress(OSError, ValueError):
             if address := (root / ADDRESS).read_text(encoding="utf-8").strip():
                 return address
-        if time.monotonic() >= until:
+        # Who may not open the lock would wait in vain.
+        if time.monotonic() >= until or not os.access(root / LOCK, os.R_OK | os.W_OK):
             break
         time.sleep(LOOK_S)
     return None
