@@ -153,7 +153,8 @@ def test_points_for_the_agent():
     points = points_of(estimate)
     keys = {"seq_num", "y", "x", "embedding", "uncertainty", "structure", "novelty", "residual"}
     assert [set(p) for p in points] == [keys, keys]
-    looked_for = replace(estimate, source={"resolution": {"resolution_m": [8e-8, 9e-8, 7e-8]}})
+    checks = {"resolution_m": [8e-8, 9e-8, 7e-8], "frequency_per_m": [1e6], "target_m": 5e-8}
+    looked_for = replace(estimate, source={"resolution": checks})
     assert [p["resolution_m"] for p in points_of(looked_for)] == [9e-8, 9e-8]
     assert [p["seq_num"] for p in points] == [3, 8]
     np.testing.assert_array_equal([[p["y"], p["x"]] for p in points], estimate.positions_m)

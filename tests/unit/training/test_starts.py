@@ -112,7 +112,8 @@ def test_the_loss_of_worse_objects_is_none_where_they_are_better():
 def test_a_worse_object_than_the_start_costs_more(net, stream, batch, monkeypatch):
     def loss(start):
         monkeypatch.setattr("bluesky_cdi.training.pretrain.draw_start", lambda *_, **__: start)
-        monkeypatch.setattr(UnrolledNet, "forward", lambda *_: [0.9 * torch.ones_like(batch.truth)])
+        passed = [0.9 * torch.ones_like(batch.truth)], [batch.probe]
+        monkeypatch.setattr(UnrolledNet, "solve", lambda *_: passed)
         return float(scene_losses(net, batch, CONFIG, copy.deepcopy(stream.draws))["truth"])
 
     assert loss(batch.truth) > loss(torch.ones_like(batch.truth)) + 0.1
@@ -128,7 +129,7 @@ def test_the_physics_loss_is_least_at_the_truth_whatever_is_assumed(net, stream,
     torch.testing.assert_close(reported, true)
 
     def loss(obj):
-        monkeypatch.setattr(UnrolledNet, "forward", lambda *_: [obj])
+        monkeypatch.setattr(UnrolledNet, "solve", lambda *_: ([obj], [batch.probe]))
         monkeypatch.setattr("bluesky_cdi.training.pretrain.draw_start", lambda *_, **__: obj)
         return float(scene_losses(net, batch, CONFIG, copy.deepcopy(stream.draws))["physics"])
 
