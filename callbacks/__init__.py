@@ -5,6 +5,7 @@ from bluesky_cdi.callbacks._frame_files import Elsewhere, FrameFiles, Part, loca
 from bluesky_cdi.callbacks._places import stamped_places
 from bluesky_cdi.callbacks._raw_rows import rows_of
 from bluesky_cdi.callbacks._recorded import collect_frames
+from bluesky_cdi.callbacks._shared_folders import SharedFolders
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stamped_run import position_stream
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys, frame_key_of
@@ -17,6 +18,7 @@ __all__ = [
     "FrameSink",
     "KeyChoice",
     "Part",
+    "SharedFolders",
     "StreamKeys",
     "ValueCheck",
     "collect_frames",

@@ -50,10 +50,11 @@ def one_torch_thread():
 
 @pytest.fixture(autouse=True)
 def logging_not_configured():
-    """An earlier test may have run a command, which sets what the package logs."""
-    logger = logging.getLogger("bluesky_cdi")
-    logger.setLevel(logging.NOTSET)
-    logger.handlers.clear()
+    """An earlier test may have run a command, which sets what the package, or a part of it, logs."""
+    logging.getLogger("bluesky_cdi").handlers.clear()
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.split(".")[0] == "bluesky_cdi" and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

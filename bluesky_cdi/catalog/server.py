@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+# Whoever looks whether somebody has a folder has it for a moment; a session that begins waits for that, seconds.
+CLAIM_S, LOOK_S = 0.5, 0.1
+# How long somebody who has a folder may take until its server is there, for those who want to look at it, seconds.
+BEGIN_S = 20.0
 # So long the server keeps what is written in memory, for those who are subscribed to updates: frames in events too,
 # up to a thousand batches of them.
 UPDATES_S = 10
@@ -47,7 +51,7 @@ def serve(
     readable: Sequence[Path | str] = (),
     port: int = 0,
     api_key: str | None = None,
-    claim_s: float = 0.0,
+    claim_s: float = CLAIM_S,
     host: str = HOST,
     read_only: bool = False,
     public: bool = False,
@@ -94,6 +98,8 @@ def serve(
     root = _usable(Path(directory))
     key = _checked_key(api_key or secrets.token_hex(16))
     with _claimed(root, claim_s), _alone(), _bound(host, port) as listener:
+        # What a killed session has left would be taken for this one's.
+        (root / ADDRESS).unlink(missing_ok=True)
         relocate(root)
         address = _address(host, listener)
         uri = f"{address}/api/v1?api_key={key}"
@@ -146,29 +152,42 @@ def serve_page(page: Any, *, api_key: str, port: int = 0, host: str = HOST) -> I
             server.stop()
 
 
-def served_at(directory: Path | str) -> str | None:
+def served_at(directory: Path | str, wait_s: float = 0.0) -> str | None:
     """Find the server that another session on this machine has for a catalog's folder.
 
     Parameters
     ----------
     directory : path
         Folder of the catalog.
+    wait_s : float
+        How long to wait for the server of a session that has the folder and is still beginning, seconds.
 
     Returns
     -------
     str or None
         Its address with the key; None where nobody serves the folder, or its owner keeps the address.
     """
-    root = Path(directory).expanduser().resolve()
+    root, until = Path(directory).expanduser().resolve(), time.monotonic() + wait_s
+    while not _is_free(root):
+        with contextlib.suppress(OSError, ValueError):
+            if address := (root / ADDRESS).read_text(encoding="utf-8").strip():
+                return address
+        # Who may not open the lock would wait in vain.
+        if time.monotonic() >= until or not os.access(root / LOCK, os.R_OK | os.W_OK):
+            break
+        time.sleep(LOOK_S)
+    return None
+
+
+def _is_free(root: Path) -> bool:
+    """Tell whether nobody has a folder: what a killed session has left there is no address."""
     if not os.path.isfile(root / LOCK):
-        return None
+        return True
     # Who may not open the lock can't tell whether somebody has it; the address tells where it can be read.
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(root / LOCK, timeout=0)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
-        return None  # What a killed session has left is no address.
-    with contextlib.suppress(OSError, ValueError):
-        return (root / ADDRESS).read_text(encoding="utf-8").strip() or None
-    return None
+        return True
+    return False
 
 
 def _checked_key(key: str) -> str:

@@ -51,6 +51,18 @@ def above_0(text: str) -> float:
     return value
 
 
+def add_paths(command: argparse.ArgumentParser) -> None:
+    """Add the option that names folders of another machine, for `bluesky_cdi.callbacks.SharedFolders`."""
+    command.add_argument(
+        "--paths",
+        action="append",
+        default=[],
+        metavar="THERE=HERE",
+        help="folder of frames on the other machine, and its name here if another; repeatable (other files are not "
+        "opened here)",
+    )
+
+
 def configured(args: argparse.Namespace) -> Config:
     """Load the configuration from the files that are named."""
     from bluesky_cdi.config import load_config
@@ -163,7 +175,7 @@ def reached_catalog(
         If there is none, or it can't be used.
     """
     from bluesky_cdi.catalog import open_catalog, serve
-    from bluesky_cdi.catalog.server import served_at
+    from bluesky_cdi.catalog.server import BEGIN_S, served_at
 
     with contextlib.ExitStack() as stack:
         local = directory or (None if settings.uri else settings.directory)
@@ -173,7 +185,7 @@ def reached_catalog(
         else:
             if not make:
                 check_catalog(folder)
-            running = served_at(folder) if beside else None
+            running = served_at(folder, BEGIN_S) if beside else None
             feed = feed and running is None
             uri, key = running or stack.enter_context(serve(folder)), None
         if feed and (elsewhere := meant_elsewhere(folder, None if local else uri)):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bluesky_cdi.cli.arguments import above_0, configured, make_folder, positive
+from bluesky_cdi.cli.arguments import above_0, add_paths, configured, make_folder, positive
 from bluesky_cdi.cli.output import say
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.plain import to_json
@@ -45,13 +45,7 @@ def add_follow(commands: Any, common: argparse.ArgumentParser) -> None:
         "--only", action="append", default=[], metavar="KEY=VALUE", help="what the start document must say; repeatable"
     )
     which.add_argument("--share", default="1/1", metavar="K/N", help="the K-th part of the runs, of N followers")
-    add(
-        "--paths",
-        action="append",
-        default=[],
-        metavar="THERE=HERE",
-        help="folder of frames at the beamline, and its name here if another; repeatable (other files are not opened)",
-    )
+    add_paths(command)
     add("--at-once", type=positive, default=2, metavar="N", help="so many runs at a time (default: %(default)s)")
     add(
         "--silent-s",
@@ -84,7 +78,8 @@ def _add_source(command: argparse.ArgumentParser) -> None:
 
 
 def _follow(args: argparse.Namespace) -> int:
-    from bluesky_cdi.follow import FilePaths, Follower, Selection
+    from bluesky_cdi.callbacks import SharedFolders
+    from bluesky_cdi.follow import Follower, Selection
     from bluesky_cdi.signals import EndingSignals, FirstInterrupt
 
     if not args.quiet:
@@ -92,7 +87,7 @@ def _follow(args: argparse.Namespace) -> int:
         logging.getLogger("bluesky_cdi.follow").setLevel(logging.INFO)
     config = configured(args)
     # Looked at before anything is begun.
-    selection, paths, publish = Selection.parse(args.only, args.share), FilePaths.parse(args.paths), _publish(args)
+    selection, paths, publish = Selection.parse(args.only, args.share), SharedFolders.parse(args.paths), _publish(args)
     if args.images is not None:
         make_folder(args.images)
     with EndingSignals(), FirstInterrupt("runs under way are followed to their end", "they are cut off") as wish:

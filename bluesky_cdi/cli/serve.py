@@ -52,7 +52,7 @@ def add_serve(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     from bluesky_cdi.catalog import open_catalog
-    from bluesky_cdi.catalog.server import served_at
+    from bluesky_cdi.catalog.server import BEGIN_S, served_at
 
     _repeat_less()
     config = configured(args)
@@ -62,7 +62,7 @@ def _serve(args: argparse.Namespace) -> int:
         return _serve_page(args, config, lambda: open_catalog(uri, api_key), uri.partition("?")[0])
     folder = (args.directory or settings.directory).expanduser().resolve()
     check_catalog(folder)
-    if served_at(folder):
+    if served_at(folder, BEGIN_S):
         return _serve_page(args, config, lambda: _open_served(folder), str(folder))
     return _serve_folder(args, config, folder)
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bluesky_cdi.cli.arguments import count, positive
+from bluesky_cdi.cli.arguments import add_paths, count, positive
 from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
@@ -40,13 +40,7 @@ def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> N
         "--device", nargs="+", default=["auto"], metavar="DEVICE", help="spread over these (default: a GPU, or the CPU)"
     )
     add("--folder", type=Path, help="where sessions write while they last (default: that for temporary files)")
-    add(
-        "--paths",
-        nargs="+",
-        default=[],
-        metavar="THERE=HERE",
-        help="folders of the sessions' machines that are seen here",
-    )
+    add_paths(command)
     add(
         "--factory", nargs="+", default=[], metavar="MODULE:FUNCTION",
         help="what sessions may have run here beside the ordinary reconstruction (default: nothing)",
@@ -55,6 +49,7 @@ def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> N
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from bluesky_cdi.callbacks import SharedFolders
     from bluesky_cdi.remote.host import Host, HostOptions
     from bluesky_cdi.remote.keys import make_keys
 
@@ -78,7 +73,7 @@ def _serve(args: argparse.Namespace) -> int:
             args.max_sessions,
             tuple(args.device),
             (args.folder or Path(tempfile.gettempdir())).expanduser().resolve(),
-            _paths(args.paths),
+            SharedFolders.parse(args.paths),
             tuple(args.factory),
         )
     )
@@ -91,7 +86,10 @@ def _serve(args: argparse.Namespace) -> int:
             ("address", host.address),
             ("who", "whoever has a key" if args.keys else "users of this machine, and who has a tunnel to it"),
             ("sessions", f"{args.max_sessions} at a time on {', '.join(args.device)}"),
-            ("frames", ", ".join(args.paths) or "by the stream"),
+            (
+                "files",
+                ", ".join(args.paths) or "none of the sessions' machines: these send the frames that are in files",
+            ),
             ("end", "Ctrl-C"),
         ]
         say_result(args, {"address": host.address, "keys": args.keys is not None}, rows)
@@ -100,15 +98,3 @@ def _serve(args: argparse.Namespace) -> int:
     finally:
         host.close()
     return 0
-
-
-def _paths(pairs: list[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        there, _, here = pair.partition("=")
-        if not (there.startswith("/") and Path(here).is_dir() and here.startswith("/")):
-            raise BlueskyCDIError(
-                f"--paths takes THERE=HERE, two absolute folders, of which HERE is on this machine; got {pair!r}"
-            )
-        found[there] = here
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def _shell(args: argparse.Namespace) -> int:
     from bluesky_cdi.config import FILES_VARIABLE
     from bluesky_cdi.profiles import profile_directory
 
+    if not args.quiet:
+        # Said if a host is configured: else nobody would see whether it is used.
+        logging.getLogger("bluesky_cdi.remote.whereabouts").setLevel(logging.INFO)
     folder = profile_directory(args.profile)
     if args.config:
         os.environ[FILES_VARIABLE] = os.pathsep.join(str(path.resolve()) for path in args.config)

@@ -75,7 +75,8 @@ class Reports:
         self, catalog: Catalog, journal: Path, tell: Callable[[Finished], None], pictures: Pictures | None = None
     ) -> None:
         self._catalog, self._journal, self._tell, self._pictures = catalog, journal, tell, pictures
-        self._lock = threading.Lock()
+        # Of who tells, and of the list of threads, which several lanes add to.
+        self._lock, self._changing = threading.Lock(), threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def report(self, uid: str, scan_id: int | None, error: Exception | None) -> None:
@@ -91,8 +92,9 @@ class Reports:
             Why its reconstruction failed.
         """
         thread = threading.Thread(target=self._run, args=(uid, scan_id, error), name="bluesky_cdi-report", daemon=True)
-        self._threads = [each for each in self._threads if each.is_alive()] + [thread]
-        thread.start()
+        with self._changing:
+            thread.start()
+            self._threads = [each for each in self._threads if each.is_alive()] + [thread]
 
     def close(self) -> None:
         """Wait until all is told."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.catalog import find_results
 from bluesky_cdi.catalog.feeder import RAW, ended_files
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError, JournalError, RefusedError
-from bluesky_cdi.follow.file_paths import FilePaths
 from bluesky_cdi.follow.finished import Finished, Reports
 from bluesky_cdi.follow.intake import MADE_UP, Intake
 from bluesky_cdi.follow.lanes import LaneRun, Lanes, Worker
@@ -53,7 +53,7 @@ class Follower:
         Folder of the embedded catalog and of the journal; by default that of the configuration.
     selection : Selection, optional
         Which runs are taken.
-    paths : FilePaths, optional
+    paths : SharedFolders, optional
         Where files of frames are here; without it, none is opened.
     at_once : int
         So many runs are reconstructed at a time.
@@ -79,7 +79,7 @@ class Follower:
         directory: Path | str | None = None,
         *,
         selection: Selection | None = None,
-        paths: FilePaths | None = None,
+        paths: SharedFolders | None = None,
         at_once: int = 2,
         silent_s: float = 600.0,
         images: Path | None = None,
@@ -96,7 +96,7 @@ class Follower:
         self._come_again: set[str] = set()
         self._is_closing, self._begun = False, 0
         self._told_at = time.monotonic()
-        paths = paths or FilePaths()
+        paths = paths or SharedFolders()
         with contextlib.ExitStack() as stack:
             stack.callback(source.close)
             _, address = begin_catalog(stack, self.directory, config.catalog, paths.here)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from bluesky_cdi.callbacks import KeyChoice, StreamKeys, frame_key_of, position_stream
+from bluesky_cdi.callbacks import KeyChoice, SharedFolders, StreamKeys, frame_key_of, position_stream
 from bluesky_cdi.catalog.schema import PLAN_NAME
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import BlueskyCDIError, DocumentError, NoPtychographyError
-from bluesky_cdi.follow.file_paths import FilePaths
 from bluesky_cdi.follow.offsets import Offsets
 from bluesky_cdi.follow.selection import Selection
 from bluesky_cdi.follow.source import PARENTS, Complaints, Cut, Message
@@ -98,7 +97,7 @@ class Intake:
         What of a run's documents makes a frame.
     selection : Selection
         Which runs are wanted.
-    paths : FilePaths
+    paths : SharedFolders
         Where their files are here.
     metadata : Mapping
         What start documents get that they lack, such as the geometry.
@@ -120,7 +119,7 @@ class Intake:
         sink: RunSink,
         documents: DocumentsConfig,
         selection: Selection,
-        paths: FilePaths,
+        paths: SharedFolders,
         metadata: Mapping[str, Any],
         is_known: Callable[[str], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,

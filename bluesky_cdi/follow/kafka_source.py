@@ -7,6 +7,7 @@ order; followers of one group share the partitions.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +64,10 @@ class KafkaSource:
         self._complaints = Complaints()
         self._cuts: deque[Cut] = deque()
         self._told: dict[str, int] = {}
+        self._said: set[int] = set()
         self._settings: dict[str, Any] = {
+            # What goes wrong is said by `_on_error`; the client's own log repeats it every second.
+            "log_level": 2,
             **(settings or {}),
             "bootstrap.servers": bootstrap,
             "group.id": group,
@@ -73,6 +77,7 @@ class KafkaSource:
             # A follower that joins takes nothing away but what it gets.
             "partition.assignment.strategy": "cooperative-sticky",
             "error_cb": self._on_error,
+            "on_commit": self._on_commit,
             "logger": logging.getLogger("bluesky_cdi.follow.librdkafka"),
         }
         self._consumer = self._kafka.Consumer(self._settings)
@@ -98,7 +103,7 @@ class KafkaSource:
         return self._read(record)
 
     def done_before(self, offsets: Mapping[str, int]) -> None:
-        """Tell the broker what the group need not have again.
+        """Tell the broker what the group need not have again; returns at once, also where no broker answers.
 
         Parameters
         ----------
@@ -108,18 +113,23 @@ class KafkaSource:
         new = {place: offset for place, offset in offsets.items() if self._told.get(place) != offset}
         if not new:
             return
+        self._told |= new
+        told = [self._at(int(place), offset) for place, offset in new.items()]
         try:
-            self._consumer.commit(offsets=[self._at(int(place), offset) for place, offset in new.items()],
-                                  asynchronous=False)  # fmt: skip
+            self._consumer.commit(offsets=told, asynchronous=True)
         except self._kafka.KafkaException as err:
-            # Of a partition that another follower has by now, or no broker: what comes again is recognised.
-            logger.info("what is done could not be told to the broker: %s", err)
-        else:
-            self._told |= new
+            self._on_commit(err, told)
 
     def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
+        """Leave the group, once the broker has heard what is done; one that does not answer is not waited for."""
+        # The client waits as long as a group waits for a member, 45 s, and can't be told otherwise.
+        leaving = threading.Thread(target=self._consumer.close, name="bluesky_cdi-leaving", daemon=True)
+        leaving.start()
+        leaving.join(ANSWER_S)
+        if leaving.is_alive():
+            logger.warning(
+                "no broker has taken leave within %g s: runs that are done may come again, and are recognised", ANSWER_S
+            )
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
@@ -183,6 +193,16 @@ class KafkaSource:
             self._told.pop(place, None)
             self._cuts.append(Cut(place, f"partition {place} of {self._topic} is not this follower's any more: {why}"))
 
+    def _on_commit(self, error: Any, partitions: list[Any]) -> None:
+        """Learn, while documents are waited for, what became of telling the broker."""
+        for partition in partitions:
+            if (why := error or partition.error) is not None:
+                # Of a partition that another follower has by now, or no broker: what comes again is recognised.
+                logger.info(
+                    "what is done of partition %s could not be told to the broker: %s", partition.partition, why
+                )
+                self._told.pop(str(partition.partition), None)
+
     def _under_way(self, partition: Any) -> int:
         """Find where the first run that is under way in a partition begins; its end where there is none."""
         reader = self._kafka.Consumer({**self._settings, "enable.partition.eof": True})
@@ -208,3 +228,6 @@ class KafkaSource:
             self._complaints.tell("brokers", "no broker answers at %s: they are waited for", self._bootstrap)
         elif error.fatal():
             logger.error("the Kafka client can't go on: %s", error.str())
+        elif error.code() not in self._said:
+            self._said.add(error.code())
+            logger.warning("the Kafka client, which goes on trying: %s", error.str())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -34,13 +35,15 @@ class Pictures:
         estimate : Estimate
             Of a run.
         name : str
-            Of the file, without its ending.
+            Of the file, without its ending; what is no letter, digit, ``-`` or ``_`` in it becomes ``_``.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         from bluesky_cdi.viz import show_estimate
 
+        # Numbers of runs come from elsewhere, and need not be numbers.
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
         path, unfinished = self._folder / f"{name}.png", self._folder / f".{name}.png"
         with self._lock:
             figure = Figure(figsize=SIZE_INCHES)

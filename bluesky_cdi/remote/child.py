@@ -106,6 +106,7 @@ class Estimates:
         self._changed = threading.Condition()
         self._newest: Estimate | None = None
         self._wanted = self._on_its_way = False
+        self._flushing = 0
         threading.Thread(target=self._run, name="bluesky_cdi-estimates", daemon=True).start()
 
     def put(self, estimate: Estimate) -> None:
@@ -130,20 +131,23 @@ class Estimates:
     def flush(self) -> None:
         """Send the newest, wanted or not, and wait until it has arrived."""
         with self._changed:
-            wanted, self._wanted = self._wanted, True
+            self._flushing += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._newest is None and not self._on_its_way)
-            self._wanted = wanted
+            self._flushing -= 1
 
     def send_last(self) -> None:
         """Wait until the newest has arrived, if estimates are wanted."""
         if self._wanted:
             self.flush()
 
+    def _is_due(self) -> bool:
+        return (self._wanted or self._flushing > 0) and self._newest is not None and not self._on_its_way
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted and self._newest is not None and not self._on_its_way)
+                self._changed.wait_for(self._is_due)
                 estimate, self._newest, self._on_its_way = self._newest, None, True
             if estimate is not None:
                 self._channel.send("estimate", pack_estimate(estimate))

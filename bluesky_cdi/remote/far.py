@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.callbacks import Part, local_path, rows_of
+from bluesky_cdi.callbacks import Part, SharedFolders, local_path, rows_of
 from bluesky_cdi.errors import ScanFileError, WorkerError
 from bluesky_cdi.protocols import Estimate, RunInfo
 from bluesky_cdi.remote.messages import pack_estimate, pack_part, pack_run
@@ -69,15 +67,13 @@ class FarFiles:
 
     Parameters
     ----------
-    paths : sequence of [str, str]
-        Folders of the session's machine, and where they are seen here.
+    paths : SharedFolders
+        Those of the session's machine that are seen here.
     asking : Asking
     """
 
-    def __init__(self, paths: Sequence[Sequence[str]], asking: Asking) -> None:
-        # The deepest first: it may lie elsewhere than what it lies in there.
-        self._paths = sorted(((Path(there), Path(here).resolve()) for there, here in paths), key=_depth, reverse=True)
-        self._asking = asking
+    def __init__(self, paths: SharedFolders, asking: Asking) -> None:
+        self._paths, self._asking = paths, asking
 
     def path(self, resource: Mapping[str, Any]) -> str | None:
         """Give the path that a file has here; None: no folder of it is seen from here.
@@ -87,15 +83,8 @@ class FarFiles:
         ScanFileError
             If it leads out of the folder in which it should lie.
         """
-        theirs = Path(os.path.normpath(local_path(resource)))
-        for there, here in self._paths:
-            if theirs.is_relative_to(there):
-                ours = here / theirs.relative_to(there)
-                if not ours.resolve().is_relative_to(here):
-                    raise ScanFileError(f"{theirs} must lie below {there}; here it leads to {ours.resolve()}")
-                if ours.parent.is_dir():
-                    return str(ours)
-        return None
+        found = self._paths.find(local_path(resource))
+        return str(found) if found is not None and found.parent.is_dir() else None
 
     def rows(self, resource: Mapping[str, Any], start: int, stop: int, part: Part | None) -> np.ndarray[Any, Any]:
         """Get rows from the session's machine.
@@ -118,10 +107,6 @@ class FarFiles:
             return sent
         block = rows_of(sent, None)
         return block if part is None or block.shape[-2:] != part.shape else block[(..., *part.region)]
-
-
-def _depth(pair: tuple[Path, Path]) -> int:
-    return len(pair[0].parts)
 
 
 class FarRecorder:

@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import zmq
 
 from bluesky_cdi import __version__
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.config import is_loopback
 from bluesky_cdi.errors import ConfigError, DocumentError, HostError
 from bluesky_cdi.packing import pack, unpack
@@ -74,7 +75,7 @@ class HostOptions:
         PyTorch devices that sessions are spread over.
     folder : Path
         Where sessions' processes write while they last.
-    paths : Mapping of str to str
+    paths : SharedFolders
         Folders of the sessions' machines, and where they are seen here.
     factories : tuple of str
         What sessions may name to be run here, ``module:function``, beside the ordinary one.
@@ -86,7 +87,7 @@ class HostOptions:
     max_sessions: int = 4
     devices: tuple[str, ...] = ("auto",)
     folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
-    paths: Mapping[str, str] = field(default_factory=dict)
+    paths: SharedFolders = field(default_factory=SharedFolders)
     factories: tuple[str, ...] = ()
 
 
@@ -282,7 +283,7 @@ class _Session:
     ) -> None:
         self.token, self.name, self.heard = token, name, time.monotonic()
         self._folder = Path(tempfile.mkdtemp(prefix="session-", dir=options.folder))
-        self.terms = Terms(str(self._folder), device, list(options.paths.items()), list(options.factories))
+        self.terms = Terms(str(self._folder), device, list(options.paths.pairs), list(options.factories))
         near, theirs = socket.socketpair()
         terms = json.dumps(asdict(self.terms))
         try:
@@ -310,6 +311,8 @@ class _Session:
 
 
 def _how(code: int) -> str:
+    if code == 0:
+        return "it was closed"
     if code == OUT_OF_MEMORY:
         return "the device is out of memory"
     return f"exit code {code}" if code >= 0 else f"by signal {-code}" + ("; out of memory?" if code == -9 else "")

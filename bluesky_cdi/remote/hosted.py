@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bluesky_cdi.errors import ConfigError
+from bluesky_cdi.callbacks import SharedFolders
+from bluesky_cdi.errors import BlueskyCDIError, ConfigError
 from bluesky_cdi.live.parts import Recorder
 from bluesky_cdi.protocols import RunInfo
 from bluesky_cdi.remote.carried import put_down
@@ -62,7 +63,29 @@ def hosted_setup(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
         return FarRecorder(info, uid, asking)
 
     parts = replace(made.parts, make_recorder=recorder, make_checkpoint=None)
-    return replace(made, parts=parts, elsewhere=FarFiles(terms.paths, asking))
+    return replace(
+        made,
+        parts=parts,
+        elsewhere=FarFiles(SharedFolders.of(terms.paths), asking),
+    )
+
+
+def setup_or_end(terms: Terms, asking: Asking, factory: str, arguments: Mapping[str, Any]) -> Setup:
+    """Make what the worker is made from; end the process where this machine fails, as with a full disk.
+
+    Parameters
+    ----------
+    terms, asking, factory, arguments
+        As for `hosted_setup`, which raises what would be the same on another host.
+    """
+    try:
+        return hosted_setup(terms, asking, factory, arguments)
+    except BlueskyCDIError:
+        raise
+    except OSError as err:
+        # Another host, or this one later, may do.
+        logger.error("the host can't begin a reconstruction: %s", err)
+        os._exit(1)
 
 
 def end_without_memory(error: Exception | None) -> None:
@@ -88,7 +111,7 @@ def main() -> None:
 
     def make(channel: Channel, factory: str, arguments: Mapping[str, Any]) -> Setup:
         asking.append(Asking(channel.send))
-        return hosted_setup(terms, asking[0], factory, arguments)
+        return setup_or_end(terms, asking[0], factory, arguments)
 
     serve(int(sys.argv[1]), make, lambda *answer: asking[0].told(*answer), end_without_memory)
 

@@ -88,7 +88,8 @@ def guard(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], fo
     """
     public, secret = _pair(folder.expanduser(), HOST)
     clients = folder.expanduser() / CLIENTS
-    if not any(clients.glob(f"*{_PUBLIC}")):
+    # One that is no key would keep the others out as well.
+    if not [_load(each) for each in sorted(clients.glob(f"*{_PUBLIC}"))]:
         raise ConfigError(f"{clients} must hold keys of those to be served; make some with --new-client NAME")
     gate = ThreadAuthenticator(context)
     gate.start()

@@ -39,6 +39,7 @@ worker     ask, number, publish, uid, fields    the estimate is to be kept
 worker     ask, number, end, uid, fields,       the last one of the run
            status, reason
 relay      told, number, error, value           what came of it
+relay      moves                                to the session: something comes, of which none may be whole for long
 relay      ended, text                          to the session: how the process ended, or the host was lost
 ========== ==================================== ==============================================================
 """

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -45,6 +46,8 @@ logger = logging.getLogger("bluesky_cdi.remote.relay")
 LOOK_S = 0.25
 # The kind of a document stands in the first bytes of its message, behind the message's own name.
 _RESOURCE, HEAD = b"resource", 40
+# A host is not trusted with names of files.
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
 # What stands first in a question of the process, behind how many parts it has.
 _ASK = pack("ask")
 
@@ -58,6 +61,8 @@ class Tunnel:
         To a host that has taken the session.
     near : socket
         Its other end is written and read by whoever talks to the process there.
+    moves : callable, optional
+        Called now and then while bytes come, in the tunnel's thread: of a message that takes long, none is whole yet.
 
     Attributes
     ----------
@@ -67,8 +72,8 @@ class Tunnel:
         Exit code of the process there; None: that is not known.
     """
 
-    def __init__(self, call: Call, near: socket.socket) -> None:
-        self._call = call
+    def __init__(self, call: Call, near: socket.socket, moves: Callable[[], None] = lambda: None) -> None:
+        self._call, self._moves, self._has_moved = call, moves, False
         self._flow = Flow(near, self._send)
         self._heard = time.monotonic()
         self.ended, self.code = "", None
@@ -98,6 +103,9 @@ class Tunnel:
                 if time.monotonic() > told + ALIVE_S:
                     told = time.monotonic()
                     self._send(ALIVE, b"")
+                    if self._has_moved:
+                        self._has_moved = False
+                        self._moves()
                 if not self.ended and self._call.events in ready:
                     self._lost(self._call.failure())
                 elif time.monotonic() > self._heard + GONE_S:
@@ -111,6 +119,7 @@ class Tunnel:
     def _take(self, kind: bytes, content: bytes) -> None:
         self._heard = time.monotonic()
         if kind == DATA:
+            self._has_moved = True
             self._flow.take(content)
         elif kind == CREDIT:
             self._flow.credit(content)
@@ -212,8 +221,11 @@ class Answers:
             self._answer("told", number, None, value)
 
     def _rows(self, resource: Mapping[str, Any], start: int, stop: int, part: Any) -> Any:
-        if os.path.normpath(local_path(resource)) not in self._announced:
+        path = os.path.normpath(local_path(resource))
+        if path not in self._announced:
             raise ScanFileError(f"{resource['uri']} is no file of this session's runs: it is not read for a host")
+        # Not by another spelling of its name, which links may lead elsewhere.
+        resource = {**resource, "uri": Path(path).as_uri()}
         try:
             return self._files.raw(resource, start, stop, unpack_part(part))
         except ScanFileError:
@@ -222,6 +234,10 @@ class Answers:
             raise
 
     def _record(self, uid: str, run: Mapping[str, Any]) -> None:
+        if not _UID.fullmatch(uid):
+            raise HostError(
+                f"files are named by a result's uid: it must be letters, digits and hyphens; got {uid!r:.80}"
+            )
         self._recorders[uid] = make_recorder(self._config, self._directory, self._journal, unpack_run(run), uid)
 
     def _publish(self, uid: str, fields: Mapping[str, Any]) -> None:
@@ -229,6 +245,8 @@ class Answers:
 
     def _end(self, uid: str, fields: Mapping[str, Any] | None, status: Any, reason: str) -> None:
         self._recorders.pop(uid).close(None if fields is None else unpack_estimate(fields), status, reason)
+        # Of a session of many runs not all files stay open; by the thread that reads them.
+        self._pools["rows"].submit(self._files.close)
 
 
 def main() -> None:
@@ -258,7 +276,7 @@ def main() -> None:
         os._exit(1)
     near, far = socket.socketpair()
     # What can't be sent any more is not missed: the tunnel's end is told below.
-    host, tunnel = Channel(Connection(far.detach()), lambda: None), Tunnel(call, near)
+    host, tunnel = Channel(Connection(far.detach()), lambda: None), Tunnel(call, near, lambda: session.send("moves"))
     host.send("setup", factory, carried)
     answers = Answers(config, directory, host.send)
     threading.Thread(target=_upwards, args=(session, host, answers), name="bluesky_cdi-upwards", daemon=True).start()

@@ -60,7 +60,7 @@ class RunFiles:
 
     def leave(self) -> None:
         """Want no more of the runs that are kept."""
-        self._left = set(self._readers)
+        self._left |= set(self._readers)
         self.close()
 
     def close(self) -> None:

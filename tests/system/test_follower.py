@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from bluesky.callbacks.zmq import Publisher
 
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.catalog import find_results, load_result
 from bluesky_cdi.config import CatalogConfig
-from bluesky_cdi.follow import Cut, FilePaths, Follower, Message
+from bluesky_cdi.follow import Cut, Follower, Message
 from bluesky_cdi.follow.zmq_source import ZmqSource
 from bluesky_cdi.live.run_job import RunJob
 from bluesky_cdi.plans import ptycho_raster
@@ -102,7 +103,7 @@ def test_through_the_proxy_as_in_the_session(open_lab, open_follower, fast_confi
         # The beamline's folder has another name here.
         (tmp_path / "mount").symlink_to(lab.session.frames_directory)
         lab.session.frames_directory.mkdir(exist_ok=True)
-        paths = FilePaths.parse([f"{lab.session.frames_directory}={tmp_path / 'mount'}"])
+        paths = SharedFolders.parse([f"{lab.session.frames_directory}={tmp_path / 'mount'}"])
         publish = {"zmq": {"address": inner, "prefix": "results", "curve": None}}
         (tmp_path / "images").mkdir()
         options = {"paths": paths, "publish": publish, "images": tmp_path / "images"}

@@ -17,13 +17,20 @@ def test_keys_for_a_machine_are_made(tmp_path, capsys):
     ]
 
 
+def test_a_file_among_the_clients_that_is_no_key_is_told(tmp_path, capsys):
+    assert main(["serve-reconstructor", "--keys", str(tmp_path), "--new-client", "beamline"]) == 0
+    (tmp_path / "clients" / "notes.key").write_text("not a key")
+    assert main(["serve-reconstructor", "--port", "0", "--keys", str(tmp_path)]) == 1
+    assert "notes.key must be a key that" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--new-client", "beamline"], "--new-client needs the folder of the keys: --keys FOLDER"),
         (["--host", "0.0.0.0"], "must have keys"),
-        (["--paths", "/beamline=/not/there"], "--paths takes THERE=HERE, two absolute folders"),
-        (["--paths", "/beamline"], "--paths takes THERE=HERE, two absolute folders"),
+        (["--paths", "/beamline=/not/there"], "Is /not/there mounted here?"),
+        (["--paths", "beamline"], "--paths takes an absolute folder"),
         (["--keys", "/not/there"], "must be a key that"),
     ],
 )

@@ -3,7 +3,9 @@ import json
 import shutil
 import socket
 import threading
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import fastapi.dependencies.utils
 import httpx
@@ -14,10 +16,13 @@ from tiled.server import streaming
 
 from bluesky_cdi.catalog import connect as connect_module
 from bluesky_cdi.catalog import open_catalog, serve
+from bluesky_cdi.catalog import server as server_module
 from bluesky_cdi.catalog.connect import REACH_TIMEOUT_S
 from bluesky_cdi.cli import main
 from bluesky_cdi.cli import serve as serve_command
 from bluesky_cdi.errors import CatalogError
+
+SOON_S = 240.0
 
 
 def timeouts_s(error):
@@ -109,6 +114,26 @@ def test_two_sessions_on_one_directory(directory):
         pass
     with serve(directory):
         pass
+
+
+def test_the_server_of_a_session_that_begins_is_waited_for(directory, beside, monkeypatch):
+    (directory / server_module.ADDRESS).write_text("http://127.0.0.1:9/api/v1?api_key=killed")
+    begun, looked = threading.Event(), threading.Event()
+    start = server_module._Server.start
+    monkeypatch.setattr(server_module._Server, "start", lambda *its: (begun.set(), looked.wait(), start(*its)))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: (looked.set(), time.sleep(s)))
+    monkeypatch.setattr(server_module, "time", clock)
+
+    def look():
+        assert begun.wait(SOON_S)
+        try:
+            assert server_module.served_at(directory) is None
+            return server_module.served_at(directory, SOON_S)
+        finally:
+            looked.set()
+
+    with beside(look) as found, serve(directory) as uri:
+        assert found.result() == uri
 
 
 def test_a_second_server_in_one_process_is_refused(directory, tmp_path):

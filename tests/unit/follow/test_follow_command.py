@@ -6,8 +6,9 @@ import json
 import pytest
 
 import bluesky_cdi.follow
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.cli import main
-from bluesky_cdi.follow import FilePaths, Finished, Selection
+from bluesky_cdi.follow import Finished, Selection
 from bluesky_cdi.follow.kafka_source import KafkaSource
 from bluesky_cdi.follow.zmq_source import ZmqSource
 
@@ -40,7 +41,7 @@ def called(monkeypatch):
 def test_a_proxy(called, capsys, tmp_path):
     options = [
         "--paths",
-        "/a=/b",
+        f"/a={tmp_path}",
         "--only",
         "x=y",
         "--share",
@@ -55,7 +56,8 @@ def test_a_proxy(called, capsys, tmp_path):
     where = ["--zmq", "127.0.0.1:9", "--publish", "host:8", "--images", str(tmp_path / "images")]
     assert main(["follow", *where, *options, "folder"]) == 0
     assert isinstance(called["source"], ZmqSource) and called["source"].address == "tcp://127.0.0.1:9"
-    assert called["paths"] == FilePaths.parse(["/a=/b"]) and called["selection"] == Selection((("x", "y"),), (1, 2))
+    assert called["paths"] == SharedFolders.parse([f"/a={tmp_path}"])
+    assert called["selection"] == Selection((("x", "y"),), (1, 2))
     assert (called["at_once"], called["silent_s"], str(called["directory"])) == (3, 9.0, "folder")
     assert called["publish"] == {"zmq": {"address": "tcp://host:8", "prefix": "p", "curve": None}}
     assert (tmp_path / "images").is_dir()

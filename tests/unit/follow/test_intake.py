@@ -5,9 +5,10 @@ import random
 
 import pytest
 
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import JournalError
-from bluesky_cdi.follow import Cut, FilePaths, Message, Selection
+from bluesky_cdi.follow import Cut, Message, Selection
 from bluesky_cdi.follow.intake import HELD_MAX, MADE_UP, Intake
 
 
@@ -39,7 +40,7 @@ class Clock:
 def make():
     def made(**options):
         sink, clock = Kept(), Clock()
-        given = {"selection": Selection(), "paths": FilePaths(), "metadata": {}, "clock": clock, **options}
+        given = {"selection": Selection(), "paths": SharedFolders(), "metadata": {}, "clock": clock, **options}
         intake = Intake(sink, DocumentsConfig(), **given)
         return intake, sink, clock
 
@@ -112,20 +113,20 @@ def test_results_of_others_are_no_runs(make, published, said):
     assert sink.runs == {} and said() == []
 
 
-def test_frames_in_files_here(make, published, said):
-    intake, sink, _ = make(paths=FilePaths.parse(["/data=/mnt/data"]))
+def test_frames_in_files_here(make, published, said, tmp_path):
+    intake, sink, _ = make(paths=SharedFolders.parse([f"/data={tmp_path}"]))
     run = published("a", frames="file")
     assert [name for name, _ in run.documents[:3]] == ["start", "descriptor", "stream_resource"]
     give(intake, run.documents[:2])
     # Nothing is decided before it is known where they lie.
     assert sink.runs == {}
     give(intake, run.documents[2:])
-    assert sink.runs["a"][2][1]["uri"] == "file:///mnt/data/scan.h5"
+    assert sink.runs["a"][2][1]["uri"] == (tmp_path / "scan.h5").as_uri()
     assert len(sink.runs["a"]) == len(run.documents)
 
 
-def test_frames_in_files_elsewhere(make, published, said):
-    intake, sink, _ = make(paths=FilePaths.parse(["/beamline=/mnt"]))
+def test_frames_in_files_elsewhere(make, published, said, tmp_path):
+    intake, sink, _ = make(paths=SharedFolders.parse([f"/beamline={tmp_path}"]))
     give(intake, published("a", frames="file").documents)
     assert sink.runs == {}
     assert len(said()) == 1 and "--paths /data where it has the same name here" in said()[0]

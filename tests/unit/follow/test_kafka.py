@@ -108,6 +108,7 @@ def test_a_run_that_is_under_way_is_had_from_its_first_document_until_it_is_done
     (place,) = {message.place for message in found}
     # Who comes next in its group begins where all is done.
     follower.done_before({place: found[4].offset})
+    follower.close()
     same(arrived(source(), len(found) - 4), now, skip=4)
 
 
@@ -145,6 +146,40 @@ def test_a_broker_that_is_not_there_is_told_and_waited_for(caplog):
     with contextlib.closing(KafkaSource("127.0.0.1:9", "topic", "group")) as source:
         while "they are waited for" not in caplog.text:
             assert source.next(0.05) is None
+
+
+def test_what_is_done_is_told_without_waiting_and_again_where_that_failed(source, monkeypatch):
+    follower, told = source(kind=KafkaSource), []
+
+    class Consumer:
+        def commit(self, offsets, asynchronous):
+            assert asynchronous
+            told.append([(each.partition, each.offset) for each in offsets])
+            self.offsets = offsets
+
+    with monkeypatch.context() as patch:
+        patch.setattr(follower, "_consumer", consumer := Consumer())
+        for _ in range(2):
+            follower.done_before({"0": 3, "1": 4})
+        assert told == [[(0, 3), (1, 4)]]
+        follower._on_commit(confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT), consumer.offsets[:1])
+        follower.done_before({"0": 3, "1": 4})
+        assert told[1:] == [[(0, 3)]]
+
+
+def test_a_broker_that_takes_no_leave_is_not_waited_for(source, monkeypatch, caplog):
+    follower, answered = source(kind=KafkaSource), threading.Event()
+
+    class Consumer:
+        def close(self):
+            answered.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bluesky_cdi.follow.kafka_source.ANSWER_S", 0.01)
+        patch.setattr(follower, "_consumer", Consumer())
+        follower.close()
+    answered.set()
+    assert "no broker has taken leave" in caplog.text
 
 
 class Partition:

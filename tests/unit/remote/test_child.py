@@ -1,5 +1,6 @@
 """What the reconstruction's process tells of itself."""
 
+import queue
 from types import SimpleNamespace
 
 import pytest
@@ -54,3 +55,38 @@ def test_memory_is_given_back_when_a_run_is_done(monkeypatch):
     with pytest.raises(StopIteration):
         child.Served(channel, Worker(), SimpleNamespace(drain=lambda _: True), None)._beat()
     assert len(given) == 1
+
+
+def test_estimates_that_are_wanted_from_the_middle_of_a_wait_on_go_on_to_come(beside, until):
+    sent = queue.SimpleQueue()
+    channel = SimpleNamespace(send=lambda name, value: sent.put(value) if name == "estimate" else None)
+    estimates = child.Estimates(channel)
+
+    def put(n):
+        estimates.put(SimpleNamespace(n_frames=n))
+
+    put(1)
+    # Two wait for what nobody wants, and somebody begins to want it meanwhile.
+    with beside(estimates.flush), beside(estimates.flush):
+        until(lambda: estimates._flushing == 2)
+        assert sent.get(timeout=SOON_S) == {"n_frames": 1}
+        estimates.want()
+        estimates.taken()
+    put(2)
+    assert sent.get(timeout=SOON_S) == {"n_frames": 2}
+
+
+def test_what_nobody_wants_is_sent_to_those_who_wait_alone(beside):
+    sent = queue.SimpleQueue()
+    channel = SimpleNamespace(send=lambda name, value: sent.put(value) if name == "estimate" else None)
+    estimates = child.Estimates(channel)
+    for n in (1, 2):
+        estimates.put(SimpleNamespace(n_frames=n))
+    estimates.send_last()
+    assert sent.empty()
+    with beside(estimates.flush):
+        assert sent.get(timeout=SOON_S) == {"n_frames": 2}
+        estimates.taken()
+    estimates.put(SimpleNamespace(n_frames=3))
+    estimates.send_last()
+    assert sent.empty()

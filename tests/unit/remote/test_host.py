@@ -15,12 +15,12 @@ from bluesky_cdi.config import Config, HostConfig
 from bluesky_cdi.doctor import installation
 from bluesky_cdi.errors import ConfigError, HostError
 from bluesky_cdi.packing import pack
-from bluesky_cdi.remote import calling, host, tunnel
+from bluesky_cdi.remote import calling, host, relay, tunnel
 from bluesky_cdi.remote.calling import Call, find_host, greet, state_of
 from bluesky_cdi.remote.host import Host, HostOptions
 from bluesky_cdi.remote.keys import make_keys
 from bluesky_cdi.remote.relay import Tunnel
-from bluesky_cdi.remote.tunnel import HELLO, PIECE, REFUSED, VERSION, WINDOW, Flow
+from bluesky_cdi.remote.tunnel import ALIVE, HELLO, PIECE, REFUSED, VERSION, WINDOW, Flow
 
 SOON_S = 240.0
 BEGIN = "import socket, sys, os\nnear = socket.socket(fileno=int(sys.argv[1]))\n"
@@ -77,13 +77,13 @@ def settings(served, **options):
 def open_tunnel(context):
     with contextlib.ExitStack() as stack:
 
-        def opened(served, token="a", **options):
+        def opened(served, token="a", moves=lambda: None, **options):
             call = greet(context, settings(served, **options), token, "a test")
             near, far = socket.socketpair()
             stack.callback(call.close)
             stack.callback(far.close)
             far.settimeout(SOON_S)
-            made = Tunnel(call, near)
+            made = Tunnel(call, near, moves)
             # Before the connection closes, who uses it has ended.
             stack.callback(made.join)
             stack.callback(far.close)
@@ -104,6 +104,24 @@ def test_bytes_go_there_and_back_in_their_order(serve, process, open_tunnel, bes
         while len(came) < len(data):
             came += far.recv(65536)
     assert came == data
+
+
+def test_what_comes_is_a_sign_of_life_and_silence_is_none(serve, process, open_tunnel, monkeypatch, until):
+    """An estimate may take longer on a slow network than a process may be silent."""
+    monkeypatch.setattr(relay, "ALIVE_S", 0.01)
+    process(ECHO)
+    told, moved = [], threading.Event()
+    far, made = open_tunnel(serve(), moves=moved.set)
+    send = made._send
+    monkeypatch.setattr(made, "_send", lambda kind, content: (told.append(kind), send(kind, content)))
+    for _ in range(2):
+        # Of a message whose rest has not come.
+        far.sendall(b"a")
+        assert moved.wait(SOON_S)
+        moved.clear()
+        told.clear()
+        until(lambda: told.count(ALIVE) > 2)
+        assert not moved.is_set()
 
 
 def test_who_does_not_read_is_not_sent_more_than_the_window(serve, process, open_tunnel):

@@ -1,18 +1,20 @@
 """What a host's process is made from, and what it asks of the session's machine."""
 
+import errno
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import ConfigError, ScanFileError, WorkerError
 from bluesky_cdi.protocols import RunInfo
 from bluesky_cdi.remote import carried, hosted
 from bluesky_cdi.remote.carried import carry, put_down
 from bluesky_cdi.remote.far import Asking, FarFiles, FarRecorder
-from bluesky_cdi.remote.hosted import end_without_memory, hosted_setup
+from bluesky_cdi.remote.hosted import end_without_memory, hosted_setup, setup_or_end
 from bluesky_cdi.remote.hosting import OUT_OF_MEMORY, Terms
 from bluesky_cdi.remote.messages import pack_part, pack_run, unpack_part, unpack_run
 from bluesky_cdi.remote.setup import LIVE, live_arguments
@@ -49,6 +51,26 @@ def test_a_process_works_on_the_terms_of_its_host(terms, tmp_path, monkeypatch):
 def test_a_factory_that_the_host_was_not_started_with_is_not_run(terms, tmp_path, factory):
     with pytest.raises(ConfigError, match=f"the host runs no factory '{factory}'; .* serve-reconstructor --factory"):
         hosted_setup(terms, Asking(print), factory, arguments(tmp_path))
+
+
+def test_a_host_without_room_ends_the_process_and_gives_nothing_up_for_good(terms, tmp_path, monkeypatch, caplog):
+    class Ended(Exception):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hosted.os, "_exit", end)
+    monkeypatch.setattr(hosted, "put_down", full)
+    with pytest.raises(Ended):
+        setup_or_end(terms, Asking(print), LIVE, arguments(tmp_path / "session"))
+    assert "the host can't begin a reconstruction" in caplog.text and "No space left" in caplog.text
+    # What would be so on any host is for the session to hear.
+    with pytest.raises(ConfigError):
+        setup_or_end(terms, Asking(print), "os:getcwd", arguments(tmp_path / "session"))
 
 
 def test_files_that_a_configuration_names_are_carried_and_no_others_opened(tmp_path):
@@ -125,17 +147,19 @@ def test_files_are_found_under_the_names_that_they_have_here(tmp_path, machine):
     for folder in ("data/run 1", "fast"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "fast" / "out").symlink_to("/etc")
-    files = FarFiles([["/beamline", f"{tmp_path}/data"], ["/beamline/fast", f"{tmp_path}/fast"]], machine.asking)
+    files = FarFiles(
+        SharedFolders.of([("/beamline", f"{tmp_path}/data"), ("/beamline/fast", f"{tmp_path}/fast")]), machine.asking
+    )
     assert files.path(resource("/beamline/run%201/a.h5")) == f"{tmp_path}/data/run 1/a.h5"
     assert files.path(resource("/beamline/fast/a.h5")) == f"{tmp_path}/fast/a.h5"
     for unseen in ("/beamline/absent/a.h5", "/beamline2/a.h5", "/beamline/../etc/a.h5", "/etc/a.h5"):
         assert files.path(resource(unseen)) is None
-    with pytest.raises(ScanFileError, match=r"here it leads to /etc/a.h5"):
+    with pytest.raises(ScanFileError, match=r"here a link leads to /etc/a.h5"):
         files.path(resource("/beamline/fast/out/a.h5"))
 
 
 def test_rows_are_asked_for_and_why_there_are_none_is_told(machine, beside):
-    files = FarFiles([], machine.asking)
+    files = FarFiles(SharedFolders(), machine.asking)
     with beside(lambda: files.rows(resource("/a.h5"), 3, 5, None)) as rows:
         machine.tells(0, np.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(rows.result(), np.arange(6.0).reshape(2, 3))

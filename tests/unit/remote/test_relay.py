@@ -43,6 +43,12 @@ def test_files_of_the_sessions_runs_are_read_and_no_others(answers, told, tmp_pa
     _, number, error, rows = told.get(timeout=SOON_S)
     assert (number, error) == (1, None)
     np.testing.assert_array_equal(rows, COUNTS)
+    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
+    with h5py.File(tmp_path / "elsewhere" / "a.h5", "w") as file:
+        file["d"] = COUNTS + 1
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "sub")
+    answers.ask(3, "rows", resource(f"{tmp_path}/link/../a.h5"), 0, 2, None)
+    np.testing.assert_array_equal(told.get(timeout=SOON_S)[3], COUNTS)
     for other in (tmp_path / "b.h5", f"{tmp_path}/a.h5/../b.h5", "/etc/passwd"):
         answers.ask(2, "rows", resource(other), 0, 2, None)
         _, number, error, rows = told.get(timeout=SOON_S)
@@ -106,6 +112,29 @@ def test_results_are_kept_in_the_sessions_folder_and_those_left_open_end_as_fail
     assert stops["one"][:2] == ("success", True)
     assert stops["two"] == ("fail", False, "the host is gone")
     assert sorted(each.name for each in (tmp_path / "session" / "results").iterdir()) == ["one.h5", "two.h5"]
+
+
+def test_files_of_a_run_do_not_stay_open_when_it_has_ended(answers, told, tmp_path, info, make_estimate):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["d"] = COUNTS
+    answers.announce("stream_resource", {"uid": "r", **resource(tmp_path / "a.h5")})
+    estimate = pack_estimate(make_estimate(1))
+    for _ in range(2):
+        answers.ask(1, "rows", resource(tmp_path / "a.h5"), 0, 2, None)
+        np.testing.assert_array_equal(told.get(timeout=SOON_S)[3], COUNTS)
+        assert answers._files._files
+        answers.ask(2, "record", "one", pack_run(info))
+        answers.ask(3, "end", "one", estimate, "success", "")
+        assert [told.get(timeout=SOON_S)[2] for _ in range(2)] == [None, None]
+        answers._pools["rows"].submit(print).result(SOON_S)
+        assert not answers._files._files
+
+
+def test_a_host_names_no_files(answers, told, tmp_path, info):
+    for uid in ("../../out", str(tmp_path / "out"), "", "."):
+        answers.ask(1, "record", uid, pack_run(info))
+        assert "letters, digits and hyphens" in told.get(timeout=SOON_S)[2]
+    assert answers._recorders == {}
 
 
 def relay_documents(path):
