@@ -33,7 +33,12 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     train = commands.add_parser("train", parents=[common], help="train the network on simulated scans")
     add = train.add_argument
     add("out", type=Path, help="file to write, ending in .safetensors; its record goes beside it")
-    add("--seconds", type=float, default=525.0, help="time to train (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=525.0,
+        help="time to train; what comes before and after is told (default: %(default)s)",
+    )
     add("--seed", type=int, default=1)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
@@ -121,8 +126,9 @@ def _train(args: argparse.Namespace) -> int:
     shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
     # Minutes on a CPU: not at the end of a job whose time is counted.
     next_step = [] if args.model == "ptychonn" else [("calibrate errors by", f"bluesky-cdi calibrate {args.out}")]
+    judged = ("held-out scans", f"{record['validation_scans']} a dose")
     last = [("weights", str(args.out)), *shipped, *next_step]
-    say_result(args, record, [("steps", str(record["steps"])), *rows, *last])
+    say_result(args, record, [("steps", str(record["steps"])), judged, *rows, *last])
     return 0
 
 
