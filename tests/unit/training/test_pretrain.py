@@ -408,7 +408,7 @@ def test_what_follows_training_can_be_made_again(tiny_shapes, unjudged, tmp_path
     with pytest.raises(KeyboardInterrupt):
         pretrain(brief, ProcessGroup(CPU), out)
     state = state_of(out.with_suffix(".resume"))
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe, share: {})
     record = pretrain(brief, ProcessGroup(CPU), out, resume=True)
     assert record["steps"] == state["step"] and record["curve"] == state["curve"]
     torch.testing.assert_close(
