@@ -35,9 +35,15 @@ def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> N
     add("--port", type=count, default=PORT, help="TCP port; 0: any free one (default: %(default)s)")
     add("--keys", type=Path, metavar="FOLDER", help="keys of this host and of those whom it serves")
     add("--new-client", metavar="NAME", help="make keys for a machine in the folder of --keys, and end")
-    add("--max-sessions", type=positive, default=4, help="served at a time (default: %(default)s)")
     add(
-        "--device", nargs="+", default=["auto"], metavar="DEVICE", help="spread over these (default: a GPU, or the CPU)"
+        "--max-sessions", type=positive, default=4, metavar="N", help="sessions served at a time (default: %(default)s)"
+    )
+    add(
+        "--device",
+        nargs="+",
+        default=["auto"],
+        metavar="DEVICE",
+        help="sessions are spread over these, such as cuda:0 cuda:1 (default: a GPU, or the CPU)",
     )
     add("--folder", type=Path, help="where sessions write while they last (default: that for temporary files)")
     add(
@@ -45,7 +51,7 @@ def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> N
         nargs="+",
         default=[],
         metavar="THERE=HERE",
-        help="folders of the sessions' machines that are seen here",
+        help="folders of the sessions' machines, and where they are seen here (default: frames come by the stream)",
     )
     add(
         "--factory", nargs="+", default=[], metavar="MODULE:FUNCTION",

@@ -39,8 +39,8 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
         default=525.0,
         help="time to train; what comes before and after is told (default: %(default)s)",
     )
-    add("--seed", type=int, default=1)
-    add("--learning-rate", type=float, default=1.5e-3)
+    add("--seed", type=int, default=1, help="of scenes and first weights (default: %(default)s)")
+    add("--learning-rate", type=float, default=1.5e-3, help="the highest (default: %(default)s)")
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
     add("--attention", action="store_true", help="self-attention at the coarsest level of each stage")
     add(
@@ -60,7 +60,14 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
-    add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
+    add(
+        "--photons",
+        type=float,
+        nargs=2,
+        default=(1e3, 1e8),
+        metavar=("LEAST", "MOST"),
+        help="of a frame (default: 1e3 1e8)",
+    )
     add("--probe", type=Path, metavar="SCAN", help="train for the probe of this scan file alone (default: all kinds)")
     # `torchrun` looks through the options too, so none may be short for one of its own (`--start`: `--start-method`).
     add(
@@ -71,7 +78,11 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
         help="weights to go on from, shipped or a file, of this size or less of it; repeated: their mean",
     )
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
-    add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
+    add(
+        "--device",
+        default="auto",
+        help="auto, cpu or cuda; several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)",
+    )
     train.set_defaults(run=_train)
 
 
