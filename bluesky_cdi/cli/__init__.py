@@ -113,7 +113,18 @@ def _parser() -> argparse.ArgumentParser:
         add_bench,
     ):
         add_command(commands, common)
+    _describe(parser)
     return parser
+
+
+def _describe(parser: argparse.ArgumentParser) -> None:
+    """Let the help of each command begin with what the list of all says of it."""
+    for group in parser._actions:
+        if isinstance(group, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help for choice in group._choices_actions}
+            for name, command in group.choices.items():
+                command.description = command.description or helps[name]
+                _describe(command)
 
 
 def _add_common(parser: argparse.ArgumentParser, prefix: str = "") -> None:

@@ -97,7 +97,10 @@ def _of_run(args: argparse.Namespace, catalog: Catalog, settings: Config) -> Non
 
 
 def _counts_of(catalog: Catalog, raw_uid: str, settings: Config) -> dict[int, npt.NDArray[Any]]:
-    """Read the frames of a raw run by number; none where they can't be read, which is logged."""
+    """Read the frames of a raw run by number, masked pixels as 0: a hot one may have more counts than all others.
+
+    There are none where they can't be read, which is logged.
+    """
     from bluesky_cdi.recorded_run import recorded_run
 
     try:
@@ -105,7 +108,8 @@ def _counts_of(catalog: Catalog, raw_uid: str, settings: Config) -> dict[int, np
     except BlueskyCDIError as err:
         logger.warning("counts and patterns of frames are left out, for the raw run can't be read: %s", err)
         return {}
-    return {number: run.scan.counts[row] for row, number in enumerate(run.numbers)}
+    valid = True if run.scan.mask is None else run.scan.mask
+    return {number: run.scan.counts[row] * valid for row, number in enumerate(run.numbers)}
 
 
 def _show(args: argparse.Namespace, name: str, estimate: Estimate, counts: Mapping[int, npt.NDArray[Any]]) -> None:

@@ -35,9 +35,16 @@ def add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
     add("out", type=Path, help="file to write, ending in .encoder.safetensors; its record goes beside it")
     add("--seconds", type=float, default=400.0, help="time to train (default: %(default)s)")
     add("--steps", type=positive, help="train for so many steps instead, which the same seed repeats")
-    add("--seed", type=int, default=1)
-    add("--learning-rate", type=float, default=8e-4)
-    add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a simulated frame")
+    add("--seed", type=int, default=1, help="of scans and first weights (default: %(default)s)")
+    add("--learning-rate", type=float, default=8e-4, help="the highest (default: %(default)s)")
+    add(
+        "--photons",
+        type=float,
+        nargs=2,
+        default=(1e3, 1e8),
+        metavar=("LEAST", "MOST"),
+        help="of a simulated frame (default: 1e3 1e8)",
+    )
     add(
         "--files",
         type=Path,
@@ -55,7 +62,11 @@ def add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--width", type=positive, help="channels of a token, a multiple of 64 (default: 256)")
     add("--depth", type=positive, help="blocks of the encoder (default: 6)")
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
-    add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi pretrain ... (default: %(default)s)")
+    add(
+        "--device",
+        default="auto",
+        help="auto, cpu or cuda; several GPUs: torchrun -m bluesky_cdi pretrain ... (default: %(default)s)",
+    )
     command.set_defaults(run=_pretrain)
 
 

@@ -35,9 +35,15 @@ def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> N
     add("--port", type=count, default=PORT, help="TCP port; 0: any free one (default: %(default)s)")
     add("--keys", type=Path, metavar="FOLDER", help="keys of this host and of those whom it serves")
     add("--new-client", metavar="NAME", help="make keys for a machine in the folder of --keys, and end")
-    add("--max-sessions", type=positive, default=4, help="served at a time (default: %(default)s)")
     add(
-        "--device", nargs="+", default=["auto"], metavar="DEVICE", help="spread over these (default: a GPU, or the CPU)"
+        "--max-sessions", type=positive, default=4, metavar="N", help="sessions served at a time (default: %(default)s)"
+    )
+    add(
+        "--device",
+        nargs="+",
+        default=["auto"],
+        metavar="DEVICE",
+        help="sessions are spread over these, such as cuda:0 cuda:1 (default: a GPU, or the CPU)",
     )
     add("--folder", type=Path, help="where sessions write while they last (default: that for temporary files)")
     add_paths(command)
@@ -65,6 +71,7 @@ def _serve(args: argparse.Namespace) -> int:
         ]
         say_result(args, {"keys": str(made)}, rows)
         return 0
+    _check_devices(args.device)
     host = Host(
         HostOptions(
             args.host,
@@ -98,3 +105,19 @@ def _serve(args: argparse.Namespace) -> int:
     finally:
         host.close()
     return 0
+
+
+def _check_devices(names: list[str]) -> None:
+    """Refuse devices that are not there: sessions would find out in the middle of a scan."""
+    known = ["auto", "cpu"]
+    if set(names) <= set(known):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        known += ["cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if missing := [name for name in names if name not in known]:
+        raise BlueskyCDIError(
+            f"--device must name what PyTorch sees on this machine: {', '.join(known)}; got {', '.join(missing)}. "
+            "Is a build of PyTorch with CUDA installed (bluesky-cdi doctor)?"
+        )

@@ -33,9 +33,14 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     train = commands.add_parser("train", parents=[common], help="train the network on simulated scans")
     add = train.add_argument
     add("out", type=Path, help="file to write, ending in .safetensors; its record goes beside it")
-    add("--seconds", type=float, default=525.0, help="time to train (default: %(default)s)")
-    add("--seed", type=int, default=1)
-    add("--learning-rate", type=float, default=1.5e-3)
+    add(
+        "--seconds",
+        type=float,
+        default=525.0,
+        help="time to train; what comes before and after is told (default: %(default)s)",
+    )
+    add("--seed", type=int, default=1, help="of scenes and first weights (default: %(default)s)")
+    add("--learning-rate", type=float, default=1.5e-3, help="the highest (default: %(default)s)")
     add("--model", choices=MODELS, default="small", help="size of the network (default: %(default)s)")
     add("--attention", action="store_true", help="self-attention at the coarsest level of each stage")
     add(
@@ -55,7 +60,14 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
-    add("--photons", type=float, nargs=2, default=(1e3, 1e8), metavar=("LEAST", "MOST"), help="of a frame")
+    add(
+        "--photons",
+        type=float,
+        nargs=2,
+        default=(1e3, 1e8),
+        metavar=("LEAST", "MOST"),
+        help="of a frame (default: 1e3 1e8)",
+    )
     add("--probe", type=Path, metavar="SCAN", help="train for the probe of this scan file alone (default: all kinds)")
     # `torchrun` looks through the options too, so none may be short for one of its own (`--start`: `--start-method`).
     add(
@@ -66,7 +78,11 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
         help="weights to go on from, shipped or a file, of this size or less of it; repeated: their mean",
     )
     add("--resume", action="store_true", help="go on with an interrupted run of the same options")
-    add("--device", default="auto", help="several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)")
+    add(
+        "--device",
+        default="auto",
+        help="auto, cpu or cuda; several GPUs: torchrun -m bluesky_cdi train ... (default: %(default)s)",
+    )
     train.set_defaults(run=_train)
 
 
@@ -121,8 +137,9 @@ def _train(args: argparse.Namespace) -> int:
     shipped = [("in SHIPPED_SHA256", f'"{args.out.stem}": "{record["sha256"]}",')] if is_shipped(args.out) else []
     # Minutes on a CPU: not at the end of a job whose time is counted.
     next_step = [] if args.model == "ptychonn" else [("calibrate errors by", f"bluesky-cdi calibrate {args.out}")]
+    judged = ("held-out scans", f"{record['validation_scans']} a dose")
     last = [("weights", str(args.out)), *shipped, *next_step]
-    say_result(args, record, [("steps", str(record["steps"])), *rows, *last])
+    say_result(args, record, [("steps", str(record["steps"])), judged, *rows, *last])
     return 0
 
 

@@ -68,7 +68,10 @@ def gpu(device: str) -> Finding:
     if device.startswith("cuda"):
         advice = "Check nvidia-smi and that this PyTorch is built for CUDA, or set reconstructor.device to auto."
         return Finding("GPU", "fail", f"none that PyTorch can use, but reconstructor.device is {device}", advice)
-    advice = "Live images follow slow scans of small frames only; for more, install a PyTorch for CUDA on a GPU's host."
+    advice = (
+        "Live images follow slow scans of small frames only; for more, install a PyTorch for CUDA where "
+        "a GPU is: here, or on another machine (reconstructor.host, docs/gpu-host.md)."
+    )
     return Finding("GPU", "warn", f"none; {os.cpu_count()} CPU cores", advice)
 
 

@@ -57,7 +57,7 @@ class Drawing:
         with rc_context({"font.size": FONT_PT, "axes.titlesize": FONT_PT + 1}):
             fig.clear()
             grid = fig.add_gridspec(
-                rows, columns, left=0.55 / width, right=1 - 0.75 / width, bottom=0.45 / height,
+                rows, columns, left=0.7 / width, right=1 - 0.75 / width, bottom=0.45 / height,
                 top=1 - (HEAD_IN + 0.25) / height, wspace=0.62, hspace=0.3,
             )  # fmt: skip
             for k, name in enumerate(names):

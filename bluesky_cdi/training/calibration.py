@@ -22,6 +22,8 @@ SHAPE = SceneShape(64, 146, (60, 121), 4, 1.0)
 PHOTONS = (1e4, 1e5, 1e6)
 # The share of errors that is matched, and the deviations of a Gaussian within which it lies.
 SHARE, WITHIN = 0.9, 1.6449
+# Objects that scenes are cut from.
+POOL = 32
 
 
 @torch.no_grad()
@@ -53,11 +55,9 @@ def calibrate(
     net.log_std_offset.zero_()
     shape = SHAPE if probe is None else SHAPE.of_frames(probe.shape[-1])
     object_px, offsets = max(OBJECT_PX, shape.grid_px), []
-    for photons in PHOTONS:
-        stream = SceneStream(device, seed, (photons, 1.001 * photons), 32, object_px, probe)
-        for _ in range(batches):
-            scans = _surprise(net, stream.draw(shape))
-            offsets += [(scan.quantile(SHARE, dim=1) / WITHIN).log() for scan in scans]
+    stream = SceneStream(device, seed, PHOTONS[:2], POOL, object_px, probe)
+    for batch in stream.draw_at(PHOTONS, batches, shape):
+        offsets += [(scan.quantile(SHARE, dim=1) / WITHIN).log() for scan in _surprise(net, batch)]
     # The mean over scans: the few in which all is hard would rule the quantile of all pixels.
     net.log_std_offset.copy_(torch.stack(offsets).mean(dim=0))
     return net.log_std_offset.exp()

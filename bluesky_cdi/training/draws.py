@@ -39,6 +39,21 @@ class Draws:
         self._generator.manual_seed(seed)
         self._decisions.manual_seed(seed if decisions is None else decisions)
 
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Give where both sequences are, for `restore`."""
+        return self._generator.get_state(), self._decisions.get_state()
+
+    def restore(self, state: tuple[Tensor, Tensor]) -> None:
+        """Go back, to draw the same numbers again.
+
+        Parameters
+        ----------
+        state : tuple of Tensor
+            As `state` gave it.
+        """
+        self._generator.set_state(state[0])
+        self._decisions.set_state(state[1])
+
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Draw uniform random numbers.
 

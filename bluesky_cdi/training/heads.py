@@ -27,7 +27,7 @@ from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.losses import errors, gauge_fixed, gaussian_nll
-from bluesky_cdi.training.pretrain import held_out, weight_of
+from bluesky_cdi.training.pretrain import held_out_at, weight_of
 from bluesky_cdi.training.run_file import commit_of_source
 from bluesky_cdi.training.starts import after_passes, after_rpie, after_steps
 from bluesky_cdi.training.stream import Batch, SceneStream
@@ -281,8 +281,8 @@ def validate_heads(heads: ErrorHeads, net: UnrolledNet, device: torch.device) ->
         of the phase is epistemic.
     """
     table = {}
-    for dose in DOSES:
-        batch, row = held_out(device, dose, 64, None), dict[str, float]()
+    for dose, batch in zip(DOSES, held_out_at(device, DOSES, 64, None), strict=True):
+        row = dict[str, float]()
         weight = weight_of(batch)
         obj = net(batch.probe, batch.data)[-1]
         levels, _ = heads.encode(obj, batch.probe, batch.data)

@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ SMALL_ERROR = 1e-4
 PROPORTION, NEVER_WORSE = 0.3, 1.0
 SAVE_EVERY_S = 60.0
 VALIDATION_SHAPE = SceneShape(64, 146, (121, 121), 8, 1.0)
+# Objects that held-out scenes are cut from: those of the learning curve, and of the validation.
+CURVE_POOL, VALIDATION_POOL = 16, 64
+# On a CPU calibration and validation take minutes when whole. Of shorter runs than this they are less, in proportion,
+# but of few scans one would say nothing: an object that is nearly vacuum has an error of any size.
+WHOLE_ON_CPU_S, CALIBRATION_BATCHES, LEAST_SCANS, LEAST_POOL = 3600.0, 8, 3, 24
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,12 @@ def pretrain(
     net.eval()
     if not processes.leads:
         return {}
-    factors = calibrate(net, processes.device, probe=probe).tolist() if isinstance(net, UnrolledNet) else None
+    share, factors = judged_share(config.seconds, processes.device), None
+    if isinstance(net, UnrolledNet):
+        log.info("trained; now the critic's factors are found")
+        batches = max(1, round(share * CALIBRATION_BATCHES))
+        factors = calibrate(net, processes.device, batches=batches, probe=probe).tolist()
+    log.info("validating on held-out scans, beside rPIE")
     record = {
         "config": asdict(config),
         **begin,
@@ -162,7 +172,8 @@ def pretrain(
         "curve": curve,
         **made_on(processes),
         "critic_factors": factors,
-        "validation": validate(net, processes.device, probe=probe),
+        "validation_scans": _held_out_scans(share, probe),
+        "validation": validate(net, processes.device, probe=probe, share=share),
         "earlier": [dict(each.record) for each in earlier],
     }
     digest = save_weights(net, out, record)
@@ -238,12 +249,13 @@ class _Run:
         self._losses = processes.shared(SceneLosses(net, config))
         fused = processes.device.type == "cuda"
         self._optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused)
-        joint = joint_stages(net) > 0
-        self._stream = SceneStream(
-            processes.device, self._seed(), config.photons, probe=probe, decisions=config.seed, wide=joint
-        )
-        self._held_out = held_out(processes.device, 1e5, 16, probe)
-        self._misjudged = held_out(processes.device, 1e5, 16, probe, misjudged=True) if joint else None
+        joint, device = joint_stages(net) > 0, processes.device
+        share = judged_share(config.seconds, device)
+        if processes.leads:
+            log.info("drawing the objects of the simulated scans")
+        self._stream = SceneStream(device, self._seed(), config.photons, probe=probe, decisions=config.seed, wide=joint)
+        self._held_out = held_out(device, 1e5, CURVE_POOL, probe, share=share)
+        self._misjudged = held_out(device, 1e5, CURVE_POOL, probe, misjudged=True, share=share) if joint else None
         self._step, self._frames, self._seconds = 0, 0, 0.0
         self._curve: list[dict[str, float]] = []
 
@@ -436,11 +448,12 @@ def validate(
     device: torch.device,
     photons: tuple[float, ...] = (1e4, 1e5, 1e6),
     probe: Tensor | None = None,
+    share: float = 1.0,
 ) -> dict[str, dict[str, float]]:
     """Compute the complex NRMSE on held-out scenes beside rPIE from vacuum.
 
-    There are 8 scans of 121 frames of 64x64 (or of the probe's size) a dose, probe and positions exact. The objects
-    come from the training's generators with a seed that training does not use.
+    There are 8 scans of 121 frames of 64x64 (or fewer of the probe's size) a dose, probe and positions exact. The
+    objects come from the training's generators with a seed that training does not use.
 
     Parameters
     ----------
@@ -452,6 +465,8 @@ def validate(
         Doses: mean photons of a frame.
     probe : Tensor, shape (M, N, N), complex, optional
         The true probe of all scans; each has its own if absent.
+    share : float
+        Of the scans, at least three.
 
     Returns
     -------
@@ -459,8 +474,8 @@ def validate(
         By dose (``1e+04``), then by method: the median of the scans.
     """
     table = {}
-    for dose in photons:
-        batch = held_out(device, dose, 64, probe)
+    pool = max(LEAST_POOL, round(share * VALIDATION_POOL))
+    for dose, batch in zip(photons, held_out_at(device, photons, pool, probe, share=share), strict=True):
         illumination = summed_illumination(batch.probe, batch.data)
         illuminated = (illumination > MEASURED_SHARE * illumination.amax(dim=(-2, -1), keepdim=True)).to(
             illumination.dtype
@@ -475,8 +490,32 @@ def validate(
     return table
 
 
+def judged_share(seconds: float, device: torch.device) -> float:
+    """Give the share of the held-out scans by which a run is judged: 1, on a CPU in proportion to its time to train.
+
+    Parameters
+    ----------
+    seconds : float
+        Time to train.
+    device : torch.device
+        Where it is trained.
+    """
+    return 1.0 if device.type == "cuda" else min(1.0, seconds / WHOLE_ON_CPU_S)
+
+
+def _held_out_scans(share: float, probe: Tensor | None) -> int:
+    shape = VALIDATION_SHAPE if probe is None else VALIDATION_SHAPE.of_frames(probe.shape[-1])
+    return max(min(shape.scenes, LEAST_SCANS), round(share * shape.scenes))
+
+
 def held_out(
-    device: torch.device, photons: float, pool: int, probe: Tensor | None, *, misjudged: bool = False
+    device: torch.device,
+    photons: float,
+    pool: int,
+    probe: Tensor | None,
+    *,
+    misjudged: bool = False,
+    share: float = 1.0,
 ) -> Batch:
     """Draw scenes of objects and probes that training doesn't draw.
 
@@ -492,11 +531,37 @@ def held_out(
         The true probe of all scans; each has its own if absent.
     misjudged : bool
         Whether probes and positions are assumed wrongly, as for networks that find the probe.
+    share : float
+        Of the scenes, at least three.
+    """
+    return next(held_out_at(device, (photons,), pool, probe, misjudged=misjudged, share=share))
+
+
+def held_out_at(
+    device: torch.device,
+    photons: Sequence[float],
+    pool: int,
+    probe: Tensor | None,
+    *,
+    misjudged: bool = False,
+    share: float = 1.0,
+) -> Iterator[Batch]:
+    """Draw the same held-out scenes at several doses.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where to compute.
+    photons : sequence of float
+        Doses: mean photons of a frame.
+    pool, probe, misjudged, share
+        As of `held_out`.
     """
     shape = VALIDATION_SHAPE if probe is None else VALIDATION_SHAPE.of_frames(probe.shape[-1])
+    shape = replace(shape, scenes=_held_out_scans(share, probe))
     object_px = max(OBJECT_PX, shape.grid_px)
-    stream = SceneStream(device, 10_007, (photons, 1.001 * photons), pool, object_px, probe, wide=misjudged)
-    return stream.draw(shape, exact=not misjudged)
+    stream = SceneStream(device, 10_007, (photons[0], 1.001 * photons[0]), pool, object_px, probe, wide=misjudged)
+    return stream.draw_at(photons, 1, shape, exact=not misjudged)
 
 
 def _nrmse(obj: Tensor, truth: Tensor, illuminated: Tensor) -> float:

@@ -6,6 +6,7 @@ Everything is drawn from the two seeded generators of `Draws`, so a seed and a d
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,6 +62,8 @@ SHAPES = (
 OBJECT_PX = 560
 # Of these scenes a batch on a CPU has so many: with all of them a run would make few steps.
 CPU_SHARE = 1 / 18
+# Objects that are kept and cut from; on a CPU about as many for each scene of a batch, since drawing them takes long.
+POOL, CPU_POOL = 256, 16
 # Where probes are assumed as wrongly as on instruments: share of the objects that are thick, as many as are not; and of
 # the batches whose pixel is assumed wrongly.
 WIDE_THICK_SHARE, PIXEL_SHARE = 0.5, 0.2
@@ -105,8 +108,8 @@ class SceneStream:
         Of what is drawn.
     photons : tuple of float
         Least and most photons of a frame; drawn log-uniformly.
-    pool : int
-        Objects kept and cut from; one in 64 batches renews an eighth of them.
+    pool : int, optional
+        Objects kept and cut from, by default 256, on a CPU 16; one in 64 batches renews an eighth of them.
     object_px : int
         Side of the objects in the pool; an object can't be larger.
     probe : Tensor, shape (M, N, N), complex, optional
@@ -124,6 +127,8 @@ class SceneStream:
         Where all randomness comes from.
     pool : ObjectPool
         Where the scenes' objects come from.
+    photons : tuple of float
+        As given; may be changed between batches.
 
     Raises
     ------
@@ -136,7 +141,7 @@ class SceneStream:
         device: torch.device,
         seed: int,
         photons: tuple[float, float] = (1e3, 1e8),
-        pool: int = 256,
+        pool: int | None = None,
         object_px: int = OBJECT_PX,
         probe: Tensor | None = None,
         decisions: int | None = None,
@@ -147,8 +152,33 @@ class SceneStream:
         self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
         of_scenes = 1 if device.type == "cuda" else CPU_SHARE
         self._shapes = [replace(each, scenes=max(1, round(of_scenes * each.scenes))) for each in shapes_for(probe)]
-        self._photons = photons
+        self.photons = photons
+        if pool is None:
+            pool = POOL if device.type == "cuda" else CPU_POOL
         self.pool = ObjectPool(self.draws, pool, object_px, WIDE_THICK_SHARE if wide else None)
+
+    def draw_at(
+        self, photons: Sequence[float], batches: int, shape: SceneShape, exact: bool = False
+    ) -> Iterator[Batch]:
+        """Simulate the same scans at several doses: their objects, which take most of the time, are drawn once.
+
+        Parameters
+        ----------
+        photons : sequence of float
+            Mean photons of a frame.
+        batches : int
+            At each dose.
+        shape : SceneShape
+            Of each batch.
+        exact : bool
+            As of `draw`.
+        """
+        begin = self.draws.state()
+        for dose in photons:
+            self.draws.restore(begin)
+            self.photons = (dose, 1.001 * dose)
+            for _ in range(batches):
+                yield self.draw(shape, exact)
 
     def draw(self, shape: SceneShape | None = None, exact: bool = False) -> Batch:
         """Simulate a batch of scans.
@@ -168,7 +198,7 @@ class SceneStream:
         shape, draws = shape or self._pick_shape(), self.draws
         scenes, size = shape.scenes, shape.frame_px
         truth = self.pool.cut(scenes, shape.grid_px)
-        photons = 10 ** draws.uniform(scenes, low=math.log10(self._photons[0]), high=math.log10(self._photons[1]))
+        photons = 10 ** draws.uniform(scenes, low=math.log10(self.photons[0]), high=math.log10(self.photons[1]))
         modes = 1 if draws.chance(0.5) else draws.whole(2, 3)
         unit = draw_probes(draws, scenes, size, modes) if self._probe is None else self._probe
         probe = unit * photons.sqrt()[:, None, None, None]

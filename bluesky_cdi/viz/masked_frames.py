@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ("Counts", "What the encoder was given", "Predicted by the decoder", "Predicted by object and physics")
+COLUMNS = ("Counts", "What the encoder was given", "From the decoder", "From object and physics")
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ def _commands(parser: argparse.ArgumentParser, common: set[str], level: int = 2)
         for name, command in group.choices.items():
             lines += [f"{'#' * level} {command.prog}", "", f":::{{program}} {command.prog}", ":::", ""]
             lines += [f"{_sentence(helps[name])}", "", "```text", *_usage(command), "```", ""]
-            if command.description:
+            if command.description and command.description != helps[name]:
                 lines += [command.description, ""]
             for action in command._actions:
                 if not common & set(action.option_strings) and not isinstance(action, argparse._SubParsersAction):

@@ -32,6 +32,7 @@ def test_a_file_among_the_clients_that_is_no_key_is_told(tmp_path, capsys):
         (["--paths", "/beamline=/not/there"], "Is /not/there mounted here?"),
         (["--paths", "beamline"], "--paths takes an absolute folder"),
         (["--keys", "/not/there"], "must be a key that"),
+        (["--device", "cpu", "cuda:99"], "got cuda:99"),
     ],
 )
 def test_what_can_not_be_served_is_told(options, told, capsys):

@@ -14,15 +14,21 @@ def _agent_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--embeddings", nargs="+", choices=EMBEDDINGS, default=EMBEDDINGS, metavar="NAME",
-        help="held against the first (default: 'critic' 'radial profile' 'class tokens' 'none')",
+        help="each is held against the first of them (default: 'critic' 'radial profile' 'class tokens' 'none')",
     )  # fmt: skip
-    add("--samples", nargs="+", default=["particles", "leaves"], metavar="KIND", help="(default: particles leaves)")
+    add(
+        "--samples",
+        nargs="+",
+        default=["particles", "leaves"],
+        metavar="KIND",
+        help="simulated samples (default: particles leaves)",
+    )
     add("--seeds", type=positive, default=5, help="scans of each (default: %(default)s)")
     add("--budget", type=positive, default=60, help="frames of a scan (default: %(default)s)")
     add("--batch", type=positive, default=12, help="frames of a decision (default: %(default)s)")
     add("--extent", type=above_0, default=1.8, metavar="UM", help="side of its window (default: %(default)s)")
     add("--photons", type=above_0, default=1e5, help="of a frame (default: 1e5)")
-    add("--reconstructor", default="pinn", help="name of it (default: %(default)s)")
+    add("--reconstructor", default="pinn", help="which reconstructor (default: %(default)s)")
     add_out(command)
 
 

@@ -10,10 +10,21 @@ from bluesky_cdi.cli.bench.common import Part, add_out, finish, prepare, tell
 
 def _host_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--frames", type=positive, default=10_000, help="of the raster, the next square (default: %(default)s)")
-    add("--faults", type=positive, default=20, help="spread over the raster (default: %(default)s)")
+    add(
+        "--frames",
+        type=positive,
+        default=10_000,
+        help="of the raster, up to the next square; measured twice (default: %(default)s)",
+    )
+    add("--faults", type=positive, default=20, help="faults, spread over the second raster (default: %(default)s)")
     add("--exposure", type=float, default=0.05, metavar="S", help="of a frame, seconds (default: %(default)s)")
-    add("--unreachable", type=float, default=60.0, metavar="S", help="the host is not heard (default: %(default)s s)")
+    add(
+        "--unreachable",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="so long a host that is stopped is not heard, seconds (default: %(default)s)",
+    )
     add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
     add_out(command)
 

@@ -82,15 +82,15 @@ def _draw(args: argparse.Namespace, trained: TrainedFrameModel, device: torch.de
 
 def _transfer_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("encoder", nargs="?", default="frames.encoder", help="name or file (default: %(default)s)")
+    add("encoder", nargs="?", default="frames.encoder", help="frame encoder, its name or file (default: %(default)s)")
     add(
         "--instruments", nargs="+", choices=["star64", "p25", "simulated"], default=["simulated"], metavar="NAME",
         help="star64 and p25, which are recorded, or simulated (default: simulated)",
     )  # fmt: skip
-    add("--frames", type=positive, nargs="+", default=[16, 64, 256], help="that are given (default: 16 64 256)")
+    add("--frames", type=positive, nargs="+", default=[16, 64, 256], help="tuned on, so many (default: 16 64 256)")
     add("--seconds", type=above_0, default=60.0, help="CPU time of a tuning (default: %(default)s)")
     add("--epochs", type=count, default=20, help="of LSQ-ML for the probe (default: %(default)s)")
-    add("--seed", type=count, default=1, help="(default: %(default)s)")
+    add("--seed", type=count, default=1, help="of all that is random (default: %(default)s)")
     add("--data", type=Path, metavar="DIR", help="folder of recorded scans")
     add("--figure", type=Path, metavar="FILE", help="draw the learning curves there")
     add_out(command)

@@ -178,8 +178,8 @@ def tiny(monkeypatch):
         real(self, device, seed, photons, 8, 64, probe, decisions, wide)
 
     monkeypatch.setattr(SceneStream, "__init__", small)
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
-    monkeypatch.setattr(module, "calibrate", lambda net, device, probe: net.log_std_offset)
+    monkeypatch.setattr(module, "validate", lambda net, device, probe, share: {})
+    monkeypatch.setattr(module, "calibrate", lambda net, device, batches, probe: net.log_std_offset)
 
 
 def run(tmp_path, config):

@@ -209,8 +209,8 @@ def tiny_shapes(monkeypatch):
 @pytest.fixture
 def unjudged(monkeypatch):
     """Leave out what follows training, which takes longer than it here."""
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
-    monkeypatch.setattr(module, "calibrate", lambda net, device, probe: net.log_std_offset)
+    monkeypatch.setattr(module, "validate", lambda net, device, probe, share: {})
+    monkeypatch.setattr(module, "calibrate", lambda net, device, batches, probe: net.log_std_offset)
 
 
 def test_a_run_writes_weights_and_a_record(tiny_shapes, tmp_path):
@@ -399,7 +399,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_shapes, unjudged, tmp_path
 def test_what_follows_training_can_be_made_again(tiny_shapes, unjudged, tmp_path, monkeypatch):
     """Interrupted in the validation: nothing is trained again."""
 
-    def interrupted(net, device, probe):
+    def interrupted(net, device, probe, share):
         raise KeyboardInterrupt
 
     out = tmp_path / "run.safetensors"
@@ -408,7 +408,7 @@ def test_what_follows_training_can_be_made_again(tiny_shapes, unjudged, tmp_path
     with pytest.raises(KeyboardInterrupt):
         pretrain(brief, ProcessGroup(CPU), out)
     state = state_of(out.with_suffix(".resume"))
-    monkeypatch.setattr(module, "validate", lambda net, device, probe: {})
+    monkeypatch.setattr(module, "validate", lambda net, device, probe, share: {})
     record = pretrain(brief, ProcessGroup(CPU), out, resume=True)
     assert record["steps"] == state["step"] and record["curve"] == state["curve"]
     torch.testing.assert_close(
@@ -456,8 +456,8 @@ module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
 module.SceneStream = lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None, wide=False: (
     SceneStream(device, seed, photons, 8, 48, probe, decisions, wide)
 )
-module.validate = lambda net, device, probe: {}
-module.calibrate = lambda net, device, probe: net.log_std_offset
+module.validate = lambda net, device, probe, share: {}
+module.calibrate = lambda net, device, batches, probe: net.log_std_offset
 # A clock that goes on by a twentieth of a second each time that it is looked at: as many steps on any machine.
 module.time = SimpleNamespace(monotonic=itertools.count(0.0, 0.05).__next__)
 config = module.PretrainConfig(seconds=1.0, model=UnrolledConfig(stages=2, channels=8, levels=2))
@@ -535,3 +535,25 @@ def test_validation_compares_with_rpie(tiny_shapes):
 def test_validation_scenes_keep_their_photons(tiny_shapes):
     batch = module.SceneStream(CPU, seed=10_007, photons=(1e4, 1.001e4)).draw(module.VALIDATION_SHAPE, exact=True)
     assert float(intensity(batch.probe).sum(dim=(1, 2)).mean()) == pytest.approx(1e4, rel=2e-3)
+
+
+def test_scans_at_several_doses_are_those_of_each_alone(tiny_shapes):
+    doses = (1e4, 1e6)
+    for dose, batch in zip(doses, module.held_out_at(CPU, doses, 8, None), strict=True):
+        alone = module.held_out(CPU, dose, 8, None)
+        assert torch.equal(batch.truth, alone.truth) and torch.equal(batch.probe, alone.probe)
+        assert torch.equal(batch.data.counts, alone.data.counts)
+
+
+def test_on_a_cpu_short_runs_are_judged_by_few_scans(monkeypatch):
+    assert module.judged_share(20.0, torch.device("cuda")) == 1
+    assert module.judged_share(7200.0, CPU) == 1
+    share = module.judged_share(20.0, CPU)
+    monkeypatch.setattr(module, "VALIDATION_SHAPE", replace(module.VALIDATION_SHAPE, frames=(2, 2)))
+    monkeypatch.setattr(module, "OBJECT_PX", 146)
+    scenes = [len(module.held_out(CPU, 1e5, 8, None, share=each).truth) for each in (share, 0.5, 1.0)]
+    assert scenes == [3, 4, 8]
+
+
+def test_on_a_cpu_few_objects_are_drawn():
+    assert sum(map(len, SceneStream(CPU, 1, object_px=48).pool.parts)) == stream_module.CPU_POOL
