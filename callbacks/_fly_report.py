@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,20 @@ class FlyReport:
             f"during an exposure (at most {np.nanmax(smear):.2g}); between samples positions are known to "
             f"{_at_most(np.median(error))} {name} (at worst {_at_most(error.max())})"
         )
+
+
+def stated_motion(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the notes of a run whose plan states how far the probe moves during an exposure (``smear_m``).
+
+    Parameters
+    ----------
+    start : Mapping
+        The run's start document.
+    """
+    stated = start.get("smear_m")
+    if isinstance(stated, int | float) and math.isfinite(stated) and stated > 0:
+        return {"motion": {"median_m": float(stated)}}
+    return {}
 
 
 def _at_most(value: float) -> str:

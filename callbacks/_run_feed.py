@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from event_model import unpack_event_page
 
 from bluesky_cdi.callbacks._beginning import Beginning
 from bluesky_cdi.callbacks._checks import check_frame
+from bluesky_cdi.callbacks._fly_report import stated_motion
 from bluesky_cdi.callbacks._frame_files import Elsewhere, FrameFiles
 from bluesky_cdi.callbacks._frame_maker import Check, FileFrame, FrameMaker, Several
 from bluesky_cdi.callbacks._join import SeqNumJoin
@@ -185,12 +185,7 @@ class RunFeed:
     @property
     def notes(self) -> dict[str, Any]:
         """What the documents tell of the run as a whole so far, as `RunInfo.notes`."""
-        if self.stamped is not None:
-            return self.stamped.report.as_notes()
-        stated = self.start.get("smear_m")
-        if isinstance(stated, int | float) and math.isfinite(stated) and stated > 0:
-            return {"motion": {"median_m": float(stated)}}
-        return {}
+        return stated_motion(self.start) if self.stamped is None else self.stamped.report.as_notes()
 
     def close(self) -> None:
         """Close the run's files."""

@@ -27,6 +27,7 @@ import torch
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.errors import GeometryError, WeightsError
+from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
@@ -62,6 +63,7 @@ class PtychoReconstructor:
     Parameters
     ----------
     grid : ObjectGrid
+        Where the object is reconstructed.
     probe : ndarray, shape (modes, N, N), complex
         First guess; its photons are set from the first frames.
     config : ReconstructorConfig
@@ -70,8 +72,10 @@ class PtychoReconstructor:
     mask : ndarray, shape (N, N), bool, optional
         Valid pixels known beforehand; hot and dead pixels that the frames show are added.
     propagator : Propagator
+        From the sample to the detector.
     device : torch.device
     seed : int
+        Seed of the order of frames.
     check_in : LiveCheckIn, optional
         Checks the first guess; without it that is trusted.
     on_progress : callable, optional
@@ -114,14 +118,8 @@ class PtychoReconstructor:
         calibration: Calibrating | None = None,
         embedding: FrameEmbedding | None = None,
     ) -> None:
-        side, device, net = grid.frame_px, torch.device(device), trained.unrolled_net if trained else None
-        if net is not None and net.config.joint:
-            raise WeightsError(
-                "these weights change the probe, which a reconstruction leaves to its check-in and engine: give those "
-                "of a training without --joint (`bench quality` takes any)"
-            )
-        if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
-            raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
+        device, net = torch.device(device), trained.unrolled_net if trained else None
+        _check(probe, grid.frame_px, net)
         self._config, self._device = config, device
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
@@ -237,21 +235,15 @@ class PtychoReconstructor:
         rows, obj = self._metrics.reconstructed(self._frames.light.newest), self._tiled.map.object
         known = self._frames, rows, self._solver.net, self._probe.modes, obj, self._work.halves
         self._beside.do("resolution", self._resolution.conclude, *known, is_over)
-        noted = self._resolution.source()
-        return replace(checked, source={**checked.source, **noted}) if noted else checked
+        return replace(checked, source={**checked.source, **self._resolution.source()})
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""
         parts = {
-            "object": self._tiled.map.checkpoint(),
-            "probe": self._probe.checkpoint(),
-            "check_in": self._watch.checkpoint(),
-            "causes": self._causes.checkpoint(),
             "frames": self._frames.checkpoint(),
             "metrics": self._metrics.checkpoint(self._frames.table.rows),
-            "scheduler": self._tiled.scheduler.checkpoint(),
-            "solver": self._solver.checkpoint(),
             "judge": self._work.judge.checkpoint(),
+            **{name: part.checkpoint() for name, part in self._kept.items()},
         }
         return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
 
@@ -275,12 +267,8 @@ class PtychoReconstructor:
         parts = restorable(state, *shapes, len(self._tiled.tiling), len(self._frames))
         is_here = self._frames.restore(parts["frames"], frames)
         self._metrics.restore({name: values[is_here] for name, values in parts["metrics"].items()})
-        self._tiled.scheduler.restore(parts["scheduler"])
-        self._tiled.map.restore(parts["object"])
-        self._probe.restore(parts["probe"])
-        self._solver.restore(parts["solver"])
-        self._watch.restore(parts.get("check_in", {}))
-        self._causes.restore(parts.get("causes", {}))
+        for name, part in self._kept.items():
+            part.restore(parts.get(name, {}))
         self._work.judge = self._work.judge.restored(parts.get("judge", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
@@ -288,6 +276,13 @@ class PtychoReconstructor:
         known = set(parts["frames"]["seq_num"].tolist())
         self.add([frame for frame in frames if frame.seq_num not in known])
         self._watch.begin(self._frames)
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps as it is, by its name there."""
+        scheduler, image = self._tiled.scheduler, self._tiled.map
+        kept = {"scheduler": scheduler, "object": image, "probe": self._probe, "solver": self._solver}
+        return {**kept, "check_in": self._watch, "causes": self._causes}
 
     def close(self) -> None:
         """End a check of the probe that is being made."""
@@ -320,3 +315,14 @@ class PtychoReconstructor:
             **self._resolution.source(),
         }
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)
+
+
+def _check(probe: ComplexArray, side: int, net: UnrolledNet | None) -> None:
+    """Refuse a probe that does not fit the frames, and a network that would change it."""
+    if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
+        raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
+    if net is not None and net.config.joint:
+        raise WeightsError(
+            "these weights change the probe, which a reconstruction leaves to its check-in and engine: give those "
+            "of a training without --joint (`bench quality` takes any)"
+        )
