@@ -106,7 +106,6 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
 
         def page(uri: str) -> Page:
             made = Page(lambda: open_catalog(uri), key, public=args.public, config=config)
-            stack.callback(made.close)
             pages.append(made)
             return made
 
@@ -123,6 +122,8 @@ def _serve_folder(args: argparse.Namespace, config: Config, folder: Path) -> int
         )
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         for made in pages:
+            # Before the server ends: who asks it then waits in vain.
+            stack.callback(made.close)
             made.prepare()
         _say(args, str(folder), uri.partition("/api/v1")[0], key, tiled=True)
         _wait()
