@@ -79,7 +79,9 @@ def _coverage(ax: Axes, scene: Scene, kept: Kept) -> None:
     view = View(part.inside, (y_m, x_m), estimate.pixel_m)
     light = view.masked(estimate.coverage[part.rows, part.columns])
     view.image(ax, light, "Coverage, path, next", "photons per pixel", "Greys")
-    path_m = estimate.positions_m if sight is None else sight.positions_m
+    path_m = estimate.positions_m
+    if sight is not None and len(sight.positions_m) > len(path_m):
+        path_m = sight.positions_m
     ax.plot(*_um(path_m), color=PATH_COLOUR, linewidth=0.6)
     ax.scatter(*_um(path_m), c=np.arange(len(path_m)), cmap="plasma", s=6, zorder=3)
     ax.plot(*_um(path_m[-1:]), "o", color="k", markersize=5, fillstyle="none", zorder=4)
@@ -125,7 +127,7 @@ def _caustic(ax: Axes, scene: Scene, kept: Kept) -> None:
 def _pattern(ax: Axes, scene: Scene, _: Kept) -> None:
     sight = _frames(scene)
     if not sight.frame_seq_num:
-        _draw_nothing(ax, "no frame yet")
+        _draw_nothing(ax, "the last frames were\nnot looked at" if sight.received else "no frame yet")
         return
     norm = norm_of(sight.counts, sight.valid)
     draw_pattern(ax, sight.counts, sight.valid, norm, f"Pattern of frame {sight.frame_seq_num}")
@@ -134,7 +136,7 @@ def _pattern(ax: Axes, scene: Scene, _: Kept) -> None:
 def _fit(ax: Axes, scene: Scene, _: Kept) -> None:
     sight = _frames(scene)
     if sight.fit is None:
-        _draw_nothing(ax, "no frame that is kept\nis in the image yet")
+        _draw_nothing(ax, "no frame that is kept\nis in the image yet" if sight.frame_seq_num else "")
         return
     norm = norm_of(sight.counts, sight.valid)
     draw_pattern(ax, sight.fit, sight.valid, norm, f"Its fit: deviance {sight.deviance:.3g} per pixel")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,16 @@ class Sight:
     valid: npt.NDArray[np.bool_]
     fit: FloatArray | None = None
     deviance: float = float("nan")
+
+    def outdated(self, received: int) -> Sight:
+        """Give a sight of the same run without what was seen before more frames came.
+
+        Parameters
+        ----------
+        received : int
+            How many have come since, at least.
+        """
+        return replace(self, received=received, rate_hz=math.nan, frame_seq_num=0, fit=None, deviance=math.nan)
 
     @property
     def maps(self) -> ScanMaps:

@@ -230,6 +230,9 @@ class LiveView:
         if sight is None or (estimate is not None and estimate.source.get(RAW_UID) != sight.uid):
             # That of the run before, whose frames are gone.
             estimate = None
+        if self._closing and sight is not None and estimate is not None and sight.received < estimate.n_frames:
+            # The worker has ended since: of the frames that are in its last image, no newer sight comes any more.
+            sight = sight.outdated(estimate.n_frames)
         proposal = self._proposal
         where: dict[str, Any] = (
             {} if proposal is None else {"proposed_m": proposal.positions_m, "reason": proposal.reason}

@@ -229,6 +229,9 @@ class Served:
                 name, *values = self._channel.receive()
                 if name == "taken":
                     self._estimates.taken()
+                elif name == "look" and self._worker.look is not None:
+                    number, after = values
+                    self._answer(number, self._worker.look(after))
                 elif name == "told" and self._told is not None:
                     self._told(*values)
         finished.result()

@@ -160,6 +160,25 @@ def test_the_image_of_another_run_is_not_shown(view, processes, worker, make_sig
     assert process.scenes and all(scene.estimate is None for scene in process.scenes)
 
 
+def test_the_last_image_stands_beside_no_frame_from_before_it(
+    view, processes, worker, make_sight, make_estimate, until
+):
+    """The worker ends before the view does: then nothing newer than what was seen last comes."""
+    process = begin(view, processes)
+    worker.gives(make_sight(1, uid="run", n=3))
+    assert process.began.acquire(timeout=LONG_S)
+    worker.latest = make_estimate(8, uid="run")
+    closing = threading.Thread(target=view.close)
+    closing.start()
+    until(lambda: view._closing)
+    process.go_on.release(1000)
+    closing.join(LONG_S)
+    first, last = process.scenes
+    assert (first.sight.received, first.sight.frame_seq_num, first.estimate) == (3, 3, None)
+    assert (last.sight.received, last.sight.frame_seq_num, last.sight.fit, last.estimate.n_frames) == (8, 0, None, 8)
+    assert last.sight.uid == "run"
+
+
 def test_what_the_agent_decides_is_shown_until_the_run_ends(view, processes, worker, make_sight):
     process = begin(view, processes)
     process.go_on.release(1000)

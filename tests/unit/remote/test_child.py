@@ -1,11 +1,14 @@
 """What the reconstruction's process tells of itself."""
 
 import queue
+import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
 
 from bluesky_cdi.config import Config
+from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live import activity
 from bluesky_cdi.live.activity import Silence
 from bluesky_cdi.remote import child
@@ -90,3 +93,28 @@ def test_what_nobody_wants_is_sent_to_those_who_wait_alone(beside):
     estimates.put(SimpleNamespace(n_frames=3))
     estimates.send_last()
     assert sent.empty()
+
+
+def test_the_frames_can_be_looked_at_while_the_last_run_is_finished():
+    """The session's last picture is to have what came last."""
+    sent, asked = queue.SimpleQueue(), Future()
+    messages, ended = iter([["look", 7, 3]]), threading.Event()
+
+    class Worker:
+        def look(self, after):
+            asked.set_result((after, ended.set()))
+            return answer
+
+        def close(self, timeout_s):
+            assert ended.wait(SOON_S)
+
+    answer = Future()
+    answer.set_exception(WorkerError("nothing newer"))
+    channel = SimpleNamespace(
+        send=lambda *message: sent.put(message), has_come=lambda _: not ended.is_set(), receive=lambda: next(messages)
+    )
+    estimates, documents = SimpleNamespace(send_last=lambda: None), SimpleNamespace(close=lambda: None)
+    served = child.Served(channel, Worker(), documents, estimates)
+    served._state = lambda: True
+    served._close()
+    assert asked.result()[0] == 3 and sent.get() == ("refused", 7, "nothing newer")
