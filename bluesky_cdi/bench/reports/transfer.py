@@ -36,7 +36,7 @@ def errors(row: Mapping[str, Any]) -> list[str]:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Draw error over CPU time: a panel an instrument, a colour a number of frames.
+    """Draw error over the time of tuning: a panel an instrument, a colour a number of frames.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             style = "-" if row["start"] == "pretrained" else "--"
             colour, label = f"C{numbers.index(row['frames'])}", f"{row['frames']} frames, from {row['start']}"
             ax.plot(seconds, _sums(row["curve"]), style, marker=".", color=colour, label=label)
-        ax.set(title=name, xlabel="CPU time of tuning (s)")
+        ax.set(title=name, xlabel="time of tuning (s)")
     figure.axes[0].set_ylabel("error of hidden patches and frames")
     lines, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bluesky_cdi.bench.cases import Case, simulate
 from bluesky_cdi.bench.explained import EXPLAINED
-from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.machine import record, synchronise
 from bluesky_cdi.engines import make_engine
 from bluesky_cdi.engines.ptychography import Schedule, Solution, iterate
 from bluesky_cdi.errors import BlueskyCDIError
@@ -46,7 +46,7 @@ WINDOW, JUDGED, WINDOWS_JUDGED = 6, 8, 2
 # Peak rate of pretraining from nothing, and a quarter of it where something is to be kept; reached after so many steps.
 RATES, WARM_UP = {"nothing": 8e-4, "pretrained": 2e-4}, 10
 # Shares of the time after which tunings are judged.
-MARKS = (0.25, 0.5, 1.0)
+MARKS = (0.1, 0.25, 0.5, 1.0)
 # Pixels around the frames of a window.
 MARGIN_PX = 2
 
@@ -62,13 +62,15 @@ class Options:
     frames : sequence of int
         That a tuning is given; all but those that are judged where a scan has no more.
     seconds : float
-        CPU time of a tuning.
+        Time of a tuning: of the processor on a CPU, by the clock on a GPU.
     epochs : int
         Of LSQ-ML, for the probe.
     seed : int
         Of windows, of what is hidden, and of weights that begin with nothing.
     data : Path, optional
         Folder of recorded scans.
+    device : torch.device
+        Where to compute.
     """
 
     instruments: Sequence[str] = ("star64", "p25", SIMULATED)
@@ -77,6 +79,7 @@ class Options:
     epochs: int = 20
     seed: int = 1
     data: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,7 @@ class Instrument:
 def transfer(
     trained: TrainedFrameModel, options: Options | None = None, on_progress: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Tune on all instruments, on the CPU.
+    """Tune on all instruments.
 
     Parameters
     ----------
@@ -117,7 +120,7 @@ def transfer(
     -------
     dict
         ``machine``, ``settings`` and ``rows``: of each tuning ``instrument``, ``frames``, ``start`` and ``curve``,
-        whose points have ``seconds`` of CPU time, ``steps``, and the errors of hidden ``patches`` and ``frames``.
+        whose points have ``seconds`` of tuning, ``steps``, and the errors of hidden ``patches`` and ``frames``.
 
     Raises
     ------
@@ -136,8 +139,8 @@ def transfer(
                     rows.append({"instrument": name, "frames": frames, "start": start, "curve": curve})
                     first, last = (each["patches"] + each["frames"] for each in (curve[0], curve[-1]))
                     tell(f"{name}, {frames} frames from {start}: {first:.3f}, then {last:.3f}")
-    settings = {**asdict(options), "data": str(options.data), "encoder_sha256": trained.sha256}
-    return record([torch.device("cpu")], settings, rows=rows)
+    named = {"data": str(options.data), "device": str(options.device), "encoder_sha256": trained.sha256}
+    return record([options.device], {**asdict(options), **named}, rows=rows)
 
 
 def tuned(
@@ -146,7 +149,7 @@ def tuned(
     frames: int,
     start: str,
     options: Options,
-    clock: Callable[[], float] = time.process_time,
+    clock: Callable[[], float] | None = None,
 ) -> list[dict[str, float]]:
     """Tune on some frames, and judge now and then by the others.
 
@@ -162,20 +165,21 @@ def tuned(
         Of `STARTS`.
     options : Options
         Time and seed.
-    clock : callable
-        Tells the time, seconds; judging does not count.
+    clock : callable, optional
+        Tells the time, seconds, judging does not count; that of `Options.seconds` if absent.
 
     Returns
     -------
     list of dict
         The curve; see `transfer`.
     """
+    clock = clock or _clock(options.device)
     torch.manual_seed(options.seed)
-    tuning = MaskedFrameModel(model.config)
+    tuning = MaskedFrameModel(model.config).to(options.device)
     if start == "pretrained":
         tuning.load_state_dict(model.state_dict())
     losses, optimiser = MaskedLosses(tuning), make_optimiser(tuning, RATES[start])
-    rng, draws = np.random.default_rng(options.seed), Draws(torch.device("cpu"), options.seed)
+    rng, draws = np.random.default_rng(options.seed), Draws(options.device, options.seed)
     given, spent, steps = instrument.order[:frames], 0.0, 0
     curve = [{"seconds": 0.0, "steps": 0, **judged(tuning, instrument)}]
     for mark in MARKS:
@@ -195,7 +199,7 @@ def judged(model: MaskedFrameModel, instrument: Instrument) -> dict[str, float]:
     """Compute the mean errors of hidden ``patches`` and ``frames`` of what no tuning was given."""
     patch, found = model.config.patch, []
     for scans in instrument.judged:
-        shown: Shown = draw_shown(scans, patch, Draws(torch.device("cpu"), SEED), SHOWN)
+        shown: Shown = draw_shown(scans, patch, Draws(scans.probe.device, SEED), SHOWN)
         found.append(masked_losses(model(scans.probe, scans.data, shown), scans, patch))
     return {name: float(np.mean([float(each[name]) for each in found])) for name in found[0]}
 
@@ -212,7 +216,7 @@ def instrument_of(probe: Tensor, data: Diffraction, epochs: int) -> Instrument:
     epochs : int
         Of LSQ-ML.
     """
-    vacuum = torch.ones(data.object_shape, dtype=torch.complex64)
+    vacuum = torch.ones(data.object_shape, dtype=torch.complex64, device=probe.device)
     with torch.no_grad():
         start = Solution.start(vacuum, probe, data)
         found = iterate(make_engine("lsqml"), start, Schedule(epochs)).solution if epochs else start
@@ -236,7 +240,7 @@ def around(data: Diffraction, rows: npt.NDArray[np.int64], middle: int, number: 
 
 def window(instrument: Instrument, rows: npt.NDArray[np.int64]) -> Scans:
     """Cut frames out of a scan, on an object of their own."""
-    part = instrument.data[torch.from_numpy(rows)]
+    part = instrument.data[torch.from_numpy(rows).to(instrument.probe.device)]
     low, high = part.corner.amin(dim=0), part.corner.amax(dim=0)
     sides = (high - low + part.counts.shape[-1] + 2 * MARGIN_PX).tolist()
     data = replace(part, corner=part.corner - low + MARGIN_PX, object_shape=(1, *sides))
@@ -244,15 +248,26 @@ def window(instrument: Instrument, rows: npt.NDArray[np.int64]) -> Scans:
 
 
 def _places(data: Diffraction) -> npt.NDArray[np.float64]:
-    return np.asarray((data.corner.double() + data.shift_px.double()).numpy(), np.float64)
+    return np.asarray((data.corner.double() + data.shift_px.double()).numpy(force=True), np.float64)
 
 
 def _scan(name: str, options: Options) -> tuple[Tensor, Diffraction]:
-    cpu = torch.device("cpu")
     if name == SIMULATED:
-        problem = simulate(CASE, options.seed, cpu)
+        problem = simulate(CASE, options.seed, options.device)
         return problem.probe, problem.data
     if options.data is None:
         raise BlueskyCDIError(f"{name} is a recorded scan: name the folder of recorded scans (--data)")
-    explained = EXPLAINED[name](options.data, cpu)
+    explained = EXPLAINED[name](options.data, options.device)
     return explained.probe, explained.data
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Give what tells the time of a tuning: on a CPU others may be at work too, on a GPU the processor waits."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def after_all() -> float:
+        synchronise(device)
+        return time.perf_counter()
+
+    return after_all

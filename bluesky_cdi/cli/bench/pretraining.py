@@ -88,10 +88,16 @@ def _transfer_options(command: argparse.ArgumentParser) -> None:
         help="star64 and p25, which are recorded, or simulated (default: simulated)",
     )  # fmt: skip
     add("--frames", type=positive, nargs="+", default=[16, 64, 256], help="tuned on, so many (default: 16 64 256)")
-    add("--seconds", type=above_0, default=60.0, help="CPU time of a tuning (default: %(default)s)")
+    add(
+        "--seconds",
+        type=above_0,
+        default=60.0,
+        help="time of a tuning, on a CPU the processor's (default: %(default)s)",
+    )
     add("--epochs", type=count, default=20, help="of LSQ-ML for the probe (default: %(default)s)")
     add("--seed", type=count, default=1, help="of all that is random (default: %(default)s)")
     add("--data", type=Path, metavar="DIR", help="folder of recorded scans")
+    add_device(command, "cpu")
     add("--figure", type=Path, metavar="FILE", help="draw the learning curves there")
     add_out(command)
 
@@ -99,6 +105,7 @@ def _transfer_options(command: argparse.ArgumentParser) -> None:
 def _bench_transfer(args: argparse.Namespace) -> int:
     import torch
 
+    from bluesky_cdi.bench.machine import devices_of
     from bluesky_cdi.bench.reports.transfer import draw, table
     from bluesky_cdi.bench.suites.transfer import Options, transfer
     from bluesky_cdi.models.frame_weights import load_frame_model
@@ -106,7 +113,8 @@ def _bench_transfer(args: argparse.Namespace) -> int:
 
     prepare(args)
     torch.set_num_threads(1)
-    options = Options(args.instruments, args.frames, args.seconds, args.epochs, args.seed, args.data)
+    [device] = devices_of(args.device, 1)
+    options = Options(args.instruments, args.frames, args.seconds, args.epochs, args.seed, args.data, device)
     found = transfer(load_frame_model(path_of(args.encoder)), options, tell)
     if args.figure:
         draw(found, args.figure)

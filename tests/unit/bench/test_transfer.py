@@ -78,8 +78,8 @@ def test_a_tuning_begins_with_what_was_pretrained_or_with_nothing(instrument, mo
     clock = itertools.count(0.0, 1.0).__next__
     curve = suite.tuned(model, instrument, 16, "pretrained", OPTIONS, clock)
     assert {name: curve[0][name] for name in ("patches", "frames")} == suite.judged(model, instrument)
-    assert [point["seconds"] for point in curve] == [0.0, 2.0, 4.0, 8.0]
-    assert [point["steps"] for point in curve] == [0, 2, 4, 8]
+    assert [point["seconds"] for point in curve] == [0.0, 1.0, 2.0, 4.0, 8.0]
+    assert [point["steps"] for point in curve] == [0, 1, 2, 4, 8]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     torch.manual_seed(OPTIONS.seed)
     fresh = suite.judged(MaskedFrameModel(SIZE), instrument)
