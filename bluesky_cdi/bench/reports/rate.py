@@ -101,18 +101,25 @@ def file(found: Mapping[str, Any]) -> str:
     settings, each, machine = found["settings"], found["file"], found["machine"]
     passes, size = each["frames_per_s"], settings["frame_px"]
     way = "chunks in threads" if each["is_direct"] else "through HDF5"
-    reading, computing = each["reading_frames_per_s"], each["computing_frames_per_s"]
-    return "\n".join(
-        [
-            f"{each['frames']} frames of {size}x{size} from an HDF5 file to one stitched image of "
-            f"{each['object_px'][0]}x{each['object_px'][1]} pixels, {settings['weights']}, on {machine['devices'][0]}",
-            f"  file to image: {each['frames_per_s_median']:.0f} frames/s (median of {len(passes)} passes in "
-            f"{each['seconds']:.1f} s; slowest {min(passes):.0f}), {each['cpu_us_per_frame']:.0f} µs of a core a frame",
-            f"  reading alone: {reading:.0f} frames/s, {way}, {each['reading_threads']} threads, "
-            f"{each['bytes_per_frame']:.0f} bytes a frame",
-            f"  computing alone: {computing:.0f} frames/s, batches of {settings['batch']}",
-            f"  waiting for frames: {100 * each['waiting_share']:.0f} % of the time; what limits: "
-            f"{'reading' if reading < computing else 'computing'}",
-            f"  complex NRMSE to the truth, one pass of the network: {each['complex_nrmse']:.3f}",
-        ]
-    )
+    alone, spent = each["alone_frames_per_s"], each["stages_us_per_frame"]
+    stages = ", ".join(f"{stage} {us:.2f}" for stage, us in spent.items())
+    limit = each["limit"]
+    lines = [
+        f"{each['frames']} frames of {size}x{size} from an HDF5 file to one stitched image of "
+        f"{each['object_px'][0]}x{each['object_px'][1]} pixels, {settings['weights']}, on {machine['devices'][0]}",
+        f"  file to image: {each['frames_per_s_median']:.0f} frames/s (median of {len(passes)} passes in "
+        f"{each['seconds']:.1f} s; slowest {min(passes):.0f}), {each['cpu_us_per_frame']:.0f} µs of a core a frame",
+        f"  a frame's stages, µs (reading and decompressing of one of {each['reading_threads']} threads): {stages}",
+        f"  reading alone: {alone['reading']:.0f} frames/s, {way}, {each['reading_threads']} threads, "
+        f"{each['bytes_per_frame']:.0f} bytes a frame, which the system may still have in memory",
+    ]
+    if "copying" in alone:
+        lines.append(f"  copying alone: {alone['copying']:.0f} frames/s")
+    lines += [
+        f"  computing alone: {alone['computing']:.0f} frames/s, batches of {settings['batch']}",
+        f"  the device computes {100 * each['busy_share']:.0f} % of the time; frames are waited for "
+        f"{100 * each['waiting_share']:.0f} %",
+        f"  what limits: {limit}; {100 * each['frames_per_s_median'] / alone[limit]:.0f} % of its rate alone is reached",
+        f"  complex NRMSE to the truth, one pass of the network: {each['complex_nrmse']:.3f}",
+    ]
+    return "\n".join(lines)

@@ -28,6 +28,7 @@ def _rate_options(command: argparse.ArgumentParser) -> None:
     add("--frames", type=positive, help="of the scan (default: 100000 on a GPU, 400 on a CPU)")
     add("--size", type=positive, metavar="N", help="pixels along a side of the frames (default: 128; 64 on a CPU)")
     add("--batch", type=positive, help="frames computed at a time (default: 4096 on a GPU, 200 on a CPU)")
+    add("--readers", type=positive, help="threads that read and decompress (default: one a core, up to 8)")
     add("--seconds", type=float, help="least time of all passes (default: 60 on a GPU, one pass on a CPU)")
     add_device(command)
     add_out(command)
@@ -54,6 +55,7 @@ def _bench_rate(args: argparse.Namespace) -> int:
         args.batch or batch,
         seconds if args.seconds is None else args.seconds,
         args.weights,
+        args.readers,
     )
     found = bench.file_rate(device, options, tell)
     return finish(args, found, report.file(found))
