@@ -43,6 +43,16 @@ REPLAYS: tuple[tuple[float, Form, float], ...] = (
     (400, "pages", 10),
     (1000, "pages", 4),
 )
+ON_GPU: tuple[tuple[float, Form, float], ...] = (
+    (500, "rows", 10),
+    (1000, "pages", 10),
+    (2000, "pages", 8),
+    (4000, "pages", 4),
+)
+# A replay at a rate that is named, seconds.
+NAMED_S = 10.0
+# Frames along a side of the scan.
+SIDE, SIDE_ON_GPU = 64, 128
 # How long the frames that are not in the image when a scan ends are waited for, seconds.
 MOST_S = 40.0
 LOOK_S = 0.02
@@ -65,16 +75,32 @@ class Options:
     threads : int
         CPU threads of the reconstruction.
     rates : sequence of float, optional
-        Frames a second; all of `REPLAYS` if absent.
+        Frames a second, each sent in both forms; those of `REPLAYS`, or on a GPU of `ON_GPU`, if absent.
     share : float
-        Of the seconds of `REPLAYS` that each is sent for.
+        Of the usual seconds that each is sent for.
+    device : str
+        Where is computed, as PyTorch calls it.
+    latency_s : float, optional
+        `reconstructor.latency_s`, seconds; its default if absent.
     """
 
-    side: int = 64
+    side: int = SIDE
     weights: str = "canvas-small"
     threads: int = 1
     rates: Sequence[float] | None = None
     share: float = 1.0
+    device: str = "cpu"
+    latency_s: float | None = None
+
+    @property
+    def replays(self) -> Sequence[tuple[float, Form, float]]:
+        """Frames a second, form of the documents, and seconds of each replay."""
+        usual = REPLAYS if self.device == "cpu" else ON_GPU
+        if self.rates is None:
+            return usual
+        seconds = {frames_s: each_s for frames_s, _, each_s in usual}
+        forms: tuple[Form, Form] = ("rows", "pages")
+        return [(frames_s, form, seconds.get(frames_s, NAMED_S)) for frames_s in self.rates for form in forms]
 
 
 def rate(options: Options | None = None, on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -92,7 +118,7 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
     dict
         ``machine``, ``settings`` (with the machine's load at the end), ``assembler`` (by form of the documents: frames,
         frames/s, CPU microseconds a frame), ``quality`` (see `_quality`), ``by_processor`` and ``replays``, a row for
-        each rate (see `_by_processor`, `_replay`).
+        each rate (see `_by_processor`, `_replay`). Quality and processors are looked at on a CPU only.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     config = _config(options)
@@ -104,20 +130,20 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
             tell(f"assembler, documents in {form}")
             assembler[form] = _assembled(replace(run, form=form))
         by_processor = []
-        for frames_s, form, seconds in REPLAYS:
-            if form == "pages" and (options.rates is None or frames_s in options.rates):
+        for frames_s, form, seconds in options.replays if options.device == "cpu" else ():
+            if form == "pages":
                 number = _number(run, frames_s, seconds, options)
                 tell(f"{frames_s:g} frames/s by the processor's clock, {number} frames")
                 part = replace(run, positions_m=run.positions_m[:number])
                 by_processor.append(_by_processor(part, _counts(run), frames_s, config))
-        tell("quality")
-        quality = _quality(_config(replace(options, side=JUDGED_SIDE)))
+        quality = {}
+        if options.device == "cpu":
+            tell("quality")
+            quality = _quality(_config(replace(options, side=JUDGED_SIDE)))
         tell("warming up")
         _replay(replace(run, positions_m=run.positions_m[:WARM_UP]), 100.0, config, Path(name) / "first")
         rows = []
-        for frames_s, form, seconds in REPLAYS:
-            if options.rates is not None and frames_s not in options.rates:
-                continue
+        for frames_s, form, seconds in options.replays:
             number = _number(run, frames_s, seconds, options)
             tell(f"{frames_s:g} frames/s, documents in {form}, {number} frames")
             part = replace(run, form=form, positions_m=run.positions_m[:number])
@@ -125,7 +151,7 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
     settings = {**asdict(options), "frames": options.side**2, "frame_px": config.geometry.frame_px}
     settings["load"] = os.getloadavg()[0]
     return record(
-        [torch.device("cpu")], settings, assembler=assembler, quality=quality, by_processor=by_processor, replays=rows
+        [torch.device(options.device)], settings, assembler=assembler, quality=quality, by_processor=by_processor, replays=rows
     )
 
 
@@ -237,7 +263,8 @@ def _config(options: Options) -> Config:
     config = load_config(
         overrides={
             "simulation": {"sample": "natural"},
-            "reconstructor": {"weights": options.weights, "device": "cpu", "threads": options.threads},
+            "reconstructor": {"weights": options.weights, "device": options.device, "threads": options.threads}
+            | ({} if options.latency_s is None else {"latency_s": options.latency_s}),
         }
     )
     extent_um = (options.side - 1) * config.scan.step_um
