@@ -119,7 +119,7 @@ def file(found: Mapping[str, Any]) -> str:
         f"  computing alone: {alone['computing']:.0f} frames/s, batches of {settings['batch']}",
         f"  the device computes {100 * each['busy_share']:.0f} % of the time; frames are waited for "
         f"{100 * each['waiting_share']:.0f} %",
-        f"  what limits: {limit}; {100 * each['frames_per_s_median'] / alone[limit]:.0f} % of its rate alone is reached",
+        f"  what limits: {limit}; {100 * each['frames_per_s_median'] / alone[limit]:.0f} % of its rate is reached",
         f"  complex NRMSE to the truth, one pass of the network: {each['complex_nrmse']:.3f}",
     ]
     return "\n".join(lines)

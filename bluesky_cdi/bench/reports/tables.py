@@ -114,7 +114,8 @@ def events(found: Found) -> str:
 def host(found: Found) -> str:
     """Set the result of `suites.host` out: what was measured, reconstructed, and how long the scan waited."""
     lines = [["raster", "events", "in the catalog", "in the result", "failed before", "longest gap", "median gap"]]
-    for name, row in zip(("without faults", "with faults"), found["rows"], strict=True):
+    for row in found["rows"]:
+        name = "with faults" if row["faults"] else "without faults"
         catalog = f"{row['in_catalog']}{'' if row['same'] else ', others'}"
         result = f"{row['reconstructed']}" if row["complete"] else f"not complete: {row['error']}"
         gaps = [f"{row[key]:.3f} s" for key in ("longest_gap_s", "median_gap_s")]

@@ -121,10 +121,10 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
         each rate (see `_by_processor`, `_replay`). Quality and processors are looked at on a CPU only.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
-    config = _config(options)
+    config = config_of(options)
     with tempfile.TemporaryDirectory(prefix="bluesky_cdi-") as name:
         tell(f"simulating {options.side**2} frames")
-        run = _simulated(config, Path(name))
+        run = simulated(config, Path(name))
         assembler = {}
         for form in ("rows", "pages"):
             tell(f"assembler, documents in {form}")
@@ -139,7 +139,7 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
         quality = {}
         if options.device == "cpu":
             tell("quality")
-            quality = _quality(_config(replace(options, side=JUDGED_SIDE)))
+            quality = _quality(config_of(replace(options, side=JUDGED_SIDE)))
         tell("warming up")
         _replay(replace(run, positions_m=run.positions_m[:WARM_UP]), 100.0, config, Path(name) / "first")
         rows = []
@@ -150,9 +150,8 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
             rows.append(_replay(part, frames_s, config, Path(name) / f"{frames_s:g}-{form}"))
     settings = {**asdict(options), "frames": options.side**2, "frame_px": config.geometry.frame_px}
     settings["load"] = os.getloadavg()[0]
-    return record(
-        [torch.device(options.device)], settings, assembler=assembler, quality=quality, by_processor=by_processor, replays=rows
-    )
+    results = {"assembler": assembler, "quality": quality, "by_processor": by_processor, "replays": rows}
+    return record([torch.device(options.device)], settings, **results)
 
 
 def _number(run: PacedRun, frames_s: float, seconds: float, options: Options) -> int:
@@ -259,7 +258,14 @@ def _raster(config: Config) -> FloatArray:
     return raster(-half_m, half_m, config.scan.step_um * 1e-6)
 
 
-def _config(options: Options) -> Config:
+def config_of(options: Options) -> Config:
+    """Make the configuration of a raster of a simulated sample, so many frames along each side.
+
+    Parameters
+    ----------
+    options : Options
+        What is measured.
+    """
     config = load_config(
         overrides={
             "simulation": {"sample": "natural"},
@@ -272,8 +278,21 @@ def _config(options: Options) -> Config:
     return Config.model_validate({**config.model_dump(), "scan": {**config.scan.model_dump(), **scan}})
 
 
-def _simulated(config: Config, folder: Path) -> PacedRun:
-    """Measure the raster, and write its frames."""
+def simulated(config: Config, folder: Path) -> PacedRun:
+    """Measure the configured raster, and write its frames.
+
+    Parameters
+    ----------
+    config : Config
+        The beamline's, and the raster's.
+    folder : Path
+        Gets the file.
+
+    Returns
+    -------
+    PacedRun
+        Its documents, a row each.
+    """
     import h5py
 
     from bluesky_cdi.io import filter_options

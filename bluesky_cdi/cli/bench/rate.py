@@ -46,9 +46,7 @@ def _bench_rate(args: argparse.Namespace) -> int:
         from bluesky_cdi.bench.suites.rate import SIDE, SIDE_ON_GPU, Options, rate
 
         side = args.side or (SIDE_ON_GPU if is_gpu else SIDE)
-        found = rate(
-            Options(side, args.weights, args.threads, args.rates, args.share, str(device), args.latency), tell
-        )
+        found = rate(Options(side, args.weights, args.threads, args.rates, args.share, str(device), args.latency), tell)
         return finish(args, found, report.documents(found))
     from bluesky_cdi.bench.suites import file_rate as bench
 
