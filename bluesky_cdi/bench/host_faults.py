@@ -141,11 +141,11 @@ class Faults:
         while (n := self._queue.get()) is not None:
             name, bring = next(kinds)
             self._tell(f"frame {n}: the host is {name}" if name != "no memory" else f"frame {n}: no memory")
-            self.up += self._is_up
+            self.up += is_up(self._live)
             self.kinds.append(name)
             bring()
             began = time.perf_counter()
-            while not self._is_up and time.perf_counter() < began + SETTLE_S:
+            while not is_up(self._live) and time.perf_counter() < began + SETTLE_S:
                 time.sleep(LOOK_S)
             self.back_s.append(time.perf_counter() - began)
 
@@ -153,10 +153,6 @@ class Faults:
         """Give what came, as plain values."""
         kinds = {name: self.kinds.count(name) for name in dict.fromkeys(self.kinds)}
         return {"faults": kinds, "up": self.up, "back_s": self.back_s}
-
-    @property
-    def _is_up(self) -> bool:
-        return self._live.error is None and self._live.link is not None and not self._live.link.is_dead.is_set()
 
     def _kill(self) -> None:
         self._served.end(signal.SIGKILL)
@@ -179,5 +175,10 @@ class Faults:
 
     def _wait_for_it_to_be_told(self) -> None:
         deadline = time.perf_counter() + self._unreachable_s
-        while self._is_up and time.perf_counter() < deadline:
+        while is_up(self._live) and time.perf_counter() < deadline:
             time.sleep(LOOK_S)
+
+
+def is_up(live: WorkerProcess) -> bool:
+    """Tell whether a session has a process for its reconstruction, and nothing against it is known."""
+    return live.error is None and live.link is not None and not live.link.is_dead.is_set()

@@ -143,6 +143,22 @@ def memory(found: Found) -> str:
     return "\n".join([head, aligned(lines), *used])
 
 
+def scan_memory(found: Found) -> str:
+    """Set the result of `suites.scan_memory` out: MiB in the course of a scan."""
+    settings, scan = found["settings"], found["scan"]
+    number = scan["frames"]
+    lines = [["frames", "anonymous MiB"], *([str(sent), f"{mib:.0f}"] for sent, mib in scan["course"])]
+    head = (
+        f"{number} frames, {number / settings['seconds']:.3g} a second for {settings['seconds']:g} s, in "
+        f"{scan['took_s']:.0f} s; {scan['reconstructed']} in the image"
+    )
+    tail = (
+        f"after a fifth {scan['from_mib']:.0f} MiB, then {scan['least_mib']:.0f} to {scan['most_mib']:.0f}; mean of "
+        f"the last fifth over that of the second: {100 * scan['growth']:+.1f} %; once final {scan['final_mib']:.0f} MiB"
+    )
+    return f"{head}\n{aligned(lines)}\n{tail}"
+
+
 def fine_tuning(found: Found) -> str:
     """Set the result of `suites.fine_tuning` out: a table for each scan."""
     return "\n\n".join(_tuned(name, scan) for name, scan in found["scans"].items())

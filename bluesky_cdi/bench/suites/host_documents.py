@@ -19,16 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bluesky_cdi.bench.host_faults import FACTORY, LOOK_S, SETTLE_S, Faults, HostProcess
+from bluesky_cdi.bench.host_faults import FACTORY, LOOK_S, SETTLE_S, Faults, HostProcess, is_up
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.paced_run import PacedRun
 from bluesky_cdi.bench.suites import rate
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.journal import Journal, JournalReader, run_files
-from bluesky_cdi.protocols import ScanArea
 from bluesky_cdi.remote import WorkerProcess
-from bluesky_cdi.remote.link import START_S
 from bluesky_cdi.remote.setup import live_arguments
 
 
@@ -103,8 +101,8 @@ def _scan(
     number = len(run.positions_m)
     live = WorkerProcess(FACTORY, live_arguments(config, folder), (), config.reconstructor.host)
     with contextlib.closing(live), contextlib.closing(Journal(folder / "journal" / "raw", live.appended)) as journal:
-        half = float(np.abs(run.positions_m).max())
-        _begin(live, ScanArea((-half, -half), (half, half), 1e-7, number, adaptive=False))
+        while not is_up(live):
+            time.sleep(LOOK_S)
         faults = Faults(options.faults, number, options.unreachable_s, served, live, tell)
         tell(f"a scan with {options.faults} faults")
         ready, stamps = list(run.documents(options.frames_s)), []
@@ -137,20 +135,6 @@ def _scan(
         "median_gap_s": float(np.median(np.diff(stamps))),
         **faults.notes(),
     }
-
-
-def _begin(live: WorkerProcess, area: ScanArea) -> None:
-    """Announce the scan, once there is a host."""
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            live.begin(area).result(START_S)
-        except WorkerError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(LOOK_S)
-        else:
-            return
 
 
 def _kept(folder: Path) -> list[int]:

@@ -345,18 +345,27 @@ def _assembled(run: PacedRun) -> dict[str, float]:
     return {"frames": sink.frames, "frames_per_s": sink.frames / seconds, "cpu_us_per_frame": 1e6 * cpu / sink.frames}
 
 
-class _Images:
-    """When each frame was first in an image, and the newest counts.
+class Images:
+    """When each frame was first in an image, and the newest counts: a listener.
 
     Parameters
     ----------
     frames : int
         Of the run.
+
+    Attributes
+    ----------
+    first_s : ndarray, shape (frames,)
+        Seconds of `time.monotonic`; infinite where it is in none yet.
+    images, imaged : int
+        Images so far, and frames that any had.
+    counts : dict
+        Of the newest one.
     """
 
     def __init__(self, frames: int) -> None:
         self.first_s: npt.NDArray[np.float64] = np.full(frames, np.inf)
-        self.images = 0
+        self.images = self.imaged = 0
         self.counts: dict[str, Any] = {}
 
     def __call__(self, estimate: Estimate) -> None:
@@ -364,6 +373,7 @@ class _Images:
         there = estimate.frame_seq_nums - 1
         self.first_s[there] = np.minimum(self.first_s[there], time.monotonic())
         self.images, self.counts = self.images + 1, dict(estimate.source[KEY])
+        self.imaged = int(np.isfinite(self.first_s).sum())
 
 
 def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dict[str, Any]:
@@ -381,7 +391,7 @@ def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dic
     from bluesky_cdi.remote.setup import live_arguments, live_setup
 
     number = len(run.positions_m)
-    images, setup = _Images(number), live_setup(live_arguments(config, folder))
+    images, setup = Images(number), live_setup(live_arguments(config, folder))
     worker, documents = setup.start([images])
     try:
         sent, cpu = np.zeros(number), time.process_time()
