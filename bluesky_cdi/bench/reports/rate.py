@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # How documents come, in words.
@@ -28,30 +28,10 @@ def documents(found: Mapping[str, Any]) -> str:
         lines.append(
             f"  {FORMS[form]}: {each['frames_per_s']:.0f} frames/s, {each['cpu_us_per_frame']:.0f} µs of a core a frame"
         )
-    ways = found["quality"]
-    taken = max((len(each["complex_nrmse"]) for each in ways.values()), default=0)
-    lines += [
-        "",
-        "complex NRMSE after each 50 frames of a scan of 400, all read quickly but the first, or by full steps:",
-        "",
-        f"| | {' | '.join(str(50 * (k + 1)) for k in range(taken))} | end |",
-        "|---" * (taken + 2) + "|",
-    ]
-    for way, each in ways.items():
-        lines.append(f"| {way} | {' | '.join(f'{e:.3f}' for e in each['complex_nrmse'])} | {each['at_the_end']:.3f} |")
-    lines += [
-        "",
-        "images by the clock of the thread that makes them (a core to itself, frames in memory, one thread):",
-        "",
-        "| frames/s | frames | imaged at scan's end | latency p50, s | p95, s | thinned | images | CPU ms a frame |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in found["by_processor"]:
-        latency = f"{_seconds(each['latency_p50_s'])} | {_seconds(each['latency_p95_s'])}"
-        lines.append(
-            f"| {each['rate']:g} | {each['frames']} | {each['imaged_at_end']} | {latency} | {each['thinned']} | "
-            f"{each['images']} | {each['ms_per_frame']:.2f} |"
-        )
+    if ways := found["quality"]:
+        lines += _judged(ways)
+    if found["by_processor"]:
+        lines += _by_processor(found["by_processor"])
     lines += [
         "",
         f"machine's load {settings['load']:.1f} on {machine['cores']} cores at the end; a machine that is busy with "
@@ -66,6 +46,37 @@ def documents(found: Mapping[str, Any]) -> str:
     ]
     lines += [_row(each) for each in found["replays"]]
     return "\n".join(lines)
+
+
+def _judged(ways: Mapping[str, Any]) -> list[str]:
+    taken = max(len(each["complex_nrmse"]) for each in ways.values())
+    lines = [
+        "",
+        "complex NRMSE after each 50 frames of a scan of 400, all read quickly but the first, or by full steps:",
+        "",
+        f"| | {' | '.join(str(50 * (k + 1)) for k in range(taken))} | end |",
+        "|---" * (taken + 2) + "|",
+    ]
+    for way, each in ways.items():
+        lines.append(f"| {way} | {' | '.join(f'{e:.3f}' for e in each['complex_nrmse'])} | {each['at_the_end']:.3f} |")
+    return lines
+
+
+def _by_processor(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "images by the clock of the thread that makes them (a core to itself, frames in memory, one thread):",
+        "",
+        "| frames/s | frames | imaged at scan's end | latency p50, s | p95, s | thinned | images | CPU ms a frame |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in rows:
+        latency = f"{_seconds(each['latency_p50_s'])} | {_seconds(each['latency_p95_s'])}"
+        lines.append(
+            f"| {each['rate']:g} | {each['frames']} | {each['imaged_at_end']} | {latency} | {each['thinned']} | "
+            f"{each['images']} | {each['ms_per_frame']:.2f} |"
+        )
+    return lines
 
 
 def _row(each: Mapping[str, Any]) -> str:

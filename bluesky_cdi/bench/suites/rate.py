@@ -118,7 +118,8 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
     dict
         ``machine``, ``settings`` (with the machine's load at the end), ``assembler`` (by form of the documents: frames,
         frames/s, CPU microseconds a frame), ``quality`` (see `_quality`), ``by_processor`` and ``replays``, a row for
-        each rate (see `_by_processor`, `_replay`). Quality and processors are looked at on a CPU only.
+        each rate (see `_by_processor`, `_replay`). Quality and processors are looked at on a CPU only, and quality
+        where no rates are named.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     config = config_of(options)
@@ -137,7 +138,7 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
                 part = replace(run, positions_m=run.positions_m[:number])
                 by_processor.append(_by_processor(part, _counts(run), frames_s, config))
         quality = {}
-        if options.device == "cpu":
+        if options.device == "cpu" and options.rates is None:
             tell("quality")
             quality = _quality(config_of(replace(options, side=JUDGED_SIDE)))
         tell("warming up")
