@@ -84,6 +84,15 @@ def resident_mib(pid: int) -> float | None:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def anonymous_mib(pid: int) -> float | None:
+    """Read how much memory a process holds that lies in no file, in MiB; None where there is no Linux to tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("RssAnon:")), None)
+
+
 def record(devices: Sequence[torch.device], settings: Mapping[str, Any], **results: Any) -> dict[str, Any]:
     """Put results together with what they were measured on, as plain JSON values.
 

@@ -323,5 +323,6 @@ def phase_towards(wanted: Tensor, obj: Tensor, where: Tensor) -> Tensor:
     Tensor, shape (), complex
         1 where no pixel counts.
     """
-    overlap = (obj[where].conj() * wanted[where]).sum()
-    return torch.sgn(overlap) if bool(where.any()) else torch.ones_like(overlap)
+    # Neither picked out nor asked about: a GPU would be waited for.
+    overlap = torch.where(where, obj.conj() * wanted, 0).sum()
+    return torch.where(where.any(), torch.sgn(overlap), 1)

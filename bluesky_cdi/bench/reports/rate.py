@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # How documents come, in words.
@@ -28,30 +28,10 @@ def documents(found: Mapping[str, Any]) -> str:
         lines.append(
             f"  {FORMS[form]}: {each['frames_per_s']:.0f} frames/s, {each['cpu_us_per_frame']:.0f} µs of a core a frame"
         )
-    ways = found["quality"]
-    taken = max((len(each["complex_nrmse"]) for each in ways.values()), default=0)
-    lines += [
-        "",
-        "complex NRMSE after each 50 frames of a scan of 400, all read quickly but the first, or by full steps:",
-        "",
-        f"| | {' | '.join(str(50 * (k + 1)) for k in range(taken))} | end |",
-        "|---" * (taken + 2) + "|",
-    ]
-    for way, each in ways.items():
-        lines.append(f"| {way} | {' | '.join(f'{e:.3f}' for e in each['complex_nrmse'])} | {each['at_the_end']:.3f} |")
-    lines += [
-        "",
-        "images by the clock of the thread that makes them (a core to itself, frames in memory, one thread):",
-        "",
-        "| frames/s | frames | imaged at scan's end | latency p50, s | p95, s | thinned | images | CPU ms a frame |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in found["by_processor"]:
-        latency = f"{_seconds(each['latency_p50_s'])} | {_seconds(each['latency_p95_s'])}"
-        lines.append(
-            f"| {each['rate']:g} | {each['frames']} | {each['imaged_at_end']} | {latency} | {each['thinned']} | "
-            f"{each['images']} | {each['ms_per_frame']:.2f} |"
-        )
+    if ways := found["quality"]:
+        lines += _judged(ways)
+    if found["by_processor"]:
+        lines += _by_processor(found["by_processor"])
     lines += [
         "",
         f"machine's load {settings['load']:.1f} on {machine['cores']} cores at the end; a machine that is busy with "
@@ -66,6 +46,37 @@ def documents(found: Mapping[str, Any]) -> str:
     ]
     lines += [_row(each) for each in found["replays"]]
     return "\n".join(lines)
+
+
+def _judged(ways: Mapping[str, Any]) -> list[str]:
+    taken = max(len(each["complex_nrmse"]) for each in ways.values())
+    lines = [
+        "",
+        "complex NRMSE after each 50 frames of a scan of 400, all read quickly but the first, or by full steps:",
+        "",
+        f"| | {' | '.join(str(50 * (k + 1)) for k in range(taken))} | end |",
+        "|---" * (taken + 2) + "|",
+    ]
+    for way, each in ways.items():
+        lines.append(f"| {way} | {' | '.join(f'{e:.3f}' for e in each['complex_nrmse'])} | {each['at_the_end']:.3f} |")
+    return lines
+
+
+def _by_processor(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "images by the clock of the thread that makes them (a core to itself, frames in memory, one thread):",
+        "",
+        "| frames/s | frames | imaged at scan's end | latency p50, s | p95, s | thinned | images | CPU ms a frame |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in rows:
+        latency = f"{_seconds(each['latency_p50_s'])} | {_seconds(each['latency_p95_s'])}"
+        lines.append(
+            f"| {each['rate']:g} | {each['frames']} | {each['imaged_at_end']} | {latency} | {each['thinned']} | "
+            f"{each['images']} | {each['ms_per_frame']:.2f} |"
+        )
+    return lines
 
 
 def _row(each: Mapping[str, Any]) -> str:
@@ -101,18 +112,25 @@ def file(found: Mapping[str, Any]) -> str:
     settings, each, machine = found["settings"], found["file"], found["machine"]
     passes, size = each["frames_per_s"], settings["frame_px"]
     way = "chunks in threads" if each["is_direct"] else "through HDF5"
-    reading, computing = each["reading_frames_per_s"], each["computing_frames_per_s"]
-    return "\n".join(
-        [
-            f"{each['frames']} frames of {size}x{size} from an HDF5 file to one stitched image of "
-            f"{each['object_px'][0]}x{each['object_px'][1]} pixels, {settings['weights']}, on {machine['devices'][0]}",
-            f"  file to image: {each['frames_per_s_median']:.0f} frames/s (median of {len(passes)} passes in "
-            f"{each['seconds']:.1f} s; slowest {min(passes):.0f}), {each['cpu_us_per_frame']:.0f} µs of a core a frame",
-            f"  reading alone: {reading:.0f} frames/s, {way}, {each['reading_threads']} threads, "
-            f"{each['bytes_per_frame']:.0f} bytes a frame",
-            f"  computing alone: {computing:.0f} frames/s, batches of {settings['batch']}",
-            f"  waiting for frames: {100 * each['waiting_share']:.0f} % of the time; what limits: "
-            f"{'reading' if reading < computing else 'computing'}",
-            f"  complex NRMSE to the truth, one pass of the network: {each['complex_nrmse']:.3f}",
-        ]
-    )
+    alone, spent = each["alone_frames_per_s"], each["stages_us_per_frame"]
+    stages = ", ".join(f"{stage} {us:.2f}" for stage, us in spent.items())
+    limit = each["limit"]
+    lines = [
+        f"{each['frames']} frames of {size}x{size} from an HDF5 file to one stitched image of "
+        f"{each['object_px'][0]}x{each['object_px'][1]} pixels, {settings['weights']}, on {machine['devices'][0]}",
+        f"  file to image: {each['frames_per_s_median']:.0f} frames/s (median of {len(passes)} passes in "
+        f"{each['seconds']:.1f} s; slowest {min(passes):.0f}), {each['cpu_us_per_frame']:.0f} µs of a core a frame",
+        f"  a frame's stages, µs (reading and decompressing of one of {each['reading_threads']} threads): {stages}",
+        f"  reading alone: {alone['reading']:.0f} frames/s, {way}, {each['reading_threads']} threads, "
+        f"{each['bytes_per_frame']:.0f} bytes a frame, which the system may still have in memory",
+    ]
+    if "copying" in alone:
+        lines.append(f"  copying alone: {alone['copying']:.0f} frames/s")
+    lines += [
+        f"  computing alone: {alone['computing']:.0f} frames/s, batches of {settings['batch']}",
+        f"  the device computes {100 * each['busy_share']:.0f} % of the time; frames are waited for "
+        f"{100 * each['waiting_share']:.0f} %",
+        f"  what limits: {limit}; {100 * each['frames_per_s_median'] / alone[limit]:.0f} % of its rate is reached",
+        f"  complex NRMSE to the truth, one pass of the network: {each['complex_nrmse']:.3f}",
+    ]
+    return "\n".join(lines)

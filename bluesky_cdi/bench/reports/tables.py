@@ -114,7 +114,8 @@ def events(found: Found) -> str:
 def host(found: Found) -> str:
     """Set the result of `suites.host` out: what was measured, reconstructed, and how long the scan waited."""
     lines = [["raster", "events", "in the catalog", "in the result", "failed before", "longest gap", "median gap"]]
-    for name, row in zip(("without faults", "with faults"), found["rows"], strict=True):
+    for row in found["rows"]:
+        name = "with faults" if row["faults"] else "without faults"
         catalog = f"{row['in_catalog']}{'' if row['same'] else ', others'}"
         result = f"{row['reconstructed']}" if row["complete"] else f"not complete: {row['error']}"
         gaps = [f"{row[key]:.3f} s" for key in ("longest_gap_s", "median_gap_s")]
@@ -140,6 +141,22 @@ def memory(found: Found) -> str:
     ]
     head = f"{settings['runs']} runs of {settings['events']} events each"
     return "\n".join([head, aligned(lines), *used])
+
+
+def scan_memory(found: Found) -> str:
+    """Set the result of `suites.scan_memory` out: MiB in the course of a scan."""
+    settings, scan = found["settings"], found["scan"]
+    number = scan["frames"]
+    lines = [["frames", "anonymous MiB"], *([str(sent), f"{mib:.0f}"] for sent, mib in scan["course"])]
+    head = (
+        f"{number} frames, {number / settings['seconds']:.3g} a second for {settings['seconds']:g} s, in "
+        f"{scan['took_s']:.0f} s; {scan['reconstructed']} in the image"
+    )
+    tail = (
+        f"after a fifth {scan['from_mib']:.0f} MiB, then {scan['least_mib']:.0f} to {scan['most_mib']:.0f}; mean of "
+        f"the last fifth over that of the second: {100 * scan['growth']:+.1f} %; once final {scan['final_mib']:.0f} MiB"
+    )
+    return f"{head}\n{aligned(lines)}\n{tail}"
 
 
 def fine_tuning(found: Found) -> str:

@@ -11,6 +11,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +30,9 @@ from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import ComplexArray
 
 DATASET = "entry/data/data"
-# Most threads that read and decompress.
-THREADS_MAX = 16
+# Threads that read and decompress, at most: between two chunks each needs Python for some microseconds, and so does the
+# thread that starts the device's work.
+THREADS_MAX = 8
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Options:
         The scan is stitched again until so much time has passed, and once at least.
     weights : str
         The network's name or file.
+    readers : int, optional
+        Threads that read and decompress; one a core, up to `THREADS_MAX`, if absent.
     """
 
     frames: int = 100_000
@@ -56,6 +60,7 @@ class Options:
     batch: int = 4096
     seconds: float = 60.0
     weights: str = "canvas-small"
+    readers: int | None = None
 
 
 def file_rate(
@@ -77,9 +82,12 @@ def file_rate(
     dict
         ``machine``, ``settings``, and ``file``: ``frames``, ``object_px``, ``bytes_per_frame`` in the file,
         ``frames_per_s`` of each pass from file to image, ``waiting_share`` of the time in which the computing thread
-        waited for frames, ``reading_frames_per_s`` (read and decompressed, nothing computed),
-        ``computing_frames_per_s`` (frames in memory, nothing read), ``is_direct`` (whether chunks are read in
-        threads), ``reading_threads``, ``cpu_us_per_frame``, ``complex_nrmse`` to the truth, but for its border.
+        waited for frames, ``busy_share`` in which the device computed, ``stages_us_per_frame`` (``reading`` and
+        ``decompressing`` of a thread; ``copying``, ``placing``, ``network`` and ``stitching`` of the device),
+        ``alone_frames_per_s`` (``reading``: read and decompressed, nothing computed; ``copying`` to the device, by its
+        time on the way; ``computing``: frames in the device's memory, nothing read), ``limit`` (the slowest of these),
+        ``is_direct`` (whether chunks are read in threads), ``reading_threads``, ``cpu_us_per_frame``,
+        ``complex_nrmse`` to the truth, but for its border.
 
     Raises
     ------
@@ -128,7 +136,7 @@ def _measured(
 
     grid = ObjectGrid((0.0, 0.0), (work.grid_px, work.grid_px), 1.0, work.frame_px)
     centre, probe = measured.centre_px.numpy(), measured.probe[0].numpy()
-    threads = min(THREADS_MAX, os.cpu_count() or 1)
+    threads = options.readers or min(THREADS_MAX, os.cpu_count() or 1)
 
     def stream(frames: int) -> FileStream:
         return FileStream(net, probe, grid, centre[:frames], device, options.batch)
@@ -137,17 +145,25 @@ def _measured(
         tell("warming up")
         stream(min(work.frames, 2 * options.batch)).run(reader)
         tell("from file to image")
+        reader.reading_s = reader.decoding_s = 0.0
         passes: list[float] = []
-        waited, watch, obj = 0.0, Stopwatch(device), torch.empty(0)
+        waited, spent, watch, obj = 0.0, Counter[str](), Stopwatch(device), torch.empty(0)
         while not passes or watch.seconds < options.seconds:
             before, one = watch.seconds, stream(work.frames)
             with watch:
                 obj = one.run(reader)
             passes.append(work.frames / (watch.seconds - before))
-            waited += one.waited.for_frames_s
+            waited += one.times.waiting_s
+            spent.update(one.times.seconds())
+        spent.update(reading=reader.reading_s, decompressing=reader.decoding_s)
+        done = work.frames * len(passes)
         tell("reading alone, computing alone")
-        reading = _reading(reader, options.batch)
-        computing = _computing(stream(min(work.frames, options.batch)), measured.counts[: options.batch], device)
+        alone = {"reading": _reading(reader, options.batch)}
+        if spent["copying"]:
+            alone["copying"] = done / spent["copying"]
+        alone["computing"] = _computing(
+            stream(min(work.frames, options.batch)), measured.counts[: options.batch], device
+        )
         return {
             "frames": work.frames,
             "object_px": list(grid.shape),
@@ -156,11 +172,13 @@ def _measured(
             "frames_per_s_median": statistics.median(passes),
             "seconds": watch.seconds,
             "waiting_share": waited / watch.seconds,
-            "reading_frames_per_s": reading,
-            "computing_frames_per_s": computing,
+            "busy_share": (spent["placing"] + spent["network"] + spent["stitching"]) / watch.seconds,
+            "stages_us_per_frame": {stage: 1e6 * seconds / done for stage, seconds in spent.items()},
+            "alone_frames_per_s": alone,
+            "limit": min(alone, key=alone.__getitem__),
             "is_direct": reader.is_direct,
             "reading_threads": threads,
-            "cpu_us_per_frame": 1e6 * watch.cpu_seconds / (work.frames * len(passes)),
+            "cpu_us_per_frame": 1e6 * watch.cpu_seconds / done,
             "object": obj[0].cpu().numpy(),
         }
 
@@ -176,11 +194,11 @@ def _reading(reader: Any, batch: int) -> float:
 
 def _computing(stream: Any, counts: Tensor, device: torch.device) -> float:
     """Stitch one batch again and again, from the device's memory; frames/s."""
-    here, rows, times = counts.to(device), np.arange(len(counts)), []
+    here, times = counts.to(device), []
     for _ in range(3):
         began = time.perf_counter()
         with torch.no_grad():
-            stream.stitch(rows, here)
+            stream.stitch(0, here)
         synchronise(device)
         times.append(time.perf_counter() - began)
     return len(counts) / statistics.median(times)

@@ -7,16 +7,8 @@ and its device has no memory, in turns. A raster without faults comes before it.
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import queue
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,18 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from bluesky_cdi.bench.host_faults import FACTORY, SETTLE_S, Faults, HostProcess
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.suites.events import raster_config
-from bluesky_cdi.bench.without_memory import SIGN
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import BlueskyCDIError, WorkerError
 from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.remote import WorkerProcess
 from bluesky_cdi.session import Session
 from bluesky_cdi.sim_devices import simulated_beamline
-
-FACTORY = "bluesky_cdi.bench.without_memory:setup"
-LOOK_S, SETTLE_S = 0.05, 1800.0
 
 
 @dataclass(frozen=True)
@@ -85,13 +74,16 @@ def host(options: Options | None = None, on_progress: Callable[[str], None] | No
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.ceil(math.sqrt(options.frames))
-    with tempfile.TemporaryDirectory() as folder, _HostProcess(Path(folder)) as served:
+    with tempfile.TemporaryDirectory() as folder, HostProcess(Path(folder)) as served:
         config = _config(options, side, served.address)
         with Session(config, Path(folder) / "catalog", monitor_key="i0", factory=FACTORY) as session:
             tell("a raster without faults")
             rows = [_raster(session, config, None)]
+            if not isinstance(session.live, WorkerProcess):
+                raise BlueskyCDIError("the session must have a process for its reconstruction")
             tell(f"a raster with {options.faults} faults")
-            rows.append(_raster(session, config, _Faults(options, side**2, served, session, tell)))
+            faults = Faults(options.faults, side**2, options.unreachable_s, served, session.live, tell)
+            rows.append(_raster(session, config, faults))
     return record([torch.device("cpu")], {**asdict(options), "frames": side**2}, rows=rows)
 
 
@@ -108,116 +100,7 @@ def _config(options: Options, side: int, address: str) -> Config:
     return Config.model_validate(made)
 
 
-class _HostProcess:
-    """A host on a port of its own, started and ended at will."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self.sign = folder / "host", folder / "no memory"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{self._port}"
-
-    def __enter__(self) -> _HostProcess:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end(signal.SIGTERM)
-
-    def start(self) -> None:
-        command = ["serve-reconstructor", "--port", self._port, "--folder", self._folder, "--factory", FACTORY]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bluesky_cdi", *map(str, command)],
-            env={**os.environ, SIGN: str(self.sign)},
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def end(self, how: signal.Signals) -> None:
-        self.send(how)
-        self._process.wait()
-
-    def send(self, what: signal.Signals) -> None:
-        self._process.send_signal(what)
-
-
-class _Faults:
-    """Brings faults at their events, in a thread of its own: the scan does not wait for it."""
-
-    def __init__(
-        self, options: Options, frames: int, served: _HostProcess, session: Session, tell: Callable[[str], None]
-    ) -> None:
-        self._options, self._served, self._tell = options, served, tell
-        if not isinstance(session.live, WorkerProcess):
-            raise BlueskyCDIError("the session must have a process for its reconstruction")
-        self._live = session.live
-        self._due = {round((k + 1) * frames / (options.faults + 1)) for k in range(options.faults)}
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self.kinds: list[str] = []
-        self.up = 0
-        self.back_s: list[float] = []
-        self._thread = threading.Thread(target=self._run, name="bench-faults", daemon=True)
-        self._thread.start()
-
-    def see(self, n: int) -> None:
-        """Learn that so many events were measured."""
-        if n in self._due:
-            self._queue.put(n)
-
-    def close(self) -> None:
-        """Bring what is due, and end."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        all_kinds = {
-            "killed": self._kill,
-            "ended": self._end,
-            "unreachable": self._stop,
-            "no memory": self._take_memory,
-        }
-        kinds = itertools.cycle(all_kinds.items())
-        while (n := self._queue.get()) is not None:
-            name, bring = next(kinds)
-            self._tell(f"frame {n}: the host is {name}" if name != "no memory" else f"frame {n}: no memory")
-            self.up += self._is_up
-            self.kinds.append(name)
-            bring()
-            began = time.perf_counter()
-            while not self._is_up and time.perf_counter() < began + SETTLE_S:
-                time.sleep(LOOK_S)
-            self.back_s.append(time.perf_counter() - began)
-
-    @property
-    def _is_up(self) -> bool:
-        return self._live.error is None and self._live.link is not None and not self._live.link.is_dead.is_set()
-
-    def _kill(self) -> None:
-        self._served.end(signal.SIGKILL)
-        self._wait_for_it_to_be_told()
-        self._served.start()
-
-    def _end(self) -> None:
-        self._served.end(signal.SIGTERM)
-        self._wait_for_it_to_be_told()
-        self._served.start()
-
-    def _stop(self) -> None:
-        self._served.send(signal.SIGSTOP)
-        time.sleep(self._options.unreachable_s)
-        self._served.send(signal.SIGCONT)
-
-    def _take_memory(self) -> None:
-        self._served.sign.touch()
-        self._wait_for_it_to_be_told()
-
-    def _wait_for_it_to_be_told(self) -> None:
-        deadline = time.perf_counter() + self._options.unreachable_s
-        while self._is_up and time.perf_counter() < deadline:
-            time.sleep(LOOK_S)
-
-
-def _raster(session: Session, config: Config, faults: _Faults | None) -> dict[str, Any]:
+def _raster(session: Session, config: Config, faults: Faults | None) -> dict[str, Any]:
     from bluesky_cdi.catalog import find_results, load_result
 
     beamline, scan = simulated_beamline(config, session.frames_directory), config.scan
@@ -266,7 +149,5 @@ def _raster(session: Session, config: Config, faults: _Faults | None) -> dict[st
         "failed": sum(not each.complete for each in results),
         "longest_gap_s": float(np.diff(stamps).max()),
         "median_gap_s": float(np.median(np.diff(stamps))),
-        "faults": {} if faults is None else {name: faults.kinds.count(name) for name in dict.fromkeys(faults.kinds)},
-        "up": 0 if faults is None else faults.up,
-        "back_s": [] if faults is None else faults.back_s,
+        **({"faults": {}, "up": 0, "back_s": []} if faults is None else faults.notes()),
     }

@@ -43,6 +43,16 @@ REPLAYS: tuple[tuple[float, Form, float], ...] = (
     (400, "pages", 10),
     (1000, "pages", 4),
 )
+ON_GPU: tuple[tuple[float, Form, float], ...] = (
+    (500, "rows", 10),
+    (1000, "pages", 10),
+    (2000, "pages", 8),
+    (4000, "pages", 4),
+)
+# A replay at a rate that is named, seconds.
+NAMED_S = 10.0
+# Frames along a side of the scan.
+SIDE, SIDE_ON_GPU = 64, 128
 # How long the frames that are not in the image when a scan ends are waited for, seconds.
 MOST_S = 40.0
 LOOK_S = 0.02
@@ -65,16 +75,32 @@ class Options:
     threads : int
         CPU threads of the reconstruction.
     rates : sequence of float, optional
-        Frames a second; all of `REPLAYS` if absent.
+        Frames a second, each sent in both forms; those of `REPLAYS`, or on a GPU of `ON_GPU`, if absent.
     share : float
-        Of the seconds of `REPLAYS` that each is sent for.
+        Of the usual seconds that each is sent for.
+    device : str
+        Where is computed, as PyTorch calls it.
+    latency_s : float, optional
+        `reconstructor.latency_s`, seconds; its default if absent.
     """
 
-    side: int = 64
+    side: int = SIDE
     weights: str = "canvas-small"
     threads: int = 1
     rates: Sequence[float] | None = None
     share: float = 1.0
+    device: str = "cpu"
+    latency_s: float | None = None
+
+    @property
+    def replays(self) -> Sequence[tuple[float, Form, float]]:
+        """Frames a second, form of the documents, and seconds of each replay."""
+        usual = REPLAYS if self.device == "cpu" else ON_GPU
+        if self.rates is None:
+            return usual
+        seconds = {frames_s: each_s for frames_s, _, each_s in usual}
+        forms: tuple[Form, Form] = ("rows", "pages")
+        return [(frames_s, form, seconds.get(frames_s, NAMED_S)) for frames_s in self.rates for form in forms]
 
 
 def rate(options: Options | None = None, on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -92,41 +118,41 @@ def rate(options: Options | None = None, on_progress: Callable[[str], None] | No
     dict
         ``machine``, ``settings`` (with the machine's load at the end), ``assembler`` (by form of the documents: frames,
         frames/s, CPU microseconds a frame), ``quality`` (see `_quality`), ``by_processor`` and ``replays``, a row for
-        each rate (see `_by_processor`, `_replay`).
+        each rate (see `_by_processor`, `_replay`). Quality and processors are looked at on a CPU only, and quality
+        where no rates are named.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
-    config = _config(options)
+    config = config_of(options)
     with tempfile.TemporaryDirectory(prefix="bluesky_cdi-") as name:
         tell(f"simulating {options.side**2} frames")
-        run = _simulated(config, Path(name))
+        run = simulated(config, Path(name))
         assembler = {}
         for form in ("rows", "pages"):
             tell(f"assembler, documents in {form}")
             assembler[form] = _assembled(replace(run, form=form))
         by_processor = []
-        for frames_s, form, seconds in REPLAYS:
-            if form == "pages" and (options.rates is None or frames_s in options.rates):
+        for frames_s, form, seconds in options.replays if options.device == "cpu" else ():
+            if form == "pages":
                 number = _number(run, frames_s, seconds, options)
                 tell(f"{frames_s:g} frames/s by the processor's clock, {number} frames")
                 part = replace(run, positions_m=run.positions_m[:number])
                 by_processor.append(_by_processor(part, _counts(run), frames_s, config))
-        tell("quality")
-        quality = _quality(_config(replace(options, side=JUDGED_SIDE)))
+        quality = {}
+        if options.device == "cpu" and options.rates is None:
+            tell("quality")
+            quality = _quality(config_of(replace(options, side=JUDGED_SIDE)))
         tell("warming up")
         _replay(replace(run, positions_m=run.positions_m[:WARM_UP]), 100.0, config, Path(name) / "first")
         rows = []
-        for frames_s, form, seconds in REPLAYS:
-            if options.rates is not None and frames_s not in options.rates:
-                continue
+        for frames_s, form, seconds in options.replays:
             number = _number(run, frames_s, seconds, options)
             tell(f"{frames_s:g} frames/s, documents in {form}, {number} frames")
             part = replace(run, form=form, positions_m=run.positions_m[:number])
             rows.append(_replay(part, frames_s, config, Path(name) / f"{frames_s:g}-{form}"))
     settings = {**asdict(options), "frames": options.side**2, "frame_px": config.geometry.frame_px}
     settings["load"] = os.getloadavg()[0]
-    return record(
-        [torch.device("cpu")], settings, assembler=assembler, quality=quality, by_processor=by_processor, replays=rows
-    )
+    results = {"assembler": assembler, "quality": quality, "by_processor": by_processor, "replays": rows}
+    return record([torch.device(options.device)], settings, **results)
 
 
 def _number(run: PacedRun, frames_s: float, seconds: float, options: Options) -> int:
@@ -233,11 +259,19 @@ def _raster(config: Config) -> FloatArray:
     return raster(-half_m, half_m, config.scan.step_um * 1e-6)
 
 
-def _config(options: Options) -> Config:
+def config_of(options: Options) -> Config:
+    """Make the configuration of a raster of a simulated sample, so many frames along each side.
+
+    Parameters
+    ----------
+    options : Options
+        What is measured.
+    """
     config = load_config(
         overrides={
             "simulation": {"sample": "natural"},
-            "reconstructor": {"weights": options.weights, "device": "cpu", "threads": options.threads},
+            "reconstructor": {"weights": options.weights, "device": options.device, "threads": options.threads}
+            | ({} if options.latency_s is None else {"latency_s": options.latency_s}),
         }
     )
     extent_um = (options.side - 1) * config.scan.step_um
@@ -245,8 +279,21 @@ def _config(options: Options) -> Config:
     return Config.model_validate({**config.model_dump(), "scan": {**config.scan.model_dump(), **scan}})
 
 
-def _simulated(config: Config, folder: Path) -> PacedRun:
-    """Measure the raster, and write its frames."""
+def simulated(config: Config, folder: Path) -> PacedRun:
+    """Measure the configured raster, and write its frames.
+
+    Parameters
+    ----------
+    config : Config
+        The beamline's, and the raster's.
+    folder : Path
+        Gets the file.
+
+    Returns
+    -------
+    PacedRun
+        Its documents, a row each.
+    """
     import h5py
 
     from bluesky_cdi.io import filter_options
@@ -299,18 +346,27 @@ def _assembled(run: PacedRun) -> dict[str, float]:
     return {"frames": sink.frames, "frames_per_s": sink.frames / seconds, "cpu_us_per_frame": 1e6 * cpu / sink.frames}
 
 
-class _Images:
-    """When each frame was first in an image, and the newest counts.
+class Images:
+    """When each frame was first in an image, and the newest counts: a listener.
 
     Parameters
     ----------
     frames : int
         Of the run.
+
+    Attributes
+    ----------
+    first_s : ndarray, shape (frames,)
+        Seconds of `time.monotonic`; infinite where it is in none yet.
+    images, imaged : int
+        Images so far, and frames that any had.
+    counts : dict
+        Of the newest one.
     """
 
     def __init__(self, frames: int) -> None:
         self.first_s: npt.NDArray[np.float64] = np.full(frames, np.inf)
-        self.images = 0
+        self.images = self.imaged = 0
         self.counts: dict[str, Any] = {}
 
     def __call__(self, estimate: Estimate) -> None:
@@ -318,6 +374,7 @@ class _Images:
         there = estimate.frame_seq_nums - 1
         self.first_s[there] = np.minimum(self.first_s[there], time.monotonic())
         self.images, self.counts = self.images + 1, dict(estimate.source[KEY])
+        self.imaged = int(np.isfinite(self.first_s).sum())
 
 
 def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dict[str, Any]:
@@ -335,7 +392,7 @@ def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dic
     from bluesky_cdi.remote.setup import live_arguments, live_setup
 
     number = len(run.positions_m)
-    images, setup = _Images(number), live_setup(live_arguments(config, folder))
+    images, setup = Images(number), live_setup(live_arguments(config, folder))
     worker, documents = setup.start([images])
     try:
         sent, cpu = np.zeros(number), time.process_time()

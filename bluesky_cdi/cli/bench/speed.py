@@ -138,6 +138,12 @@ def _memory_options(command: argparse.ArgumentParser) -> None:
     add("--events", type=positive, default=300, help="of each run (default: %(default)s)")
     add("--step", type=positive, default=12, help="pixels from frame to frame (default: %(default)s)")
     add("--tidy", action="store_true", help="collect garbage, and give free memory back, after each run")
+    scan = command.add_argument_group("one long scan")
+    add = scan.add_argument
+    add("--scan", action="store_true", help="what an hour's scan holds in its course, in simulated time, instead")
+    add("--side", type=positive, default=120, help="frames along each side of it (default: %(default)s)")
+    add("--memory", type=positive, default=32, metavar="MB", help="reconstructor.memory_mb (default: %(default)s)")
+    add_device(command, "cpu")
     add_out(command)
 
 
@@ -146,6 +152,12 @@ def _bench_memory(args: argparse.Namespace) -> int:
     from bluesky_cdi.bench.suites.memory import Options, memory
 
     prepare(args)
+    if args.scan:
+        from bluesky_cdi.bench.suites import scan_memory as bench
+
+        scan = bench.Options(side=args.side, memory_mb=args.memory, device=args.device)
+        found = bench.scan_memory(scan, tell)
+        return finish(args, found, tables.scan_memory(found))
     found = memory(Options(args.runs, args.events, args.step, args.tidy), tell)
     return finish(args, found, tables.memory(found))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bluesky_cdi.background import step_back
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import Geometry
@@ -189,6 +190,8 @@ class LiveCheckIn:
         self._thread.start()
 
     def _run(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool) -> None:
+        # The image comes first, where there are not cores enough for both.
+        step_back()
         try:
             check = check_in(data, assumed, wanted=PROBE_ALONE, on_step=self._stop_if_closed)
             self._found = _Found(check, takes and check.changed and self._is_better(check, data, current()))

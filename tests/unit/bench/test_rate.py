@@ -15,7 +15,7 @@ from bluesky_cdi.packing import unpack
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return rate._simulated(rate._config(rate.Options(side=4)), tmp_path_factory.mktemp("run"))
+    return rate.simulated(rate.config_of(rate.Options(side=4)), tmp_path_factory.mktemp("run"))
 
 
 class Sink(rate._Counter):
@@ -101,7 +101,7 @@ def test_text_of_replays():
 
 
 def test_images_by_the_clock_of_their_thread(run):
-    config = rate._config(rate.Options(side=4))
+    config = rate.config_of(rate.Options(side=4))
     found = rate._by_processor(run, rate._counts(run), 5.0, config)
     assert (found["frames"], found["imaged_at_end"], found["thinned"]) == (16, 16, 0)
     assert 1 <= found["images"] <= 16
