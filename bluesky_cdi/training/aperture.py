@@ -266,7 +266,7 @@ class _Run:
 
     def __init__(self, config: ApertureTraining, device: torch.device) -> None:
         torch.manual_seed(config.seed)
-        first = ApertureDecoder(config.model).to(device)
+        first = ApertureDecoder(config.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.decoders: Mapping[str, ApertureDecoder] = {REGRESSION: first, ADVERSARIAL: copy.deepcopy(first)}
         self._discriminator = Discriminator(config.model).to(device)
         self._config = config

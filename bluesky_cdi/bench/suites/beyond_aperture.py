@@ -51,7 +51,7 @@ CROPPED, ZEROS, MASKED, LIMITED, WHOLE, TRUTH = (
     "cropped",
     "padded with zeros",
     "LSQ-ML, outer pixels unknown",
-    "the same, as far as supported",
+    "LSQ-ML, as far as supported",
     "LSQ-ML, whole frames",
     "truth",
 )
@@ -263,7 +263,7 @@ def solve(
         began = time.perf_counter()
         added = decoder(base.object, illumination, support)
         took = base.seconds + time.perf_counter() - began
-        found[f"the same, {name} decoder"] = replace(
+        found[f"LSQ-ML, {name} decoder"] = replace(
             found[LIMITED], object=found[LIMITED].object + added, seconds=took, added=added
         )
     found[WHOLE] = _answer(_lsqml(hidden.whole, seed))
