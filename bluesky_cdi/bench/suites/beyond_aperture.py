@@ -2,8 +2,8 @@
 
 Of each frame the inner part is given, and the object is wanted on the grid of the whole frame, whose pixel is finer. The
 pixels outside tell how good what was found there is: by their Poisson deviance, and by the correlation, in rings of
-frequency, with what LSQ-ML finds from the whole frames. Probe and positions of simulated scans are known; of recorded
-ones each engine refines the probe, on the pixels that it was given.
+frequency, with what LSQ-ML finds from the whole frames. Probe and positions of simulated scans are known; of the recorded
+one each engine refines the probe, on the pixels that it was given.
 
 The pixels of a ring beyond the aperture are seen by a scan all the same, as far as the probe's own spectrum reaches
 (`physics.measured_aperture`); `measured` is the share of the light of these frequencies that was. Decoders add to what
@@ -27,13 +27,15 @@ from bluesky_cdi.bench.cases import Case, simulate
 from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.methods import MOST_EPOCHS, TOLERANCE, Found, Network, engine, predict
 from bluesky_cdi.bench.problem import Problem, judge
-from bluesky_cdi.bench.recorded import STAR, problem_of, siemens_star
+from bluesky_cdi.bench.recorded import MARGIN_PX, STAR, problem_of, siemens_star
 from bluesky_cdi.engines.ptychography import Schedule, deviance_of, noise_of
+from bluesky_cdi.evaluation import illuminated_mask
 from bluesky_cdi.evaluation.data_support import share_by_prior
 from bluesky_cdi.evaluation.frc import soft_window
 from bluesky_cdi.models.aperture_decoder import ApertureDecoder
 from bluesky_cdi.physics.forward import Diffraction, fft2c, ifft2c, to_centre, to_corner
 from bluesky_cdi.physics.illumination import summed_illumination
+from bluesky_cdi.physics.illumination_shares import REFERENCE_SHARE
 from bluesky_cdi.physics.measured_aperture import (
     data_support,
     inner_pixels,
@@ -73,6 +75,10 @@ class Options:
         Of a side of the detector that methods are given.
     data : Path, optional
         Folder of recorded scans; the Siemens star is measured too where it is named.
+    frames : int
+        Of the star: those about its middle.
+    epochs : int
+        Most of LSQ-ML.
     """
 
     samples: Sequence[str] = ("star", "leaves", "circuit")
@@ -80,6 +86,8 @@ class Options:
     seeds: int = 1
     share: float = 2 / 3
     data: Path | None = None
+    frames: int = 60
+    epochs: int = MOST_EPOCHS
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +182,7 @@ def beyond_aperture(
     for name, photons, seed, problem in scans(options, device):
         tell(name if photons is None else f"{name}, {photons:.0e} photons, seed {seed}")
         hidden = hide(problem, options.share)
-        for method, numbers in judged(hidden, solve(hidden, networks, decoders, seed)).items():
+        for method, numbers in judged(hidden, solve(hidden, networks, decoders, seed, options.epochs)).items():
             rows.append({"scan": name, "photons": photons, "seed": seed, "method": method, **numbers})
     settings = asdict(options) | {"data": None if options.data is None else str(options.data)}
     return record([device], settings, rows=rows)
@@ -201,7 +209,29 @@ def scans(options: Options, device: torch.device) -> Iterator[tuple[str, float |
                 yield sample, dose, seed, simulate(Case(dose=dose, sample=sample), seed, device)
     if options.data is not None:
         recorded = siemens_star(options.data / STAR)
-        yield recorded.name, None, 0, problem_of(recorded, device)
+        yield recorded.name, None, 0, middle_of(problem_of(recorded, device), options.frames)
+
+
+def middle_of(problem: Problem, frames: int) -> Problem:
+    """Cut a scan to the frames about its middle, and its object to what they see.
+
+    Parameters
+    ----------
+    problem : Problem
+        The scan.
+    frames : int
+        How many, at most.
+    """
+    data, size = problem.data, problem.probe.shape[-1]
+    away = (data.corner - data.corner.double().mean(dim=0)).square().sum(dim=1)
+    part = data[away.argsort(stable=True)[:frames].sort().values]
+    low = part.corner.amin(dim=0) - MARGIN_PX
+    high = part.corner.amax(dim=0) + size + MARGIN_PX
+    low, high = low.clamp_min(0), torch.minimum(high, torch.tensor(data.object_shape[1:], device=high.device))
+    rows, columns = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
+    part = replace(part, corner=part.corner - low, object_shape=(1, rows.stop - rows.start, columns.stop - columns.start))
+    seen = illuminated_mask(summed_illumination(problem.probe, part)[0].cpu().numpy(), REFERENCE_SHARE)
+    return replace(problem, data=part, truth=problem.truth[rows, columns], illuminated=seen, held_out=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +256,11 @@ class Answer:
 
 @torch.no_grad()
 def solve(
-    hidden: Hidden, networks: Sequence[Network], decoders: Mapping[str, ApertureDecoder], seed: int
+    hidden: Hidden,
+    networks: Sequence[Network],
+    decoders: Mapping[str, ApertureDecoder],
+    seed: int,
+    epochs: int = MOST_EPOCHS,
 ) -> dict[str, Answer]:
     """Run every method on a scan with hidden pixels; the last two answers are told more.
 
@@ -240,6 +274,8 @@ def solve(
         Add to what LSQ-ML finds.
     seed : int
         Seed of the order of frames.
+    epochs : int
+        Most of LSQ-ML.
 
     Returns
     -------
@@ -248,9 +284,9 @@ def solve(
     inner = hidden.inner
     zeros = replace(inner, data=replace(inner.data, mask=hidden.whole.data.mask))
     found = {
-        CROPPED: _from_cropped(hidden, seed),
-        ZEROS: _answer(_lsqml(zeros, seed)),
-        MASKED: _answer(_lsqml(inner, seed)),
+        CROPPED: _from_cropped(hidden, seed, epochs),
+        ZEROS: _answer(_lsqml(zeros, seed, epochs)),
+        MASKED: _answer(_lsqml(inner, seed, epochs)),
     }
     base = found[MASKED]
     illumination = summed_illumination(base.probe, inner.data)
@@ -266,7 +302,7 @@ def solve(
         found[f"LSQ-ML, {name} decoder"] = replace(
             found[LIMITED], object=found[LIMITED].object + added, seconds=took, added=added
         )
-    found[WHOLE] = _answer(_lsqml(hidden.whole, seed))
+    found[WHOLE] = _answer(_lsqml(hidden.whole, seed, epochs))
     if not hidden.whole.refine_probe:
         truth = torch.from_numpy(np.asarray(hidden.whole.truth, np.complex64))[None].to(base.object.device)
         found[TRUTH] = Answer(truth, hidden.whole.probe, 0.0)
@@ -375,19 +411,19 @@ def _mean_prior(answer: Answer, problem: Problem) -> float:
     return float(np.nanmean(share_by_prior(supported, prior, problem.illuminated)))
 
 
-def _lsqml(problem: Problem, seed: int) -> Found:
-    return engine("lsqml", problem, Schedule(MOST_EPOCHS, tolerance=TOLERANCE), seed)
+def _lsqml(problem: Problem, seed: int, epochs: int) -> Found:
+    return engine("lsqml", problem, Schedule(epochs, tolerance=TOLERANCE), seed)
 
 
 def _answer(found: Found) -> Answer:
     return Answer(found.object, found.probe, found.seconds)
 
 
-def _from_cropped(hidden: Hidden, seed: int) -> Answer:
+def _from_cropped(hidden: Hidden, seed: int, epochs: int) -> Answer:
     """Reconstruct from the cropped detector, on its own coarse grid, and bring that to the fine one."""
     fine = hidden.whole
     coarse = cropped(hidden)
-    found = _lsqml(coarse, seed)
+    found = _lsqml(coarse, seed, epochs)
     factor = coarse.probe.shape[-1] / fine.probe.shape[-1]
     change = found.object - 1
     for axis, side in ((-2, fine.data.object_shape[-2]), (-1, fine.data.object_shape[-1])):

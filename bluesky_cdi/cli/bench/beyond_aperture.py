@@ -36,6 +36,8 @@ def _options(command: argparse.ArgumentParser) -> None:
     add("--weights", nargs="*", default=["canvas-small", "sweep-small"], metavar="NAME",
         help="networks that are given the frames with hidden pixels (default: canvas-small sweep-small)")  # fmt: skip
     add("--recorded", action="store_true", help="measure the recorded star too")
+    add("--frames", type=positive, default=60, help="of the star, about its middle (default: %(default)s)")
+    add("--epochs", type=positive, default=200, help="most of LSQ-ML (default: %(default)s)")
     add("--figure", type=Path, metavar="FILE", help="draw the first sample at the first dose")
     add_data(command)
     add_device(command, "cpu")
@@ -61,7 +63,7 @@ def _bench(args: argparse.Namespace) -> int:
     data = needed_data_folder(args) if args.recorded else None
     decoders = _decoders(args, device)
     networks = [Network(name, load_weights(name, device).net) for name in args.weights]
-    options = Options(args.samples, args.doses, args.seeds, args.share, data)
+    options = Options(args.samples, args.doses, args.seeds, args.share, data, args.frames, args.epochs)
     found = beyond_aperture(options, networks, decoders, device, tell)
     if args.figure:
         _draw(args, options, networks, decoders, device)
@@ -107,7 +109,7 @@ def _draw(
 
     name, photons, seed, problem = next(scans(options, device))
     hidden = hide(problem, options.share)
-    answers = solve(hidden, networks, decoders, seed)
+    answers = solve(hidden, networks, decoders, seed, options.epochs)
     shown = [CROPPED, MASKED, LIMITED, *(each for each in answers if each.endswith("decoder")), WHOLE]
     title = name if photons is None else f"{name}, {photons:.0e} photons a frame"
     draw(hidden, {each: answers[each] for each in shown}, title, args.figure)

@@ -10,7 +10,7 @@ import torch
 from bluesky_cdi.bench.cases import Case, simulate
 from bluesky_cdi.bench.reports.beyond_aperture import draw, table
 from bluesky_cdi.bench.suites import beyond_aperture as module
-from bluesky_cdi.bench.suites.beyond_aperture import Answer, correlations, cropped, hide, judged, solve
+from bluesky_cdi.bench.suites.beyond_aperture import Answer, correlations, cropped, hide, judged, middle_of, solve
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.aperture_decoder import ApertureDecoder, DecoderConfig
@@ -19,12 +19,8 @@ from bluesky_cdi.training import aperture as training
 from bluesky_cdi.training.stream import SceneShape
 
 CPU = torch.device("cpu")
+EPOCHS = 4
 CASE = Case(dose=1e6, frame_px=32, field=0.6, overlap=0.6)
-
-
-@pytest.fixture(autouse=True)
-def few_epochs(monkeypatch):
-    monkeypatch.setattr(module, "MOST_EPOCHS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def test_methods_are_given_no_hidden_pixel(hidden, decoder):
     problem, mask = hidden.whole, hidden.inner.data.mask
     changed = torch.where(mask, problem.data.counts, 99.0)
     other = hide(replace(problem, data=replace(problem.data, counts=changed)), 2 / 3)
-    one, same = (solve(each, [], {"any": decoder}, 0) for each in (hidden, other))
+    one, same = (solve(each, [], {"any": decoder}, 0, EPOCHS) for each in (hidden, other))
     told = {module.WHOLE}
     assert len(one) == 7 and told < set(one)
     for name in one:
@@ -62,7 +58,7 @@ def test_pixels_that_are_bad_are_neither_given_nor_judged(hidden):
 
 
 def test_the_decoder_changes_what_it_marks_and_nothing_else(hidden, decoder):
-    found = solve(hidden, [], {"any": decoder}, 0)
+    found = solve(hidden, [], {"any": decoder}, 0, EPOCHS)
     decoded = found["LSQ-ML, any decoder"]
     assert decoded.added is not None and decoded.added.abs().max() > 1e-3
     torch.testing.assert_close(decoded.object - decoded.added, found[module.LIMITED].object)
@@ -72,7 +68,7 @@ def test_the_decoder_changes_what_it_marks_and_nothing_else(hidden, decoder):
 
 
 def test_the_truth_explains_hidden_pixels_to_the_photon_noise_and_whole_frames_are_alike(hidden):
-    rows = judged(hidden, solve(hidden, [], {}, 0))
+    rows = judged(hidden, solve(hidden, [], {}, 0, EPOCHS))
     truth = rows[module.TRUTH]
     assert truth["deviance"] == pytest.approx(truth["noise"], rel=0.25) and truth["nrmse"] < 1e-6
     assert rows[module.CROPPED]["deviance"] > 1.5 * truth["deviance"]
@@ -101,6 +97,18 @@ def test_a_cropped_detector_sees_the_same_smooth_object():
     assert torch.equal(to_centre(made.data.counts), to_centre(data.counts)[inner])
 
 
+def test_the_middle_of_a_scan_is_a_scan_of_its_own(hidden):
+    whole = hidden.whole
+    part = middle_of(whole, 5)
+    assert len(part.data) == 5 and part.truth.shape == tuple(part.data.object_shape[1:]) == part.illuminated.shape
+    truth = torch.from_numpy(np.asarray(part.truth, np.complex64))[None]
+    rows = torch.cat([torch.nonzero((whole.data.counts == each).all(dim=(1, 2)))[0] for each in part.data.counts])
+    assert torch.equal(whole.data.counts[rows], part.data.counts)
+    wanted = whole.data[rows].patches(torch.from_numpy(np.asarray(whole.truth, np.complex64))[None])
+    assert torch.equal(part.data.patches(truth), wanted)
+    assert len(middle_of(whole, 10_000).data) == len(whole.data)
+
+
 def test_correlations_tell_within_from_beyond():
     rng = np.random.default_rng(1)
     noise = [rng.standard_normal((64, 64)) + 1j * rng.standard_normal((64, 64)) for _ in range(2)]
@@ -123,7 +131,7 @@ def test_the_command_trains_measures_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "CPU_OBJECTS", 8)
     monkeypatch.setattr(module, "Case", lambda dose, sample: replace(CASE, dose=dose, sample=sample))
     weights, out, figure = (tmp_path / name for name in ("d.safetensors", "o.json", "f.png"))
-    line = ["bench", "beyond-aperture", str(weights), "--samples", "star", "--doses", "1e5", "--weights"]
+    line = ["bench", "beyond-aperture", str(weights), "--samples", "star", "--doses", "1e5", "--weights", "--epochs", "4"]
     assert main([*line, "--steps", "1", "--out", str(out), "--figure", str(figure)]) == 0
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     assert "| star | 1e+05 | LSQ-ML, adversarial decoder |" in text and figure.stat().st_size > 5000
