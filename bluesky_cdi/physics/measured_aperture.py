@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 
-# Photons on a pixel that tell its amplitude to 5 %, 1 / (4 0.05^2): about the contrast of samples at high frequencies.
-TELLING_PHOTONS = 100.0
+# Photons on a pixel that tell its amplitude to 3 %, 1 / (4 0.03^2): about the contrast of samples at high frequencies.
+TELLING_PHOTONS = 300.0
 
 
 def inner_pixels(size: int, share: float) -> Tensor:
@@ -91,7 +91,7 @@ def measured_share(probe: Tensor, valid: Tensor, shape: tuple[int, int]) -> Tens
 def data_support(share: Tensor, illumination: Tensor) -> Tensor:
     """Compute how far frames support each frequency of an object, in proportion to what whole frames would.
 
-    Of the photons I on a pixel a frequency has the share S that fell on valid pixels. A contrast of 5 %, told by
+    Of the photons I on a pixel a frequency has the share S that fell on valid pixels. A contrast of 3 %, told by
     `TELLING_PHOTONS`, is found as far as Wiener's filter lets it pass, ``S I / (S I + T)``; the support is that over
     ``I / (I + T)``. It is S where there are few photons, and 1 for any S where there are enough.
 
