@@ -1,4 +1,4 @@
-"""A map of what in an object measured frequencies support, and what is there by a prior alone."""
+"""A map of what in an object the data support, and what is there by a prior, or by noise, alone."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from bluesky_cdi.protocols import ComplexArray
 BLUR_PX = 3.0
 
 
-def share_by_prior(supported: ComplexArray, added: ComplexArray, illuminated: BoolArray) -> npt.NDArray[np.float64]:
-    """Compute which share of the contrast about each pixel no measured frequency supports.
+def unsupported_share(
+    supported: ComplexArray, unsupported: ComplexArray, illuminated: BoolArray
+) -> npt.NDArray[np.float64]:
+    """Compute which share of the contrast about each pixel no data support.
 
-    It is ``|a|^2 / (|a|^2 + |s - mean(s)|^2)``, both powers blurred over a few pixels.
+    It is ``|u|^2 / (|u|^2 + |s - mean(s)|^2)``, both powers blurred over a few pixels.
 
     Parameters
     ----------
     supported : ndarray, shape (Y, X), complex
-        The object at measured frequencies, s.
-    added : ndarray, shape (Y, X), complex
-        What was added at others, a.
+        The part of the object that data support, s.
+    unsupported : ndarray, shape (Y, X), complex
+        The rest of it, u: what a prior has added, for example.
     illuminated : ndarray, shape (Y, X), bool
         Pixels that count.
 
     Returns
     -------
     ndarray, shape (Y, X), float64
-        0 where all is measured, 1 where nothing is; NaN on pixels that don't count.
+        0 where all is supported, 1 where nothing is; NaN on pixels that don't count.
 
     Raises
     ------
     ValueError
         If no pixel counts, or shapes differ.
     """
-    if supported.shape != added.shape or supported.shape != illuminated.shape or not illuminated.any():
+    if supported.shape != unsupported.shape or supported.shape != illuminated.shape or not illuminated.any():
         raise ValueError(
             "both parts of an object and the mask of its illuminated pixels must have one shape, and the mask a pixel; "
-            f"got {supported.shape}, {added.shape}, {illuminated.shape} with {np.count_nonzero(illuminated)} pixels"
+            f"got {supported.shape}, {unsupported.shape}, {illuminated.shape} with {np.count_nonzero(illuminated)} pixels"
         )
     contrast = np.where(illuminated, supported - supported[illuminated].mean(), 0)
     power, more = (
         gaussian_filter(np.square(np.abs(each)).astype(np.float64), BLUR_PX)
-        for each in (contrast, np.where(illuminated, added, 0))
+        for each in (contrast, np.where(illuminated, unsupported, 0))
     )
     share = np.divide(more, power + more, out=np.zeros_like(power), where=power + more > 0)
     return np.where(illuminated, share, np.nan)

@@ -14,7 +14,7 @@ from bluesky_cdi.bench.reports.text import markdown
 if TYPE_CHECKING:
     from bluesky_cdi.bench.suites.beyond_aperture import Answer, Hidden
 
-COLUMNS = ("deviance", "noise", "within", "beyond", "nrmse", "prior", "seconds")
+COLUMNS = ("deviance", "noise", "within", "beyond", "nrmse", "unsupported", "seconds")
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def table(found: Mapping[str, Any]) -> str:
         for (scan, photons, method), rows in groups.items()
     ]
     settings, light = found["settings"], [row["measured"] for row in found["rows"]]
-    head = ["scan", "photons", "method", "hidden deviance", "noise", "within", "beyond", "NRMSE", "prior", "s"]
+    head = ["scan", "photons", "method", "hidden deviance", "noise", "within", "beyond", "NRMSE", "unsupported", "s"]
     above = (
         f"given: the inner {settings['share']:.3g} of each side; of the light of frequencies beyond it "
         f"{np.median(light) if light else 0:.2f} falls there"
@@ -42,7 +42,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def draw(hidden: Hidden, answers: Mapping[str, Answer], title: str, path: Path) -> None:
-    """Draw phases of answers, below them how much of their contrast no measured frequency supports.
+    """Draw phases of answers, below them how much of their contrast the given pixels don't support.
 
     Parameters
     ----------
@@ -55,9 +55,11 @@ def draw(hidden: Hidden, answers: Mapping[str, Answer], title: str, path: Path) 
     path : Path
         File to write.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from bluesky_cdi.evaluation.data_support import share_by_prior
+    from bluesky_cdi.bench.suites.beyond_aperture import unsupported_map
 
     illuminated = hidden.whole.illuminated
     rows, columns = (np.flatnonzero(illuminated.any(axis=axis)) for axis in (1, 0))
@@ -72,12 +74,10 @@ def draw(hidden: Hidden, answers: Mapping[str, Answer], title: str, path: Path) 
         top.set_title(name, fontsize=7)
         top.axis("off")
         below.axis("off")
-        if answer.added is not None:
-            obj, added = (each[0].cpu().numpy() for each in (answer.object, answer.added))
-            share = share_by_prior(obj - added, added, illuminated)
-            image = below.imshow(share[part], cmap="magma", vmin=0, vmax=1)
-            below.set_title("share of the contrast by the prior alone", fontsize=7)
-            figure.colorbar(image, ax=below, shrink=0.7)
+        if answer.unsupported is not None:
+            below.imshow(unsupported_map(answer, hidden.whole)[part], cmap="magma", vmin=0, vmax=1)
+    scale = ScalarMappable(Normalize(0, 1), "magma")
+    figure.colorbar(scale, ax=axes[1].tolist(), shrink=0.7, label="share of the contrast\nthat no data support")
     figure.suptitle(title, fontsize=9)
     viz.save_figure(figure, path)
 

@@ -7,7 +7,7 @@ one the probe is that which LSQ-ML finds on the cropped detector, for whole fram
 
 The pixels of a ring beyond the aperture are seen by a scan all the same, as far as the probe's own spectrum reaches
 (`physics.measured_aperture`); `measured` is the share of the light of these frequencies that was. Decoders add to what
-LSQ-ML finds from the inner pixels; `prior` is the mean share of the contrast that no pixel supports.
+LSQ-ML finds from the inner pixels; `unsupported` is the mean share of an answer's contrast that these don't support.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from bluesky_cdi.bench.recorded import MARGIN_PX, STAR, problem_of, siemens_star
 from bluesky_cdi.engines.ptychography import Schedule, deviance_of, noise_of
 from bluesky_cdi.evaluation import illuminated_mask
 from bluesky_cdi.evaluation.alignment import align
-from bluesky_cdi.evaluation.data_support import share_by_prior
+from bluesky_cdi.evaluation.data_support import unsupported_share
 from bluesky_cdi.evaluation.frc import soft_window
 from bluesky_cdi.models.aperture_decoder import ApertureDecoder
 from bluesky_cdi.physics.forward import Diffraction, fft2c, ifft2c, to_centre, to_corner
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.physics.illumination_shares import REFERENCE_SHARE
 from bluesky_cdi.physics.measured_aperture import (
+    beyond,
     data_support,
     inner_pixels,
     inner_side,
@@ -245,14 +246,14 @@ class Answer:
     probe : Tensor, shape (1, M, N, N), complex64
         With which it explains frames.
     seconds : float
-    added : Tensor, shape (1, Y, X), complex64, or None
-        The part of it that a prior added, where one did.
+    unsupported : Tensor, shape (1, Y, X), complex64, or None
+        The part of it that the given pixels don't support; None where more was told. Of decoders it is what they added.
     """
 
     object: Tensor
     probe: Tensor
     seconds: float
-    added: Tensor | None = None
+    unsupported: Tensor | None = None
 
 
 @torch.no_grad()
@@ -304,8 +305,11 @@ def solve(
         added = decoder(base.object, illumination, support)
         took = base.seconds + time.perf_counter() - began
         found[f"LSQ-ML, {name} decoder"] = replace(
-            found[LIMITED], object=found[LIMITED].object + added, seconds=took, added=added
+            found[LIMITED], object=found[LIMITED].object + added, seconds=took, unsupported=added
         )
+    for name, answer in found.items():
+        if answer.unsupported is None:
+            found[name] = replace(answer, unsupported=beyond(answer.object - 1, support))
     found[WHOLE] = _answer(_lsqml(hidden.whole, seed, epochs))
     if not hidden.whole.refine_probe:
         truth = torch.from_numpy(np.asarray(hidden.whole.truth, np.complex64))[None].to(base.object.device)
@@ -329,7 +333,7 @@ def judged(hidden: Hidden, found: Mapping[str, Answer]) -> dict[str, dict[str, A
         ``deviance`` a hidden pixel, and ``noise``, which photon noise alone would give it under the same object;
         ``within`` and ``beyond``: the correlation with LSQ-ML of the whole frames at frequencies that the given pixels
         and the hidden ones centre on; ``measured``, the mean share of the light of the latter that was; ``nrmse`` to
-        the truth, of simulated scans; ``prior``; ``seconds``.
+        the truth, of simulated scans; ``unsupported``; ``seconds``.
     """
     problem, outer = hidden.whole, hidden.outer
     reference = found[WHOLE].object[0].cpu().numpy()
@@ -349,7 +353,7 @@ def judged(hidden: Hidden, found: Mapping[str, Answer]) -> dict[str, dict[str, A
             "beyond": past,
             "measured": float(measured(answer, hidden)[0].cpu()[torch.from_numpy(outside)].mean()),
             "nrmse": None if problem.refine_probe else judge(answer.object, problem).numbers["complex_nrmse"],
-            "prior": None if answer.added is None else _mean_prior(answer, problem),
+            "unsupported": None if answer.unsupported is None else float(np.nanmean(unsupported_map(answer, problem))),
             "seconds": answer.seconds,
         }
     return rows
@@ -412,10 +416,26 @@ def _outside(shape: Sequence[int], share: float) -> npt.NDArray[np.bool_]:
     return np.asarray(rows[:, None] | columns[None, :])
 
 
-def _mean_prior(answer: Answer, problem: Problem) -> float:
-    added = torch.zeros_like(answer.object) if answer.added is None else answer.added
-    supported, prior = ((each[0]).cpu().numpy() for each in (answer.object - added, added))
-    return float(np.nanmean(share_by_prior(supported, prior, problem.illuminated)))
+def unsupported_map(answer: Answer, problem: Problem) -> npt.NDArray[np.float64]:
+    """Compute which share of an answer's contrast the given pixels don't support, (Y, X); NaN where no light fell.
+
+    Parameters
+    ----------
+    answer : Answer
+        What a method made of the given pixels.
+    problem : Problem
+        Its illuminated pixels count.
+
+    Raises
+    ------
+    ValueError
+        If more than the given pixels was told.
+    """
+    if answer.unsupported is None:
+        raise ValueError("the answer rests on more than the given pixels: there is no part that they don't support")
+    parts = (answer.object - answer.unsupported, answer.unsupported)
+    supported, unsupported = (each[0].cpu().numpy() for each in parts)
+    return unsupported_share(supported, unsupported, problem.illuminated)
 
 
 def _lsqml(problem: Problem, seed: int, epochs: int) -> Found:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bluesky_cdi.bench.cases import Case, simulate
-from bluesky_cdi.bench.reports.beyond_aperture import draw, table
+from bluesky_cdi.bench.reports.beyond_aperture import table
 from bluesky_cdi.bench.suites import beyond_aperture as module
-from bluesky_cdi.bench.suites.beyond_aperture import Answer, correlations, cropped, hide, judged, middle_of, solve
+from bluesky_cdi.bench.suites.beyond_aperture import correlations, cropped, hide, judged, middle_of, solve
 from bluesky_cdi.cli import main
 from bluesky_cdi.errors import WeightsError
 from bluesky_cdi.models.aperture_decoder import ApertureDecoder, DecoderConfig
@@ -60,11 +60,16 @@ def test_pixels_that_are_bad_are_neither_given_nor_judged(hidden):
 def test_the_decoder_changes_what_it_marks_and_nothing_else(hidden, decoder):
     found = solve(hidden, [], {"any": decoder}, 0, EPOCHS)
     decoded = found["LSQ-ML, any decoder"]
-    assert decoded.added is not None and decoded.added.abs().max() > 1e-3
-    torch.testing.assert_close(decoded.object - decoded.added, found[module.LIMITED].object)
+    assert decoded.unsupported.abs().max() > 1e-3
+    torch.testing.assert_close(decoded.object - decoded.unsupported, found[module.LIMITED].object)
     rows = judged(hidden, found)
-    assert 0 < rows["LSQ-ML, any decoder"]["prior"] < 1
-    assert all(rows[name]["prior"] is None for name in rows if "decoder" not in name)
+    shares = {name: row["unsupported"] for name, row in rows.items()}
+    assert shares.pop(module.WHOLE) is None and shares.pop(module.TRUTH) is None
+    assert all(0 < share < 1 for share in shares.values())
+    # The cropped detector's image has nothing at frequencies that it lacks.
+    assert shares[module.CROPPED] < 0.5 * shares[module.MASKED]
+    with pytest.raises(ValueError, match="rests on more"):
+        module.unsupported_map(found[module.WHOLE], hidden.whole)
 
 
 def test_the_truth_explains_hidden_pixels_to_the_photon_noise_and_whole_frames_are_alike(hidden):
@@ -141,9 +146,3 @@ def test_the_command_trains_measures_and_draws(tmp_path, monkeypatch, capsys):
     assert main([*line[:2], "--share", "1.5"]) == 1
     with pytest.raises(WeightsError, match="no decoders"):
         training.load_decoders(tmp_path / "absent.safetensors", CPU)
-
-
-def test_a_figure_of_answers_without_priors_is_drawn(hidden, tmp_path):
-    truth = torch.from_numpy(np.asarray(hidden.whole.truth, np.complex64))[None]
-    draw(hidden, {"truth": Answer(truth, hidden.whole.probe, 0.0)}, "title", tmp_path / "f.png")
-    assert (tmp_path / "f.png").stat().st_size > 2000
