@@ -18,8 +18,8 @@ from bluesky_cdi.physics.measured_aperture import (
 
 
 def lens_probe(size, radius, modes=1):
-    """Give a probe whose spectrum is a disc of a radius in pixels, out of focus."""
-    axis = torch.fft.fftfreq(size) * size
+    """Give a probe whose spectrum is a disc of a radius in pixels, off the axis and out of focus."""
+    axis = torch.fft.fftfreq(size) * size - 1.2
     square = axis[:, None] ** 2 + axis[None] ** 2
     pupils = [(square < radius**2) * torch.exp(1j * (0.02 + 0.01 * m) * square) for m in range(modes)]
     return torch.fft.ifft2(torch.stack(pupils)).to(torch.complex64)[None]

@@ -58,6 +58,9 @@ def test_samples_lie_inside_their_boxes_and_explain_their_frames():
     light, size = scans.probe[:, 0].abs(), 32
     assert not (scans.truth.abs() * (light == 0)).any()
     assert torch.allclose(scans.probe.abs().square().sum(dim=(1, 2, 3)), torch.tensor(1e6), rtol=0.02)
+    # Those that were expected: of the counted ones some will be hidden.
+    counted = scans.data.counts.sum(dim=(1, 2))
+    assert (scans.probe.abs().square().sum(dim=(1, 2, 3)) / counted - 1).abs().min() > 1e-5
     # The box is about the middle, and less than half as wide as the frame, which so is oversampled.
     for dim in (1, 2):
         there = torch.nonzero((light > 0).any(dim=dim))
