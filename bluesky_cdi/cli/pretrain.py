@@ -58,6 +58,10 @@ def add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="frame encoder to go on from: frames.encoder, or a file; its sizes are taken over (default: from nothing)",
     )
+    add(
+        "--single-frames", action="store_true",
+        help="learn from single simulated frames of isolated samples, for `bench single-shot --encoder`",
+    )  # fmt: skip
     add("--patch", type=positive, help="pixels along a side of a patch (default: 8)")
     add("--width", type=positive, help="channels of a token, a multiple of 64 (default: 256)")
     add("--depth", type=positive, help="blocks of the encoder (default: 6)")
@@ -97,6 +101,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         photons=(args.photons[0], args.photons[1]),
         model=model,
+        single_frames=args.single_frames,
     )
     # Told to end, it keeps what it has learned.
     with denormals_flushed(), EndingSignals(), joined(args.device) as processes:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bluesky_cdi.errors import FrameError
 from bluesky_cdi.evaluation.single_shot import resolve_ambiguities
 from bluesky_cdi.single_shot.constraints import MeasuredModulus, SampleConstraint
 
@@ -66,6 +67,36 @@ def random_starts(modulus: MeasuredModulus, sample: SampleConstraint, starts: in
     phase = 2 * math.pi * torch.rand(starts, *modulus.counts.shape, generator=generator)
     detected = torch.polar(modulus.counts.sqrt().expand(phase.shape), phase.to(modulus.counts.device))
     return sample.project(modulus.propagator.adjoint(detected[:, None])[:, 0])
+
+
+def given_starts(first: Tensor, modulus: MeasuredModulus, sample: SampleConstraint) -> Tensor:
+    """Check exit waves to begin with, and bring them into the sample's constraint.
+
+    Parameters
+    ----------
+    first : Tensor, shape (s, N, N), complex
+        Exit waves; of their scale nothing is asked.
+    modulus : MeasuredModulus
+        The frame.
+    sample : SampleConstraint
+        Every start satisfies it.
+
+    Returns
+    -------
+    Tensor, shape (s, N, N), complex64
+
+    Raises
+    ------
+    FrameError
+        If they are of another size than the frame, or not finite.
+    """
+    if first.ndim != 3 or first.shape[1:] != modulus.counts.shape or not bool(torch.isfinite(first.abs()).all()):
+        raise FrameError(
+            f"exit waves to begin with must be finite and (s, {modulus.counts.shape[0]}, {modulus.counts.shape[1]}); "
+            f"got {tuple(first.shape)}, of which {int((~torch.isfinite(first.abs())).sum())} pixels are not finite"
+        )
+    waves = modulus.project(first.to(modulus.counts.device, torch.complex64))
+    return sample.project(waves)
 
 
 def guided(batch: Batch, r_factor: npt.NDArray[np.float64]) -> Batch:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from bluesky_cdi.physics.propagators import FAR_FIELD, FarField, Propagator
-from bluesky_cdi.single_shot.batch import Batch, guided, r_factors, random_starts
+from bluesky_cdi.single_shot.batch import Batch, given_starts, guided, r_factors, random_starts
 from bluesky_cdi.single_shot.constraints import MeasuredModulus
 from bluesky_cdi.single_shot.problem import measured_modulus, sample_constraint
 from bluesky_cdi.single_shot.settings import UPDATES, SingleShotSettings, Stage, check_settings
@@ -33,6 +33,7 @@ def reconstruct_single_shot(
     background: float = 0.0,
     starts: int = 20,
     seed: int = 0,
+    first: Tensor | None = None,
     settings: SingleShotSettings | None = None,
     on_progress: OnProgress | None = None,
     should_continue: Callable[[], bool] | None = None,
@@ -63,6 +64,8 @@ def reconstruct_single_shot(
         Number of random starts, s.
     seed : int
         Of the random starts; the same on every device.
+    first : Tensor, shape (s, N, N), complex, optional
+        Exit waves to begin with, in place of random ones; `starts` and `seed` are then not looked at.
     settings : SingleShotSettings, optional
         Defaults if absent.
     on_progress : callable, optional
@@ -77,7 +80,8 @@ def reconstruct_single_shot(
     Raises
     ------
     FrameError
-        If the frame is not square, not finite, has negative counts, or no photon in a valid pixel.
+        If the frame is not square, not finite, has negative counts, or no photon in a valid pixel, or the exit waves to
+        begin with are of another size, or not finite.
     GeometryError
         If the support is empty or too large for the oversampling, or absent where the frame does not show it;
         if the surround is clear and no illumination is known, or dark around a sample in a known or curved
@@ -86,10 +90,11 @@ def reconstruct_single_shot(
         If a setting is out of bounds.
     """
     settings = settings or SingleShotSettings()
-    check_settings(settings, starts)
+    check_settings(settings, starts if first is None else len(first))
     modulus = measured_modulus(counts, mask, background, propagator)
     sample = sample_constraint(modulus, support, illumination, surround, settings)
-    batch = Batch(random_starts(modulus, sample, starts, seed), sample)
+    begin = random_starts(modulus, sample, starts, seed) if first is None else given_starts(first, modulus, sample)
+    batch = Batch(begin, sample)
     ambiguous = isinstance(propagator, FarField) and surround == "dark"
     batch, history = _run_cycles(batch, modulus, settings, on_progress, should_continue, ambiguous)
     for stage in settings.finish:

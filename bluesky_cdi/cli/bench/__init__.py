@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from bluesky_cdi.cli.bench.agent import AGENT
+from bluesky_cdi.cli.bench.beyond_aperture import BEYOND_APERTURE
 from bluesky_cdi.cli.bench.compression import COMPRESSION
 from bluesky_cdi.cli.bench.engines import ENGINES, LSQML, SINGLE_SHOT
 from bluesky_cdi.cli.bench.host import HOST
@@ -52,6 +53,7 @@ PARTS = (
     COMPRESSION,
     MANY,
     RESOLUTION,
+    BEYOND_APERTURE,
     FINE_TUNING,
     SCALING,
     ENGINES,

@@ -94,9 +94,14 @@ LSQML = Part("lsqml", "what LSQ-ML's likelihoods and mini-batches are worth", _l
 
 def _single_shot_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--size", type=positive, default=96, help="pixels along a side of the frame (default: %(default)s)")
+    add("--size", type=positive, help="pixels along a side of the frame (default: 96)")
     add("--starts", type=positive, default=20, help="on each frame (default: %(default)s)")
     add("--seeds", type=positive, default=3, help="objects of each kind and dose (default: %(default)s)")
+    add(
+        "--encoder", type=Path, metavar="FILE",
+        help="hold this network (`pretrain --single-frames`) against random starts instead, in frames of 64 pixels "
+        "unless --size says otherwise",
+    )  # fmt: skip
     add("--figure", type=Path, metavar="FILE", help="draw the reconstructions at the middle dose")
     add("--write", type=Path, metavar="FILE", help="write one frame of each isolated sample there (.npz), and no more")
     add_device(command, "cpu")
@@ -114,7 +119,7 @@ def _bench_single_shot(args: argparse.Namespace) -> int:
     prepare(args)
     if args.write:
         make_folder(args.write.parent)
-        kinds = write_frames(args.write, args.size)
+        kinds = write_frames(args.write, args.size or Options.size)
         say_result(
             args, {"frames": str(args.write), "samples": kinds}, [("frames", f"{args.write}: {', '.join(kinds)}")]
         )
@@ -122,11 +127,23 @@ def _bench_single_shot(args: argparse.Namespace) -> int:
     [device] = devices_of(args.device, 1)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    options = Options(args.size, args.starts, args.seeds, str(device))
+    if args.encoder:
+        return _bench_network(args, device)
+    options = Options(args.size or Options.size, args.starts, args.seeds, str(device))
     if args.figure:
         draw_single_shot(options, DOSES[1], args.figure)
     found = single_shot(options, tell)
     return finish(args, found, tables.single_shot(found))
+
+
+def _bench_network(args: argparse.Namespace, device: torch.device) -> int:
+    from bluesky_cdi.bench.reports.single_shot_network import table
+    from bluesky_cdi.bench.suites.single_shot_network import Options, beside_network
+    from bluesky_cdi.models.frame_weights import load_frame_model
+
+    options = Options(args.size or Options.size, args.starts, args.seeds, device=str(device))
+    found = beside_network(load_frame_model(args.encoder, device), options, tell)
+    return finish(args, found, table(found))
 
 
 SINGLE_SHOT = Part(

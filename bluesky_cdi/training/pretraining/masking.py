@@ -13,6 +13,8 @@ HIDDEN_FRAMES = 0.25
 # Share of the patches that are shown of the others: the same for all frames of a batch. In a part of the batches all
 # are, as in use.
 SHOWN_PATCHES, ALL_SHARE = (0.3, 0.8), 0.2
+# And of those of single frames, whose objects no other frame tells.
+ALL_SHARE_OF_SINGLE = 0.6
 
 
 def draw_shown(scans: Scans, patch: int, draws: Draws, share: float | None = None) -> Shown:
@@ -36,6 +38,7 @@ def draw_shown(scans: Scans, patch: int, draws: Draws, share: float | None = Non
     rows = draws.uniform(number, frames).argsort(dim=1)[:, :kept].sort(dim=1).values
     total = tokens_along(scans.data.counts.shape[-1], patch) ** 2
     if share is None:
-        share = 1.0 if draws.chance(ALL_SHARE) else draws.between(*SHOWN_PATCHES)
+        all_share = ALL_SHARE_OF_SINGLE if scans.single else ALL_SHARE
+        share = 1.0 if draws.chance(all_share) else draws.between(*SHOWN_PATCHES)
     patches = draws.uniform(number * kept, total).argsort(dim=1)[:, : max(1, round(share * total))]
     return Shown((first[:, None] + rows).flatten(), patches.sort(dim=1).values)

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bluesky_cdi.errors import WeightsError
+from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.models.frame_decoders import MaskedFrameModel
 from bluesky_cdi.models.frame_encoder import FrameEncoderConfig, Shown
 from bluesky_cdi.models.frame_weights import TrainedFrameModel, load_frame_model, save_frame_model
 from bluesky_cdi.training.pretraining.losses import MaskedLosses
 from bluesky_cdi.training.pretraining.masking import draw_shown
 from bluesky_cdi.training.pretraining.scans import Scans, ScanSource
-from bluesky_cdi.training.pretraining.validation import validate_frames
+from bluesky_cdi.training.pretraining.single_frames import SingleFrameSource
+from bluesky_cdi.training.pretraining.validation import validate_frames, validate_single_frames
 from bluesky_cdi.training.process_group import ProcessGroup
 from bluesky_cdi.training.run_file import RunFile, made_on
 
@@ -52,6 +53,8 @@ class PretrainingConfig:
         Least and most photons of a simulated frame.
     model : FrameEncoderConfig
         Sizes.
+    single_frames : bool
+        Learn from single frames of isolated samples in place of scans.
     """
 
     seconds: float = 400.0
@@ -60,6 +63,7 @@ class PretrainingConfig:
     learning_rate: float = 8e-4
     photons: tuple[float, float] = (1e3, 1e8)
     model: FrameEncoderConfig = field(default_factory=FrameEncoderConfig)
+    single_frames: bool = False
 
 
 def pretrain_frames(
@@ -106,14 +110,22 @@ def pretrain_frames(
         If there is no run to resume, it is another, training diverges, or the weights to go on from are of other sizes.
     ScanFileError
         If a file is no scan that can be learned from.
+    ConfigError
+        If files shall be learned from as single frames.
     """
+    if config.single_frames and files:
+        raise ConfigError("recorded files are learned from as scans; single frames are simulated ones: leave files out")
     torch.manual_seed(config.seed)
     model = MaskedFrameModel(config.model).to(processes.device)
     earlier = None if initial is None else load_frame_model(initial, processes.device)
     if earlier is not None:
         go_on_from(model, earlier)
     begin = {} if earlier is None else {"initial": earlier.name, "initial_sha256": earlier.sha256}
-    source = ScanSource(processes.device, config.seed, config.photons, files, processes.rank)
+    source: ScanSource | SingleFrameSource
+    if config.single_frames:
+        source = SingleFrameSource(processes.device, config.seed, config.photons, processes.rank)
+    else:
+        source = ScanSource(processes.device, config.seed, config.photons, files, processes.rank)
     run = _Run(model, config, processes, source, out.with_suffix(".resume"), begin)
     if resume:
         run.resume()
@@ -133,7 +145,7 @@ def pretrain_frames(
         "frames_seen": curve[-1]["frames_seen"],
         "curve": curve,
         **made_on(processes),
-        "validation": validate_frames(model, processes.device),
+        "validation": (validate_single_frames if config.single_frames else validate_frames)(model, processes.device),
     }
     digest = save_frame_model(model, out, record)
     run.state_file.unlink(missing_ok=True)
@@ -220,7 +232,7 @@ class _Run:
         model: MaskedFrameModel,
         config: PretrainingConfig,
         processes: ProcessGroup,
-        source: ScanSource,
+        source: ScanSource | SingleFrameSource,
         state_file: Path,
         begin: Mapping[str, str],
     ) -> None:

@@ -76,6 +76,11 @@ class Scans:
     judging_data: Diffraction
     truth: Tensor | None = None
 
+    @property
+    def single(self) -> bool:
+        """Whether each has but one frame."""
+        return len(self.data) == len(self.probe)
+
 
 class ScanSource:
     """Give the batch of any step.

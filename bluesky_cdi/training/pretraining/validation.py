@@ -11,13 +11,16 @@ from bluesky_cdi.physics.forward import peak_intensity
 from bluesky_cdi.physics.likelihood import poisson_deviance
 from bluesky_cdi.training.losses import relative_error
 from bluesky_cdi.training.pretrain import weight_of
-from bluesky_cdi.training.pretraining.losses import hidden_deviance, hidden_pixels
+from bluesky_cdi.training.pretraining.losses import hidden_deviance, hidden_pixels, reduced
 from bluesky_cdi.training.pretraining.masking import draw_shown
 from bluesky_cdi.training.pretraining.scans import Scans, simulated
+from bluesky_cdi.training.pretraining.single_frames import SingleFrameSource
 from bluesky_cdi.training.stream import Batch, SceneShape, SceneStream
 
 # Far from the seeds of training.
 SEED, SHAPE, DOSES = 30_011, SceneShape(64, 128, (25, 25), 8, 1.0), (1e4, 1e6)
+# Of single frames, and after how many steps of error reduction they are judged.
+DOSES_OF_SINGLE, REDUCTIONS = (1e6, 1e8), 20
 # Share of the patches that are shown.
 SHOWN = 0.5
 
@@ -64,6 +67,46 @@ def validate_frames(
     for dose in DOSES:
         scans, shown = held_out_scans(device, dose, model.config.patch, shape)
         table[f"{dose:.0e}"] = {name: round(value, 4) for name, value in judged(model, scans, shown).items()}
+    return table
+
+
+@torch.no_grad()
+def validate_single_frames(
+    model: MaskedFrameModel, device: torch.device, frames: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Compute deviances a pixel of single frames, all of whose patches are shown: by dose, then by what predicts.
+
+    Parameters
+    ----------
+    model : MaskedFrameModel
+        On `device`.
+    device : torch.device
+        Where to compute.
+    frames : int, optional
+        At each dose.
+
+    Returns
+    -------
+    dict of dict
+        Medians: under the object as it is read, as error reduction begins with it and with nothing, and the truth.
+    """
+    table = {}
+    for dose in DOSES_OF_SINGLE:
+        source = SingleFrameSource(device, SEED, (dose, 1.001 * dose), frames=frames)
+        scans, _ = source.batch(0)
+        everywhere = torch.ones_like(scans.data.counts, dtype=torch.bool)
+        obj, flat = model(scans.probe, scans.data).object, torch.ones_like(scans.data.counts, dtype=torch.complex64)
+        objects = {
+            "object": obj,
+            "object, error reduction": reduced(obj, scans, everywhere, REDUCTIONS),
+            "error reduction": reduced(flat, scans, everywhere, REDUCTIONS),
+        }
+        if scans.truth is not None:
+            objects["truth"] = scans.truth
+        table[f"{dose:.0e}"] = {
+            f"frames, {name}": round(float(hidden_deviance(each, scans, everywhere).median()), 4)
+            for name, each in objects.items()
+        }
     return table
 
 
