@@ -56,7 +56,7 @@ export class RunView {
     this.decision = h("div", { class: "decision", "aria-live": "off" });
     this.decisions = h("tbody", {});
     this.frames = new FramePanel(this.uid, (index) => this.choose(index));
-    this.convergence = new Curves("How the image became better", {
+    this.convergence = new Curves("How the image came about", {
       x: "frames in the image",
       series: [{ label: "misfit", ink: "first" }, { label: "predicted error", ink: "second", scale: "rad" }],
       axes: [{ label: "median deviance per pixel" }, { scale: "rad", side: 1, label: "median error of phase (rad)", grid: { show: false } }],
@@ -105,7 +105,8 @@ export class RunView {
       (result?.causes || []).map((each) => h("p", { class: "cause" }, each)));
     put(this.parts.facts, facts(this.data, this.isOver()));
     const last = updates.n_frames.length - 1;
-    const following = this.step === null || this.step === this.last;
+    // Before the first image the slider stands at the one that comes.
+    const following = this.step === null || this.step >= this.last;
     this.last = last;
     if (following) this.step = last;
     this.slider.max = String(Math.max(0, last));
@@ -292,7 +293,7 @@ export class RunView {
   // Of what reconstructed all frames at once: its iterations.
   drawLosses({ iteration, deviance }) {
     this.convergence.close();
-    this.losses = new Curves("How the image became better", {
+    this.losses = new Curves("How the image came about", {
       x: "iteration", series: [{ label: "misfit", ink: "first" }], axes: [{ label: "deviance per pixel" }],
     });
     this.convergence.element.replaceWith(this.losses.element);

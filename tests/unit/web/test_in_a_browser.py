@@ -286,6 +286,16 @@ def test_a_run_that_is_measured_is_followed(browser, place):
     browser.shown(f"image {n + 1} of {n + 1}")
 
 
+def test_a_run_that_was_looked_at_before_its_first_image_is_followed_too(browser, place):
+    with place.begun() as publish:
+        browser.go("/live")
+        browser.until(lambda: "3 of at most 9 frames" in browser.see("section[aria-label='State']").text)
+        assert not browser.find(".frame[data-shown]")
+        for k, n in enumerate((2, 4, 6), 1):
+            publish(n)
+            browser.shown(f"image {k} of {k}")
+
+
 def test_light_dark_and_a_phones_width(browser, place):
     browser.go(f"/run/{place.complete}")
     browser.shown("Phase")
