@@ -285,6 +285,22 @@ class TestServeCommand:
         assert statuses == [401, 401, 200, 405]
         assert said["read_only"] and said["page"].startswith("http://127.0.0.1:")
 
+    @pytest.mark.parametrize(("options", "answers"), [((), False), (("--host", "0.0.0.0"), True)])
+    def test_by_default_it_listens_at_one_address_alone(self, directory, capsys, monkeypatch, options, answers):
+        """On Linux all of 127.0.0.0/8 is this machine: a server at all addresses answers at the next one too."""
+        found = []
+
+        def visit():
+            port = int(json.loads(capsys.readouterr().out)["page"].partition("/page/")[0].rpartition(":")[2])
+            for host in ("127.0.0.1", "127.0.0.2"):
+                with socket.socket() as caller:
+                    found.append(caller.connect_ex((host, port)) == 0)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(serve_command, "_wait", visit)
+        assert main(["serve", str(directory), "--port", "0", "--json", *options]) == 0
+        assert found == [True, answers]
+
     def test_public_is_for_reading(self, served):
         *statuses, said = served("--public", asked=[(False, None), (True, None), (False, "wrong")])
         assert statuses == [200, 405, 401]

@@ -172,7 +172,8 @@ def opened(directory):
         @contextlib.contextmanager
         def begun():
             """A run that is measured, with no image yet; give what publishes one. It is gone afterwards."""
-            info, _ = begin_raw(raw, "gggg7777-raw", 11, 3, 1.7e9 + 300, decisions=0)
+            # Begun after all results, which are made now.
+            info, _ = begin_raw(raw, "gggg7777-raw", 11, 3, 4e9, decisions=0)
             another = publisher(info, "hhhh8888-begun")
             feeder.feed()
             try:
@@ -184,7 +185,7 @@ def opened(directory):
                     container.delete_contents(uid, recursive=True, external_only=False)
 
         yield SimpleNamespace(
-            address=uri.partition("/api/v1")[0], catalog=catalog, complete="dddd4444-complete", again="eeee5555-again",
+            directory=directory, address=uri.partition("/api/v1")[0], catalog=catalog, complete="dddd4444-complete", again="eeee5555-again",
             raw="aaaa1111-raw", without="bbbb2222-raw", going="ffff6666-going", going_raw="cccc3333-raw",
             begun=begun, publish_live=lambda n: (live.publish(make_estimate(n)), feeder.feed()),
         )  # fmt: skip
@@ -209,7 +210,7 @@ def loaded():
 def sample():
     """What the catalog was made of."""
     return SimpleNamespace(
-        KEY=KEY, EVIL=EVIL, PIXEL_M=PIXEL_M, ORIGIN_M=ORIGIN_M, GEOMETRY=GEOMETRY, OBJECT=OBJECT,
+        KEY=KEY, EVIL=EVIL, PIXEL_M=PIXEL_M, ORIGIN_M=ORIGIN_M, GEOMETRY=GEOMETRY, OBJECT=OBJECT, PROBE=PROBE,
         POSITIONS_M=POSITIONS_M,
         EXPECTED=EXPECTED, COUNTS=COUNTS, N=N, GRID=GRID, make_estimate=make_estimate,
     )  # fmt: skip

@@ -289,7 +289,7 @@ def test_a_run_that_is_measured_is_followed(browser, place):
 def test_a_run_that_was_looked_at_before_its_first_image_is_followed_too(browser, place):
     with place.begun() as publish:
         browser.go("/live")
-        browser.until(lambda: "3 of at most 9 frames" in browser.see("section[aria-label='State']").text)
+        browser.until(lambda: browser.see(".replay output").get_attribute("textContent") == "no image yet")
         assert not browser.find(".frame[data-shown]")
         for k, n in enumerate((2, 4, 6), 1):
             publish(n)

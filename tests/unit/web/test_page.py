@@ -20,8 +20,10 @@ from PIL import Image
 
 from bluesky_cdi.catalog import columns, list_results, open_catalog
 from bluesky_cdi.catalog.columns import Columns, RunColumns
+from bluesky_cdi.cli import main
 from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.io import read_scan
 from bluesky_cdi.web import Page, reader
 
 FOREVER_S = 240.0
@@ -331,6 +333,17 @@ def test_a_frame_that_was_seen_while_its_run_went_on_has_its_fit_later(sample, m
     assert asked.frame("r", 5).fitted is None
     derived.metadata["stop"] = {"complete": True}
     assert asked.frame("r", 5).fitted.deviance < 1
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.cxi", "a.h5"])
+def test_the_raw_scan_is_written_while_others_look_and_read_again(place, sample, tmp_path, name):
+    """With the probe that the newest result found, on the forms' own way back."""
+    assert main(["export", "7", str(tmp_path / name), "--scan", "--directory", str(place.directory), "--quiet"]) == 0
+    scan = read_scan(tmp_path / name)
+    np.testing.assert_array_equal(scan.counts, sample.COUNTS)
+    np.testing.assert_allclose(scan.positions_m, sample.POSITIONS_M, atol=1e-12)
+    np.testing.assert_allclose(scan.probe, sample.PROBE, rtol=1e-6)
+    assert scan.geometry.pixel_m == pytest.approx(sample.PIXEL_M)
 
 
 class TestPair:
