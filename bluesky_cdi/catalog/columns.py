@@ -70,7 +70,8 @@ class Columns:
             return self._read_node(name, slice(0, int(self._nodes[name].shape[0])))
         values = self._of_table().get(name, np.empty(0))
         # Short arrays may stand in the table as lists.
-        return np.stack([np.asarray(each) for each in values]) if values.dtype == object and _has_rows(values) else values
+        has_lists = values.dtype == object and _has_rows(values)
+        return np.stack([np.asarray(each) for each in values]) if has_lists else values
 
     def row(self, name: str, index: int) -> npt.NDArray[Any]:
         """Read one row of an array; the column must be there, and hold the row."""
@@ -81,7 +82,7 @@ class Columns:
         return int(self._nodes[name].shape[0]) if name in self._nodes else len(self.read(name))
 
     def events(self) -> list[dict[str, Any]]:
-        """Read the scalars of the stream's events in their order; of an event that was written twice the last counts."""
+        """Read the scalars of the events in their order; of an event that was written twice the last counts."""
         table = self._of_table()
         rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
         return [row for _, row in sorted({row["seq_num"]: row for row in rows}.items())]

@@ -26,7 +26,8 @@ IMAGES: Mapping[str, tuple[str, Colours, bool]] = {
 }
 PROBE: Mapping[str, tuple[str, Colours]] = {
     "probe_amplitude": ("square root of photons", "gray"),
-    "probe_phase": ("rad", "gray"),
+    # As in figures: its two ends are one phase.
+    "probe_phase": ("rad", "twilight"),
 }
 LATENT_MAP = "latent_map"
 NAMES = (*IMAGES, *PROBE, LATENT_MAP)

@@ -70,6 +70,10 @@ export class RunView {
     this.imageChoice = h("div", {});
     this.modes = h("select", { id: newId("mode"), onchange: () => { kept.mode = Number(this.modes.value); this.showImage(); } });
     this.modePart = h("div", { class: "modes" }, h("label", { for: this.modes.id }, "Mode of the probe"), this.modes);
+    this.ticks = h("div", { class: "ticks" },
+      tick("frames", kept.measured, (on) => this.mark({ measured: on })),
+      tick("path", kept.path, (on) => this.mark({ path: on })),
+      tick("next places", kept.next, (on) => this.mark({ next: on })));
     this.replay = h("div", { class: "replay" }, this.play, h("label", { for: ids.step }, "Scan"), this.slider, this.stepText);
     this.decisionPart = h("section", { class: "panel", "aria-labelledby": `${ids.title}-d` },
       h("h2", { id: `${ids.title}-d` }, "Decisions of the agent"), this.decision,
@@ -78,11 +82,7 @@ export class RunView {
     put(this.element, this.parts.head,
       h("div", { class: "columns" },
         h("section", { class: "panel image-panel", "aria-label": "Image" }, this.imageChoice, this.modePart, this.image.element,
-          h("div", { class: "ticks" },
-            tick("frames", kept.measured, (on) => this.mark({ measured: on })),
-            tick("path", kept.path, (on) => this.mark({ path: on })),
-            tick("next places", kept.next, (on) => this.mark({ next: on }))),
-          this.replay),
+          this.ticks, this.replay),
         h("div", { class: "side" },
           h("section", { class: "panel", "aria-label": "State" }, this.parts.facts), this.decisionPart)),
       this.frames.element,
@@ -205,6 +205,7 @@ export class RunView {
   async showImage() {
     const { result, grid } = this.data;
     this.modePart.hidden = !(this.isProbe() && (grid?.modes ?? 1) > 1);
+    this.ticks.hidden = this.isProbe();
     if (!result || this.last < 0) return;
     const key = `${result.uid}/image/${kept.image}.png?update=${kept.image === "latent_map" ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
     if (key === this.wanted) return;

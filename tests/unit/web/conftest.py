@@ -169,15 +169,16 @@ def opened(directory):
         live = publisher(going, "ffff6666-going")
         live.publish(make_estimate(3))
         feeder.feed()
+
         @contextlib.contextmanager
         def begun():
-            """A run that is measured, with no image yet; give what publishes one. It is gone afterwards."""
+            """A run that is measured, with no image yet; give what publishes some at once. It is gone afterwards."""
             # Begun after all results, which are made now.
             info, _ = begin_raw(raw, "gggg7777-raw", 11, 3, 4e9, decisions=0)
             another = publisher(info, "hhhh8888-begun")
             feeder.feed()
             try:
-                yield lambda n: (another.publish(make_estimate(n)), feeder.feed())
+                yield lambda *numbers: ([another.publish(make_estimate(n)) for n in numbers], feeder.feed())
             finally:
                 another.close(None, "abort")
                 feeder.feed()
@@ -185,9 +186,11 @@ def opened(directory):
                     container.delete_contents(uid, recursive=True, external_only=False)
 
         yield SimpleNamespace(
-            directory=directory, address=uri.partition("/api/v1")[0], catalog=catalog, complete="dddd4444-complete", again="eeee5555-again",
+            directory=directory,
+            address=uri.partition("/api/v1")[0], catalog=catalog, complete="dddd4444-complete", again="eeee5555-again",
             raw="aaaa1111-raw", without="bbbb2222-raw", going="ffff6666-going", going_raw="cccc3333-raw",
-            begun=begun, publish_live=lambda n: (live.publish(make_estimate(n)), feeder.feed()),
+            begun=begun,
+            publish_live=lambda n: (live.publish(make_estimate(n)), feeder.feed()),
         )  # fmt: skip
         live.close(None, "abort")
 

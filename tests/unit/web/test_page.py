@@ -328,7 +328,9 @@ def test_a_frame_that_was_seen_while_its_run_went_on_has_its_fit_later(sample, m
     monkeypatch.setattr(reader.Reader, "_estimate", lambda *_: sample.make_estimate())
     asked = reader.Reader(SimpleNamespace(raw=None, processed=None), load_config())
     start = {"uid": "d", "raw_uid": "r", "frame_shape": [sample.N, sample.N], "geometry": sample.GEOMETRY}
-    raw, derived = (SimpleNamespace(start=each, metadata={"start": each, "stop": None}) for each in ({"uid": "r"}, start))
+    raw, derived = (
+        SimpleNamespace(start=each, metadata={"start": each, "stop": None}) for each in ({"uid": "r"}, start)
+    )
     monkeypatch.setattr(asked.runs, "find", lambda _: (raw, derived))
     assert asked.frame("r", 5).fitted is None
     derived.metadata["stop"] = {"complete": True}
