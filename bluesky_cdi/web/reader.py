@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 import time
@@ -17,16 +18,18 @@ from bluesky_cdi.catalog.columns import RunColumns
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.fit import FittedFrame
+from bluesky_cdi.evaluation.scan_maps import ScanMaps
 from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, load_to_export
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate, FloatArray
-from bluesky_cdi.recorded_run import measured_frame, settings_of
+from bluesky_cdi.recorded_run import measured_frame, recorded_run, settings_of
 from bluesky_cdi.web.kept import Kept
 from bluesky_cdi.web.pairs import Pair
 from bluesky_cdi.web.pictures import Picture, draw
 from bluesky_cdi.web.run_list import RunList
 from bluesky_cdi.web.run_pictures import LATENT_MAP, THUMBNAIL_PX, picture, stored_thumbnail
 from bluesky_cdi.web.run_view import describe
+from bluesky_cdi.web.scan_pictures import PIXELS_MAX, scan_picture, sums_of_frames
 
 FRAME_PICTURES = ("measured", "fit", "misfit")
 # Standard deviations at the ends of the scale of a misfit.
@@ -70,6 +73,7 @@ class Reader:
         self.runs = RunList(catalog)
         self._views, self._pictures, self._small = Kept(32), Kept(128), Kept(2000)
         self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
+        self._scan_maps = Kept(8)
         self._columns = Kept(16)
         # Of exports one is made at a time: each holds a whole result in memory.
         self._exporting = threading.Lock()
@@ -80,7 +84,8 @@ class Reader:
 
         def read() -> dict[str, Any]:
             with self._catalog.reaching():
-                return describe(self._catalog, *map(self._columns_of, (raw, derived)), self._config.documents)
+                measured, made = self._columns_of(raw), self._columns_of(derived)
+                return describe(self._catalog, measured, made, self._config.documents)
 
         ended = derived is not None and (raw is None or _has_ended(raw)) and _has_ended(derived)
         # Of a run that goes on all who look within a second get one answer: its server has the scan to serve.
@@ -103,6 +108,21 @@ class Reader:
         # Counted from the end, or the map of a result that goes on, it may be another one next time.
         stays = update >= 0 and (name != LATENT_MAP or _has_ended(derived))
         return self._pictures.get((derived.start["uid"], name, update, mode, limits), make) if stays else make()
+
+    def scan_map(self, uid: str, name: str) -> Picture:
+        """Give a map of what the frames of a result say by themselves; see `scan_pictures.scan_picture`."""
+        raw, derived = self._found(uid)
+        if raw is None or derived is None or not (derived.metadata.get("stop") or {}).get("complete"):
+            raise NotFoundError("maps of a scan are drawn on the grid of its final estimate, from the raw run")
+        start, n = derived.start, int(derived.metadata["stop"]["n_frames"])
+        if n * math.prod(start["frame_shape"]) > PIXELS_MAX:
+            raise CatalogError(f"the {n} frames are too many to be summed here; the live view has their maps")
+
+        def sums() -> ScanMaps:
+            run = recorded_run(self._catalog, raw.start["uid"], settings_of(start, self._config), unfinished=True)
+            return sums_of_frames(run)
+
+        return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
 
     def thumbnail(self, uid: str) -> bytes:
         """Give a small PNG of a result."""

@@ -11,7 +11,10 @@ const IMAGES = [
   ["phase", "Phase"], ["amplitude", "Amplitude"], ["std_phase_rad", "Error of phase"],
   ["std_amplitude", "Error of amplitude"], ["coverage", "Coverage"], ["latent_map", "Latents"],
   ["probe_amplitude", "Probe, amplitude"], ["probe_phase", "Probe, phase"],
+  ["transmission", "Transmission"], ["dark_field", "Dark field"], ["integrated_phase", "Phase, integrated"],
 ];
+// Of the frames alone, when the run is over: each is summed by itself, nothing is reconstructed.
+const OF_FRAMES = ["transmission", "dark_field", "integrated_phase"];
 const PLAY_MS = 350;
 // Which image and which marks a user looks at, kept from run to run.
 const kept = { image: "phase", mode: 0, measured: true, path: false, next: true };
@@ -127,8 +130,9 @@ export class RunView {
   }
 
   updateChoice() {
-    const { grid, frames } = this.data;
-    const there = IMAGES.filter(([key]) => key !== "latent_map" || (frames?.colour && frames.colour.length > 0));
+    const { grid, frames, run } = this.data;
+    const has = (key) => (key === "latent_map" ? frames?.colour?.length > 0 : !OF_FRAMES.includes(key) || (run && frames?.number?.length > 0));
+    const there = IMAGES.filter(([key]) => has(key));
     const key = `${there.length} ${grid?.modes}`;
     if (key === this.choiceKey) return;
     this.choiceKey = key;
@@ -207,7 +211,7 @@ export class RunView {
     this.modePart.hidden = !(this.isProbe() && (grid?.modes ?? 1) > 1);
     this.ticks.hidden = this.isProbe();
     if (!result || this.last < 0) return;
-    const key = `${result.uid}/image/${kept.image}.png?update=${kept.image === "latent_map" ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
+    const key = OF_FRAMES.includes(kept.image) ? `${result.uid}/map/${kept.image}.png` : `${result.uid}/image/${kept.image}.png?update=${kept.image === "latent_map" ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
     if (key === this.wanted) return;
     this.wanted = key;
     const label = IMAGES.find(([each]) => each === kept.image)[1];
@@ -218,7 +222,7 @@ export class RunView {
         return;
       }
       this.image.setGrid(this.isProbe() ? { ...grid, origin_m: [0, 0], shape: found.shape } : grid);
-      this.image.show(found, `${label} of ${result.title}, image ${this.step + 1} of ${this.last + 1}`);
+      this.image.show(found, `${label} of ${result.title}${OF_FRAMES.includes(kept.image) ? "" : `, image ${this.step + 1} of ${this.last + 1}`}`);
       this.drawMarks();
     } catch (err) {
       if (!("status" in err)) throw err;

@@ -255,6 +255,11 @@ def test_folder_is_the_owners_alone_and_one_that_exists_keeps_its_mode(empty_cat
 class TestServeCommand:
     """Until Ctrl-C, which the visit ends with."""
 
+    @pytest.fixture(autouse=True)
+    def loaded(self):
+        """The page loads PyTorch in a thread; where it is there already, the next test meets no half of it."""
+        import torch  # noqa: F401
+
     @pytest.fixture
     def served(self, directory, capsys, monkeypatch):
         """Serve with some options and ask for statuses: (what was said, status of reading or writing with a key)."""

@@ -171,6 +171,9 @@ def test_images_of_a_result(browser, place):
         "Latents",
         "Probe, amplitude",
         "Probe, phase",
+        "Transmission",
+        "Dark field",
+        "Phase, integrated",
         "Phase",
     ):
         browser.click(".image-panel .choice label", label)
