@@ -308,7 +308,7 @@ class TestImages:
         assert (told["colours"] == "") == (name == "latent_map")
 
     def test_what_frames_say_by_themselves(self, ask, place, sample, monkeypatch):
-        """Painted where each frame's light fell: near its place the photons that it has, and the phase that is there."""
+        """Painted where each frame's light fell: near its place are its photons, and the phase that is there."""
         # The beam of this sample is two pixels wide on the detector: they would be taken for hot ones.
         monkeypatch.setattr(bad_pixels, "valid_pixels", lambda frames: np.ones(frames.shape[1:], bool))
         sums, phases = sample.COUNTS.sum(axis=(1, 2)), []
