@@ -37,7 +37,7 @@ def streams_of(run: Any) -> dict[str, Any]:
 class Columns:
     """Reads columns of a stream; those that are not there, or not yet, are empty.
 
-    What is read is what was there when this was made, of a stream that grows too.
+    It keeps how long arrays were, and what the table held: of a stream that grows make another one for the next look.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Columns:
     def read(self, name: str) -> npt.NDArray[Any]:
         """Read a whole column, shape (n, ...); shape (0,) if it is not there."""
         if name in self._nodes:
-            return self._read_node(name, slice(0, int(self._nodes[name].shape[0])))
+            return self._read_node(name, None)
         values = self._of_table().get(name, np.empty(0))
         # Short arrays may stand in the table as lists.
         has_lists = values.dtype == object and _has_rows(values)
@@ -94,17 +94,20 @@ class Columns:
             self._table = {} if table is None else {name: table[name].to_numpy() for name in table.columns}
         return self._table
 
-    def _read_node(self, name: str, rows: int | slice) -> npt.NDArray[Any]:
-        found = self._from_file(name, rows) if self._is_of_a_result(name) else None
-        return np.asarray(self._nodes[name][rows]) if found is None else found
+    def _read_node(self, name: str, index: int | None) -> npt.NDArray[Any]:
+        """Read a row of an array, or all of it."""
+        node, found = self._nodes[name], self._from_file(name, index) if self._is_of_a_result(name) else None
+        if found is not None:
+            return found
+        return np.asarray(node.read() if index is None else node[index])
 
     def _is_of_a_result(self, name: str) -> bool:
         """Tell whether a column is one that a `ResultFile` holds, with all others of its stream."""
         key = self.descriptor.get("data_keys", {}).get(name, {})
         return key.get("source") == SOURCE and "external" in key
 
-    def _from_file(self, name: str, rows: int | slice) -> npt.NDArray[Any] | None:
-        """Read rows from the result's file, if this process sees it; None if it does not.
+    def _from_file(self, name: str, index: int | None) -> npt.NDArray[Any] | None:
+        """Read a row, or all, from the result's file, if this process sees it; None if it does not.
 
         For each column a request takes tens of milliseconds, a file that is here less than one.
         """
@@ -117,8 +120,10 @@ class Columns:
             with CheckedFile(path, libver="latest", swmr=True) as file:
                 dataset = file[f"{group}/{name}"]
                 is_meant = (dataset.dtype, dataset.shape[1:]) == (node.dtype, tuple(node.shape[1:]))
-                # A file may hold more rows than were announced; they are not asked for.
-                return np.asarray(dataset[rows]) if is_meant and len(dataset) >= node.shape[0] else None
+                if not is_meant or len(dataset) < node.shape[0]:
+                    return None
+                # A file may hold more rows than were announced.
+                return np.asarray(dataset[: node.shape[0]] if index is None else dataset[index])
         except (OSError, KeyError, ScanFileError):
             # The server, which is asked then, says what is wrong.
             return None

@@ -74,7 +74,6 @@ class Page:
             Route(f"{api}/run/{{uid}}", self._run),
             Route(f"{api}/run/{{uid}}/thumbnail.png", self._thumbnail),
             Route(f"{api}/run/{{uid}}/image/{{name}}.png", self._image),
-            Route(f"{api}/run/{{uid}}/map/{{name}}.png", self._scan_map),
             Route(f"{api}/run/{{uid}}/frame/{{number:int}}", self._frame),
             Route(f"{api}/run/{{uid}}/frame/{{number:int}}/{{name}}.png", self._frame_picture),
             Route(f"{api}/run/{{uid}}/file/{{form}}", self._file),
@@ -119,14 +118,10 @@ class Page:
         return Response(png, media_type="image/png", headers=KEEP)
 
     async def _image(self, request: Request) -> Response:
-        uid, name = request.path_params["uid"], _one_of(request, "name", NAMES)
+        uid, name = request.path_params["uid"], _one_of(request, "name", (*NAMES, *SCAN_MAPS))
         update, mode, limits = _whole(request, "update", -1), _whole(request, "mode", 0), _limits(request)
         found = await self._questions.ask(lambda reader: reader.image(uid, name, update, mode, limits))
         return _picture(found, KEEP if update >= 0 else FRESH)
-
-    async def _scan_map(self, request: Request) -> Response:
-        uid, name = request.path_params["uid"], _one_of(request, "name", SCAN_MAPS)
-        return _picture(await self._questions.ask(lambda reader: reader.scan_map(uid, name)), KEEP)
 
     async def _frame(self, request: Request) -> Response:
         uid, number = request.path_params["uid"], request.path_params["number"]

@@ -29,7 +29,7 @@ from bluesky_cdi.web.pictures import Picture, draw
 from bluesky_cdi.web.run_list import RunList
 from bluesky_cdi.web.run_pictures import LATENT_MAP, THUMBNAIL_PX, picture, stored_thumbnail
 from bluesky_cdi.web.run_view import describe
-from bluesky_cdi.web.scan_pictures import PIXELS_MAX, scan_picture, sums_of_frames
+from bluesky_cdi.web.scan_pictures import PIXELS_MAX, SCAN_MAPS, scan_picture, sums_of_frames
 
 FRAME_PICTURES = ("measured", "fit", "misfit")
 # Standard deviations at the ends of the scale of a misfit.
@@ -75,8 +75,8 @@ class Reader:
         self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
         self._scan_maps = Kept(8)
         self._columns = Kept(16)
-        # Of exports one is made at a time: each holds a whole result in memory.
-        self._exporting = threading.Lock()
+        # One at a time: an export holds a whole result in memory, sums of frames all frames.
+        self._large = threading.Lock()
 
     def view(self, uid: str) -> dict[str, Any]:
         """Give all of a run that is no image; with the other results of its raw run."""
@@ -98,7 +98,9 @@ class Reader:
         return {**found, "results": others}
 
     def image(self, uid: str, name: str, update: int, mode: int, limits: tuple[float, float] | None) -> Picture:
-        """Give an image of a result; see `run_pictures.picture`."""
+        """Give an image of a result, or of what the frames of its run say; see `run_pictures` and `scan_pictures`."""
+        if name in SCAN_MAPS:
+            return self._scan_map(uid, name)
         derived = self._derived(uid)
 
         def make() -> Picture:
@@ -108,21 +110,6 @@ class Reader:
         # Counted from the end, or the map of a result that goes on, it may be another one next time.
         stays = update >= 0 and (name != LATENT_MAP or _has_ended(derived))
         return self._pictures.get((derived.start["uid"], name, update, mode, limits), make) if stays else make()
-
-    def scan_map(self, uid: str, name: str) -> Picture:
-        """Give a map of what the frames of a result say by themselves; see `scan_pictures.scan_picture`."""
-        raw, derived = self._found(uid)
-        if raw is None or derived is None or not (derived.metadata.get("stop") or {}).get("complete"):
-            raise NotFoundError("maps of a scan are drawn on the grid of its final estimate, from the raw run")
-        start, n = derived.start, int(derived.metadata["stop"]["n_frames"])
-        if n * math.prod(start["frame_shape"]) > PIXELS_MAX:
-            raise CatalogError(f"the {n} frames are too many to be summed here; the live view has their maps")
-
-        def sums() -> ScanMaps:
-            run = recorded_run(self._catalog, raw.start["uid"], settings_of(start, self._config), unfinished=True)
-            return sums_of_frames(run)
-
-        return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
 
     def thumbnail(self, uid: str) -> bytes:
         """Give a small PNG of a result."""
@@ -195,7 +182,7 @@ class Reader:
         # Only what the catalog's own numbers give: no text of the metadata goes into a file's name.
         scan = derived.start.get("scan_id")
         path = folder / f"scan_{scan if isinstance(scan, int) else 'unnumbered'}{suffix}"
-        with self._exporting:
+        with self._large:
             written = export_result(path, load_to_export(self._catalog, derived.start["uid"]), form)
         if written == (path,):
             return path
@@ -206,6 +193,21 @@ class Reader:
 
     def _estimate(self, uid: str) -> Estimate:
         return self._estimates.get(uid, lambda: load_result(self._catalog, uid))
+
+    def _scan_map(self, uid: str, name: str) -> Picture:
+        raw, derived = self._found(uid)
+        if raw is None or derived is None or not (derived.metadata.get("stop") or {}).get("complete"):
+            raise NotFoundError("maps of a scan are drawn on the grid of its final estimate, from the raw run")
+        start, n = derived.start, int(derived.metadata["stop"]["n_frames"])
+        if n * math.prod(start["frame_shape"]) > PIXELS_MAX:
+            raise CatalogError(f"the {n} frames are too many to be summed here; the live view has their maps")
+
+        def sums() -> ScanMaps:
+            config = settings_of(start, self._config)
+            with self._large:
+                return sums_of_frames(recorded_run(self._catalog, raw.start["uid"], config, unfinished=True))
+
+        return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
 
     def _columns_of(self, run: Any) -> RunColumns:
         """Give the columns of a run: those that were looked at before, if it is over; else as they are now."""

@@ -211,7 +211,8 @@ export class RunView {
     this.modePart.hidden = !(this.isProbe() && (grid?.modes ?? 1) > 1);
     this.ticks.hidden = this.isProbe();
     if (!result || this.last < 0) return;
-    const key = OF_FRAMES.includes(kept.image) ? `${result.uid}/map/${kept.image}.png` : `${result.uid}/image/${kept.image}.png?update=${kept.image === "latent_map" ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
+    const ofAll = kept.image === "latent_map" || OF_FRAMES.includes(kept.image);
+    const key = `${result.uid}/image/${kept.image}.png?update=${ofAll ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
     if (key === this.wanted) return;
     this.wanted = key;
     const label = IMAGES.find(([each]) => each === kept.image)[1];
@@ -222,7 +223,7 @@ export class RunView {
         return;
       }
       this.image.setGrid(this.isProbe() ? { ...grid, origin_m: [0, 0], shape: found.shape } : grid);
-      this.image.show(found, `${label} of ${result.title}${OF_FRAMES.includes(kept.image) ? "" : `, image ${this.step + 1} of ${this.last + 1}`}`);
+      this.image.show(found, `${label} of ${result.title}${ofAll ? "" : `, image ${this.step + 1} of ${this.last + 1}`}`);
       this.drawMarks();
     } catch (err) {
       if (!("status" in err)) throw err;

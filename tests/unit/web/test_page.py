@@ -318,19 +318,19 @@ class TestImages:
             phases.append((np.angle(part) * np.abs(sample.PROBE[0]) ** 2).sum())
         # Nine places sample the slopes coarsely.
         for name, expected, alike in (("transmission", sums, 0.9), ("integrated_phase", phases, 0.5)):
-            found, told = pixels(ask(f"api/run/{place.complete}/map/{name}.png"))
+            found, told = pixels(ask(f"api/run/{place.complete}/image/{name}.png"))
             assert found.shape[:2] == (sample.GRID, sample.GRID) and found[0, 0, -1] == 0
             assert np.corrcoef(found[rows, columns, 0], expected)[0, 1] > alike, name
         assert told["unit"] == "rad"
-        found, told = pixels(ask(f"api/run/{place.complete}/map/dark_field.png"))
+        found, told = pixels(ask(f"api/run/{place.complete}/image/dark_field.png"))
         assert 0 <= told["low"] < told["high"] < sums.max()
         # A run that goes on has no grid of its own yet; other names there are none.
-        for path in (f"{place.going}/map/transmission.png", f"{place.complete}/map/nothing.png"):
+        for path in (f"{place.going}/image/transmission.png", f"{place.complete}/image/nothing.png"):
             assert ask(f"api/run/{path}").status_code == 404
 
     def test_more_frames_than_can_be_summed(self, ask, place, monkeypatch):
         monkeypatch.setattr(reader, "PIXELS_MAX", 9 * 16 * 16 - 1)
-        answer = ask(f"api/run/{place.again}/map/transmission.png")
+        answer = ask(f"api/run/{place.again}/image/transmission.png")
         assert answer.status_code == 404 and "too many" in answer.json()["detail"]
 
     def test_frame_and_fit(self, ask, place, sample):
