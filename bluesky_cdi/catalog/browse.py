@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_cdi.catalog.columns import Columns, RunColumns
 from bluesky_cdi.catalog.connect import Catalog
 from bluesky_cdi.catalog.listing import ResultSummary, results_of
 from bluesky_cdi.catalog.result_file import FRAMES, IMAGES
@@ -200,11 +201,11 @@ def _find_run_uid(catalog: Catalog, uid: str) -> Any:
 
 
 def _read(run: Any, update: int) -> Estimate:
-    streams = {name: stream.base for name, stream in run.items()}
-    arrays = dict(streams[UPDATES].items()) if UPDATES in streams else {}
-    events = _events(arrays)
+    streams = RunColumns(run)
+    updates = streams.of(UPDATES)
+    events = updates.events()
     index = _index(run, len(events), update)
-    obj = streams[UPDATES].metadata["configuration"][SOURCE]["data"]
+    obj = updates.descriptor["configuration"][SOURCE]["data"]
     final = index == len(events) - 1 and PER_FRAME in streams
     stop = (run.metadata.get("stop") or {}) if final else {}
     return Estimate(
@@ -217,8 +218,8 @@ def _read(run: Any, update: int) -> Estimate:
             **(stop.get("source") or {}),
             **{key: stop[key] for key in NOTED_AT_END if key in stop},
         },
-        **{name: np.asarray(arrays[name][index], column.dtype) for name, column in IMAGES.items()},
-        **_frames(dict(streams[PER_FRAME].items()) if final else {}),
+        **{name: np.asarray(updates.row(name, index), column.dtype) for name, column in IMAGES.items()},
+        **_frames(streams.of(PER_FRAME) if final else Columns(None)),
     )
 
 
@@ -230,16 +231,7 @@ def update_rows(run: Any) -> list[dict[str, Any]]:
     run : BlueskyRun
         The derived run.
     """
-    return _events(dict(run[UPDATES].base.items())) if UPDATES in run else []
-
-
-def _events(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the updates' scalars in order; of a repeated row the last counts."""
-    if "internal" not in arrays:
-        return []
-    # The table as a whole: reading single columns of a growing table fails on the server.
-    rows = arrays["internal"].read().to_dict("records")
-    return [row for _, row in sorted({row["seq_num"]: row for row in rows}.items())]
+    return RunColumns(run).of(UPDATES).events()
 
 
 def _index(run: Any, n_updates: int, update: int) -> int:
@@ -264,11 +256,11 @@ def _state(stop: Mapping[str, Any]) -> str:
     return f"ended with {stop['exit_status']!r}" + (f" ({reason})" if reason else "")
 
 
-def _frames(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _frames(stored: Columns) -> dict[str, Any]:
     """Return the per-frame fields of an `Estimate`, empty where nothing is stored."""
     columns = {
-        name: np.asarray(arrays[name].read(), column.dtype)
-        if name in arrays
+        name: np.asarray(stored.read(name), column.dtype)
+        if name in stored
         else np.zeros((0,) * (1 + len(column.dims)), column.dtype)
         for name, column in FRAMES.items()
     }

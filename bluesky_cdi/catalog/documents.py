@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_cdi.catalog.columns import streams_of
 from bluesky_cdi.catalog.connect import Catalog
 from bluesky_cdi.catalog.masks import mask_keys, with_masks
 from bluesky_cdi.errors import CatalogError
@@ -50,9 +51,10 @@ def run_documents(
     start = dict(run.start)
     yield "start", start
     with catalog.reaching():
+        streams = streams_of(run)
         for name in (positions or start.get("position_stream"), stream):
-            if name is not None and name in run:
-                yield from _stream_documents(run[name], only if name == stream else None)
+            if name is not None and name in streams:
+                yield from _stream_documents(streams[name], only if name == stream else None)
     stop = run.metadata.get("stop") or {
         "run_start": start["uid"], "uid": f"stop-{start['uid']}", "time": start["time"], "exit_status": "fail",
         "reason": "the run has no stop document",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bluesky_cdi.catalog.columns import Columns
+from bluesky_cdi.catalog.columns import Columns, streams_of
 from bluesky_cdi.protocols import Proposal
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ def decisions_of(catalog: Catalog, raw_uid: str) -> list[Proposal]:
 
     run = find_run(catalog, raw_uid)
     with catalog.reaching():
-        return proposals_of(decision_columns(run[DECISIONS])) if DECISIONS in run else []
+        stream = streams_of(run).get(DECISIONS)
+        return [] if stream is None else proposals_of(decision_columns(Columns(stream)))
 
 
-def decision_columns(stream: Any) -> dict[str, npt.NDArray[Any]]:
+def decision_columns(columns: Columns) -> dict[str, npt.NDArray[Any]]:
     """Read the columns of the stream ``agent`` by data key, a row a decision, and ``time``.
 
     Parameters
     ----------
-    stream : BlueskyEventStream
-        The stream; of one that grows, what is there whole.
+    columns : Columns
+        Of the stream; of one that grows, what is there whole.
     """
-    columns = Columns(stream)
-    found = {key: columns.read(key) for key in (*stream.descriptors[0]["data_keys"], "time")}
+    found = {key: columns.read(key) for key in (*columns.descriptor["data_keys"], "time")}
     # A decision that is being written may have its row and not yet its arrays.
     n = min(len(each) for each in found.values())
     return {key: values[:n] for key, values in found.items()}

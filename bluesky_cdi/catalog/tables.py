@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.catalog.browse import update_rows
+from bluesky_cdi.catalog.columns import RunColumns
 from bluesky_cdi.catalog.listing import ResultSummary
 from bluesky_cdi.catalog.result_file import FRAMES, MAPS, SCALARS, UPDATED, Column
 from bluesky_cdi.catalog.schema import MAPPED, PER_FRAME
@@ -94,10 +95,8 @@ def _variable(
 
 def _stored(run: Any, stream: str, columns: Mapping[str, Column]) -> dict[str, npt.NDArray[Any]]:
     """Read the arrays of a stream; results of earlier versions lack some."""
-    if stream not in run:
-        return {}
-    parts = dict(run[stream].base.items())
-    return {name: np.asarray(parts[name].read()) for name in columns if name in parts}
+    stored = RunColumns(run).of(stream)
+    return {name: stored.read(name) for name in columns if name in stored}
 
 
 def _attributes(estimate: Estimate, summary: ResultSummary) -> dict[str, str | int | float]:

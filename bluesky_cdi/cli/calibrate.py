@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from typing import Any
 
 from bluesky_cdi.cli.arguments import positive
 from bluesky_cdi.cli.output import say_result
 
-logger = logging.getLogger(__name__)
-
 # Processes beyond which a GPU is shared by too many.
 MOST_JOBS = 8
-# Scans after which it is told how far the work is.
-TOLD_EVERY = 16
 
 
 def add_calibrate(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -43,21 +38,24 @@ def add_calibrate(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _calibrate(args: argparse.Namespace) -> int:
     import torch
+    from tqdm import tqdm
 
     from bluesky_cdi.reconstruction.calibration.make import calibrate
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if not args.jobs or args.jobs == 1:
         torch.set_num_threads(1)
-    path, found = calibrate(
-        None if args.weights == "none" else args.weights,
-        args.estimators,
-        scenes=args.scenes,
-        device=device,
-        jobs=args.jobs or min(MOST_JOBS, os.cpu_count() or 1),
-        members=args.members,
-        on_progress=lambda done: logger.info("%d scans", done) if done % TOLD_EVERY == 0 else None,
-    )
+    # Each scan is looked at by each estimator: two, where none is named.
+    with tqdm(total=args.scenes * (len(args.estimators) or 2), unit="look", disable=bool(args.quiet)) as bar:
+        path, found = calibrate(
+            None if args.weights == "none" else args.weights,
+            args.estimators,
+            scenes=args.scenes,
+            device=device,
+            jobs=args.jobs or min(MOST_JOBS, os.cpu_count() or 1),
+            members=args.members,
+            on_progress=lambda _: bar.update(),
+        )
     rows = [("record", str(path))]
     for each in found:
         for name, group in each.groups.items():

@@ -30,6 +30,7 @@ from bluesky_cdi.web.pictures import Picture
 from bluesky_cdi.web.questions import Questions
 from bluesky_cdi.web.reader import FORMATS, FRAME_PICTURES, NotFoundError, Reader, temporary_folder
 from bluesky_cdi.web.run_pictures import NAMES
+from bluesky_cdi.web.scan_pictures import SCAN_MAPS
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Page:
         return Response(png, media_type="image/png", headers=KEEP)
 
     async def _image(self, request: Request) -> Response:
-        uid, name = request.path_params["uid"], _one_of(request, "name", NAMES)
+        uid, name = request.path_params["uid"], _one_of(request, "name", (*NAMES, *SCAN_MAPS))
         update, mode, limits = _whole(request, "update", -1), _whole(request, "mode", 0), _limits(request)
         found = await self._questions.ask(lambda reader: reader.image(uid, name, update, mode, limits))
         return _picture(found, KEEP if update >= 0 else FRESH)

@@ -16,7 +16,7 @@ from bluesky_cdi.viz.panels import limits_of
 
 # Pixels along the longer side that a browser gets at most; larger images are averaged over blocks.
 MOST_PX = 1024
-Colours = Literal["gray", "viridis", "magma", "RdBu_r"]
+Colours = Literal["gray", "viridis", "magma", "RdBu_r", "twilight"]
 BoolImage = npt.NDArray[np.bool_]
 
 

@@ -66,8 +66,10 @@ class Questions:
             self._opened()
         except BlueskyCDIError as err:
             logger.info("the catalog is looked for again when something is to be seen: %s", err)
-        # Computes a frame's fit.
-        import_module("torch")
+        # The first array of a catalog, its image, and a frame's fit would else wait for these.
+        for name in ("zarr", "PIL.Image", "torch"):
+            import_module(name)
+        import_module("dask.array").zeros(1).compute()
 
     def _answer(self, question: Callable[[Reader], T]) -> T:
         reader = self._opened()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,22 @@ from typing import Any
 import numpy as np
 
 from bluesky_cdi.catalog import Catalog, load_result
+from bluesky_cdi.catalog.columns import RunColumns
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.fit import FittedFrame
+from bluesky_cdi.evaluation.scan_maps import ScanMaps
 from bluesky_cdi.export import FORMATS, SUFFIXES, export_result, load_to_export
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.protocols import Estimate, FloatArray
-from bluesky_cdi.recorded_run import measured_frame, settings_of
+from bluesky_cdi.recorded_run import measured_frame, recorded_run, settings_of
 from bluesky_cdi.web.kept import Kept
 from bluesky_cdi.web.pairs import Pair
 from bluesky_cdi.web.pictures import Picture, draw
 from bluesky_cdi.web.run_list import RunList
-from bluesky_cdi.web.run_pictures import LATENT_MAP, picture, thumbnail
+from bluesky_cdi.web.run_pictures import LATENT_MAP, THUMBNAIL_PX, picture, stored_thumbnail
 from bluesky_cdi.web.run_view import describe
-
-Metadata = Mapping[str, Any]
+from bluesky_cdi.web.scan_pictures import PIXELS_MAX, SCAN_MAPS, scan_picture, sums_of_frames
 
 FRAME_PICTURES = ("measured", "fit", "misfit")
 # Standard deviations at the ends of the scale of a misfit.
@@ -72,45 +73,55 @@ class Reader:
         self.runs = RunList(catalog)
         self._views, self._pictures, self._small = Kept(32), Kept(128), Kept(2000)
         self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
-        # Of exports one is made at a time: each holds a whole result in memory.
-        self._exporting = threading.Lock()
+        self._scan_maps = Kept(8)
+        self._columns = Kept(16)
+        # One at a time: an export holds a whole result in memory, sums of frames all frames.
+        self._large = threading.Lock()
 
     def view(self, uid: str) -> dict[str, Any]:
         """Give all of a run that is no image; with the other results of its raw run."""
         raw, derived = self._found(uid)
 
         def read() -> dict[str, Any]:
-            return describe(self._catalog, raw, derived, self._config.documents)
+            with self._catalog.reaching():
+                measured, made = self._columns_of(raw), self._columns_of(derived)
+                return describe(self._catalog, measured, made, self._config.documents)
 
-        ended = derived is not None and all(each is None or each.get("stop") for each in (raw, derived))
+        ended = derived is not None and (raw is None or _has_ended(raw)) and _has_ended(derived)
         # Of a run that goes on all who look within a second get one answer: its server has the scan to serve.
         until = None if ended else int(time.monotonic())
         found = self._views.get((*_uids(raw, derived), until), read)
-        raw_uid = derived["start"]["raw_uid"] if derived is not None else uid
+        raw_uid = derived.start["raw_uid"] if derived is not None else uid
         others = [
             {"uid": each.uid, "time": each.time, "made_by": each.made_by} for each in self.runs.results_of(raw_uid)
         ]
         return {**found, "results": others}
 
     def image(self, uid: str, name: str, update: int, mode: int, limits: tuple[float, float] | None) -> Picture:
-        """Give an image of a result; see `run_pictures.picture`."""
+        """Give an image of a result, or of what the frames of its run say; see `run_pictures` and `scan_pictures`."""
+        if name in SCAN_MAPS:
+            return self._scan_map(uid, name)
         derived = self._derived(uid)
-        key = (derived["start"]["uid"], name, update, mode, limits)
 
         def make() -> Picture:
-            return picture(self._catalog, key[0], name, update, mode=mode, limits=limits)
+            with self._catalog.reaching():
+                return picture(self._columns_of(derived), name, update, mode=mode, limits=limits)
 
         # Counted from the end, or the map of a result that goes on, it may be another one next time.
-        return self._pictures.get(key, make) if update >= 0 and (name != LATENT_MAP or derived.get("stop")) else make()
+        stays = update >= 0 and (name != LATENT_MAP or _has_ended(derived))
+        return self._pictures.get((derived.start["uid"], name, update, mode, limits), make) if stays else make()
 
     def thumbnail(self, uid: str) -> bytes:
         """Give a small PNG of a result."""
         derived = self._derived(uid)
 
         def make() -> bytes:
-            return thumbnail(self._catalog, derived)
+            if (stored := stored_thumbnail(derived.metadata)) is not None:
+                return stored
+            with self._catalog.reaching():
+                return picture(self._columns_of(derived), "phase", -1, most_px=THUMBNAIL_PX).png
 
-        return self._small.get(derived["start"]["uid"], make) if derived.get("stop") else make()
+        return self._small.get(derived.start["uid"], make) if _has_ended(derived) else make()
 
     def frame(self, uid: str, number: int) -> SeenFrame:
         """Give a frame of a run beside its fit, if there is a final estimate."""
@@ -118,14 +129,14 @@ class Reader:
         if raw is None:
             raise NotFoundError(f"the catalog does not hold the raw run of {uid}, and so none of its frames")
 
-        start = None if derived is None else derived["start"]
-        complete = derived is not None and bool((derived.get("stop") or {}).get("complete"))
+        start = None if derived is None else derived.start
+        complete = derived is not None and bool((derived.metadata.get("stop") or {}).get("complete"))
 
         def make() -> SeenFrame:
             from bluesky_cdi.reconstruction.frame_fit import fitted_frame
 
             config = self._config if start is None else settings_of(start, self._config)
-            counts, valid = measured_frame(self._catalog, raw["start"]["uid"], number, config)
+            counts, valid = measured_frame(self._catalog, raw.start["uid"], number, config)
             fitted = None
             if start is not None and complete:
                 rows, columns = start["frame_shape"]
@@ -151,7 +162,7 @@ class Reader:
 
     def pair(self, first: str, second: str) -> Pair:
         """Give two results side by side."""
-        uids = [self._derived(uid)["start"]["uid"] for uid in (first, second)]
+        uids = [self._derived(uid).start["uid"] for uid in (first, second)]
         return self._pairs.get(tuple(uids), lambda: Pair.read(self._catalog, *uids))
 
     def export(self, uid: str, form: str, folder: Path) -> Path:
@@ -169,10 +180,10 @@ class Reader:
         derived = self._derived(uid)
         suffix = next(each for each, meant in SUFFIXES.items() if meant == form)
         # Only what the catalog's own numbers give: no text of the metadata goes into a file's name.
-        scan = derived["start"].get("scan_id")
+        scan = derived.start.get("scan_id")
         path = folder / f"scan_{scan if isinstance(scan, int) else 'unnumbered'}{suffix}"
-        with self._exporting:
-            written = export_result(path, load_to_export(self._catalog, derived["start"]["uid"]), form)
+        with self._large:
+            written = export_result(path, load_to_export(self._catalog, derived.start["uid"]), form)
         if written == (path,):
             return path
         with zipfile.ZipFile(folder / f"{path.stem}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -183,21 +194,47 @@ class Reader:
     def _estimate(self, uid: str) -> Estimate:
         return self._estimates.get(uid, lambda: load_result(self._catalog, uid))
 
-    def _found(self, uid: str) -> tuple[Metadata | None, Metadata | None]:
+    def _scan_map(self, uid: str, name: str) -> Picture:
+        raw, derived = self._found(uid)
+        if raw is None or derived is None or not (derived.metadata.get("stop") or {}).get("complete"):
+            raise NotFoundError("maps of a scan are drawn on the grid of its final estimate, from the raw run")
+        start, n = derived.start, int(derived.metadata["stop"]["n_frames"])
+        if n * math.prod(start["frame_shape"]) > PIXELS_MAX:
+            raise CatalogError(f"the {n} frames are too many to be summed here; the live view has their maps")
+
+        def sums() -> ScanMaps:
+            config = settings_of(start, self._config)
+            with self._large:
+                return sums_of_frames(recorded_run(self._catalog, raw.start["uid"], config, unfinished=True))
+
+        return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
+
+    def _columns_of(self, run: Any) -> RunColumns:
+        """Give the columns of a run: those that were looked at before, if it is over; else as they are now."""
+        if run is None or not _has_ended(run):
+            return RunColumns(run)
+        return self._columns.get(run.start["uid"], lambda: RunColumns(run))
+
+    def _found(self, uid: str) -> tuple[Any, Any]:
         raw, derived = self.runs.find(uid)
         if raw is None and derived is None:
             raise NotFoundError("the catalog holds no run of this uid")
         return raw, derived
 
-    def _derived(self, uid: str) -> Metadata:
+    def _derived(self, uid: str) -> Any:
         derived = self.runs.find_result(uid)
         if derived is None:
             raise NotFoundError("the catalog holds no result of this run, or no run of this uid")
         return derived
 
 
-def _uids(*runs: Metadata | None) -> tuple[str | None, ...]:
-    return tuple(None if each is None else each["start"]["uid"] for each in runs)
+def _uids(*runs: Any) -> tuple[str | None, ...]:
+    return tuple(None if each is None else each.start["uid"] for each in runs)
+
+
+def _has_ended(run: Any) -> bool:
+    """Tell whether a run had a stop document when it was found: it does not change any more."""
+    return bool(run.metadata.get("stop"))
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:

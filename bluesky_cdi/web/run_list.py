@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,8 +21,6 @@ FRESH_S = 0.8
 OPEN_RUNS = 6
 # Runs whose whole metadata are kept.
 WHOLE = 64
-
-Metadata = Mapping[str, Any]
 
 
 @dataclass
@@ -138,8 +135,8 @@ class RunList:
                 "runs": rows,
             }
 
-    def find(self, uid: str) -> tuple[Metadata | None, Metadata | None]:
-        """Give all metadata of a raw run and of a derived run of it, by the uid of either.
+    def find(self, uid: str) -> tuple[Any, Any]:
+        """Give a raw run and a derived run of it (``BlueskyRun``), with all their metadata, by the uid of either.
 
         Of a raw run with several results the newest counts; what is absent is None. A uid that is not in the list goes
         no further: no part of the catalog is asked for by a name that came from outside.
@@ -147,14 +144,14 @@ class RunList:
         with self._lock:
             raw_uid, derived = self._named(uid)
             versions = self._raw.version_of(raw_uid), self._derived.version_of(derived)
-        return self._metadata(self._raw, raw_uid, versions[0]), self._metadata(self._derived, derived, versions[1])
+        return self._whole_run(self._raw, raw_uid, versions[0]), self._whole_run(self._derived, derived, versions[1])
 
-    def find_result(self, uid: str) -> Metadata | None:
-        """Give all metadata of the derived run alone that `find` gives."""
+    def find_result(self, uid: str) -> Any:
+        """Give the derived run alone that `find` gives."""
         with self._lock:
             _, derived = self._named(uid)
             version = self._derived.version_of(derived)
-        return self._metadata(self._derived, derived, version)
+        return self._whole_run(self._derived, derived, version)
 
     def results_of(self, raw_uid: str) -> list[ResultSummary]:
         """Give the derived runs of a raw run, oldest first."""
@@ -180,14 +177,14 @@ class RunList:
         results = self._results_of(uid)
         return uid, results[-1].selected["start"]["uid"] if results else ""
 
-    def _metadata(self, known: _Known, uid: str, version: int | None) -> Metadata | None:
-        """Read all metadata of a run of the list, once for each version of it."""
+    def _whole_run(self, known: _Known, uid: str, version: int | None) -> Any:
+        """Read a run of the list with all its metadata, once for each version of it."""
         if version is None:
             return None
 
-        def read() -> Metadata:
+        def read() -> Any:
             with self._catalog.reaching():
-                return dict(known.container[uid].metadata)
+                return known.container[uid]
 
         return self._whole.get((id(known), uid, version), read)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.columns import Columns, streams_of
+from bluesky_cdi.catalog.columns import Columns, RunColumns
 from bluesky_cdi.catalog.schema import MAPPED, UPDATES
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.evaluation.gauge import measured_area, phase_rad
@@ -27,7 +26,8 @@ IMAGES: Mapping[str, tuple[str, Colours, bool]] = {
 }
 PROBE: Mapping[str, tuple[str, Colours]] = {
     "probe_amplitude": ("square root of photons", "gray"),
-    "probe_phase": ("rad", "gray"),
+    # As in figures: its two ends are one phase.
+    "probe_phase": ("rad", "twilight"),
 }
 LATENT_MAP = "latent_map"
 NAMES = (*IMAGES, *PROBE, LATENT_MAP)
@@ -40,8 +40,7 @@ DARK_SHARE = 0.05
 
 
 def picture(
-    catalog: Catalog,
-    uid: str,
+    made: RunColumns,
     name: str,
     update: int,
     *,
@@ -53,9 +52,7 @@ def picture(
 
     Parameters
     ----------
-    catalog : Catalog
-        Where it is.
-    uid : str
+    made : RunColumns
         Of the derived run.
     name : str
         One of `NAMES`.
@@ -73,35 +70,27 @@ def picture(
     CatalogError
         If there is no such update or mode, or the result holds no such image.
     """
-    with catalog.reaching():
-        streams = streams_of(catalog.processed[uid])
-        if name == LATENT_MAP:
-            return _latent_map(streams.get(MAPPED), uid)
-        columns = Columns(streams.get(UPDATES))
-        row = _row(columns, uid, update)
-        if name in PROBE:
-            return _probe(columns, uid, name, row, mode, limits)
-        coverage = columns.row("coverage", row)
-        values = _of_object(columns, name, row, coverage)
+    uid = str(made.run.start["uid"])
+    if name == LATENT_MAP:
+        return _latent_map(made.of(MAPPED), uid)
+    columns = made.of(UPDATES)
+    row = _row(columns, uid, update)
+    if name in PROBE:
+        return _probe(columns, uid, name, row, mode, limits)
+    coverage = columns.row("coverage", row)
+    values = _of_object(columns, name, row, coverage)
     unit, colours, inside = IMAGES[name]
     covered = measured_area(coverage) if inside else None
     return draw(values, covered=covered, limits=limits, colours=colours, unit=unit, **options)
 
 
-def thumbnail(catalog: Catalog, derived: Mapping[str, Any]) -> bytes:
-    """Give a small PNG of the phase: the one that is stored, or one of the newest update.
+def stored_thumbnail(derived: Mapping[str, Any]) -> bytes | None:
+    """Give the small PNG of the phase that is stored with a result; None where there is none that can be shown.
 
     Parameters
     ----------
-    catalog : Catalog
-        Where the result is.
     derived : Mapping
         Metadata of the derived run.
-
-    Raises
-    ------
-    CatalogError
-        If it holds no update.
     """
     stored = (derived.get("stop") or {}).get("thumbnail")
     if isinstance(stored, str) and len(stored) <= THUMBNAIL_MAX:
@@ -111,7 +100,7 @@ def thumbnail(catalog: Catalog, derived: Mapping[str, Any]) -> bytes:
             png = b""
         if png.startswith(PNG_SIGNATURE):
             return png
-    return picture(catalog, derived["start"]["uid"], "phase", -1, most_px=THUMBNAIL_PX).png
+    return None
 
 
 def _row(columns: Columns, uid: str, update: int) -> int:
@@ -143,8 +132,7 @@ def _probe(columns: Columns, uid: str, name: str, row: int, mode: int, limits: t
     return draw(phase, covered=bright, limits=limits or (-np.pi, np.pi), colours=colours, unit=unit)
 
 
-def _latent_map(stream: Any, uid: str) -> Picture:
-    columns = Columns(stream)
+def _latent_map(columns: Columns, uid: str) -> Picture:
     if columns.rows_of(LATENT_MAP) == 0:
         raise CatalogError(f"the result {uid} holds no map of latents: only the final estimate of newer results does")
     return draw_colours(columns.row(LATENT_MAP, 0))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bluesky_cdi.catalog import Catalog
-from bluesky_cdi.catalog.columns import Columns, streams_of
+from bluesky_cdi.catalog.columns import Columns, RunColumns
 from bluesky_cdi.catalog.history import DECISIONS, decision_columns, proposals_of
 from bluesky_cdi.catalog.schema import PER_FRAME, SOURCE, UPDATES, sample_of
 from bluesky_cdi.config import DocumentsConfig
@@ -41,17 +41,15 @@ OF_FRAMES = {
 Metadata = Mapping[str, Any]
 
 
-def describe(
-    catalog: Catalog, raw: Metadata | None, derived: Metadata | None, settings: DocumentsConfig
-) -> dict[str, Any]:
+def describe(catalog: Catalog, measured: RunColumns, made: RunColumns, settings: DocumentsConfig) -> dict[str, Any]:
     """Read all of a run that is no image.
 
     Parameters
     ----------
     catalog : Catalog
         Where it is.
-    raw, derived : Mapping or None
-        Metadata of the raw run and of its result.
+    measured, made : RunColumns
+        Of the raw run and of its result.
     settings : DocumentsConfig
         What of the raw run's documents makes frames.
 
@@ -60,23 +58,20 @@ def describe(
     dict
         What the page needs; its keys are those that the page reads.
     """
-    with catalog.reaching():
-        measured = streams_of(None if raw is None else catalog.raw[raw["start"]["uid"]])
-        made = streams_of(None if derived is None else catalog.processed[derived["start"]["uid"]])
-        points = measured_points(catalog, raw, measured, settings)
-        return {
-            "run": _about_raw(raw),
-            "result": None if derived is None else _about_result(derived),
-            "measured": {
-                **{name: _rounded(points[name]) for name in ("y_m", "x_m", "time")},
-                "rate_hz": rate_of(points),
-            },
-            "decisions": _decisions(measured.get(DECISIONS)),
-            "updates": (updates := _updates(made.get(UPDATES))),
-            "pipeline": _pipeline(derived, updates),
-            "grid": _grid(made.get(UPDATES)),
-            "frames": _frames(made.get(PER_FRAME), derived),
-        }
+    derived, points = made.metadata, measured_points(catalog, measured, settings)
+    return {
+        "run": _about_raw(measured.metadata),
+        "result": None if derived is None else _about_result(derived),
+        "measured": {
+            **{name: _rounded(points[name]) for name in ("y_m", "x_m", "time")},
+            "rate_hz": rate_of(points),
+        },
+        "decisions": _decisions(measured.of(DECISIONS)) if DECISIONS in measured else [],
+        "updates": (updates := _updates(made.of(UPDATES))),
+        "pipeline": _pipeline(derived, updates),
+        "grid": _grid(made.of(UPDATES)) if UPDATES in made else None,
+        "frames": _frames(made.of(PER_FRAME), derived) if PER_FRAME in made else None,
+    }
 
 
 def _about_raw(raw: Metadata | None) -> dict[str, Any] | None:
@@ -136,8 +131,7 @@ def _halves(stop: Metadata) -> dict[str, Any] | None:
     }
 
 
-def _updates(stream: Any) -> dict[str, list[Any]]:
-    columns = Columns(stream)
+def _updates(columns: Columns) -> dict[str, list[Any]]:
     found = {name: columns.read(name) for name in OF_UPDATES}
     # Of a repeated row the last counts, as in `load_result`.
     last = list({int(number): row for row, number in enumerate(found["seq_num"])}.values())
@@ -158,12 +152,9 @@ def _pipeline(derived: Metadata | None, updates: Mapping[str, list[Any]]) -> dic
     return {**last, "imaged": _number(updates["n_frames"][-1])}
 
 
-def _grid(stream: Any) -> dict[str, Any] | None:
-    if stream is None:
-        return None
-    told = stream.base.metadata["configuration"][SOURCE]["data"]
-    shape = stream.descriptors[0]["data_keys"]["object"]["shape"]
-    modes = stream.descriptors[0]["data_keys"]["probe"]["shape"][0]
+def _grid(columns: Columns) -> dict[str, Any]:
+    told, keys = columns.descriptor["configuration"][SOURCE]["data"], columns.descriptor["data_keys"]
+    shape, modes = keys["object"]["shape"], keys["probe"]["shape"][0]
     return {
         "pixel_m": told["pixel_m"],
         "origin_m": [told["origin_y_m"], told["origin_x_m"]],
@@ -172,18 +163,15 @@ def _grid(stream: Any) -> dict[str, Any] | None:
     }
 
 
-def _frames(stream: Any, derived: Metadata | None) -> dict[str, list[Any]] | None:
+def _frames(columns: Columns, derived: Metadata | None) -> dict[str, list[Any]] | None:
     """Read what is told of each frame of a final estimate; None before there is one."""
-    if stream is None or derived is None or not (derived.get("stop") or {}).get("complete"):
+    if derived is None or not (derived.get("stop") or {}).get("complete"):
         return None
-    columns = Columns(stream)
     return {name: _rounded(columns.read(column)) for column, name in OF_FRAMES.items() if column in columns}
 
 
-def _decisions(stream: Any) -> list[dict[str, Any]]:
-    """Read the decisions of an adaptive scan, in their order; none of another one."""
-    if stream is None:
-        return []
+def _decisions(stream: Columns) -> list[dict[str, Any]]:
+    """Read the decisions of an adaptive scan, in their order."""
     columns = decision_columns(stream)
     return [
         {

@@ -63,7 +63,13 @@ def test_from_the_demo_to_files_in_other_programs(command, tmp_path):
     assert command("demo", "-q", "-c", "small.yaml", "--out", "demo_output")[0] == 0
 
     with served(tmp_path) as address:
-        assert httpx.get(address.split("/api")[0] + "/healthz", trust_env=False).is_success
+        server, _, key = address.replace("/api/v1?api_key=", " ").partition(" ")
+        with httpx.Client(base_url=server, params={"api_key": key}, trust_env=False, timeout=SOON_S) as browser:
+            (listed,) = (run for run in browser.get("/page/api/runs").json()["runs"] if not run["replaced"])
+            assert listed["sample"] == "star" and listed["complete"]
+            assert "script" in browser.get("/page/", follow_redirects=True).text
+            image = browser.get(f"/page/api/run/{listed['uid']}/image/phase.png")
+            assert image.is_success and image.content.startswith(b"\x89PNG")
         with open_catalog(address) as catalog:
             first = catalog.latest()
             assert first.summary.n_frames == 12 and first.thumbnail and first.loss_history is None

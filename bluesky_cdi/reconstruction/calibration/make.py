@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,7 +16,7 @@ import torch
 from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.weights import Trained, load_weights
 from bluesky_cdi.reconstruction.calibration.files import ENGINES, record_of, write_record
-from bluesky_cdi.reconstruction.calibration.fit import fitted
+from bluesky_cdi.reconstruction.calibration.fit import FOLDS, fitted
 from bluesky_cdi.reconstruction.calibration.record import Calibration
 from bluesky_cdi.reconstruction.calibration.samples import Sample, samples_of
 from bluesky_cdi.reconstruction.calibration.scenes import OBJECTS, PROBES, draw_scene
@@ -68,8 +69,10 @@ def calibrate(
     Raises
     ------
     ConfigError
-        If there is no such estimator.
+        If there is no such estimator, or the scans are too few.
     """
+    if scenes < FOLDS:
+        raise ConfigError(f"a calibration needs {FOLDS} scans or more, and {SCENES} for use; there would be {scenes}")
     trained = None if weights is None else load_weights(weights, device)
     usual = PhotonNoiseEstimator.name if trained is None else NetworkEstimator.name
     names = list(estimators) or [usual, HalvesEstimator.name]
@@ -130,6 +133,8 @@ _had: dict[str, _Means] = {}
 
 def _begin(means: _Means) -> None:
     torch.set_num_threads(1)
+    # Their detectors have bad pixels: that these are found is nothing that a user could mend.
+    logging.getLogger("bluesky_cdi.reconstruction.causes").setLevel(logging.ERROR)
     _had["means"] = means
 
 

@@ -89,6 +89,7 @@ export function date(seconds) {
 
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
+  if (seconds > 0 && seconds < 0.1) return `${digits(seconds * 1000)} ms`;
   if (seconds < 60) return `${digits(seconds)} s`;
   return seconds < 3600 ? `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s` : `${digits(seconds / 3600)} h`;
 }

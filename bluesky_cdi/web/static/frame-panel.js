@@ -20,6 +20,7 @@ export class FramePanel {
       const caption = h("figcaption", {}, title);
       return [key, { image, caption, title, element: h("figure", { class: "pattern" }, h("div", { class: "square" }, image), caption) }];
     }));
+    this.patterns = h("div", { class: "patterns", hidden: true }, VIEWS.map(([key]) => this.pictures[key].element));
     this.told = h("div", { class: "told" });
     this.model = h("p", { class: "note" });
     this.status = h("p", { role: "status" });
@@ -35,7 +36,7 @@ export class FramePanel {
             h("div", {}, h("label", { for: ids[0] }, "Frame"), this.number),
             h("button", { type: "button", "aria-label": "next frame", onclick: () => this.move(1) }, "›")),
           this.status,
-          h("div", { class: "patterns" }, VIEWS.map(([key]) => this.pictures[key].element)), this.model, this.told)));
+          this.patterns, this.model, this.told)));
   }
 
   set({ frames, result }) {
@@ -94,6 +95,7 @@ export class FramePanel {
         ["flux", found.flux === null ? null : `${digits(found.flux)} of the scan's mean`],
       ]));
       const views = VIEWS.filter(([key]) => key === "measured" || found.flux !== null);
+      this.patterns.hidden = false;
       for (const [key] of VIEWS) this.pictures[key].element.hidden = !views.some(([each]) => each === key);
       await Promise.all(views.map(([key]) => this.show(key, `${path}/${key}.png`, index, number)));
       put(this.status, "");

@@ -19,7 +19,7 @@ function onTheWay(pipeline) {
 
 function latency(pipeline) {
   if (!pipeline || pipeline.latency_p50_s === null) return null;
-  return `${duration(pipeline.latency_p50_s)} (half of them), ${duration(pipeline.latency_p95_s)} (95 %)`;
+  return `${duration(pipeline.latency_p50_s)} (half of them), ${duration(pipeline.latency_p95_s)} (95\u00a0%)`;
 }
 
 export function facts({ run, result, measured, updates, pipeline }, isOver) {
@@ -52,6 +52,25 @@ export function decisionText(decision, index, total) {
       gain.length ? ` Expected gain ${digits(Math.min(...gain))} to ${digits(Math.max(...gain))}.` : ""));
 }
 
+// What a verdict rests on, in words: shares as per cent, all others as they are.
+const MEASURES = {
+  deviance: "deviance per pixel, with the image",
+  noise: "deviance of photon noise alone",
+  plain: "deviance without an image",
+  unexplained: ["left unexplained by the image"],
+  falling: ["deviance still falls by, each iteration"],
+  off_centre: ["beam off the middle, of the frame's side"],
+  modulus: "median modulus where there is light",
+  spacing: "distance of neighbours, in widths of the probe",
+  photons: "photons of a frame through vacuum",
+  missing: ["frames that are not in the image"],
+};
+
+function measure([what, value]) {
+  const said = MEASURES[what] ?? what.replaceAll("_", " ");
+  return Array.isArray(said) ? [said[0], value === null ? null : `${digits(100 * value)}\u00a0%`] : [said, value === null ? null : digits(value)];
+}
+
 export function numbersPart({ result, grid, updates, frames }) {
   if (!result) return h("p", {}, "There is no result yet.");
   const measures = result.verdict?.measures || {};
@@ -67,7 +86,7 @@ export function numbersPart({ result, grid, updates, frames }) {
     ["errors checked", result.uncertainty?.check?.says],
     ...Object.entries(intervals).map(([what, by]) => [`intervals of ${what}`, Object.entries(by).map(([level, width]) => `${level} %: ± ${digits(width)} σ`).join(", ")]),
     ["unusual frames", unusual === null ? null : `${unusual} (p < 0.01)`],
-    ...Object.entries(measures).map(([what, value]) => [what.replaceAll("_", " "), digits(value)]),
+    ...Object.entries(measures).map(measure),
   ]);
 }
 

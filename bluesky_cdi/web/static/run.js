@@ -11,7 +11,10 @@ const IMAGES = [
   ["phase", "Phase"], ["amplitude", "Amplitude"], ["std_phase_rad", "Error of phase"],
   ["std_amplitude", "Error of amplitude"], ["coverage", "Coverage"], ["latent_map", "Latents"],
   ["probe_amplitude", "Probe, amplitude"], ["probe_phase", "Probe, phase"],
+  ["transmission", "Transmission"], ["dark_field", "Dark field"], ["integrated_phase", "Phase, integrated"],
 ];
+// Of the frames alone, when the run is over: each is summed by itself, nothing is reconstructed.
+const OF_FRAMES = ["transmission", "dark_field", "integrated_phase"];
 const PLAY_MS = 350;
 // Which image and which marks a user looks at, kept from run to run.
 const kept = { image: "phase", mode: 0, measured: true, path: false, next: true };
@@ -56,7 +59,7 @@ export class RunView {
     this.decision = h("div", { class: "decision", "aria-live": "off" });
     this.decisions = h("tbody", {});
     this.frames = new FramePanel(this.uid, (index) => this.choose(index));
-    this.convergence = new Curves("How the image became better", {
+    this.convergence = new Curves("How the image came about", {
       x: "frames in the image",
       series: [{ label: "misfit", ink: "first" }, { label: "predicted error", ink: "second", scale: "rad" }],
       axes: [{ label: "median deviance per pixel" }, { scale: "rad", side: 1, label: "median error of phase (rad)", grid: { show: false } }],
@@ -70,6 +73,10 @@ export class RunView {
     this.imageChoice = h("div", {});
     this.modes = h("select", { id: newId("mode"), onchange: () => { kept.mode = Number(this.modes.value); this.showImage(); } });
     this.modePart = h("div", { class: "modes" }, h("label", { for: this.modes.id }, "Mode of the probe"), this.modes);
+    this.ticks = h("div", { class: "ticks" },
+      tick("frames", kept.measured, (on) => this.mark({ measured: on })),
+      tick("path", kept.path, (on) => this.mark({ path: on })),
+      tick("next places", kept.next, (on) => this.mark({ next: on })));
     this.replay = h("div", { class: "replay" }, this.play, h("label", { for: ids.step }, "Scan"), this.slider, this.stepText);
     this.decisionPart = h("section", { class: "panel", "aria-labelledby": `${ids.title}-d` },
       h("h2", { id: `${ids.title}-d` }, "Decisions of the agent"), this.decision,
@@ -78,11 +85,7 @@ export class RunView {
     put(this.element, this.parts.head,
       h("div", { class: "columns" },
         h("section", { class: "panel image-panel", "aria-label": "Image" }, this.imageChoice, this.modePart, this.image.element,
-          h("div", { class: "ticks" },
-            tick("frames", kept.measured, (on) => this.mark({ measured: on })),
-            tick("path", kept.path, (on) => this.mark({ path: on })),
-            tick("next places", kept.next, (on) => this.mark({ next: on }))),
-          this.replay),
+          this.ticks, this.replay),
         h("div", { class: "side" },
           h("section", { class: "panel", "aria-label": "State" }, this.parts.facts), this.decisionPart)),
       this.frames.element,
@@ -105,7 +108,8 @@ export class RunView {
       (result?.causes || []).map((each) => h("p", { class: "cause" }, each)));
     put(this.parts.facts, facts(this.data, this.isOver()));
     const last = updates.n_frames.length - 1;
-    const following = this.step === null || this.step === this.last;
+    // Before the first image the slider stands at the one that comes.
+    const following = this.step === null || this.step >= this.last;
     this.last = last;
     if (following) this.step = last;
     this.slider.max = String(Math.max(0, last));
@@ -126,8 +130,9 @@ export class RunView {
   }
 
   updateChoice() {
-    const { grid, frames } = this.data;
-    const there = IMAGES.filter(([key]) => key !== "latent_map" || (frames?.colour && frames.colour.length > 0));
+    const { grid, frames, run } = this.data;
+    const has = (key) => (key === "latent_map" ? frames?.colour?.length > 0 : !OF_FRAMES.includes(key) || (run && frames?.number?.length > 0));
+    const there = IMAGES.filter(([key]) => has(key));
     const key = `${there.length} ${grid?.modes}`;
     if (key === this.choiceKey) return;
     this.choiceKey = key;
@@ -204,8 +209,10 @@ export class RunView {
   async showImage() {
     const { result, grid } = this.data;
     this.modePart.hidden = !(this.isProbe() && (grid?.modes ?? 1) > 1);
+    this.ticks.hidden = this.isProbe();
     if (!result || this.last < 0) return;
-    const key = `${result.uid}/image/${kept.image}.png?update=${kept.image === "latent_map" ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
+    const ofAll = kept.image === "latent_map" || OF_FRAMES.includes(kept.image);
+    const key = `${result.uid}/image/${kept.image}.png?update=${ofAll ? this.last : this.step}&mode=${this.isProbe() ? kept.mode : 0}`;
     if (key === this.wanted) return;
     this.wanted = key;
     const label = IMAGES.find(([each]) => each === kept.image)[1];
@@ -216,7 +223,7 @@ export class RunView {
         return;
       }
       this.image.setGrid(this.isProbe() ? { ...grid, origin_m: [0, 0], shape: found.shape } : grid);
-      this.image.show(found, `${label} of ${result.title}, image ${this.step + 1} of ${this.last + 1}`);
+      this.image.show(found, `${label} of ${result.title}${ofAll ? "" : `, image ${this.step + 1} of ${this.last + 1}`}`);
       this.drawMarks();
     } catch (err) {
       if (!("status" in err)) throw err;
@@ -292,7 +299,7 @@ export class RunView {
   // Of what reconstructed all frames at once: its iterations.
   drawLosses({ iteration, deviance }) {
     this.convergence.close();
-    this.losses = new Curves("How the image became better", {
+    this.losses = new Curves("How the image came about", {
       x: "iteration", series: [{ label: "misfit", ink: "first" }], axes: [{ label: "deviance per pixel" }],
     });
     this.convergence.element.replaceWith(this.losses.element);

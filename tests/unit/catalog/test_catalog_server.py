@@ -255,6 +255,11 @@ def test_folder_is_the_owners_alone_and_one_that_exists_keeps_its_mode(empty_cat
 class TestServeCommand:
     """Until Ctrl-C, which the visit ends with."""
 
+    @pytest.fixture(autouse=True)
+    def loaded(self):
+        """The page loads PyTorch in a thread; where it is there already, the next test meets no half of it."""
+        import torch  # noqa: F401
+
     @pytest.fixture
     def served(self, directory, capsys, monkeypatch):
         """Serve with some options and ask for statuses: (what was said, status of reading or writing with a key)."""
@@ -284,6 +289,22 @@ class TestServeCommand:
         *statuses, said = served(asked=[(False, None), (False, "wrong"), (False, "the key"), (True, "the key")])
         assert statuses == [401, 401, 200, 405]
         assert said["read_only"] and said["page"].startswith("http://127.0.0.1:")
+
+    @pytest.mark.parametrize(("options", "answers"), [((), False), (("--host", "0.0.0.0"), True)])
+    def test_by_default_it_listens_at_one_address_alone(self, directory, capsys, monkeypatch, options, answers):
+        """On Linux all of 127.0.0.0/8 is this machine: a server at all addresses answers at the next one too."""
+        found = []
+
+        def visit():
+            port = int(json.loads(capsys.readouterr().out)["page"].partition("/page/")[0].rpartition(":")[2])
+            for host in ("127.0.0.1", "127.0.0.2"):
+                with socket.socket() as caller:
+                    found.append(caller.connect_ex((host, port)) == 0)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(serve_command, "_wait", visit)
+        assert main(["serve", str(directory), "--port", "0", "--json", *options]) == 0
+        assert found == [True, answers]
 
     def test_public_is_for_reading(self, served):
         *statuses, said = served("--public", asked=[(False, None), (True, None), (False, "wrong")])

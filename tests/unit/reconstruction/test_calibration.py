@@ -322,6 +322,8 @@ def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys
     assert found.kind_of(0) == found.kind_of(5) == "refined"
     assert main(["calibrate", "none", "--scenes", "4", "--estimators", "dice"]) == 1
     assert "no uncertainty estimator is called 'dice'" in capsys.readouterr().err
+    assert main(["calibrate", "none", "--scenes", "3"]) == 1
+    assert "needs 4 scans or more, and 96 for use; there would be 3" in capsys.readouterr().err
 
 
 def test_what_an_estimate_says_fits_into_documents():

@@ -169,9 +169,27 @@ def opened(directory):
         live = publisher(going, "ffff6666-going")
         live.publish(make_estimate(3))
         feeder.feed()
+
+        @contextlib.contextmanager
+        def begun():
+            """A run that is measured, with no image yet; give what publishes some at once. It is gone afterwards."""
+            # Begun after all results, which are made now.
+            info, _ = begin_raw(raw, "gggg7777-raw", 11, 3, 4e9, decisions=0)
+            another = publisher(info, "hhhh8888-begun")
+            feeder.feed()
+            try:
+                yield lambda *numbers: ([another.publish(make_estimate(n)) for n in numbers], feeder.feed())
+            finally:
+                another.close(None, "abort")
+                feeder.feed()
+                for container, uid in ((catalog.raw, "gggg7777-raw"), (catalog.processed, "hhhh8888-begun")):
+                    container.delete_contents(uid, recursive=True, external_only=False)
+
         yield SimpleNamespace(
+            directory=directory,
             address=uri.partition("/api/v1")[0], catalog=catalog, complete="dddd4444-complete", again="eeee5555-again",
             raw="aaaa1111-raw", without="bbbb2222-raw", going="ffff6666-going", going_raw="cccc3333-raw",
+            begun=begun,
             publish_live=lambda n: (live.publish(make_estimate(n)), feeder.feed()),
         )  # fmt: skip
         live.close(None, "abort")
@@ -195,7 +213,7 @@ def loaded():
 def sample():
     """What the catalog was made of."""
     return SimpleNamespace(
-        KEY=KEY, EVIL=EVIL, PIXEL_M=PIXEL_M, ORIGIN_M=ORIGIN_M, GEOMETRY=GEOMETRY, OBJECT=OBJECT,
+        KEY=KEY, EVIL=EVIL, PIXEL_M=PIXEL_M, ORIGIN_M=ORIGIN_M, GEOMETRY=GEOMETRY, OBJECT=OBJECT, PROBE=PROBE,
         POSITIONS_M=POSITIONS_M,
         EXPECTED=EXPECTED, COUNTS=COUNTS, N=N, GRID=GRID, make_estimate=make_estimate,
     )  # fmt: skip

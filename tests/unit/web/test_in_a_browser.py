@@ -171,6 +171,9 @@ def test_images_of_a_result(browser, place):
         "Latents",
         "Probe, amplitude",
         "Probe, phase",
+        "Transmission",
+        "Dark field",
+        "Phase, integrated",
         "Phase",
     ):
         browser.click(".image-panel .choice label", label)
@@ -284,6 +287,18 @@ def test_a_run_that_is_measured_is_followed(browser, place):
     browser.see(".word", "running")
     place.publish_live(6)
     browser.shown(f"image {n + 1} of {n + 1}")
+
+
+def test_a_run_that_was_looked_at_before_its_first_image_is_followed_too(browser, place):
+    with place.begun() as publish:
+        browser.go("/live")
+        browser.until(lambda: browser.see(".replay output").get_attribute("textContent") == "no image yet")
+        assert not browser.find(".frame[data-shown]")
+        # Two came between two looks.
+        publish(2, 4)
+        browser.shown("image 2 of 2")
+        publish(6)
+        browser.shown("image 3 of 3")
 
 
 def test_light_dark_and_a_phones_width(browser, place):

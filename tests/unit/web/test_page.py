@@ -6,8 +6,10 @@ import io
 import json
 import socket
 import threading
+import time
 import zipfile
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace
 
 import h5py
@@ -16,9 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bluesky_cdi.catalog import list_results
+from bluesky_cdi.catalog import columns, list_results, open_catalog
+from bluesky_cdi.catalog.columns import Columns, RunColumns
+from bluesky_cdi.cli import main
 from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
+from bluesky_cdi.io import read_scan
+from bluesky_cdi.reconstruction import bad_pixels
 from bluesky_cdi.web import Page, reader
 
 FOREVER_S = 240.0
@@ -301,6 +307,32 @@ class TestImages:
         assert found.shape[:2] == (side, side)
         assert (told["colours"] == "") == (name == "latent_map")
 
+    def test_what_frames_say_by_themselves(self, ask, place, sample, monkeypatch):
+        """Painted where each frame's light fell: near its place are its photons, and the phase that is there."""
+        # The beam of this sample is two pixels wide on the detector: they would be taken for hot ones.
+        monkeypatch.setattr(bad_pixels, "valid_pixels", lambda frames: np.ones(frames.shape[1:], bool))
+        sums, phases = sample.COUNTS.sum(axis=(1, 2)), []
+        rows, columns = np.rint((sample.POSITIONS_M - sample.ORIGIN_M) / sample.PIXEL_M).astype(int).T
+        for row, column in zip(rows, columns, strict=True):
+            part = sample.OBJECT[row - 8 : row + 8, column - 8 : column + 8]
+            phases.append((np.angle(part) * np.abs(sample.PROBE[0]) ** 2).sum())
+        # Nine places sample the slopes coarsely.
+        for name, expected, alike in (("transmission", sums, 0.9), ("integrated_phase", phases, 0.5)):
+            found, told = pixels(ask(f"api/run/{place.complete}/image/{name}.png"))
+            assert found.shape[:2] == (sample.GRID, sample.GRID) and found[0, 0, -1] == 0
+            assert np.corrcoef(found[rows, columns, 0], expected)[0, 1] > alike, name
+        assert told["unit"] == "rad"
+        found, told = pixels(ask(f"api/run/{place.complete}/image/dark_field.png"))
+        assert 0 <= told["low"] < told["high"] < sums.max()
+        # A run that goes on has no grid of its own yet; other names there are none.
+        for path in (f"{place.going}/image/transmission.png", f"{place.complete}/image/nothing.png"):
+            assert ask(f"api/run/{path}").status_code == 404
+
+    def test_more_frames_than_can_be_summed(self, ask, place, monkeypatch):
+        monkeypatch.setattr(reader, "PIXELS_MAX", 9 * 16 * 16 - 1)
+        answer = ask(f"api/run/{place.again}/image/transmission.png")
+        assert answer.status_code == 404 and "too many" in answer.json()["detail"]
+
     def test_frame_and_fit(self, ask, place, sample):
         """The expected counts are those of a model of their own, in NumPy."""
         told = ask(f"api/run/{place.complete}/frame/5").json()
@@ -323,11 +355,25 @@ def test_a_frame_that_was_seen_while_its_run_went_on_has_its_fit_later(sample, m
     monkeypatch.setattr(reader.Reader, "_estimate", lambda *_: sample.make_estimate())
     asked = reader.Reader(SimpleNamespace(raw=None, processed=None), load_config())
     start = {"uid": "d", "raw_uid": "r", "frame_shape": [sample.N, sample.N], "geometry": sample.GEOMETRY}
-    derived = {"start": start, "stop": None}
-    monkeypatch.setattr(asked.runs, "find", lambda _: ({"start": {"uid": "r"}}, derived))
+    raw, derived = (
+        SimpleNamespace(start=each, metadata={"start": each, "stop": None}) for each in ({"uid": "r"}, start)
+    )
+    monkeypatch.setattr(asked.runs, "find", lambda _: (raw, derived))
     assert asked.frame("r", 5).fitted is None
-    derived["stop"] = {"complete": True}
+    derived.metadata["stop"] = {"complete": True}
     assert asked.frame("r", 5).fitted.deviance < 1
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.cxi", "a.h5"])
+def test_the_raw_scan_is_written_while_others_look_and_read_again(place, sample, tmp_path, name):
+    """With the probe that the newest result found, which is brought to the photons of the frames."""
+    assert main(["export", "7", str(tmp_path / name), "--scan", "--directory", str(place.directory), "--quiet"]) == 0
+    scan = read_scan(tmp_path / name)
+    np.testing.assert_array_equal(scan.counts, sample.COUNTS)
+    np.testing.assert_allclose(scan.positions_m, sample.POSITIONS_M, atol=1e-12)
+    found, expected = (each / np.linalg.norm(each) for each in (scan.probe, sample.PROBE))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert scan.geometry.pixel_m == pytest.approx(sample.PIXEL_M)
 
 
 class TestPair:
@@ -373,3 +419,88 @@ class TestFiles:
 
     def test_of_what_is_not_complete(self, ask, place):
         assert ask(f"api/run/{place.going}/file/npz").status_code == 404
+
+
+@pytest.fixture
+def counted(place):
+    """A reader of its own, and the requests about single runs that it sends to the catalog's server."""
+    sent = []
+
+    def note(request):
+        if any(f"/{uid}" in request.url.path for uid in (place.raw, place.complete, place.going_raw, place.going)):
+            sent.append(request.url.raw_path)
+
+    with contextlib.closing(open_catalog(place.catalog.uri, place.catalog.raw.context.api_key)) as catalog:
+        catalog.raw.context.http_client.event_hooks["request"].append(note)
+        yield reader.Reader(catalog, load_config()), sent
+
+
+class TestRequestsToTheCatalog:
+    """Each request takes the server tens of milliseconds: what is counted here is how long a user waits."""
+
+    def test_a_first_result_asks_for_nothing_twice(self, counted, place):
+        asked, sent = counted
+        view = asked.view(place.complete)
+        assert len(view["frames"]["number"]) == 9 and len(view["updates"]["n_frames"]) == 3
+        # Two runs, their streams, columns of four streams, three tables, three arrays of decisions, one file.
+        assert len(set(sent)) == len(sent) <= 15
+        before = len(sent)
+        for name in ("phase", "amplitude", "coverage", "probe_phase"):
+            asked.image(place.complete, name, 2, 0, None)
+        # Where the file of the images lies.
+        assert len(sent) - before <= 1
+
+    def test_what_was_looked_at_is_not_asked_for_again(self, counted, place):
+        asked, sent = counted
+        asked.view(place.complete)
+        asked.image(place.complete, "phase", 1, 0, None)
+        sent.clear()
+        asked.view(place.complete)
+        asked.image(place.complete, "phase", 1, 0, None)
+        asked.image(place.complete, "phase", 0, 0, None)
+        asked.thumbnail(place.complete)
+        assert sent == []
+
+    def test_a_run_that_goes_on_is_looked_at_anew(self, counted, place):
+        """A new image is in the next look after a second, and can be asked for from then on."""
+        asked, sent = counted
+        before = len(asked.view(place.going)["updates"]["n_frames"])
+        asked.image(place.going, "phase", before - 1, 0, None)
+        place.publish_live(5)
+        until = time.monotonic() + FOREVER_S
+        while len((view := asked.view(place.going))["updates"]["n_frames"]) == before:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert view["updates"]["n_frames"][before:] == [5] and view["frames"] is None
+        sent.clear()
+        asked.image(place.going, "phase", before, 0, None)
+        assert len(set(sent)) == len(sent) <= 3
+
+    def test_files_hold_what_the_server_gives(self, place, monkeypatch):
+        run = RunColumns(place.catalog.processed[place.complete])
+        images, frames = run.of("reconstruction"), run.of("frames")
+        wanted = [
+            *(partial(images.row, name, 1) for name in ("object", "probe", "phase", "coverage")),
+            *(partial(frames.read, name) for name in ("frame_seq_num", "y_m", "residual", "latents")),
+        ]
+        from_files = [read() for read in wanted]
+        monkeypatch.setattr(Columns, "_from_file", lambda *_: None)
+        for read, found in zip(wanted, from_files, strict=True):
+            from_server = read()
+            assert found.dtype == from_server.dtype
+            np.testing.assert_array_equal(found, from_server)
+
+    @pytest.mark.parametrize("what", ["nothing", "no HDF5", "another result"])
+    def test_where_the_file_is_not_seen_the_server_is_asked(self, place, monkeypatch, tmp_path, what):
+        """As on another machine, where the same path may lead to something else."""
+        path = tmp_path / "result.h5"
+        if what == "no HDF5":
+            path.write_text("not this")
+        if what == "another result":
+            with h5py.File(path, "w", libver="latest") as file:
+                file["frames/y_m"] = np.zeros(4)
+        expected = RunColumns(place.catalog.processed[place.complete]).of("frames").read("y_m")
+        monkeypatch.setattr(columns, "_place_of", lambda *_: (path, "/frames"))
+        found = RunColumns(place.catalog.processed[place.complete]).of("frames").read("y_m")
+        assert len(found) == 9
+        np.testing.assert_array_equal(found, expected)

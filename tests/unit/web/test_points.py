@@ -10,7 +10,7 @@ import pytest
 from event_model import compose_run
 
 from bluesky_cdi.catalog import Feeder, feeder, open_catalog, serve
-from bluesky_cdi.catalog.columns import streams_of
+from bluesky_cdi.catalog.columns import RunColumns
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.journal import Journal
 from bluesky_cdi.web.points import measured_points, rate_of
@@ -80,7 +80,7 @@ def catalog(empty_catalog, tmp_path, patient, monkeypatch, request):
 def test_a_fly_scan_that_goes_on_shows_its_places_and_its_rate(catalog, request):
     """Where a file holds less than is announced, on which Tiled's server fails, nothing is shown and nothing waits."""
     run = catalog.raw["fly-raw"]
-    points = measured_points(catalog, run.metadata, streams_of(run), DocumentsConfig())
+    points = measured_points(catalog, RunColumns(run), DocumentsConfig())
     shown = np.stack([points["y_m"], points["x_m"]], axis=-1)
     if request.node.callspec.params["catalog"] == N:
         np.testing.assert_allclose(shown, track_m(STARTS_S[:CAME] + EXPOSURE_S / 2), atol=1e-12)

@@ -1,9 +1,13 @@
 """How far the frames of a scan are on their way into the image, as updates and documents tell it."""
 
 import math
+import re
+from dataclasses import fields
 
 from bluesky_cdi.catalog.result_file import SCALARS
 from bluesky_cdi.evaluation.pipeline import pipeline_numbers, pipeline_said
+from bluesky_cdi.evaluation.verdict import Measures
+from bluesky_cdi.web.application import static_files
 from bluesky_cdi.web.run_view import COUNTED, _pipeline
 
 COUNTS = {
@@ -41,3 +45,8 @@ def test_where_nobody_counted_there_are_none():
     assert _pipeline({"start": {}}, updates({})) is None
     # As of results of earlier versions.
     assert _pipeline(None, {"n_frames": [], **{name: [] for name in COUNTED}}) is None
+
+
+def test_what_a_verdict_rests_on_is_told_in_words():
+    table = re.search(r"MEASURES = {(.*?)};", static_files()["run-parts.js"].decode(), re.DOTALL)[1]
+    assert re.findall(r"^  (\w+):", table, re.MULTILINE) == [each.name for each in fields(Measures)]
