@@ -41,12 +41,15 @@ def _calibrate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bluesky_cdi.reconstruction.calibration.make import calibrate
+    from bluesky_cdi.signals import EndingSignals
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if not args.jobs or args.jobs == 1:
         torch.set_num_threads(1)
     # Each scan is looked at by each estimator: two, where none is named.
-    with tqdm(total=args.scenes * (len(args.estimators) or 2), unit="look", disable=bool(args.quiet)) as bar:
+    looks = args.scenes * (len(args.estimators) or 2)
+    # Told to end, it ends its processes too.
+    with EndingSignals(), tqdm(total=looks, unit="look", disable=bool(args.quiet)) as bar:
         path, found = calibrate(
             None if args.weights == "none" else args.weights,
             args.estimators,

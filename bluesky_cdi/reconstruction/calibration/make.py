@@ -123,8 +123,12 @@ def _collected(means: _Means, names: Sequence[str], scenes: int, jobs: int) -> I
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(means,)) as pool:
         asked = {pool.submit(_at_work, number, name): name for number in range(scenes) for name in names}
-        for future in as_completed(asked):
-            yield asked[future], future.result()
+        try:
+            for future in as_completed(asked):
+                yield asked[future], future.result()
+        finally:
+            # Told to end, the pool does not go through all that is left first.
+            pool.shutdown(cancel_futures=True)
 
 
 # What a process of the pool has.

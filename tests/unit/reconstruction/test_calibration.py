@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -324,6 +328,31 @@ def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys
     assert "no uncertainty estimator is called 'dice'" in capsys.readouterr().err
     assert main(["calibrate", "none", "--scenes", "3"]) == 1
     assert "needs 4 scans or more, and 96 for use; there would be 3" in capsys.readouterr().err
+
+
+def test_told_to_end_a_calibration_does_not_go_through_all_scans_first(monkeypatch):
+    """SIGTERM in its middle ends the command, and its processes begin nothing more."""
+    begun, many = [], 1000
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, jobs, **options):
+            super().__init__(jobs)
+
+    def looked(number, name):
+        begun.append(number)
+        if number == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if number >= 20:
+            time.sleep(0.05)  # all of them would take 24 s
+        return []
+
+    monkeypatch.setattr(make, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(make, "_at_work", looked)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", "none", "--scenes", str(many), "--jobs", "2", "--device", "cpu", "--estimators", "halves"])
+    assert ended.value.code == 128 + signal.SIGTERM and len(begun) < many
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_an_estimate_says_fits_into_documents():
