@@ -25,7 +25,7 @@ class Schemas:
         self._normalize: Callable[[str, Document], None] | None = None
         self._seq_num_of_datum: dict[str, int] = {}
 
-    def receive(self, name: str, doc: Document, keys: Container[str]) -> None:
+    def receive(self, name: str, doc: Document, keys: Container[str | None]) -> None:
         """Take one document of the run.
 
         Parameters

@@ -34,7 +34,7 @@ from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 from bluesky_cdi.reconstruction.beside import Beside
 from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, final_judge, live_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
-from bluesky_cdi.reconstruction.checkpoint_parts import CheckpointParts
+from bluesky_cdi.reconstruction.checkpoint_parts import CheckpointParts, Part
 from bluesky_cdi.reconstruction.error_watch import ErrorWatch
 from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -130,8 +130,8 @@ class PtychoReconstructor:
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
         self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)
         self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
-        kept = {"solver": self._solver, "check_in": self._watch, "causes": self._causes}
-        self._parts = CheckpointParts(*known[:3], self._tiled, self._work, kept)
+        others: dict[str, Part] = {"solver": self._solver, "check_in": self._watch, "causes": self._causes}
+        self._parts = CheckpointParts(*known[:3], self._tiled, self._work, others)
         self._errors, self._tuner = ErrorWatch(targets.std_rad), RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device), embedding), **(notes or {})}
 
