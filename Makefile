@@ -9,6 +9,8 @@ PYTEST := python -m pytest --numprocesses logical --maxprocesses 8 --dist workst
 # `make test COVERAGE=1` also runs those of test-end-to-end, and tells which lines ran. From Python 3.12 on the interpreter
 # itself can, at next to no cost.
 MEASURED = $(if $(COVERAGE),COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')"))
+# Wherever compiled modules are not kept, each process that tests run in, or start, compiles all of them for itself.
+export PYTHONDONTWRITEBYTECODE :=
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .PHONY: demo docs test test-beamline test-browser test-busy test-end-to-end test-faults lint types contracts wheel clean

@@ -22,7 +22,7 @@ def log_file() -> Path:
     return Path(state) / "bluesky_cdi" / "bluesky-cdi.log"
 
 
-def configure_logging(level: int = logging.WARNING, *others: str) -> None:
+def configure_logging(level: int | None = None, *others: str) -> None:
     """Send log records to standard error, a line each, and to the log file, with their tracebacks.
 
     Nothing is configured at import: a library leaves that to its application. The command
@@ -30,15 +30,15 @@ def configure_logging(level: int = logging.WARNING, *others: str) -> None:
 
     Parameters
     ----------
-    level : int
-        Lowest level of this package's records, as in `logging`.
+    level : int, optional
+        Lowest level of this package's records, as in `logging`; by default what was set before, at first WARNING.
     *others : str
         Further loggers, such as ``bluesky``, whose records from WARNING on are treated alike.
     """
     for name in (ROOT_NAME, *others):
         logger = logging.getLogger(name)
         if name == ROOT_NAME:
-            logger.setLevel(level)
+            logger.setLevel(logger.level or logging.WARNING if level is None else level)
         if any(isinstance(handler, _FileHandler) for handler in logger.handlers):
             continue
         lines = logging.StreamHandler(sys.stderr)

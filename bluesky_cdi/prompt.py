@@ -38,7 +38,7 @@ def at_prompt(session: Session, commands: Mapping[str, str], *, title: str) -> N
     title : str
         Name of the profile or beamline.
     """
-    configure_logging(logging.WARNING, "bluesky")
+    configure_logging(None, "bluesky")
     if sys.stderr.isatty():
         show_progress(session.RE, session.config.documents.stream)
     atexit.register(_close, session)

@@ -29,6 +29,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as err:
+        # What is told is of the file, whose name is known, and the same each time.
+        if err.filename is not None and Path(err.filename) == partial:
+            err.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from bluesky_cdi.callbacks._frame_maker import Check, FileFrame, FrameMaker, Sev
 from bluesky_cdi.callbacks._join import SeqNumJoin
 from bluesky_cdi.callbacks._plan_pattern import plan_pattern
 from bluesky_cdi.callbacks._preprocessing import PreprocessingSink
+from bluesky_cdi.callbacks._schemas import Schemas
 from bluesky_cdi.callbacks._sink import FrameSink
 from bluesky_cdi.callbacks._stamped_run import StampedRun, position_stream
 from bluesky_cdi.callbacks._stream_keys import KeyChoice, StreamKeys
@@ -91,12 +92,10 @@ class RunFeed:
         self._files = FrameFiles(file_timeout_s, elsewhere)
         self._resources: dict[str, Document] = {}
         self._unread: defaultdict[str, list[Document]] = defaultdict(list)
-        self._descriptors: list[Document] = []
-        self._seq_num_of_datum: dict[str, int] = {}
         # Events whose files were late before the run was opened, for which their positions are needed.
         self._late: list[int] = []
         self._has_ended = False
-        self._normalize: Callable[[str, Document], None] | None = None
+        self._schemas = Schemas(start, self._accept)
         self._tally = FrameTally()
         region = sink.region if isinstance(sink, PreprocessingSink) else None
         self._maker = FrameMaker(self._files, self._tally, check, several, region)
@@ -141,17 +140,7 @@ class RunFeed:
             return
         translated = [(name, doc)] if self.stamped is None else self.stamped.translated(name, doc)
         for kind, each in translated:
-            if self._normalize is None and _is_legacy(kind, each):
-                self._normalize = _normalizer(self.start, self._descriptors, self._accept)
-            if self._normalize is None:
-                self._accept(kind, each)
-                continue
-            if kind == "event" and self._keys is not None:
-                # The normalizer numbers datums by their place in the file, which a point taken twice puts out of step.
-                for key in (self._keys.frame, *self._keys.position, self._keys.monitor):
-                    if isinstance(datum_id := each["data"].get(key), str):
-                        self._seq_num_of_datum[datum_id] = each["seq_num"]
-            self._normalize(kind, each)
+            self._schemas.receive(kind, each, () if self._keys is None else self._keys.parts)
         if self.stamped is not None:
             for seq_num, why in self.stamped.positions.newly_overdue().items():
                 self._leave_out("are left out until their positions come", seq_num, _unplaced(seq_num, why))
@@ -205,7 +194,6 @@ class RunFeed:
                 self._stream_datum(doc)
 
     def _descriptor(self, doc: Document) -> None:
-        self._descriptors.append(doc)
         if doc["name"] != self._stream:
             return
         keys = StreamKeys.from_documents(self.start, doc, self._choice)
@@ -243,7 +231,7 @@ class RunFeed:
         part = self._keys.parts.get(resource["data_key"])
         if part is None:
             return
-        seq_nums, start, stop = self._seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
+        seq_nums, start, stop = self._schemas.seq_nums(doc), doc["indices"]["start"], doc["indices"]["stop"]
         values: list[Any]
         if part == "frame":
             values = [FileFrame(resource, index, stop) for index in range(start, stop)]
@@ -256,11 +244,6 @@ class RunFeed:
             )
         for seq_num, value in zip(seq_nums, values, strict=True):
             self._add(seq_num, {part: value}, doc["descriptor"])
-
-    def _seq_nums(self, doc: Document) -> range:
-        if (seq_num := self._seq_num_of_datum.get(doc["uid"])) is not None:
-            return range(seq_num, seq_num + 1)
-        return range(doc["seq_nums"]["start"], doc["seq_nums"]["stop"])
 
     def _add(self, seq_num: int, parts: Mapping[str, Any], descriptor: str) -> None:
         self._exposure_of_event_s[seq_num] = self._exposures_s[descriptor]
@@ -289,20 +272,6 @@ class RunFeed:
         if self._beginning is not None and self._keys is not None:
             for number in self._maker.numbers(seq_num, self._keys):
                 self._beginning.leave_out(number, error)
-
-
-def _normalizer(
-    start: Document, descriptors: list[Document], accept: Callable[[str, Document], None]
-) -> Callable[[str, Document], None]:
-    """Give what brings documents of older schemas to newer ones, and hands these on."""
-    from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
-
-    normalizer = RunNormalizer()
-    normalizer("start", start)
-    for descriptor in descriptors:
-        normalizer("descriptor", descriptor)
-    normalizer.subscribe(accept)
-    return normalizer  # type: ignore[no-any-return]
 
 
 def _lacking(seq_num: int, missing: str) -> FrameError:
@@ -342,19 +311,6 @@ def _image(value: Any) -> np.ndarray[Any, Any]:
 def _owner_of(key: str, descriptor: Document) -> str:
     """Name the device that a data key is read from."""
     return next((name for name, keys in descriptor.get("object_keys", {}).items() if key in keys), key)
-
-
-def _is_legacy(name: str, doc: Document) -> bool:
-    """Tell whether a document needs the conversion to StreamResource and StreamDatum."""
-    match name:
-        case "resource" | "datum" | "datum_page":
-            return True
-        case "stream_resource":
-            return "mimetype" not in doc
-        case "descriptor":
-            external = (key.get("external") for key in doc["data_keys"].values() if "external" in key)
-            return any(not str(value).startswith("STREAM:") for value in external)
-    return False
 
 
 def _check_same_frames(old: StreamKeys, new: StreamKeys) -> None:

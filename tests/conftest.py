@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import settings
-from hypothesis.internal.conjecture.providers import HypothesisProvider
+from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -28,10 +28,10 @@ settings.register_profile("same", derandomize=True, deadline=None, database=None
 settings.register_profile("search", deadline=None, max_examples=3000)
 settings.load_profile("same")
 # Hypothesis also draws numbers from the source of the modules that are loaded, even where it must not be random: then
-# examples would depend on which tests ran before.
-if not hasattr(HypothesisProvider, "_local_constants"):
+# examples would depend on which tests ran before, and all sources would be read when tests are collected.
+if not hasattr(providers, "_get_local_constants"):
     raise RuntimeError("this version of hypothesis finds its constants elsewhere; see how to keep examples the same")
-HypothesisProvider._local_constants = Constants()
+providers._get_local_constants = Constants
 
 
 def pytest_collection_finish():

@@ -9,9 +9,6 @@ from typing import Any
 class RunWriter:
     """Writes one run's documents by Tiled's writer, events that are given together at once.
 
-    Tiled's writer has one number of events that it waits for; it is told another one with each group, by the writer of
-    the run that stands behind the normalizer of documents.
-
     Parameters
     ----------
     container : CatalogOfBlueskyRuns
@@ -19,24 +16,14 @@ class RunWriter:
     """
 
     def __init__(self, container: Any) -> None:
-        from bluesky_tiled_plugins import TiledWriter
         from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
-        self._writer_of_run: Any = None
-
-        def normalizer(**options: Any) -> Any:
-            made = RunNormalizer(**options)
-            subscribe = made.subscribe
-
-            def subscribed(writer: Any, *args: Any) -> Any:
-                self._writer_of_run = writer
-                return subscribe(writer, *args)
-
-            made.subscribe = subscribed
-            return made
+        from bluesky_cdi.catalog.tiled_run import TiledRun
 
         # max_array_size=0: Tiled's table store turns small arrays in events into strings.
-        self._writer = TiledWriter(container, normalizer=normalizer, batch_size=1, max_array_size=0)
+        self._run = TiledRun(container.include_data_sources(), batch_size=1, max_array_size=0)
+        self._documents = RunNormalizer()
+        self._documents.subscribe(self._run)
 
     def write(self, name: str, docs: Sequence[Mapping[str, Any]]) -> None:
         """Write documents of one kind; events of one descriptor.
@@ -48,9 +35,7 @@ class RunWriter:
         docs : sequence of Mapping
             The documents.
         """
-        if name == "event":
-            self._writer_of_run._batch_size = len(docs)
+        # Tiled's writer has one number of events that it waits for.
+        self._run._batch_size = len(docs) if name == "event" else 1
         for doc in docs:
-            self._writer(name, doc)
-        if name == "event":
-            self._writer_of_run._batch_size = 1
+            self._documents(name, doc)

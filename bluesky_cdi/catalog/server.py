@@ -334,6 +334,8 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str, *, publ
     from tiled.media_type_registration import default_serialization_registry
     from tiled.server.app import build_app
 
+    from bluesky_cdi.catalog.closing import router as closing_router
+
     # Tiled prints its version to standard error at each start.
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
     database = root / "catalog.db"
@@ -361,7 +363,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str, *, publ
         tree,
         authentication=Authentication(single_user_api_key=api_key, allow_anonymous_access=public),
         serialization_registry=registry,
-        include_routers=[validator_router],
+        include_routers=[validator_router, closing_router],
     )
     _apply_settings(app)
     return app

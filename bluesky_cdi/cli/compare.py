@@ -138,7 +138,7 @@ def _comparison_rows(found: ProductComparison, claim: str) -> list[tuple[str, st
         ("PSNR", f"{psnr} (peak: B's own range)"),
         ("half-bit FRC", _resolution(found.frc.resolution_half_bit_m, pixel)),
         ("one-bit FRC", _resolution(found.frc.resolution_one_bit_m, pixel)),
-        ("FRC is", f"of a square of {side} pixels, told in full periods; {claim}"),
+        ("FRC is", f"of a square of {side} pixels, given in full periods; {claim}"),
     ]
 
 

@@ -37,7 +37,7 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         default=525.0,
-        help="time to train; what comes before and after is told (default: %(default)s)",
+        help="time to train; what comes before and after is reported (default: %(default)s)",
     )
     add("--seed", type=int, default=1, help="of scenes and first weights (default: %(default)s)")
     add("--learning-rate", type=float, default=1.5e-3, help="the highest (default: %(default)s)")

@@ -271,7 +271,7 @@ def _remarks(source: Mapping[str, Any]) -> Iterator[str]:
     if missing := missing_said(source):
         yield missing
     if others := len(source.get("other_flux", ())):
-        yield f"{others} frame(s) were under a flux of their own, which no monitor told"
+        yield f"{others} frame(s) were under a flux of their own, which no monitor measured"
     # Frames without light and those under another flux have their remarks.
     yield from causes_of(source, few=True, besides=("beam", "flux"))
 

@@ -29,10 +29,11 @@ from typing import Any
 from bluesky_cdi.config import LiveViewConfig
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.live_view.drawing import Drawing
-from bluesky_cdi.live_view.outputs import Film, Window, film, write_whole
+from bluesky_cdi.live_view.outputs import Film, Window, film
 from bluesky_cdi.live_view.scene import Scene, unpack_scene
 from bluesky_cdi.live_view.words import said, title_of
 from bluesky_cdi.packing import pack, unpack
+from bluesky_cdi.whole_file import write_whole
 
 ATTEND_S = 0.05
 NICE = 10

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +14,7 @@ from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.live_view.panels import NEXT_COLOUR
 from bluesky_cdi.viz.objects import NOT_MEASURED
 from bluesky_cdi.viz.panels import PATH_COLOUR, UNCOVERED
+from bluesky_cdi.whole_file import whole_file, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,23 +125,28 @@ def film(path: Path, fps: int) -> Film:
 
 class _Mp4:
     def __init__(self, path: Path, fps: int) -> None:
+        from matplotlib import rcParams
         from matplotlib.animation import FFMpegWriter
 
-        self._path, self._partial = path, path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        self._writer = FFMpegWriter(fps=fps)
+        self._path, self._unfinished = path, ExitStack()
+        # The file's name ends otherwise until it is whole.
+        self._writer = FFMpegWriter(fps=fps, extra_args=[*rcParams["animation.ffmpeg_args"], "-f", "mp4"])
         self._has_begun = False
 
     def add(self, figure: Figure, png: bytes) -> None:
         del png
         if not self._has_begun:
-            self._writer.setup(figure, self._partial, figure.dpi)
+            with ExitStack() as opening:
+                partial = opening.enter_context(whole_file(self._path))
+                self._writer.setup(figure, partial, figure.dpi)
+                self._unfinished = opening.pop_all()
             self._has_begun = True
         self._writer.grab_frame()
 
     def end(self) -> None:
-        if self._has_begun:
-            self._writer.finish()
-            os.replace(self._partial, self._path)
+        with self._unfinished:
+            if self._has_begun:
+                self._writer.finish()
 
 
 @cache
@@ -183,20 +188,3 @@ class _Gif:
             pause_ms = round(1000 / self._fps)
             first.save(file, "GIF", save_all=True, append_images=others, duration=pause_ms, loop=0)
             write_whole(self._path, file.getvalue())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that `path` holds either all of it or what it held before.
-
-    Raises
-    ------
-    OSError
-        If the folder is absent or can't be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ then: the probe is theirs, and what earlier frames have shown stays.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +34,7 @@ from bluesky_cdi.protocols import ComplexArray, Estimate, Frame
 from bluesky_cdi.reconstruction.beside import Beside
 from bluesky_cdi.reconstruction.calibration import Calibrating, HalfPixels, final_judge, live_judge
 from bluesky_cdi.reconstruction.causes import CauseWatch
-from bluesky_cdi.reconstruction.checkpoint import restorable
+from bluesky_cdi.reconstruction.checkpoint_parts import CheckpointParts, Part
 from bluesky_cdi.reconstruction.error_watch import ErrorWatch
 from bluesky_cdi.reconstruction.estimate import estimate_of, progress_of, source_of
 from bluesky_cdi.reconstruction.fine_tuning import RunTuner
@@ -53,8 +52,6 @@ from bluesky_cdi.reconstruction.targets import Targets
 from bluesky_cdi.reconstruction.tiled_object import TiledObject
 
 BoolArray = npt.NDArray[np.bool_]
-
-logger = logging.getLogger(__name__)
 
 
 class PtychoReconstructor:
@@ -133,6 +130,8 @@ class PtychoReconstructor:
         self._work = RegionWork(*known, judge, final, refine_positions=config.refine_positions)
         self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)
         self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
+        others: dict[str, Part] = {"solver": self._solver, "check_in": self._watch, "causes": self._causes}
+        self._parts = CheckpointParts(*known[:3], self._tiled, self._work, others)
         self._errors, self._tuner = ErrorWatch(targets.std_rad), RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device), embedding), **(notes or {})}
 
@@ -239,13 +238,7 @@ class PtychoReconstructor:
 
     def checkpoint(self) -> Mapping[str, npt.NDArray[Any]]:
         """Give object, probe and what is known of the frames, as arrays named ``part/name``; not the counts."""
-        parts = {
-            "frames": self._frames.checkpoint(),
-            "metrics": self._metrics.checkpoint(self._frames.table.rows),
-            "judge": self._work.judge.checkpoint(),
-            **{name: part.checkpoint() for name, part in self._kept.items()},
-        }
-        return {f"{part}/{name}": array for part, state in parts.items() for name, array in state.items()}
+        return self._parts.checkpoint()
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], frames: Sequence[Frame]) -> None:
         """Go on from a checkpoint of one with the same grid; an engine's memory and tuning of a network begin anew.
@@ -263,26 +256,8 @@ class PtychoReconstructor:
         WorkerError
             If the checkpoint's grid or probe has another shape, or its grid other tiles.
         """
-        shapes = self._tiled.grid.shape, tuple(self._probe.modes.shape[1:])
-        parts = restorable(state, *shapes, len(self._tiled.tiling), len(self._frames))
-        is_here = self._frames.restore(parts["frames"], frames)
-        self._metrics.restore({name: values[is_here] for name, values in parts["metrics"].items()})
-        for name, part in self._kept.items():
-            part.restore(parts.get(name, {}))
-        self._work.judge = self._work.judge.restored(parts.get("judge", {}))
-        if not is_here.all():
-            logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
-            self._tiled.scheduler.touch(range(len(self._tiled.tiling)))
-        known = set(parts["frames"]["seq_num"].tolist())
-        self.add([frame for frame in frames if frame.seq_num not in known])
+        self.add(self._parts.restore(state, frames))
         self._watch.begin(self._frames)
-
-    @property
-    def _kept(self) -> dict[str, Any]:
-        """What a checkpoint keeps as it is, by its name there."""
-        scheduler, image = self._tiled.scheduler, self._tiled.map
-        kept = {"scheduler": scheduler, "object": image, "probe": self._probe, "solver": self._solver}
-        return {**kept, "check_in": self._watch, "causes": self._causes}
 
     def close(self) -> None:
         """End a check of the probe that is being made."""

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -51,14 +50,9 @@ def with_host(open_bench, monkeypatch, address):
     return opened
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_host_that_is_killed_in_the_middle_and_started_again_has_the_whole_run(start, with_host, caplog, monkeypatch):
+def test_a_host_that_is_killed_in_the_middle_and_started_again_has_the_whole_run(
+    start, with_host, caplog, monkeypatch, until
+):
     """Its device has no memory left in the end; sessions hear of the host's Ctrl-C."""
     with with_host("none") as bench:
         # Not there yet: the scan is measured, and reconstructed when it is.
@@ -67,20 +61,20 @@ def test_a_host_that_is_killed_in_the_middle_and_started_again_has_the_whole_run
         bench.check_measured(N_RASTER)
         monkeypatch.setenv("FAULT", str(bench._fault))
         first = start()
-        wait_until(lambda: bench.session.live.error is None)
+        until(lambda: bench.session.live.error is None)
         assert bench.settle() is None
         bench.check_image(N_RASTER)
 
         def kill():
             bench.image_came.wait(SOON_S)
             first.kill()
-            wait_until(lambda: bench.session.live.error is not None)
+            until(lambda: bench.session.live.error is not None)
             hosts.append(start())
 
         hosts = []
         bench.when_measured = 20, kill
         bench.run(bench.raster())
-        wait_until(lambda: bench.session.live.error is None)
+        until(lambda: bench.session.live.error is None)
         assert bench.settle() is None
         bench.check_measured(N_RASTER)
         bench.check_image(N_RASTER)
@@ -96,11 +90,11 @@ def test_a_host_that_is_killed_in_the_middle_and_started_again_has_the_whole_run
         bench.check_image(N_RASTER)
 
         hosts[0].send_signal(signal.SIGINT)
-        wait_until(lambda: bench.session.live.error is not None)
+        until(lambda: bench.session.live.error is not None)
         assert "the host was stopped); it is started again" in caplog.text or "nobody listens" in bench.settle()
 
 
-def test_without_a_host_this_machine_reconstructs_until_one_comes(start, with_host, monkeypatch, tmp_path):
+def test_without_a_host_this_machine_reconstructs_until_one_comes(start, with_host, monkeypatch, tmp_path, until):
     with with_host("local") as bench:
         bench.run(bench.raster())
         assert bench.settle() is None
@@ -109,7 +103,7 @@ def test_without_a_host_this_machine_reconstructs_until_one_comes(start, with_ho
         monkeypatch.setenv("FAULT", str(bench._fault))
         start()
         where = bench.session.live._supervisor._where
-        wait_until(lambda: where.is_found)
+        until(lambda: where.is_found)
         assert list((tmp_path / "host").iterdir()) == []
         bench.run(bench.raster())
         assert len(list((tmp_path / "host").iterdir())) == 1

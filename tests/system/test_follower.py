@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import queue
 import shutil
 import threading
 import time
@@ -64,8 +65,8 @@ def open_follower(empty_catalog, tmp_path):
     def opened(config, source, folder="followed", **options):
         if not (directory := tmp_path / folder).exists():
             shutil.copytree(empty_catalog, directory)
-        told, is_over = [], threading.Event()
-        with Follower(config, source, directory, tell=told.append, **options) as follower:
+        told, is_over = queue.Queue(), threading.Event()
+        with Follower(config, source, directory, tell=told.put, **options) as follower:
             thread = threading.Thread(target=follower.run, args=(is_over.is_set,))
             thread.start()
             try:
@@ -75,13 +76,6 @@ def open_follower(empty_catalog, tmp_path):
                 thread.join()
 
     return opened
-
-
-def wait_for(is_so):
-    until = time.monotonic() + SOON_S
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -98,7 +92,9 @@ def gate(monkeypatch):
     gate.set()
 
 
-def test_through_the_proxy_as_in_the_session(open_lab, open_follower, fast_config, start_zmq_proxy, gate, tmp_path):
+def test_through_the_proxy_as_in_the_session(
+    open_lab, open_follower, fast_config, start_zmq_proxy, gate, until, tmp_path
+):
     with start_zmq_proxy() as (inner, outer), open_lab(fast_config) as lab:
         # The beamline's folder has another name here.
         (tmp_path / "mount").symlink_to(lab.session.frames_directory)
@@ -117,17 +113,16 @@ def test_through_the_proxy_as_in_the_session(open_lab, open_follower, fast_confi
         ):
             # What is published before all are connected is lost.
             heard = follower._intake._complaints._told
-            wait_for(lambda: publisher("stop", {"run_start": "knock"}) or "knock" in heard)
+            until(lambda: publisher("stop", {"run_start": "knock"}) or "knock" in heard)
             lab.session.RE.subscribe(publisher)
             assert lab.run(ptycho_raster(*lab.devices, lab.session.live, **RASTER)) == "complete"
             (raw,) = lab.docs.of("start")
-            wait_for(lambda: follower._lanes._runs and not follower._intake.followed)
+            until(lambda: follower._lanes._runs and not follower._intake.followed)
             assert follower._lanes._workers[0]._documents.drain(SOON_S)
             assert lab.session._documents.drain(SOON_S)
             gate.set()
             lab.session.wait(SOON_S)
-            wait_for(lambda: told)
-            (finished,) = told
+            finished = told.get(timeout=SOON_S)
             assert (finished.raw_uid, finished.n_frames, finished.n_missing) == (raw["uid"], N, 0)
             ours = load_result(follower.catalog, finished.result_uid)
             theirs = load_result(lab.session.catalog, -1)
@@ -141,7 +136,9 @@ def test_through_the_proxy_as_in_the_session(open_lab, open_follower, fast_confi
             np.testing.assert_array_equal(frames, wanted)
             assert (tmp_path / "images" / f"{raw['scan_id']}-{raw['uid'][:8]}.png").stat().st_size > 10_000
             published = []
-            wait_for(lambda: (m := results.next(0.1)) is not None and (published.append(m) or m.name == "stop"))
+            while not published or published[-1].name != "stop":
+                published.append(results.next(SOON_S))
+            assert told.empty()
             assert published[0].doc["raw_uid"] == raw["uid"] and published[0].doc["uid"] == finished.result_uid
             assert published[-1].doc["run_start"] == finished.result_uid
 

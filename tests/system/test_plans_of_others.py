@@ -27,6 +27,7 @@ def own_plan(detectors, y, x):
 def check_that_it_is_reconstructed(lab, plan):
     lab.run(plan)
     lab.session.wait()
+    assert "reconstruction_uid" not in lab.docs.of("start")[0]
     lab.check_raw_run("success", len(PLACES_UM))
     result = lab.check_derived_run("success")
     assert result.n_frames == len(PLACES_UM)

@@ -6,9 +6,7 @@ import pytest
 from bluesky.utils import Msg, RunEngineInterrupted
 
 from bluesky_cdi.catalog import load_result
-from bluesky_cdi.plans import ptycho_spiral
 
-WINDOW = {"extent_um": (0.4, 0.6), "step_um": 0.2}
 SOON_S = 240.0
 
 
@@ -98,9 +96,3 @@ def test_scans_back_to_back(lab):
     decisions = [e["data"] for e in lab.docs.of("event", "agent") if e["descriptor"] in second]
     assert decisions[0]["agent_n_ingested"] == 0
     assert all(d["agent_n_ingested"] <= 10 for d in decisions)
-
-
-def test_a_fixed_pattern_that_does_not_know_the_worker_is_reconstructed(lab):
-    assert lab.run(ptycho_spiral(*lab.devices, **WINDOW)) == "complete"
-    check_result(lab, "success", lab.docs.of("start")[0]["num_points"])
-    assert "reconstruction_uid" not in lab.docs.of("start")[0]

@@ -1,6 +1,5 @@
 """Failures of the worker and bad input: one clear error, and the scan goes on."""
 
-import numpy as np
 import pytest
 from ophyd import Signal
 
@@ -62,18 +61,6 @@ def test_window_is_wrong(lab):
     assert isinstance(lab.session.live.error, GeometryError)
     lab.check_raw_run("success", 12)
     lab.check_derived_run("fail")
-
-
-def test_frames_are_not_square(lab):
-    detector = Signal(name="narrow", value=np.ones((32, 24)))
-    stage = lab.beamline.stage
-    # The beamline's own would show what its detector was last exposed to.
-    monitor = Signal(name="i0", value=1.0)
-    assert lab.run(ptycho_raster([detector, monitor], stage.y, stage.x, **RASTER)) == "complete"
-    with pytest.raises(WorkerError, match="frames must be square; they are 32 x 24"):
-        lab.session.wait()
-    run = lab.session.catalog.raw[lab.docs.of("start")[0]["uid"]]
-    assert run["primary"]["narrow"].read().shape == (12, 32, 24)
 
 
 def test_monitor_is_missing(lab):

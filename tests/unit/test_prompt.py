@@ -13,7 +13,7 @@ from bluesky_cdi.cli import main
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.log import FILE_MAX, configure_logging, keep_traceback
-from bluesky_cdi.prompt import Progress, _told_in_one_line, greeting
+from bluesky_cdi.prompt import Progress, _told_in_one_line, at_prompt, greeting
 
 
 @pytest.fixture
@@ -34,6 +34,17 @@ def test_a_record_is_one_line_and_its_traceback_is_in_the_file(log, monkeypatch)
     assert shown.getvalue() == f"ERROR bluesky_cdi.live: it failed (the traceback is in {log})\n"
     kept = log.read_text()
     assert "it failed\nTraceback" in kept and 'raise ValueError("the cause")' in kept
+
+
+def test_a_profile_keeps_the_level_of_the_command_line(log, monkeypatch):
+    """`shell -v` sets it; the profile's files come later."""
+    root = logging.getLogger("bluesky_cdi")
+    configure_logging()
+    assert root.level == logging.WARNING
+    configure_logging(logging.INFO)
+    monkeypatch.setattr("sys.stderr", io.StringIO())  # no terminal, so no bar
+    at_prompt(SimpleNamespace(close=lambda: None), {}, title="sim")
+    assert root.level == logging.INFO
 
 
 def test_a_long_file_is_begun_anew(log):

@@ -16,6 +16,14 @@ def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file(tmp_path):
+    path = tmp_path / "nowhere" / "notes.json"
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError) as told:
+            write_whole(path, b"new")
+        assert str(told.value) == f"[Errno 2] No such file or directory: '{path}'"
+
+
 def test_two_threads_that_write_one_file_do_not_meet(tmp_path):
     path, both = tmp_path / "notes.json", threading.Barrier(2, timeout=60)
 

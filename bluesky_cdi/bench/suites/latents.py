@@ -1,4 +1,4 @@
-"""What latents are worth: how far a frame moves when it is read again, and how surely unusual frames are told.
+"""What latents are worth: how far a frame moves when it is read again, and how surely unusual frames are recognised.
 
 False alarms are counted on scenes that the projection doesn't rest on, detections on the samples of `bench.cases`,
 whose probe training does not draw either.

@@ -355,7 +355,7 @@ def _bench_latents(args: argparse.Namespace) -> int:
 
 LATENTS = Part(
     "latents",
-    "how stable latents of frames are, and how surely unusual frames are told",
+    "how stable latents of frames are, and how surely unusual frames are recognised",
     _latents_options,
     _bench_latents,
 )

@@ -1,6 +1,7 @@
 """A folder's catalog opened in Python."""
 
 import contextlib
+import shutil
 import sqlite3
 
 import pytest
@@ -12,14 +13,21 @@ from bluesky_cdi.catalog.server import LOCK, served_at
 from bluesky_cdi.errors import CatalogError
 
 
-@pytest.fixture
-def written(session, journals, directory, info, make_estimate):
-    """A folder with one result, which nobody has now."""
+@pytest.fixture(scope="module")
+def made(session, journals, empty_catalog, tmp_path_factory, info, make_estimate):
+    """A folder with one result, to copy."""
+    directory = shutil.copytree(empty_catalog, tmp_path_factory.mktemp("made") / "catalog")
     with session(directory) as catalog, journals(catalog, directory) as open_journals:
         ResultPublisher(info, directory / "results", open_journals.processed, derived_uid="aaaa1111").close(
             make_estimate(0)
         )
     return directory
+
+
+@pytest.fixture
+def written(made, tmp_path):
+    """A folder with one result, which nobody has now."""
+    return shutil.copytree(made, tmp_path / "catalog")
 
 
 def test_reading_a_folder_keeps_no_session_from_it(written):

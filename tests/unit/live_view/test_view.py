@@ -2,9 +2,11 @@
 
 import io
 import logging
+import shutil
 import threading
 from concurrent.futures import Future
 from multiprocessing import Pipe
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 
 import numpy as np
@@ -424,6 +426,40 @@ def test_an_mp4_without_ffmpeg_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(FFMpegWriter, "isAvailable", classmethod(lambda cls: False))
     with pytest.raises(ValueError, match=r"install it, or set live_view.animation to '.*film.gif'"):
         outputs.film(tmp_path / "film.mp4", 5)
+
+
+def test_an_ffmpeg_that_fails_leaves_the_film_that_was_there_and_nothing_beside_it(tmp_path):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from bluesky_cdi.live_view import outputs
+
+    path, program = tmp_path / "films" / "film.mp4", tmp_path / "ffmpeg"
+    program.write_text('#!/bin/sh\nfor file; do :; done\necho a part > "$file"\ncat > /dev/null\nexit 1\n')
+    program.chmod(0o755)
+    path.parent.mkdir()
+    path.write_bytes(b"before")
+    with rc_context({"animation.ffmpeg_path": str(program)}):
+        made = outputs.film(path, 5)
+        made.add(Figure(figsize=(1, 1)), b"")
+        with pytest.raises(CalledProcessError):
+            made.end()
+    assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_an_mp4_is_a_film_of_its_pictures(tmp_path):
+    from matplotlib.figure import Figure
+
+    from bluesky_cdi.live_view import outputs
+
+    made = outputs.film(tmp_path / "film.mp4", 5)
+    for _ in range(3):
+        made.add(Figure(figsize=(1, 1)), b"")
+    assert not (tmp_path / "film.mp4").exists()
+    made.end()
+    assert list(tmp_path.iterdir()) == [tmp_path / "film.mp4"]
+    assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
 
 
 def test_the_process_draws_in_one_thread_and_ends_when_the_session_is_gone(tmp_path, make_scene):
