@@ -1,9 +1,9 @@
 """What methods find beyond a detector's aperture, judged by pixels of it that no method was given.
 
-Of each frame the inner part is given, and the object is wanted on the grid of the whole frame, whose pixel is finer. The
-pixels outside tell how good what was found there is: by their Poisson deviance, and by the correlation, in rings of
-frequency, with what LSQ-ML finds from the whole frames. Probe and positions of simulated scans are known; of the recorded
-one the probe is that which LSQ-ML finds on the cropped detector, for whole frames that which it finds there.
+Of each frame the inner part is given, and the object is wanted on the grid of the whole frame, whose pixel is finer.
+The pixels outside tell how good what was found there is: by their Poisson deviance, and by the correlation, in rings of
+frequency, with what LSQ-ML finds from the whole frames. Probe and positions of simulated scans are known; of the
+recorded one the probe is that which LSQ-ML finds on the cropped detector, for whole frames that which it finds there.
 
 The pixels of a ring beyond the aperture are seen by a scan all the same, as far as the probe's own spectrum reaches
 (`physics.measured_aperture`); `measured` is the share of the light of these frequencies that was. Decoders add to what
@@ -231,7 +231,9 @@ def middle_of(problem: Problem, frames: int) -> Problem:
     high = part.corner.amax(dim=0) + size + MARGIN_PX
     low, high = low.clamp_min(0), torch.minimum(high, torch.tensor(data.object_shape[1:], device=high.device))
     rows, columns = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
-    part = replace(part, corner=part.corner - low, object_shape=(1, rows.stop - rows.start, columns.stop - columns.start))
+    part = replace(
+        part, corner=part.corner - low, object_shape=(1, rows.stop - rows.start, columns.stop - columns.start)
+    )
     seen = illuminated_mask(summed_illumination(problem.probe, part)[0].cpu().numpy(), REFERENCE_SHARE)
     return replace(problem, data=part, truth=problem.truth[rows, columns], illuminated=seen, held_out=None)
 
@@ -285,8 +287,8 @@ def solve(
     """
     inner, coarse = hidden.inner, _from_cropped(hidden, seed, epochs)
     if inner.refine_probe:
-        # Beyond the given pixels nothing bounds a probe. Refined there, LSQ-ML had a deviance of 14.8 on hidden pixels of
-        # the star; with the probe of the cropped detector, which has nothing there, 3.2.
+        # Beyond the given pixels nothing bounds a probe. Refined there, LSQ-ML had a deviance of 14.8 on hidden pixels
+        # of the star; with the probe of the cropped detector, which has nothing there, 3.2.
         inner = replace(inner, probe=coarse.probe, refine_probe=False)
     zeros = replace(inner, data=replace(inner.data, mask=hidden.whole.data.mask))
     found = {
@@ -505,4 +507,5 @@ def _interpolated(images: Tensor, at: Tensor) -> Tensor:
     n = images.shape[-1]
     frequency = torch.fft.fftfreq(n, device=images.device)
     wave = torch.exp(2j * torch.pi * frequency[:, None] * at)  # (n, m)
-    return torch.fft.fft(images, norm="forward") @ wave
+    interpolated: Tensor = torch.fft.fft(images, norm="forward") @ wave
+    return interpolated

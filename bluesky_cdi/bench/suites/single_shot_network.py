@@ -2,8 +2,8 @@
 
 The samples and doses of `suites.single_shot` that lie in darkness, none of which training draws. The network reads an
 exit wave off a frame in one pass; that is held against the truth as it is, after error reduction, and after the same
-recipe that random starts go through, for which it is the one start. Random starts are taken twice: as many as are usual,
-which guide each other and of which the one with the lowest R-factor counts, and one.
+recipe that random starts go through, for which it is the one start. Random starts are taken twice: as many as are
+usual, which guide each other and of which the one with the lowest R-factor counts, and one.
 """
 
 from __future__ import annotations

@@ -136,7 +136,18 @@ def test_the_command_trains_measures_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "CPU_OBJECTS", 8)
     monkeypatch.setattr(module, "Case", lambda dose, sample: replace(CASE, dose=dose, sample=sample))
     weights, out, figure = (tmp_path / name for name in ("d.safetensors", "o.json", "f.png"))
-    line = ["bench", "beyond-aperture", str(weights), "--samples", "star", "--doses", "1e5", "--weights", "--epochs", "4"]
+    line = [
+        "bench",
+        "beyond-aperture",
+        str(weights),
+        "--samples",
+        "star",
+        "--doses",
+        "1e5",
+        "--weights",
+        "--epochs",
+        "4",
+    ]
     assert main([*line, "--steps", "1", "--out", str(out), "--figure", str(figure)]) == 0
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     assert "| star | 1e+05 | LSQ-ML, adversarial decoder |" in text and figure.stat().st_size > 5000

@@ -54,10 +54,8 @@ def test_rows_are_of_samples_in_darkness(tmp_path, capsys):
 
 
 def test_the_table_counts_what_succeeds():
-    rows = [
-        {"object": kind, "photons": 1e6, "seed": 0, "method": "network", "error": error, "r_factor": 1.0, "seconds": 2.0}
-        for kind, error in (("a", 0.1), ("a", 0.2), ("b", 0.3))
-    ]
+    same = {"photons": 1e6, "seed": 0, "method": "network", "r_factor": 1.0, "seconds": 2.0}
+    rows = [{"object": kind, "error": error, **same} for kind, error in (("a", 0.1), ("a", 0.2), ("b", 0.3))]
     found = {"rows": rows, "settings": {"success_nrmse": 0.15, "seeds": 2, "size": 64}}
     assert "| 1e+06 | network | 0.50 | 0.00 | 0.200 | 1.00 | 2.00 |" in table(found)
 
