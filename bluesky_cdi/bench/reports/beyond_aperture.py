@@ -32,11 +32,12 @@ def table(found: Mapping[str, Any]) -> str:
         [scan, "" if photons is None else f"{photons:.0e}", method, *(_cell(rows, name) for name in COLUMNS)]
         for (scan, photons, method), rows in groups.items()
     ]
-    settings, light = found["settings"], [row["measured"] for row in found["rows"]]
     head = ["scan", "photons", "method", "hidden deviance", "noise", "within", "beyond", "NRMSE", "unsupported", "s"]
+    if not lines:
+        return "no scan was measured"
     above = (
-        f"given: the inner {settings['share']:.3g} of each side; of the light of frequencies beyond it "
-        f"{np.median(light) if light else 0:.2f} falls there"
+        f"given: the inner {found['settings']['share']:.3g} of each side; of the light of frequencies beyond it "
+        f"{np.median([row['measured'] for row in found['rows']]):.2f} falls there"
     )
     return f"{above}\n\n{markdown(head, lines)}"
 
