@@ -343,7 +343,7 @@ def judged(hidden: Hidden, found: Mapping[str, Answer]) -> dict[str, dict[str, A
     rows = {}
     for name, answer in found.items():
         obj = answer.object[0].cpu().numpy()
-        outside = _outside(obj.shape, hidden.share)
+        outside = _outside(obj.shape, problem.probe.shape[-1], hidden.share)
         # Where the probe is found too, objects differ by what no frame tells.
         free = problem.refine_probe
         alike = align(obj, reference, problem.illuminated, shift=free, ramp=free)
@@ -412,9 +412,9 @@ def correlations(
     return means[0], means[1]
 
 
-def _outside(shape: Sequence[int], share: float) -> npt.NDArray[np.bool_]:
-    """Mark frequencies of an object beyond the given part of the detector."""
-    rows, columns = (np.abs(np.fft.fftfreq(n)) > share / 2 for n in shape)
+def _outside(shape: Sequence[int], size: int, share: float) -> npt.NDArray[np.bool_]:
+    """Mark frequencies of an object beyond the given part of a detector of so many pixels."""
+    rows, columns = (np.abs(np.fft.fftfreq(n) * size) > inner_side(size, share) / 2 for n in shape)
     return np.asarray(rows[:, None] | columns[None, :])
 
 
