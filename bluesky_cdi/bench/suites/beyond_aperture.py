@@ -12,7 +12,6 @@ LSQ-ML finds from the inner pixels; `unsupported` is the mean share of an answer
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.bench.cases import Case, simulate
-from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.machine import Stopwatch, record
 from bluesky_cdi.bench.methods import MOST_EPOCHS, TOLERANCE, Found, Network, engine, predict
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import MARGIN_PX, STAR, problem_of, siemens_star
@@ -231,11 +230,19 @@ def middle_of(problem: Problem, frames: int) -> Problem:
     high = part.corner.amax(dim=0) + size + MARGIN_PX
     low, high = low.clamp_min(0), torch.minimum(high, torch.tensor(data.object_shape[1:], device=high.device))
     rows, columns = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
-    part = replace(
-        part, corner=part.corner - low, object_shape=(1, rows.stop - rows.start, columns.stop - columns.start)
+    shape = (1, rows.stop - rows.start, columns.stop - columns.start)
+    part = replace(part, corner=part.corner - low, object_shape=shape)
+    return replace(
+        problem,
+        data=part,
+        truth=problem.truth[rows, columns],
+        illuminated=illuminated_mask(summed_illumination(problem.probe, part)[0].cpu().numpy(), REFERENCE_SHARE),
+        origin_m=(
+            problem.origin_m[0] + rows.start * problem.pixel_m,
+            problem.origin_m[1] + columns.start * problem.pixel_m,
+        ),
+        held_out=None,
     )
-    seen = illuminated_mask(summed_illumination(problem.probe, part)[0].cpu().numpy(), REFERENCE_SHARE)
-    return replace(problem, data=part, truth=problem.truth[rows, columns], illuminated=seen, held_out=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,15 +310,15 @@ def solve(
     for network in networks:
         found[f"{network.name}, outer pixels unknown"] = _answer(predict(network, inner))
     for name, decoder in decoders.items():
-        began = time.perf_counter()
-        added = decoder(base.object, illumination, support)
-        took = base.seconds + time.perf_counter() - began
-        found[f"LSQ-ML, {name} decoder"] = replace(
-            found[LIMITED], object=found[LIMITED].object + added, seconds=took, unsupported=added
-        )
-    for name, answer in found.items():
-        if answer.unsupported is None:
-            found[name] = replace(answer, unsupported=beyond(answer.object - 1, support))
+        with Stopwatch(base.object.device, base.seconds) as watch:
+            added = decoder(base.object, illumination, support)
+        found[f"LSQ-ML, {name} decoder"] = Answer(found[LIMITED].object + added, base.probe, watch.seconds, added)
+    found = {
+        name: answer
+        if answer.unsupported is not None
+        else replace(answer, unsupported=beyond(answer.object - 1, support))
+        for name, answer in found.items()
+    }
     found[WHOLE] = _answer(_lsqml(hidden.whole, seed, epochs))
     if not hidden.whole.refine_probe:
         truth = torch.from_numpy(np.asarray(hidden.whole.truth, np.complex64))[None].to(base.object.device)
@@ -436,8 +443,8 @@ def unsupported_map(answer: Answer, problem: Problem) -> npt.NDArray[np.float64]
     if answer.unsupported is None:
         raise ValueError("the answer rests on more than the given pixels: there is no part that they don't support")
     parts = (answer.object - answer.unsupported, answer.unsupported)
-    supported, unsupported = (each[0].cpu().numpy() for each in parts)
-    return unsupported_share(supported, unsupported, problem.illuminated)
+    kept, rest = (each[0].cpu().numpy() for each in parts)
+    return unsupported_share(kept, rest, problem.illuminated)
 
 
 def _lsqml(problem: Problem, seed: int, epochs: int) -> Found:
