@@ -26,7 +26,7 @@ POOL, CPU_POOL = 256, 8
 # Radii of samples in widths of a frame, their harmonics, and rows that a stated extent is larger than the true one, at
 # most, on each side.
 RADII, HARMONICS, MARGIN_PX = (0.12, 0.22), (2, 3, 4, 5), 2
-# Shares of a sample's amplitude that go with its thickness, and of its phases that are kept: 0 makes it real.
+# Share of a sample's amplitude that its thickest part lacks, from least to most; share of the samples that are real.
 LOSSES, REAL_SHARE = (0.0, 0.9), 0.3
 # By which share the light in a box grows from its middle to its last row, and to its last column.
 TILT = (0.5, 0.25)
