@@ -42,7 +42,7 @@ def unsupported_share(
     if supported.shape != unsupported.shape or supported.shape != illuminated.shape or not illuminated.any():
         raise ValueError(
             "both parts of an object and the mask of its illuminated pixels must have one shape, and the mask a pixel; "
-            f"got {supported.shape}, {unsupported.shape}, {illuminated.shape} with {np.count_nonzero(illuminated)} pixels"
+            f"got {supported.shape}, {unsupported.shape}, {illuminated.shape} with {int(illuminated.sum())} pixels"
         )
     contrast = np.where(illuminated, supported - supported[illuminated].mean(), 0)
     power, more = (

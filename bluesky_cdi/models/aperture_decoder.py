@@ -1,16 +1,16 @@
 """What a prior adds to an object beyond its measured aperture: one U-Net, trained in either of two ways.
 
 The decoder sees a reconstruction from measured pixels and adds to its supported part only at frequencies that frames
-don't support, each as far as they don't (`physics.measured_aperture`): what the data determine stays, and what was added
-is known apart.
-Trained by regression it learns the mean of what could be there; against a `Discriminator` it learns what looks like an
-object (SRGAN: Ledig et al., CVPR 2017).
+don't support, each as far as they don't (`physics.measured_aperture`): what the data determine stays, and what was
+added is known apart. Trained by regression it learns the mean of what could be there; against a `Discriminator` it
+learns what looks like an object (SRGAN: Ledig et al., CVPR 2017).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = [2, *(config.channels * 2**i for i in range(3))]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 

@@ -85,7 +85,8 @@ def measured_share(probe: Tensor, valid: Tensor, shape: tuple[int, int]) -> Tens
     correlation = torch.fft.fft2(power).conj() * torch.fft.fft2(valid.to(power.dtype))
     share = torch.fft.ifft2(correlation).real.clamp(0, 1)
     rows, columns = (_interpolation(valid.shape[-1], side, share) for side in shape)
-    return rows @ share @ columns.mT
+    interpolated: Tensor = rows @ share @ columns.mT
+    return interpolated
 
 
 def data_support(share: Tensor, illumination: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +109,8 @@ class Example:
         decoder : ApertureDecoder
             Sees nothing of the hidden pixels.
         """
-        return supported(self.object, self.support) + decoder(self.object, self.illumination, self.support)
+        added: Tensor = decoder(self.object, self.illumination, self.support)
+        return supported(self.object, self.support) + added
 
 
 @torch.no_grad()

@@ -32,11 +32,12 @@ def table(found: Mapping[str, Any]) -> str:
         [scan, "" if photons is None else f"{photons:.0e}", method, *(_cell(rows, name) for name in COLUMNS)]
         for (scan, photons, method), rows in groups.items()
     ]
-    settings, light = found["settings"], [row["measured"] for row in found["rows"]]
     head = ["scan", "photons", "method", "hidden deviance", "noise", "within", "beyond", "NRMSE", "unsupported", "s"]
+    if not lines:
+        return "no scan was measured"
     above = (
-        f"given: the inner {settings['share']:.3g} of each side; of the light of frequencies beyond it "
-        f"{np.median(light) if light else 0:.2f} falls there"
+        f"given: the inner {found['settings']['share']:.3g} of each side; of the light of frequencies beyond it "
+        f"{np.median([row['measured'] for row in found['rows']]):.2f} falls there"
     )
     return f"{above}\n\n{markdown(head, lines)}"
 
@@ -67,16 +68,18 @@ def draw(hidden: Hidden, answers: Mapping[str, Answer], title: str, path: Path) 
     phases = {name: np.angle(answer.object[0].cpu().numpy()) for name, answer in answers.items()}
     # One range for all: that of the last, which knows most.
     low, high = np.quantile(list(phases.values())[-1][illuminated], [0.01, 0.99])
+    maps = {name: unsupported_map(each, hidden.whole) for name, each in answers.items() if each.unsupported is not None}
+    most = max([float(np.nanquantile(each, 0.995)) for each in maps.values()], default=0.0) or 1.0
     figure = Figure(figsize=(2.6 * len(answers), 5.4), layout="constrained", dpi=110)
     axes = figure.subplots(2, len(answers), squeeze=False)
-    for (top, below), (name, answer) in zip(axes.T, answers.items(), strict=True):
+    for (top, below), name in zip(axes.T, answers, strict=True):
         top.imshow(phases[name][part], cmap="gray", vmin=low, vmax=high)
         top.set_title(name, fontsize=7)
         top.axis("off")
         below.axis("off")
-        if answer.unsupported is not None:
-            below.imshow(unsupported_map(answer, hidden.whole)[part], cmap="magma", vmin=0, vmax=1)
-    scale = ScalarMappable(Normalize(0, 1), "magma")
+        if name in maps:
+            below.imshow(maps[name][part], cmap="magma", vmin=0, vmax=most)
+    scale = ScalarMappable(Normalize(0, most), "magma")
     figure.colorbar(scale, ax=axes[1].tolist(), shrink=0.7, label="share of the contrast\nthat no data support")
     figure.suptitle(title, fontsize=9)
     viz.save_figure(figure, path)

@@ -25,9 +25,7 @@ def table(found: Mapping[str, Any]) -> str:
     kinds = list(dict.fromkeys(row["object"] for row in rows))
     lines = []
     for (photons, method), those in sorted(groups.items(), key=lambda item: item[0][0]):
-        shares = [
-            f"{np.mean([row['error'] < limit for row in those if row['object'] == kind]):.2f}" for kind in kinds
-        ]
+        shares = [f"{np.mean([row['error'] < limit for row in those if row['object'] == kind]):.2f}" for kind in kinds]
         middle = [
             float(np.median([np.inf if row[name] is None else row[name] for row in those]))
             for name in ("error", "r_factor", "seconds")

@@ -1,9 +1,9 @@
 """What methods find beyond a detector's aperture, judged by pixels of it that no method was given.
 
-Of each frame the inner part is given, and the object is wanted on the grid of the whole frame, whose pixel is finer. The
-pixels outside tell how good what was found there is: by their Poisson deviance, and by the correlation, in rings of
-frequency, with what LSQ-ML finds from the whole frames. Probe and positions of simulated scans are known; of the recorded
-one the probe is that which LSQ-ML finds on the cropped detector, for whole frames that which it finds there.
+Of each frame the inner part is given, and the object is wanted on the grid of the whole frame, whose pixel is finer.
+The pixels outside tell how good what was found there is: by their Poisson deviance, and by the correlation, in rings of
+frequency, with what LSQ-ML finds from the whole frames. Probe and positions of simulated scans are known; of the
+recorded one the probe is that which LSQ-ML finds on the cropped detector, for whole frames that which it finds there.
 
 The pixels of a ring beyond the aperture are seen by a scan all the same, as far as the probe's own spectrum reaches
 (`physics.measured_aperture`); `measured` is the share of the light of these frequencies that was. Decoders add to what
@@ -12,7 +12,6 @@ LSQ-ML finds from the inner pixels; `unsupported` is the mean share of an answer
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.bench.cases import Case, simulate
-from bluesky_cdi.bench.machine import record
+from bluesky_cdi.bench.machine import Stopwatch, record
 from bluesky_cdi.bench.methods import MOST_EPOCHS, TOLERANCE, Found, Network, engine, predict
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import MARGIN_PX, STAR, problem_of, siemens_star
@@ -231,9 +230,19 @@ def middle_of(problem: Problem, frames: int) -> Problem:
     high = part.corner.amax(dim=0) + size + MARGIN_PX
     low, high = low.clamp_min(0), torch.minimum(high, torch.tensor(data.object_shape[1:], device=high.device))
     rows, columns = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
-    part = replace(part, corner=part.corner - low, object_shape=(1, rows.stop - rows.start, columns.stop - columns.start))
-    seen = illuminated_mask(summed_illumination(problem.probe, part)[0].cpu().numpy(), REFERENCE_SHARE)
-    return replace(problem, data=part, truth=problem.truth[rows, columns], illuminated=seen, held_out=None)
+    shape = (1, rows.stop - rows.start, columns.stop - columns.start)
+    part = replace(part, corner=part.corner - low, object_shape=shape)
+    return replace(
+        problem,
+        data=part,
+        truth=problem.truth[rows, columns],
+        illuminated=illuminated_mask(summed_illumination(problem.probe, part)[0].cpu().numpy(), REFERENCE_SHARE),
+        origin_m=(
+            problem.origin_m[0] + rows.start * problem.pixel_m,
+            problem.origin_m[1] + columns.start * problem.pixel_m,
+        ),
+        held_out=None,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,8 +294,8 @@ def solve(
     """
     inner, coarse = hidden.inner, _from_cropped(hidden, seed, epochs)
     if inner.refine_probe:
-        # Beyond the given pixels nothing bounds a probe. Refined there, LSQ-ML had a deviance of 14.8 on hidden pixels of
-        # the star; with the probe of the cropped detector, which has nothing there, 3.2.
+        # Beyond the given pixels nothing bounds a probe. Refined there, LSQ-ML had a deviance of 14.8 on hidden pixels
+        # of the star; with the probe of the cropped detector, which has nothing there, 3.2.
         inner = replace(inner, probe=coarse.probe, refine_probe=False)
     zeros = replace(inner, data=replace(inner.data, mask=hidden.whole.data.mask))
     found = {
@@ -301,15 +310,15 @@ def solve(
     for network in networks:
         found[f"{network.name}, outer pixels unknown"] = _answer(predict(network, inner))
     for name, decoder in decoders.items():
-        began = time.perf_counter()
-        added = decoder(base.object, illumination, support)
-        took = base.seconds + time.perf_counter() - began
-        found[f"LSQ-ML, {name} decoder"] = replace(
-            found[LIMITED], object=found[LIMITED].object + added, seconds=took, unsupported=added
-        )
-    for name, answer in found.items():
-        if answer.unsupported is None:
-            found[name] = replace(answer, unsupported=beyond(answer.object - 1, support))
+        with Stopwatch(base.object.device, base.seconds) as watch:
+            added = decoder(base.object, illumination, support)
+        found[f"LSQ-ML, {name} decoder"] = Answer(found[LIMITED].object + added, base.probe, watch.seconds, added)
+    found = {
+        name: answer
+        if answer.unsupported is not None
+        else replace(answer, unsupported=beyond(answer.object - 1, support))
+        for name, answer in found.items()
+    }
     found[WHOLE] = _answer(_lsqml(hidden.whole, seed, epochs))
     if not hidden.whole.refine_probe:
         truth = torch.from_numpy(np.asarray(hidden.whole.truth, np.complex64))[None].to(base.object.device)
@@ -341,7 +350,7 @@ def judged(hidden: Hidden, found: Mapping[str, Answer]) -> dict[str, dict[str, A
     rows = {}
     for name, answer in found.items():
         obj = answer.object[0].cpu().numpy()
-        outside = _outside(obj.shape, hidden.share)
+        outside = _outside(obj.shape, problem.probe.shape[-1], hidden.share)
         # Where the probe is found too, objects differ by what no frame tells.
         free = problem.refine_probe
         alike = align(obj, reference, problem.illuminated, shift=free, ramp=free)
@@ -410,9 +419,9 @@ def correlations(
     return means[0], means[1]
 
 
-def _outside(shape: Sequence[int], share: float) -> npt.NDArray[np.bool_]:
-    """Mark frequencies of an object beyond the given part of the detector."""
-    rows, columns = (np.abs(np.fft.fftfreq(n)) > share / 2 for n in shape)
+def _outside(shape: Sequence[int], size: int, share: float) -> npt.NDArray[np.bool_]:
+    """Mark frequencies of an object beyond the given part of a detector of so many pixels."""
+    rows, columns = (np.abs(np.fft.fftfreq(n) * size) > inner_side(size, share) / 2 for n in shape)
     return np.asarray(rows[:, None] | columns[None, :])
 
 
@@ -434,8 +443,8 @@ def unsupported_map(answer: Answer, problem: Problem) -> npt.NDArray[np.float64]
     if answer.unsupported is None:
         raise ValueError("the answer rests on more than the given pixels: there is no part that they don't support")
     parts = (answer.object - answer.unsupported, answer.unsupported)
-    supported, unsupported = (each[0].cpu().numpy() for each in parts)
-    return unsupported_share(supported, unsupported, problem.illuminated)
+    kept, rest = (each[0].cpu().numpy() for each in parts)
+    return unsupported_share(kept, rest, problem.illuminated)
 
 
 def _lsqml(problem: Problem, seed: int, epochs: int) -> Found:
@@ -505,4 +514,5 @@ def _interpolated(images: Tensor, at: Tensor) -> Tensor:
     n = images.shape[-1]
     frequency = torch.fft.fftfreq(n, device=images.device)
     wave = torch.exp(2j * torch.pi * frequency[:, None] * at)  # (n, m)
-    return torch.fft.fft(images, norm="forward") @ wave
+    interpolated: Tensor = torch.fft.fft(images, norm="forward") @ wave
+    return interpolated

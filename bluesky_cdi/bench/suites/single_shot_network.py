@@ -2,8 +2,9 @@
 
 The samples and doses of `suites.single_shot` that lie in darkness, none of which training draws. The network reads an
 exit wave off a frame in one pass; that is held against the truth as it is, after error reduction, and after the same
-recipe that random starts go through, for which it is the one start. Random starts are taken twice: as many as are usual,
-which guide each other and of which the one with the lowest R-factor counts, and one.
+recipe that random starts go through, for which it is the one start. Random starts are taken twice: as many as are
+usual, which guide each other and of which the one with the lowest R-factor counts, and one. What the network owes to
+its own beginning alone, light in the box that the frame tells, is a row too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from bluesky_cdi.training.pretraining.single_frames import exit_waves, measured_
 # Error reduction as long as one cycle of the recipe and its finish.
 REDUCTION = (Stage("er", 310),)
 ALONE, REDUCED, STARTED = "network", "network, error reduction", "network, then the recipe"
+LIGHT = "light in the box, then the recipe"
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,13 @@ def frame_by_all(
     for method, first, settings in (
         (f"{options.starts} random starts", None, case.settings),
         ("one random start", None, case.settings),
+        (LIGHT, measured_frames(torch.fft.ifftshift(counts[None], dim=(-2, -1))).probe[:, 0], case.settings),
         (REDUCED, waves, replace(case.settings, cycles=0, finish=REDUCTION)),
         (STARTED, waves, case.settings),
     ):
         starts = options.starts if str(options.starts) in method else 1
         found[method] = _judged(made, counts, first, settings, starts, seed)
-        if first is not None:
+        if first is waves:
             found[method]["seconds"] += reading.seconds
     # Of the wave as it was read, no iteration.
     alone = _judged(made, counts, waves, replace(case.settings, cycles=0, finish=()), 1, seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bluesky_cdi.cli.arguments import above_0, positive
-from bluesky_cdi.cli.bench.common import Part, add_data, add_device, add_out, data_folder, finish, prepare, tell
+from bluesky_cdi.cli.bench.common import Part, add_data, add_device, add_out, finish, prepare, tell
 from bluesky_cdi.errors import BlueskyCDIError
 
 if TYPE_CHECKING:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bluesky_cdi.cli.arguments import make_folder, positive
 from bluesky_cdi.cli.bench.common import Part, add_data, add_device, add_out, data_folder, finish, prepare, tell
 from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 

@@ -41,8 +41,9 @@ class MaskedLosses(nn.Module):
 def masked_losses(found: Predicted, scans: Scans, patch: int) -> dict[str, Tensor]:
     """Compute the losses: ``patches``, of what the decoder predicts, and ``frames``, of what the forward model does.
 
-    Of single frames ``reduced`` is a third: ``frames`` after some steps of error reduction. All are means of ``log(1 + deviance a hidden pixel)``, of a patch and of a frame: a misfit of a tenth then weighs
-    alike at all doses and in all parts of a frame, and photon noise, whose deviance is 1, bounds what can be gained.
+    Of single frames ``reduced`` is a third: ``frames`` after some steps of error reduction. All are means of
+    ``log(1 + deviance a hidden pixel)``, of a patch and of a frame: a misfit of a tenth then weighs alike at all doses
+    and in all parts of a frame, and photon noise, whose deviance is 1, bounds what can be gained.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Single frames of isolated samples, as scans of one frame each: another inverse problem for the frame encoder.
 
-A sample in darkness, in a plane wave: its exit wave is all that there is, so the *probe* of such a scan is what is known
-of the sample's extent, a box of light with the frame's photons, and the *object* the exit wave relative to it. Far field,
-encoder, decoders and losses are those of scans; no whole frame can be hidden, so patches alone are.
+A sample in darkness, in a plane wave: its exit wave is all that there is, so the *probe* of such a scan is what is
+known of the sample's extent, a box of light with the frame's photons, and the *object* the exit wave relative to it.
+Far field, encoder, decoders and losses are those of scans; no whole frame can be hidden, so patches alone are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POOL, CPU_POOL = 256, 8
 # Radii of samples in widths of a frame, their harmonics, and rows that a stated extent is larger than the true one, at
 # most, on each side.
 RADII, HARMONICS, MARGIN_PX = (0.12, 0.22), (2, 3, 4, 5), 2
-# Shares of a sample's amplitude that go with its thickness, and of its phases that are kept: 0 makes it real.
+# Share of a sample's amplitude that its thickest part lacks, from least to most; share of the samples that are real.
 LOSSES, REAL_SHARE = (0.0, 0.9), 0.3
 # By which share the light in a box grows from its middle to its last row, and to its last column.
 TILT = (0.5, 0.25)
@@ -91,9 +91,7 @@ class SingleFrameSource:
         return self._pool
 
 
-def draw_frames(
-    draws: Draws, pool: ObjectPool, number: int, photons: tuple[float, float], size: int
-) -> Scans:
+def draw_frames(draws: Draws, pool: ObjectPool, number: int, photons: tuple[float, float], size: int) -> Scans:
     """Draw isolated samples and a frame of each.
 
     Parameters
@@ -160,8 +158,8 @@ def measured_frames(counts: Tensor) -> Scans:
 def box_of_light(box: Tensor, photons: Tensor) -> Tensor:
     """Make probes inside boxes: (B, N, N) bool and (B,) to (B, 1, N, N) complex64.
 
-    They are brighter towards one corner. A frame is that of a sample and of its conjugate twin, between which even light,
-    which is its own twin, could never choose (Fienup and Wackerman, J. Opt. Soc. Am. A 3, 1897 (1986)).
+    They are brighter towards one corner. A frame is that of a sample and of its conjugate twin, between which even
+    light, which is its own twin, could never choose (Fienup and Wackerman, J. Opt. Soc. Am. A 3, 1897 (1986)).
 
     Parameters
     ----------
@@ -193,10 +191,10 @@ def _isolated(draws: Draws, inside: Tensor) -> tuple[Tensor, Tensor]:
     axis = torch.arange(size, device=inside.device) - size // 2
     rows, columns = axis[:, None].float(), axis[None].float()
     angle, radius = torch.atan2(rows, columns), torch.hypot(rows, columns)
-    bumps = sum(
-        draws.uniform(number, 1, 1, low=-0.2, high=0.2) / k * torch.cos(k * angle + math.tau * draws.uniform(number, 1, 1))
-        for k in HARMONICS
-    )
+    bumps = torch.zeros_like(inside.real)
+    for k in HARMONICS:
+        height, turn = draws.uniform(number, 1, 1, low=-0.2, high=0.2) / k, math.tau * draws.uniform(number, 1, 1)
+        bumps = bumps + height * torch.cos(k * angle + turn)
     outline = (size * draws.uniform(number, 1, 1, low=RADII[0], high=RADII[1]) * (1 + bumps) - radius + 0.5).clamp(0, 1)
     phase = inside.angle()
     depth = phase.abs() / phase.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
@@ -220,4 +218,3 @@ def _span(there: Tensor) -> tuple[Tensor, Tensor]:
     last = torch.where(there, index, -size).amax(dim=-1)
     middle = torch.div(first + last, 2, rounding_mode="floor")
     return middle, torch.maximum(last - middle, middle - first)
-

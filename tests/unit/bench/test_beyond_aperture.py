@@ -117,8 +117,10 @@ def test_the_middle_of_a_scan_is_a_scan_of_its_own(hidden):
 def test_correlations_tell_within_from_beyond():
     rng = np.random.default_rng(1)
     noise = [rng.standard_normal((64, 64)) + 1j * rng.standard_normal((64, 64)) for _ in range(2)]
-    outside = module._outside((64, 64), 0.5)
+    outside = module._outside((64, 64), 64, 0.5)
     assert outside.mean() == pytest.approx(1 - (33 / 64) ** 2)
+    # An even number of pixels is given: 42 of 64, not 42.67.
+    assert module._outside((640, 640), 64, 2 / 3).mean() == pytest.approx(1 - (421 / 640) ** 2)
     window = np.ones((64, 64))
     other = np.fft.ifft2(np.where(outside, np.fft.fft2(noise[1]), np.fft.fft2(noise[0])))
     within, beyond = correlations(noise[0], other, window, outside)
@@ -136,7 +138,18 @@ def test_the_command_trains_measures_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "CPU_OBJECTS", 8)
     monkeypatch.setattr(module, "Case", lambda dose, sample: replace(CASE, dose=dose, sample=sample))
     weights, out, figure = (tmp_path / name for name in ("d.safetensors", "o.json", "f.png"))
-    line = ["bench", "beyond-aperture", str(weights), "--samples", "star", "--doses", "1e5", "--weights", "--epochs", "4"]
+    line = [
+        "bench",
+        "beyond-aperture",
+        str(weights),
+        "--samples",
+        "star",
+        "--doses",
+        "1e5",
+        "--weights",
+        "--epochs",
+        "4",
+    ]
     assert main([*line, "--steps", "1", "--out", str(out), "--figure", str(figure)]) == 0
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     assert "| star | 1e+05 | LSQ-ML, adversarial decoder |" in text and figure.stat().st_size > 5000

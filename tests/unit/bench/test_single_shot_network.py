@@ -40,6 +40,8 @@ def test_a_perfect_network_succeeds_at_once_and_stays_there(monkeypatch):
     assert found[module.ALONE]["error"] < 1e-6 and found[module.REDUCED]["error"] < 0.1
     assert found[module.STARTED]["error"] < 0.1 < found["one random start"]["error"]
     assert found["2 random starts"]["seconds"] > 0
+    # Light in the box knows nothing of the sample.
+    assert found[module.LIGHT]["error"] > 3 * found[module.STARTED]["error"]
 
 
 def test_rows_are_of_samples_in_darkness(tmp_path, capsys):
@@ -50,14 +52,12 @@ def test_rows_are_of_samples_in_darkness(tmp_path, capsys):
     assert main([*line, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert {row["object"] for row in found["rows"]} == {"weak phase", "strong phase"}
-    assert len(found["rows"]) == 2 * 2 * 5 and table(found) in capsys.readouterr().out
+    assert len(found["rows"]) == 2 * 2 * 6 and table(found) in capsys.readouterr().out
 
 
 def test_the_table_counts_what_succeeds():
-    rows = [
-        {"object": kind, "photons": 1e6, "seed": 0, "method": "network", "error": error, "r_factor": 1.0, "seconds": 2.0}
-        for kind, error in (("a", 0.1), ("a", 0.2), ("b", 0.3))
-    ]
+    same = {"photons": 1e6, "seed": 0, "method": "network", "r_factor": 1.0, "seconds": 2.0}
+    rows = [{"object": kind, "error": error, **same} for kind, error in (("a", 0.1), ("a", 0.2), ("b", 0.3))]
     found = {"rows": rows, "settings": {"success_nrmse": 0.15, "seeds": 2, "size": 64}}
     assert "| 1e+06 | network | 0.50 | 0.00 | 0.200 | 1.00 | 2.00 |" in table(found)
 

@@ -44,7 +44,7 @@ def test_larger_objects_have_the_same_shares_at_the_same_frequencies():
     probe, valid = lens_probe(32, 4.5), to_corner(inner_pixels(32, 0.6))
     small, large = measured_share(probe, valid, (32, 32)), measured_share(probe, valid, (64, 96))
     torch.testing.assert_close(large[:, ::2, ::3], small)
-    assert 0 <= large.min() and large.max() <= 1
+    assert large.min() >= 0 and large.max() <= 1
 
 
 def test_support_is_the_share_in_the_dark_and_whole_in_bright_light():
