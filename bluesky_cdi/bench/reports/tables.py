@@ -153,8 +153,8 @@ def scan_memory(found: Found) -> str:
         f"{scan['took_s']:.0f} s; {scan['reconstructed']} in the image"
     )
     tail = (
-        f"after a fifth {scan['from_mib']:.0f} MiB, then {scan['least_mib']:.0f} to {scan['most_mib']:.0f}; mean of "
-        f"the last fifth over that of the second: {100 * scan['growth']:+.1f} %; once final {scan['final_mib']:.0f} MiB"
+        f"after two fifths {scan['from_mib']:.0f} MiB, then {scan['least_mib']:.0f} to {scan['most_mib']:.0f}; mean of "
+        f"the last fifth over that of the third: {100 * scan['growth']:+.1f} %; once final {scan['final_mib']:.0f} MiB"
     )
     return f"{head}\n{aligned(lines)}\n{tail}"
 
