@@ -78,14 +78,18 @@ def setup_or_end(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
     terms, asking, factory, arguments
         As for `hosted_setup`, which raises what would be the same on another host.
     """
+    why: Exception
     try:
         return hosted_setup(terms, asking, factory, arguments)
+    except HostError as err:
+        why = err
+    except BlueskyCDIError:
+        raise
     except OSError as err:
-        if isinstance(err, BlueskyCDIError) and not isinstance(err, HostError):
-            raise
-        # Another host, or this one later or started otherwise, may do.
-        logger.error("the host can't begin a reconstruction: %s", err)
-        os._exit(1)
+        why = err
+    # Another host, or this one later or started otherwise, may do.
+    logger.error("the host can't begin a reconstruction: %s", why)
+    os._exit(1)
 
 
 def end_without_memory(error: Exception | None) -> None:

@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,19 +147,21 @@ def _measured(
         tell("from file to image")
         reader.reading_s = reader.decoding_s = 0.0
         passes: list[float] = []
-        waited, spent, watch, obj = 0.0, Counter[str](), Stopwatch(device), torch.empty(0)
+        waited, watch, obj = 0.0, Stopwatch(device), torch.empty(0)
+        spent: defaultdict[str, float] = defaultdict(float)
         while not passes or watch.seconds < options.seconds:
             before, one = watch.seconds, stream(work.frames)
             with watch:
                 obj = one.run(reader)
             passes.append(work.frames / (watch.seconds - before))
             waited += one.times.waiting_s
-            spent.update(one.times.seconds())
-        spent.update(reading=reader.reading_s, decompressing=reader.decoding_s)
+            for stage, seconds in one.times.seconds().items():
+                spent[stage] += seconds
+        spent["reading"], spent["decompressing"] = reader.reading_s, reader.decoding_s
         done = work.frames * len(passes)
         tell("reading alone, computing alone")
         alone = {"reading": _reading(reader, options.batch)}
-        if spent["copying"]:
+        if "copying" in spent:
             alone["copying"] = done / spent["copying"]
         alone["computing"] = _computing(
             stream(min(work.frames, options.batch)), measured.counts[: options.batch], device
