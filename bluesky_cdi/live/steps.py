@@ -14,8 +14,8 @@ from bluesky_cdi.protocols import Estimate, QuickReader, Reconstructor
 
 logger = logging.getLogger(__name__)
 
-# A full step takes and frees large arrays, of another size each. What is freed is given back no more often than this,
-# seconds: the next step takes it anew.
+# Images take and free large arrays, of another size each. What is freed is given back no more often than this, seconds:
+# the next image takes it anew.
 GIVE_BACK_S = 10.0
 
 
@@ -82,11 +82,11 @@ class Steps:
         estimate = None if has_time else self._read_quickly()
         if is_full := estimate is None:
             estimate = self._reconstructor.step(self._pace.step_s, interrupted)
-            if self._clock() > self._given_back_s + GIVE_BACK_S:
-                give_memory_back()
-                self._given_back_s = self._clock()
         self._tempo.stepped(began_s, frames, full=is_full)
         self.owes_full = not is_full
+        if self._clock() > self._given_back_s + GIVE_BACK_S:
+            give_memory_back()
+            self._given_back_s = self._clock()
         return None if estimate is None else self._shown(estimate, began_s)
 
     def _read_quickly(self) -> Estimate | None:
