@@ -115,7 +115,7 @@ def _scan(documents: Any, number: int, config: Config, folder: Path, tell: Calla
                 time.sleep(LOOK_S)
             for name, doc in together:
                 buffer(name, doc)
-            if sent >= due * number:
+            if together[-1][0] == "event" and sent >= due * number:
                 due += EVERY
                 course.append((sent, anonymous_mib(os.getpid()) or 0.0))
                 tell(f"{sent} frames: {course[-1][1]:.0f} MiB")
