@@ -124,7 +124,8 @@ def host(found: Found) -> str:
     kinds = ", ".join(f"{name} {count}" for name, count in last["faults"].items())
     back = f"{np.median(last['back_s']):.1f} s (at most {max(last['back_s']):.1f} s)" if last["back_s"] else "-"
     told = f"faults: {kinds}; {last['up']} found a working reconstruction; it was there again after {back}"
-    return f"{aligned(lines)}\n{told}"
+    waited = "" if "longest_write_s" not in last else f"\nlongest wait for the journal: {last['longest_write_s']:.3f} s"
+    return f"{aligned(lines)}\n{told}{waited}"
 
 
 def memory(found: Found) -> str:

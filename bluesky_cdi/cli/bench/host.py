@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 
 from bluesky_cdi.cli.arguments import positive
 from bluesky_cdi.cli.bench.common import Part, add_device, add_out, finish, prepare, tell
@@ -45,6 +47,8 @@ def _host_options(command: argparse.ArgumentParser) -> None:
 
 
 def _bench_host(args: argparse.Namespace) -> int:
+    # Whoever ends this ends what it has started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.host import Options, host
 
