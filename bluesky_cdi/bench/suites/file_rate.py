@@ -85,8 +85,8 @@ def file_rate(
         ``machine``, ``settings``, and ``file``: ``frames``, ``object_px``, ``bytes_per_frame`` in the file,
         ``frames_per_s`` of each pass from file to image, ``waiting_share`` of the time in which the computing thread
         waited for frames, ``busy_share`` in which the device computed or waited for its next kernel,
-        ``stages_us_per_frame`` (``reading`` and ``decompressing`` of a thread; ``copying``, ``placing``, ``network`` and
-        ``stitching`` of the device), ``alone_frames_per_s`` (``reading``: read and decompressed, nothing computed;
+        ``stages_us_per_frame`` (``reading`` and ``decompressing`` of a thread; ``copying``, ``placing``, ``network``
+        and ``stitching`` of the device), ``alone_frames_per_s`` (``reading``: read and decompressed, nothing computed;
         ``copying`` to the device, by its time on the way; ``computing``: frames in the device's memory, nothing read),
         the ``slowest`` of these, ``limit`` (that, or ``together`` where less than `ALONE_SHARE` of its rate is
         reached), ``is_direct`` (whether chunks are read in threads), ``reading_threads``, ``cpu_us_per_frame``,
