@@ -1,8 +1,9 @@
-"""A host of reconstructions that ends with the benchmark which started it, however that ends."""
+"""The command ``bluesky-cdi``, which ends with the benchmark that started it, however that ends."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -15,7 +16,5 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    from bluesky_cdi.cli import main
-
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(main(sys.argv[1:]))
+    runpy.run_module("bluesky_cdi", run_name="__main__")
