@@ -1,6 +1,8 @@
 """What `bench host` says, and the device that it takes memory from; the host's faults are in tests/faults."""
 
 import contextlib
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from bluesky_cdi.bench.suites import host_documents
 from bluesky_cdi.catalog.schema import PER_FRAME
 from bluesky_cdi.journal import Journal
 
+SOON_S = 120.0
 ROW = {
     "events": 16, "in_catalog": 16, "same": True, "reconstructed": 16, "complete": True, "error": None, "failed": 0,
     "longest_gap_s": 0.25, "median_gap_s": 0.1, "faults": {}, "up": 0, "back_s": [],
@@ -73,3 +76,15 @@ def test_what_a_journal_and_results_hold_is_counted(tmp_path):
             file[f"{PER_FRAME}/frame_seq_num"] = numbers
             file.attrs["complete"] = complete
     assert host_documents._result(tmp_path / "results") == (3, True, 1)
+
+
+def test_a_host_ends_with_who_started_it(tmp_path):
+    line = [sys.executable, "-m", "bluesky_cdi.bench.served", "serve-reconstructor", "--port", "0"]
+    with subprocess.Popen(
+        [*line, "--folder", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("address")
+        assert process.poll() is None
+        # What happens to the pipe when the one at its other end is gone, however that ends.
+        process.stdin.close()
+        assert process.wait(SOON_S) == 0
