@@ -61,7 +61,7 @@ def _bench_host(args: argparse.Namespace) -> int:
         options = documents.Options(args.frames, args.faults, args.rate, args.unreachable, str(device))
         found = documents.host_documents(options, tell)
         return finish(args, found, tables.host(found))
-    found = host(Options(args.frames, args.faults, args.exposure, args.unreachable, args.step), tell)
+    found = host(Options(args.frames, args.faults, args.exposure, args.unreachable, args.step, args.device), tell)
     return finish(args, found, tables.host(found))
 
 
