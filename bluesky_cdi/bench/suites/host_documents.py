@@ -39,7 +39,7 @@ class Options:
     frames : int
         Of the scan; the next square is sent.
     faults : int
-        Spread evenly over the second scan.
+        Spread evenly over the scan.
     frames_s : float
         Frames a second.
     unreachable_s : float
