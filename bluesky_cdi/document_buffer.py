@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import tempfile
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bluesky_cdi.errors import DocumentError
+from bluesky_cdi.packing import pack, unpack
+
+logger = logging.getLogger(__name__)
+
+# Documents that wait in memory, unless stated otherwise, bytes.
+MEMORY_BYTES = 2**28
+
+Document = tuple[str, Any]
 
 
 class DocumentBuffer:
     """Hands documents to a callback in a thread of its own, in their order; whoever sends them never waits.
 
-    What still waits when the interpreter exits is handed on first.
+    What waits beyond some memory, as frames in events may, waits in a file without a name in the system's folder for
+    temporary files (``TMPDIR``), as bytes that `bluesky_cdi.packing` knows. What still waits when the interpreter exits
+    is handed on first.
 
     Parameters
     ----------
     target : callable
         Takes (name, document). What it raises is logged; the next document follows.
+    memory_bytes : int
+        About as much of the documents' data waits in memory.
     """
 
-    def __init__(self, target: Callable[[str, Any], Any]) -> None:
-        from bluesky.callbacks.buffer import BufferingWrapper
-
+    def __init__(self, target: Callable[[str, Any], Any], memory_bytes: int = MEMORY_BYTES) -> None:
         self._target = target
         self._changed = threading.Condition()
         self._taken = self._handed_on = 0
-        self._buffer = BufferingWrapper(self._hand_on)
+        self._waiting = _Waiting(memory_bytes)
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="bluesky_cdi-documents", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
 
     def __call__(self, name: str, doc: Any) -> None:
         """Take a document; returns at once.
@@ -42,9 +64,11 @@ class DocumentBuffer:
             If the buffer is closed.
         """
         with self._changed:
-            # In this order, and in one piece: else a `drain` could count a document that it doesn't wait for.
-            self._buffer(name, doc)
+            if self._is_closed:
+                raise RuntimeError(f"a {name} document must come before the buffer is closed; it came after that")
+            self._waiting.put((name, doc))
             self._taken += 1
+            self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything taken so far is handed on; False where that takes longer than `timeout_s` seconds."""
@@ -54,12 +78,105 @@ class DocumentBuffer:
 
     def close(self) -> None:
         """Hand on what waits, then end the thread and refuse further documents."""
-        self._buffer.shutdown()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        atexit.unregister(self.close)
 
-    def _hand_on(self, name: str, doc: Any) -> None:
-        try:
-            self._target(name, doc)
-        finally:
+    def _run(self) -> None:
+        while (document := self._next()) is not None:
+            try:
+                self._target(*document)
+            except Exception as err:
+                logger.exception("a %s document was not taken: %s", document[0], err)
             with self._changed:
                 self._handed_on += 1
                 self._changed.notify_all()
+
+    def _next(self) -> Document | None:
+        """Wait for a document; None once the buffer is closed and all are handed on."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) or self._is_closed)
+            return self._waiting.get() if len(self._waiting) else None
+
+
+class _Waiting:
+    """Documents in their order, in memory and beyond that in a file; for one thread at a time.
+
+    Parameters
+    ----------
+    memory_bytes : int
+        About as much waits in memory; a document alone does whatever it takes.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._memory_bytes, self._held = memory_bytes, 0
+        # Each with the bytes that it takes, or where it lies in the file: first byte and number.
+        self._documents: deque[tuple[Document, int] | tuple[int, int]] = deque()
+        self._file: BinaryIO | None = None
+        self._in_file = self._end = 0
+        self._has_told = False
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def put(self, document: Document) -> None:
+        """Add a document as the last one."""
+        size = _size_of(document[1])
+        if self._held and self._held + size > self._memory_bytes and self._written(document):
+            return
+        self._held += size
+        self._documents.append((document, size))
+
+    def get(self) -> Document:
+        """Take the first one."""
+        first, size = self._documents.popleft()
+        if not isinstance(first, int):
+            self._held -= size
+            return first
+        return self._read(first, size)
+
+    def _written(self, document: Document) -> bool:
+        """Write a document to the file; False where it can't be packed or there is no room: it waits in memory."""
+        try:
+            data = pack(list(document))
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="bluesky_cdi-")  # noqa: SIM115 (lives as long as this)
+            self._file.seek(self._end)
+            self._file.write(data)
+            self._file.flush()
+        except (OSError, DocumentError) as err:
+            if not self._has_told:
+                self._has_told = True
+                where = tempfile.gettempdir()
+                logger.warning(
+                    "documents come faster than they are taken; some wait in memory and not in %s: %s", where, err
+                )
+            return False
+        self._documents.append((self._end, len(data)))
+        self._end, self._in_file = self._end + len(data), self._in_file + 1
+        return True
+
+    def _read(self, first: int, size: int) -> Document:
+        if self._file is None:
+            raise RuntimeError("a document must lie in a file that was opened; there is none")
+        self._file.seek(first)
+        name, doc = unpack(self._file.read(size))
+        self._in_file -= 1
+        if not self._in_file:
+            # All are read: what they took is given back.
+            self._file.close()
+            self._file, self._end = None, 0
+        return name, doc
+
+
+def _size_of(value: Any) -> int:
+    """Estimate the bytes of the data in a document: of a list by its first item."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(_size_of(each) for each in value.values())
+    if isinstance(value, (list, tuple)):
+        return len(value) * (8 + _size_of(value[0])) if value else 0
+    return len(value) if isinstance(value, (str, bytes)) else 8

@@ -50,6 +50,8 @@ class HostProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # It may be stopped.
+        self.send(signal.SIGCONT)
         self.end(signal.SIGTERM)
 
     def start(self) -> None:
@@ -57,8 +59,10 @@ class HostProcess:
         command = ["serve-reconstructor", "--port", self._port, "--folder", self._folder, "--factory", FACTORY]
         command += ["--device", self._device]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bluesky_cdi", *map(str, command)],
+            [sys.executable, "-m", "bluesky_cdi.bench.served", *map(str, command)],
             env={**os.environ, SIGN: str(self.sign)},
+            # Its other end is gone when this process is.
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -67,6 +71,8 @@ class HostProcess:
         """End the process by a signal, and wait until it is gone."""
         self.send(how)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def send(self, what: signal.Signals) -> None:
         """Send the process a signal."""

@@ -15,6 +15,8 @@ from bluesky_cdi.cli.output import say_result
 from bluesky_cdi.errors import BlueskyCDIError
 
 PORT = 5991
+# The host itself loads no PyTorch, which could tell which.
+SAID = {"auto": "a GPU where there is one, else the CPU"}
 
 
 def add_serve_reconstructor(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -92,7 +94,7 @@ def _serve(args: argparse.Namespace) -> int:
         rows = [
             ("address", host.address),
             ("who", "whoever has a key" if args.keys else "users of this machine, and who has a tunnel to it"),
-            ("sessions", f"{args.max_sessions} at a time on {', '.join(args.device)}"),
+            ("sessions", f"{args.max_sessions} at a time on {', '.join(SAID.get(name, name) for name in args.device)}"),
             (
                 "files",
                 ", ".join(args.paths) or "none of the sessions' machines: these send the frames that are in files",

@@ -32,8 +32,9 @@ HEADER = struct.Struct(">QI")
 # Chunks that lie no further apart are read together, bytes: HDF5 keeps its index between them.
 GAP_BYTES = 2**16
 
-# Takes the bytes of a chunk; writes its values.
-Decode = Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], None]
+# Takes bytes, where in them chunks begin and how long each is; writes their values, one chunk after the other. Many at
+# a time: what Python does for each holds up all other threads.
+Decode = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[Any]], None]
 
 
 class ChunkReader:
@@ -159,24 +160,34 @@ class ChunkReader:
             if os.preadv(self._bytes, [data.data], begin) < len(data):
                 raise self._not_there(low + first)
             read = time.perf_counter()
-            for number in range(first, last):
-                place = int(offsets[number]) - begin
-                self._put(low + number, data[place : place + int(sizes[number])], start, out)
+            self._put(low + first, data, offsets[first:last] - begin, sizes[first:last], start, out)
             with self._counting:
                 self.reading_s += read - began
                 self.decoding_s += time.perf_counter() - read
 
-    def _put(self, number: int, data: npt.NDArray[np.uint8], start: int, out: npt.NDArray[Any]) -> None:
-        """Decode a chunk into the rows that are its, of those that are wanted."""
-        row = number * self._chunk - start
-        decode = self._decode or _copy
-        if row >= 0 and row + self._chunk <= len(out):
-            decode(data, out[row : row + self._chunk])
-            return
-        block = np.empty((self._chunk, *self.shape[1:]), self.dtype)
-        decode(data, block)
-        inside = slice(max(0, -row), min(self._chunk, len(out) - row))
-        out[max(0, row) : row + inside.stop] = block[inside]
+    def _put(
+        self,
+        number: int,
+        data: npt.NDArray[np.uint8],
+        places: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+        start: int,
+        out: npt.NDArray[Any],
+    ) -> None:
+        """Decode chunks from `number` on into the rows that are theirs, of those that are wanted."""
+        decode, rows = self._decode or _copy, self._chunk
+        # Of these all rows are wanted.
+        low = min(max(0, -(-(start - number * rows) // rows)), len(sizes))
+        high = max(low, min(len(sizes), (start + len(out)) // rows - number))
+        if high > low:
+            first = (number + low) * rows - start
+            decode(data, places[low:high], sizes[low:high], out[first : first + (high - low) * rows])
+        for k in [*range(low), *range(high, len(sizes))]:
+            block = np.empty((rows, *self.shape[1:]), self.dtype)
+            decode(data, places[k : k + 1], sizes[k : k + 1], block)
+            row = (number + k) * rows - start
+            inside = slice(max(0, -row), min(rows, len(out) - row))
+            out[max(0, row) : row + inside.stop] = block[inside]
 
     def _not_there(self, number: int) -> ScanFileError:
         return ScanFileError(
@@ -198,8 +209,11 @@ def _decoder(dataset: h5py.Dataset) -> Decode | None:
     return None if function is None else _unshuffled(function)
 
 
-def _copy(data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
-    out[...] = data.view(out.dtype).reshape(out.shape)
+def _copy(
+    data: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], out: npt.NDArray[Any]
+) -> None:
+    for place, size, part in zip(places.tolist(), sizes.tolist(), np.split(out, len(sizes)), strict=True):
+        part[...] = data[place : place + size].view(out.dtype).reshape(part.shape)
 
 
 def _plugin_function(name: str) -> Any:
@@ -220,14 +234,19 @@ def _plugin_function(name: str) -> Any:
 def _unshuffled(function: Any) -> Decode:
     """Make a decoder of a function of bitshuffle; ctypes lets other threads run while it works."""
 
-    def decode(data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
-        size, block = HEADER.unpack_from(data.data)
-        if size != out.nbytes:
-            raise ScanFileError(f"a chunk must hold {out.nbytes} bytes; it says {size}")
-        width = out.dtype.itemsize
-        begin = data.__array_interface__["data"][0] + HEADER.size
-        taken = function(begin, out.__array_interface__["data"][0], out.size, width, block // width)
-        if taken != len(data) - HEADER.size:
-            raise ScanFileError(f"a chunk of {len(data)} bytes is damaged (bitshuffle gives {taken})")
+    def decode(
+        data: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], out: npt.NDArray[Any]
+    ) -> None:
+        width, number = out.dtype.itemsize, len(sizes)
+        of_chunk, values = out.nbytes // number, out.size // number
+        heads = np.array([HEADER.unpack_from(data.data, place) for place in places.tolist()])
+        if len(wrong := heads[heads[:, 0] != of_chunk, 0]):
+            raise ScanFileError(f"a chunk must hold {of_chunk} bytes; it says {wrong[0]}")
+        begins = (data.__array_interface__["data"][0] + HEADER.size + places).tolist()
+        targets = range(out.__array_interface__["data"][0], out.__array_interface__["data"][0] + out.nbytes, of_chunk)
+        blocks, lengths = (heads[:, 1] // width).tolist(), (sizes - HEADER.size).tolist()
+        for begin, target, block, length in zip(begins, targets, blocks, lengths, strict=True):
+            if (taken := function(begin, target, values, width, block)) != length:
+                raise ScanFileError(f"a chunk of {length + HEADER.size} bytes is damaged (bitshuffle gives {taken})")
 
     return decode

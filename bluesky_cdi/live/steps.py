@@ -9,9 +9,14 @@ from collections.abc import Callable
 from bluesky_cdi.live.flow import FrameFlow
 from bluesky_cdi.live.parts import Pace
 from bluesky_cdi.live.tempo import Tempo
+from bluesky_cdi.memory import give_memory_back
 from bluesky_cdi.protocols import Estimate, QuickReader, Reconstructor
 
 logger = logging.getLogger(__name__)
+
+# Images take and free large arrays, of another size each. What is freed is given back no more often than this, seconds:
+# the next image takes it anew.
+GIVE_BACK_S = 10.0
 
 
 class Steps:
@@ -48,6 +53,7 @@ class Steps:
         self._tempo = Tempo(pace.latency_s, clock)
         self._quick = reconstructor if isinstance(reconstructor, QuickReader) and not always_full else None
         self.owes_full = self._has_told = False
+        self._given_back_s = clock()
 
     @property
     def rest_s(self) -> float | None:
@@ -78,6 +84,9 @@ class Steps:
             estimate = self._reconstructor.step(self._pace.step_s, interrupted)
         self._tempo.stepped(began_s, frames, full=is_full)
         self.owes_full = not is_full
+        if self._clock() > self._given_back_s + GIVE_BACK_S:
+            give_memory_back()
+            self._given_back_s = self._clock()
         return None if estimate is None else self._shown(estimate, began_s)
 
     def _read_quickly(self) -> Estimate | None:

@@ -47,13 +47,10 @@ class StageTimes:
     ----------
     waiting_s : float
         That the thread which starts the device's work waited for frames that were not read yet.
-    in_all_s : float
-        From the first frame to the finished image.
     """
 
     device: torch.device
     waiting_s: float = 0.0
-    in_all_s: float = 0.0
     _seconds: dict[str, float] = field(default_factory=dict)
     _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
 
@@ -147,13 +144,11 @@ class FileStream:
         Tensor, shape (1, Y, X), complex64
             The object, computed to its end.
         """
-        began = time.perf_counter()
         counted = self._copied(reader) if self._device.type == "cuda" else self._read(reader)
         for first, counts in counted:
             self.stitch(first, counts)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.times.in_all_s += time.perf_counter() - began
         return self.map.object
 
     def _read(self, reader: ChunkReader, copied: list[torch.cuda.Event | None] | None = None) -> Iterator[_Batch]:

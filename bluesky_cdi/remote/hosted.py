@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_cdi.callbacks import SharedFolders
-from bluesky_cdi.errors import BlueskyCDIError, ConfigError
+from bluesky_cdi.errors import BlueskyCDIError, HostError
 from bluesky_cdi.live.parts import Recorder
 from bluesky_cdi.protocols import RunInfo
 from bluesky_cdi.remote.carried import put_down
@@ -43,11 +43,11 @@ def hosted_setup(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
 
     Raises
     ------
-    ConfigError
+    HostError
         If the host does not run that factory.
     """
     if factory not in (LIVE, *terms.factories):
-        raise ConfigError(
+        raise HostError(
             f"the host runs no factory {factory!r}; who starts it may allow that: serve-reconstructor --factory "
             f"{factory}"
         )
@@ -71,21 +71,25 @@ def hosted_setup(terms: Terms, asking: Asking, factory: str, arguments: Mapping[
 
 
 def setup_or_end(terms: Terms, asking: Asking, factory: str, arguments: Mapping[str, Any]) -> Setup:
-    """Make what the worker is made from; end the process where this machine fails, as with a full disk.
+    """Make what the worker is made from; end the process where this host won't, or its disk is full.
 
     Parameters
     ----------
     terms, asking, factory, arguments
         As for `hosted_setup`, which raises what would be the same on another host.
     """
+    why: Exception
     try:
         return hosted_setup(terms, asking, factory, arguments)
+    except HostError as err:
+        why = err
     except BlueskyCDIError:
         raise
     except OSError as err:
-        # Another host, or this one later, may do.
-        logger.error("the host can't begin a reconstruction: %s", err)
-        os._exit(1)
+        why = err
+    # Another host, or this one later or started otherwise, may do.
+    logger.error("the host can't begin a reconstruction: %s", why)
+    os._exit(1)
 
 
 def end_without_memory(error: Exception | None) -> None:

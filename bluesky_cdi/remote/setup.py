@@ -88,7 +88,8 @@ class Setup:
                 mask=self.mask,
                 preprocessing=self.preprocessing,
                 elsewhere=self.elsewhere,
-            )
+            ),
+            self.queue.bytes,
         )
         worker.drain = documents.drain
         return worker, documents

@@ -1,8 +1,10 @@
 import logging
 import threading
 
+import numpy as np
 import pytest
 
+from bluesky_cdi import document_buffer
 from bluesky_cdi.document_buffer import DocumentBuffer
 
 SOON_S = 120.0
@@ -59,3 +61,64 @@ def test_closing_hands_on_what_waits_and_refuses_what_follows():
     with pytest.raises(RuntimeError):
         buffer("event", 2)
     assert buffer.drain(SOON_S)
+
+
+def held_up(memory_bytes):
+    """Give a buffer, what its target gets, and what lets the target go on."""
+    got, go = [], threading.Event()
+
+    def target(name, doc):
+        assert go.wait(SOON_S)
+        got.append((name, doc))
+
+    return DocumentBuffer(target, memory_bytes), got, go
+
+
+def frame(number):
+    return {"seq_num": number, "data": {"image": np.full((64, 64), number, np.uint16), "x": 0.5}}
+
+
+def of(got):
+    return [(name, doc["seq_num"], int(doc["data"]["image"].sum())) for name, doc in got]
+
+
+def test_what_memory_has_no_room_for_waits_in_a_file_in_its_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_buffer.tempfile, "tempdir", str(tmp_path))
+    buffer, got, go = held_up(40_000)
+    for number in range(20):
+        buffer("event", frame(number))
+    waiting = buffer._waiting
+    # Five frames of 8 KiB are more than fit.
+    assert waiting._held <= 40_000 and waiting._in_file >= 15 and waiting._file is not None
+    go.set()
+    assert buffer.drain(SOON_S)
+    assert of(got) == [("event", number, number * 64 * 64) for number in range(20)]
+    # Nothing stays, and it begins anew.
+    assert waiting._held == 0 and waiting._file is None and not list(tmp_path.iterdir())
+    buffer("event", frame(20))
+    buffer.close()
+    assert of(got)[-1] == ("event", 20, 20 * 64 * 64)
+
+
+def test_frames_as_lists_count_as_well():
+    buffer, got, go = held_up(100_000)
+    for number in range(8):
+        buffer("event", {"data": {"image": [[number] * 64] * 64}})
+    assert buffer._waiting._in_file >= 6
+    go.set()
+    buffer.close()
+    assert [doc["data"]["image"][63][63] for _, doc in got] == list(range(8))
+
+
+def test_without_room_on_the_disk_they_wait_in_memory(monkeypatch, caplog):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(document_buffer.tempfile, "TemporaryFile", full)
+    buffer, got, go = held_up(10_000)
+    for number in range(6):
+        buffer("event", frame(number))
+    go.set()
+    buffer.close()
+    assert [number for _, number, _ in of(got)] == list(range(6))
+    assert caplog.text.count("some wait in memory and not in") == 1

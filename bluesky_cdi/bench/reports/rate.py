@@ -114,7 +114,10 @@ def file(found: Mapping[str, Any]) -> str:
     way = "chunks in threads" if each["is_direct"] else "through HDF5"
     alone, spent = each["alone_frames_per_s"], each["stages_us_per_frame"]
     stages = ", ".join(f"{stage} {us:.2f}" for stage, us in spent.items())
-    limit = each["limit"]
+    slowest, is_one = each["slowest"], each["limit"] != "together"
+    limit = (
+        slowest if is_one else "threads that decompress, and that which starts the device's work, take turns in Python"
+    )
     lines = [
         f"{each['frames']} frames of {size}x{size} from an HDF5 file to one stitched image of "
         f"{each['object_px'][0]}x{each['object_px'][1]} pixels, {settings['weights']}, on {machine['devices'][0]}",
@@ -128,9 +131,10 @@ def file(found: Mapping[str, Any]) -> str:
         lines.append(f"  copying alone: {alone['copying']:.0f} frames/s")
     lines += [
         f"  computing alone: {alone['computing']:.0f} frames/s, batches of {settings['batch']}",
-        f"  the device computes {100 * each['busy_share']:.0f} % of the time; frames are waited for "
-        f"{100 * each['waiting_share']:.0f} %",
-        f"  what limits: {limit}; {100 * each['frames_per_s_median'] / alone[limit]:.0f} % of its rate is reached",
+        f"  the device computes, or waits for its next kernel, {100 * each['busy_share']:.0f} % of the time; frames "
+        f"are waited for {100 * each['waiting_share']:.0f} %",
+        f"  what limits: {limit}; {100 * each['frames_per_s_median'] / alone[slowest]:.0f} % of the rate of {slowest} "
+        "alone is reached",
         f"  complex NRMSE to the truth, one pass of the network: {each['complex_nrmse']:.3f}",
     ]
     return "\n".join(lines)

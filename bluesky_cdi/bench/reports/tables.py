@@ -124,7 +124,8 @@ def host(found: Found) -> str:
     kinds = ", ".join(f"{name} {count}" for name, count in last["faults"].items())
     back = f"{np.median(last['back_s']):.1f} s (at most {max(last['back_s']):.1f} s)" if last["back_s"] else "-"
     told = f"faults: {kinds}; {last['up']} found a working reconstruction; it was there again after {back}"
-    return f"{aligned(lines)}\n{told}"
+    waited = "" if "longest_write_s" not in last else f"\nlongest wait for the journal: {last['longest_write_s']:.3f} s"
+    return f"{aligned(lines)}\n{told}{waited}"
 
 
 def memory(found: Found) -> str:
@@ -153,8 +154,8 @@ def scan_memory(found: Found) -> str:
         f"{scan['took_s']:.0f} s; {scan['reconstructed']} in the image"
     )
     tail = (
-        f"after a fifth {scan['from_mib']:.0f} MiB, then {scan['least_mib']:.0f} to {scan['most_mib']:.0f}; mean of "
-        f"the last fifth over that of the second: {100 * scan['growth']:+.1f} %; once final {scan['final_mib']:.0f} MiB"
+        f"after two fifths {scan['from_mib']:.0f} MiB, then {scan['least_mib']:.0f} to {scan['most_mib']:.0f}; mean of "
+        f"the last fifth over that of the third: {100 * scan['growth']:+.1f} %; once final {scan['final_mib']:.0f} MiB"
     )
     return f"{head}\n{aligned(lines)}\n{tail}"
 

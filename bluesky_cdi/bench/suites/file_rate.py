@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.protocols import ComplexArray
 
 DATASET = "entry/data/data"
+# Where less of the slowest part's rate is reached, the parts hold each other up.
+ALONE_SHARE = 0.8
 # Threads that read and decompress, at most: between two chunks each needs Python for some microseconds, and so does the
 # thread that starts the device's work.
 THREADS_MAX = 8
@@ -82,11 +84,12 @@ def file_rate(
     dict
         ``machine``, ``settings``, and ``file``: ``frames``, ``object_px``, ``bytes_per_frame`` in the file,
         ``frames_per_s`` of each pass from file to image, ``waiting_share`` of the time in which the computing thread
-        waited for frames, ``busy_share`` in which the device computed, ``stages_us_per_frame`` (``reading`` and
-        ``decompressing`` of a thread; ``copying``, ``placing``, ``network`` and ``stitching`` of the device),
-        ``alone_frames_per_s`` (``reading``: read and decompressed, nothing computed; ``copying`` to the device, by its
-        time on the way; ``computing``: frames in the device's memory, nothing read), ``limit`` (the slowest of these),
-        ``is_direct`` (whether chunks are read in threads), ``reading_threads``, ``cpu_us_per_frame``,
+        waited for frames, ``busy_share`` in which the device computed or waited for its next kernel,
+        ``stages_us_per_frame`` (``reading`` and ``decompressing`` of a thread; ``copying``, ``placing``, ``network``
+        and ``stitching`` of the device), ``alone_frames_per_s`` (``reading``: read and decompressed, nothing computed;
+        ``copying`` to the device, by its time on the way; ``computing``: frames in the device's memory, nothing read),
+        the ``slowest`` of these, ``limit`` (that, or ``together`` where less than `ALONE_SHARE` of its rate is
+        reached), ``is_direct`` (whether chunks are read in threads), ``reading_threads``, ``cpu_us_per_frame``,
         ``complex_nrmse`` to the truth, but for its border.
 
     Raises
@@ -147,19 +150,21 @@ def _measured(
         tell("from file to image")
         reader.reading_s = reader.decoding_s = 0.0
         passes: list[float] = []
-        waited, spent, watch, obj = 0.0, Counter[str](), Stopwatch(device), torch.empty(0)
+        waited, watch, obj = 0.0, Stopwatch(device), torch.empty(0)
+        spent: defaultdict[str, float] = defaultdict(float)
         while not passes or watch.seconds < options.seconds:
             before, one = watch.seconds, stream(work.frames)
             with watch:
                 obj = one.run(reader)
             passes.append(work.frames / (watch.seconds - before))
             waited += one.times.waiting_s
-            spent.update(one.times.seconds())
-        spent.update(reading=reader.reading_s, decompressing=reader.decoding_s)
+            for stage, seconds in one.times.seconds().items():
+                spent[stage] += seconds
+        spent["reading"], spent["decompressing"] = reader.reading_s, reader.decoding_s
         done = work.frames * len(passes)
         tell("reading alone, computing alone")
         alone = {"reading": _reading(reader, options.batch)}
-        if spent["copying"]:
+        if "copying" in spent:
             alone["copying"] = done / spent["copying"]
         alone["computing"] = _computing(
             stream(min(work.frames, options.batch)), measured.counts[: options.batch], device
@@ -175,7 +180,8 @@ def _measured(
             "busy_share": (spent["placing"] + spent["network"] + spent["stitching"]) / watch.seconds,
             "stages_us_per_frame": {stage: 1e6 * seconds / done for stage, seconds in spent.items()},
             "alone_frames_per_s": alone,
-            "limit": min(alone, key=alone.__getitem__),
+            "slowest": (slowest := min(alone, key=alone.__getitem__)),
+            "limit": slowest if statistics.median(passes) >= ALONE_SHARE * alone[slowest] else "together",
             "is_direct": reader.is_direct,
             "reading_threads": threads,
             "cpu_us_per_frame": 1e6 * watch.cpu_seconds / done,

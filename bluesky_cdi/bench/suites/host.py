@@ -45,6 +45,8 @@ class Options:
         How long the host is stopped, seconds.
     step_px : int
         Pixels from frame to frame.
+    device : str
+        The host's, as PyTorch calls it.
     """
 
     frames: int = 10_000
@@ -52,6 +54,7 @@ class Options:
     exposure_s: float = 0.05
     unreachable_s: float = 60.0
     step_px: int = 12
+    device: str = "auto"
 
 
 def host(options: Options | None = None, on_progress: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def host(options: Options | None = None, on_progress: Callable[[str], None] | No
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.ceil(math.sqrt(options.frames))
-    with tempfile.TemporaryDirectory() as folder, HostProcess(Path(folder)) as served:
+    with tempfile.TemporaryDirectory() as folder, HostProcess(Path(folder), options.device) as served:
         config = _config(options, side, served.address)
         with Session(config, Path(folder) / "catalog", monitor_key="i0", factory=FACTORY) as session:
             tell("a raster without faults")

@@ -11,7 +11,7 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Options:
     frames : int
         Of the scan; the next square is sent.
     faults : int
-        Spread evenly over the second scan.
+        Spread evenly over the scan.
     frames_s : float
         Frames a second.
     unreachable_s : float
@@ -72,7 +72,7 @@ def host_documents(options: Options | None = None, on_progress: Callable[[str], 
     -------
     dict
         ``machine``, ``settings`` and ``rows`` with one row, as of `suites.host.host`; ``in_catalog`` is what the
-        journal has.
+        journal has, and ``longest_write_s`` the longest time that the scan waited for it.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.ceil(math.sqrt(options.frames))
@@ -100,17 +100,19 @@ def _scan(
     """Send a run, and wait for its result."""
     number = len(run.positions_m)
     live = WorkerProcess(FACTORY, live_arguments(config, folder), (), config.reconstructor.host)
-    with contextlib.closing(live), contextlib.closing(Journal(folder / "journal" / "raw", live.appended)) as journal:
+    with _ended(live), contextlib.closing(Journal(folder / "journal" / "raw", live.appended)) as journal:
         while not is_up(live):
             time.sleep(LOOK_S)
         faults = Faults(options.faults, number, options.unreachable_s, served, live, tell)
         tell(f"a scan with {options.faults} faults")
         ready, stamps = list(run.documents(options.frames_s)), []
-        began = time.perf_counter()
+        began, longest_s = time.perf_counter(), 0.0
         for frames, docs in ready:
             time.sleep(max(0.0, began + frames / options.frames_s - time.perf_counter()))
+            before = time.perf_counter()
             for name, doc in docs:
                 journal(name, doc)
+            longest_s = max(longest_s, time.perf_counter() - before)
             if docs[-1][0] == "event":
                 stamps.append(time.perf_counter())
                 faults.see(frames)
@@ -133,8 +135,21 @@ def _scan(
         "failed": failed,
         "longest_gap_s": float(np.diff(stamps).max()),
         "median_gap_s": float(np.median(np.diff(stamps))),
+        "longest_write_s": longest_s,
         **faults.notes(),
     }
+
+
+@contextlib.contextmanager
+def _ended(live: WorkerProcess) -> Iterator[None]:
+    """End the reconstruction: after what it is doing, or at once where the benchmark is ended."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(WorkerError):
+            live.close(0.0)
+        raise
+    live.close()
 
 
 def _kept(folder: Path) -> list[int]:

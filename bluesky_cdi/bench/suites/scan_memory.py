@@ -19,14 +19,16 @@ import torch
 
 from bluesky_cdi.bench.machine import anonymous_mib, record
 from bluesky_cdi.bench.suites import rate
+from bluesky_cdi.bench.suites.events import raster_config
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.remote.setup import live_arguments, live_setup
 
 # Frames that may wait for an image before the next ones come, and how often that is looked at, seconds.
 WAITING, LOOK_S = 256, 0.02
-# Frames between two looks at the memory, as a share of all; the beginning is what comes before `AFTER`.
-EVERY, AFTER = 0.02, 0.2
+# Frames between two looks at the memory, as a share of all. The beginning is what comes before `AFTER`: until then the
+# frames of one region, of `reconstructor.window_px`, become more. Means are taken over `PART`.
+EVERY, AFTER, PART = 0.02, 0.4, 0.2
 SETTLE_S = 1800.0
 
 
@@ -40,6 +42,8 @@ class Options:
         Frames along each side of the raster.
     seconds : float
         What the scan would take.
+    step_px : int
+        Pixels from frame to frame.
     memory_mb : int
         `reconstructor.memory_mb`.
     weights : str
@@ -50,6 +54,7 @@ class Options:
 
     side: int = 120
     seconds: float = 3600.0
+    step_px: int = 12
     memory_mb: int = 32
     weights: str = "canvas-small"
     device: str = "cpu"
@@ -70,7 +75,7 @@ def scan_memory(options: Options | None = None, on_progress: Callable[[str], Non
     dict
         ``machine``, ``settings`` and ``scan``: ``frames``, how many were ``reconstructed``, ``took_s``, ``course``
         (frames sent, MiB of anonymous memory), ``from_mib``, ``least_mib`` and ``most_mib`` after the beginning,
-        ``growth`` (how much the mean of the last fifth is above that of the second), and ``final_mib``.
+        ``growth`` (how much the mean of the last fifth is above that of the one after the beginning), ``final_mib``.
 
     Raises
     ------
@@ -89,8 +94,11 @@ def scan_memory(options: Options | None = None, on_progress: Callable[[str], Non
 
 
 def _config(options: Options) -> Config:
-    made = rate.config_of(rate.Options(options.side, options.weights, device=options.device)).model_dump(mode="json")
-    made["reconstructor"] |= {"memory_mb": options.memory_mb, "final_steps": 1}
+    made = raster_config(options.side, options.step_px).model_dump(mode="json")
+    made["simulation"]["sample"] = "natural"
+    made["reconstructor"] |= {
+        "weights": options.weights, "device": options.device, "memory_mb": options.memory_mb, "final_steps": 1
+    }  # fmt: skip
     return Config.model_validate(made)
 
 
@@ -107,7 +115,7 @@ def _scan(documents: Any, number: int, config: Config, folder: Path, tell: Calla
                 time.sleep(LOOK_S)
             for name, doc in together:
                 buffer(name, doc)
-            if sent >= due * number:
+            if together[-1][0] == "event" and sent >= due * number:
                 due += EVERY
                 course.append((sent, anonymous_mib(os.getpid()) or 0.0))
                 tell(f"{sent} frames: {course[-1][1]:.0f} MiB")
@@ -129,7 +137,7 @@ def _scan(documents: Any, number: int, config: Config, folder: Path, tell: Calla
 def _summary(course: list[tuple[int, float]], number: int) -> dict[str, float]:
     """Say how memory went after the beginning."""
     after = [mib for sent, mib in course if sent >= AFTER * number]
-    second = [mib for sent, mib in course if AFTER <= sent / number < 2 * AFTER]
-    last = [mib for sent, mib in course if sent / number > 1 - AFTER]
-    before_s, at_last = sum(second) / len(second), sum(last) / len(last)
-    return {"from_mib": after[0], "least_mib": min(after), "most_mib": max(after), "growth": at_last / before_s - 1}
+    first = [mib for sent, mib in course if AFTER <= sent / number < AFTER + PART]
+    last = [mib for sent, mib in course if sent / number > 1 - PART]
+    at_first, at_last = sum(first) / len(first), sum(last) / len(last)
+    return {"from_mib": after[0], "least_mib": min(after), "most_mib": max(after), "growth": at_last / at_first - 1}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 
 from bluesky_cdi.cli.arguments import positive
 from bluesky_cdi.cli.bench.common import Part, add_device, add_out, finish, prepare, tell
@@ -45,6 +47,8 @@ def _host_options(command: argparse.ArgumentParser) -> None:
 
 
 def _bench_host(args: argparse.Namespace) -> int:
+    # Whoever ends this ends what it has started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from bluesky_cdi.bench.reports import tables
     from bluesky_cdi.bench.suites.host import Options, host
 
@@ -57,7 +61,7 @@ def _bench_host(args: argparse.Namespace) -> int:
         options = documents.Options(args.frames, args.faults, args.rate, args.unreachable, str(device))
         found = documents.host_documents(options, tell)
         return finish(args, found, tables.host(found))
-    found = host(Options(args.frames, args.faults, args.exposure, args.unreachable, args.step), tell)
+    found = host(Options(args.frames, args.faults, args.exposure, args.unreachable, args.step, args.device), tell)
     return finish(args, found, tables.host(found))
 
 

@@ -155,7 +155,7 @@ def _bench_memory(args: argparse.Namespace) -> int:
     if args.scan:
         from bluesky_cdi.bench.suites import scan_memory as bench
 
-        scan = bench.Options(side=args.side, memory_mb=args.memory, device=args.device)
+        scan = bench.Options(side=args.side, step_px=args.step, memory_mb=args.memory, device=args.device)
         found = bench.scan_memory(scan, tell)
         return finish(args, found, tables.scan_memory(found))
     found = memory(Options(args.runs, args.events, args.step, args.tidy), tell)

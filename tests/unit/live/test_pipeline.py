@@ -298,3 +298,13 @@ def test_inbox_holds_as_many_frames_as_memory_is_for():
     assert first.seq_num == 1 and inbox.frames == 0 and list(inbox.batch(0.0)) == []
     large = replace(first, counts=np.zeros((200, 200)))
     assert [inbox.put(large) for _ in range(LEAST_FRAMES + 1)] == [True] * LEAST_FRAMES + [False]
+
+
+def test_freed_memory_is_given_back_and_not_often(monkeypatch):
+    clock, given = Clock(), []
+    monkeypatch.setattr("bluesky_cdi.live.steps.give_memory_back", lambda: given.append(clock.now))
+    steps = Steps(Rebuild(clock), Pace(latency_s=math.inf), FrameFlow(clock), clock=clock)
+    for _ in range(30):
+        steps.make(lambda: False)
+    # A step takes a second here.
+    assert given == [111.0, 122.0]

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from bluesky_cdi.callbacks import SharedFolders
 from bluesky_cdi.config import Config
-from bluesky_cdi.errors import ConfigError, ScanFileError, WorkerError
+from bluesky_cdi.errors import ConfigError, HostError, ScanFileError, WorkerError
 from bluesky_cdi.protocols import RunInfo
 from bluesky_cdi.remote import carried, hosted
 from bluesky_cdi.remote.carried import carry, put_down
@@ -49,7 +50,7 @@ def test_a_process_works_on_the_terms_of_its_host(terms, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factory", ["os:getcwd", "", "somebody.parts", "somebody.parts:other"])
 def test_a_factory_that_the_host_was_not_started_with_is_not_run(terms, tmp_path, factory):
-    with pytest.raises(ConfigError, match=f"the host runs no factory '{factory}'; .* serve-reconstructor --factory"):
+    with pytest.raises(HostError, match=f"the host runs no factory '{factory}'; .* serve-reconstructor --factory"):
         hosted_setup(terms, Asking(print), factory, arguments(tmp_path))
 
 
@@ -68,9 +69,16 @@ def test_a_host_without_room_ends_the_process_and_gives_nothing_up_for_good(term
     with pytest.raises(Ended):
         setup_or_end(terms, Asking(print), LIVE, arguments(tmp_path / "session"))
     assert "the host can't begin a reconstruction" in caplog.text and "No space left" in caplog.text
-    # What would be so on any host is for the session to hear.
-    with pytest.raises(ConfigError):
+    # One that was started otherwise may do, too.
+    with pytest.raises(Ended):
         setup_or_end(terms, Asking(print), "os:getcwd", arguments(tmp_path / "session"))
+    assert "the host runs no factory 'os:getcwd'" in caplog.text
+
+
+def test_what_would_be_so_on_any_host_is_for_the_session_to_hear(terms, tmp_path):
+    named = replace(terms, factories=["nobody.has:this"])
+    with pytest.raises(ConfigError, match="must be one that Python finds"):
+        setup_or_end(named, Asking(print), "nobody.has:this", arguments(tmp_path / "session"))
 
 
 def test_files_that_a_configuration_names_are_carried_and_no_others_opened(tmp_path):
