@@ -58,8 +58,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             ax.plot(seconds, _sums(row["curve"]), style, marker=".", color=colour, label=label)
         ax.set(title=name, xlabel="time of tuning (s)")
     figure.axes[0].set_ylabel("error of hidden patches and frames")
-    lines, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
+    # Scans of few frames have numbers of their own.
+    lines = {label: line for ax in figure.axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2, fontsize=8)
     viz.save_figure(figure, path)
 
 
