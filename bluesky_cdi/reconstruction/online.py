@@ -26,8 +26,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.errors import GeometryError, WeightsError
-from bluesky_cdi.models.unrolled import UnrolledNet
+from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
@@ -119,7 +118,8 @@ class PtychoReconstructor:
         embedding: FrameEmbedding | None = None,
     ) -> None:
         device, net = torch.device(device), trained.unrolled_net if trained else None
-        _check(probe, grid.frame_px, net)
+        if np.ndim(probe) != 3 or np.shape(probe)[1:] != (grid.frame_px, grid.frame_px):
+            raise GeometryError(f"a probe must be (modes, {grid.frame_px}, {grid.frame_px}); it is {np.shape(probe)}")
         self._config, self._device = config, device
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
@@ -315,14 +315,3 @@ class PtychoReconstructor:
             **self._resolution.source(),
         }
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)
-
-
-def _check(probe: ComplexArray, side: int, net: UnrolledNet | None) -> None:
-    """Refuse a probe that does not fit the frames, and a network that would change it."""
-    if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
-        raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
-    if net is not None and net.config.joint:
-        raise WeightsError(
-            "these weights change the probe, which a reconstruction leaves to its check-in and engine: give those "
-            "of a training without --joint (`bench quality` takes any)"
-        )

@@ -25,9 +25,11 @@ from bluesky_cdi.bench.methods import (
     WARM_FROM,
     Found,
     Network,
+    finder_of,
     predict,
     refiner_of,
     rpie_name,
+    with_finding,
 )
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.engines import make_engine
@@ -92,7 +94,7 @@ def solve_recorded(
     """
     tell = on_progress or (lambda _: None)
     tell("check-in")
-    after = checked(problem)
+    after = checked(problem, finder_of(networks))
     ways = {"": _Way(problem, Stopwatch(problem.probe.device), seed), CHECKED: _Way(after.problem, after.watch, seed)}
     runs: dict[str, _Run] = {}
     for prefix, way in ways.items():
@@ -104,7 +106,7 @@ def solve_recorded(
         if rpie:
             tell(prefix + rpie_name(RPIE_ITERATIONS[-1]))
             made = way.from_vacuum()
-        for network in networks:
+        for network in with_finding(networks):
             tell(prefix + network.name)
             made |= way.from_network(network, made, goal)
         runs |= {prefix + name: run for name, run in made.items()}

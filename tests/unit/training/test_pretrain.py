@@ -200,8 +200,8 @@ def tiny_shapes(monkeypatch):
         monkeypatch.setattr(
             user,
             "SceneStream",
-            lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None, wide=False: SceneStream(
-                device, seed, photons, 8, 48, probe, decisions, wide
+            lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None: SceneStream(
+                device, seed, photons, 8, 48, probe, decisions
             ),
         )
 
