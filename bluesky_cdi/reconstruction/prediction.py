@@ -13,8 +13,8 @@ from bluesky_cdi.physics.forward import Diffraction
 
 # Share of the deviance by which another pass must lower it.
 LEAST_GAIN = 0.005
-# Passes in which a network looks for the probe, at most; they end where one changes it by less than a share.
-PROBE_PASSES, SETTLED = 4, 0.02
+# Passes in which a network looks for the probe, at most, and the share of the deviance by which each must lower it.
+PROBE_PASSES, PROBE_GAIN = 8, 0.01
 
 # Gives the probe (1, M, N, N) that frames show, begun at one of the same shape.
 ProbeFinder = Callable[[Tensor, Diffraction], Tensor]
@@ -46,6 +46,8 @@ def predict_object(net: UnrolledNet, probe: Tensor, data: Diffraction, start: Te
 def probe_finder(net: UnrolledNet) -> ProbeFinder:
     """Give what finds a probe by passes of a network from vacuum, each with the probe of the one before.
 
+    They go on as long as object and probe explain the frames better.
+
     Parameters
     ----------
     net : UnrolledNet
@@ -53,10 +55,13 @@ def probe_finder(net: UnrolledNet) -> ProbeFinder:
     """
 
     def find(probe: Tensor, data: Diffraction) -> Tensor:
+        lowest = math.inf
         for _ in range(PROBE_PASSES):
-            before, probe = probe, net.solve(probe, data, finds_probe=True)[1][-1]
-            if float((probe - before).norm()) < SETTLED * float(before.norm()):
+            objects, probes = net.solve(probe, data, finds_probe=True)
+            deviance = mean_deviance(objects[-1], probes[-1], data)
+            if not deviance < (1 - PROBE_GAIN) * lowest:
                 break
+            probe, lowest = probes[-1], deviance
         return probe
 
     return find
