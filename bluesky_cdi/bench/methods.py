@@ -121,9 +121,18 @@ class Found:
         return replace(self, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
-def with_finding(networks: Sequence[Network]) -> list[Network]:
-    """Add to networks the same with stages that change the probe."""
-    return [*networks, *(each for network in networks if (each := network.finding_probe) is not None)]
+def finding_probes(networks: Sequence[Network], problem: Problem) -> dict[str, Found]:
+    """Make one pass of each network that has stages, which change the probe too.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+        Those of a suite.
+    problem : Problem
+        The scan.
+    """
+    finding = [each for network in networks if (each := network.finding_probe) is not None]
+    return {each.name: predict(each, problem, passes=1) for each in finding}
 
 
 def finder_of(networks: Sequence[Network]) -> ProbeFinder | None:

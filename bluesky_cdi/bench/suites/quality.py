@@ -24,7 +24,7 @@ from bluesky_cdi.bench import methods
 from bluesky_cdi.bench.cases import DEFOCUS_M, Case, Wrong, photons, simulate, true_probe
 from bluesky_cdi.bench.checked import CHECKED, checked, overlap
 from bluesky_cdi.bench.machine import machine, plain
-from bluesky_cdi.bench.methods import FINDING, Found, Network, with_finding
+from bluesky_cdi.bench.methods import Found, Network
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import HELD_OUT_EVERY, RECORDED, problem_of
 from bluesky_cdi.bench.suites.acceptance import acceptance
@@ -240,13 +240,13 @@ class _Bench:
                 problem = simulate(case, seed, self._options.device)
                 worth = [replace(self._options.base, dose=dose) for dose in DRAWN_DOSES]
                 drawn = seed == 0 and not passes and case in worth
-                found = solve(problem, with_finding(self._networks) if checks else self._networks, seed)
+                found = solve(problem, self._networks, seed)
                 if checks:
                     true = true_probe(case).to(problem.probe.device)
                     after, its = self._after_check_in(problem, true, seed)
-                    by_network = {name: overlap(each.probe[0], true) for name, each in found.items() if FINDING in name}
-                    its["overlap"] |= by_network
-                    found |= after
+                    finding = methods.finding_probes(self._networks, problem)
+                    its["overlap"] |= {name: overlap(each.probe[0], true) for name, each in finding.items()}
+                    found |= finding | after
                     check_ins.append(its)
                 figure = f"{case.sample}-{photons(case.dose)}" if drawn else None
                 runs.append(self._numbers(problem, found, figure))

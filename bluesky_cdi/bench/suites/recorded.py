@@ -26,10 +26,10 @@ from bluesky_cdi.bench.methods import (
     Found,
     Network,
     finder_of,
+    finding_probes,
     predict,
     refiner_of,
     rpie_name,
-    with_finding,
 )
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.engines import make_engine
@@ -106,9 +106,11 @@ def solve_recorded(
         if rpie:
             tell(prefix + rpie_name(RPIE_ITERATIONS[-1]))
             made = way.from_vacuum()
-        for network in with_finding(networks):
+        for network in networks:
             tell(prefix + network.name)
             made |= way.from_network(network, made, goal)
+        if not prefix:
+            made |= way.finding_probes(networks)
         runs |= {prefix + name: run for name, run in made.items()}
     found = {}
     for prefix, way in ways.items():
@@ -179,6 +181,11 @@ class _Way:
             improved = predict(network, self._problem, start=known[rpie_name(number)].result.found)
             made[network.warm_name(number)] = self._refined(network, self._run(improved), goal)
         return made
+
+    def finding_probes(self, networks: Sequence[Network]) -> dict[str, _Run]:
+        """Make one pass of each network, whose stages change the probe too."""
+        made = finding_probes(networks, self._problem)
+        return {name: self._run(found.after(self._spent)) for name, found in made.items()}
 
     def _refined(self, network: Network, alone: _Run, goal: float) -> _Run:
         """Refine as usual; and then go on to the goal, or past all hope, to see when that is reached."""
