@@ -121,6 +121,7 @@ class Found:
         return replace(self, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
+@torch.no_grad()
 def finding_probes(networks: Sequence[Network], problem: Problem) -> dict[str, Found]:
     """Make one pass of each network that has stages, which change the probe too.
 

@@ -54,6 +54,7 @@ def notes_of(check: CheckIn, geometry: Geometry) -> dict[str, Any]:
         Of the scan.
     """
     trial = check.trial
+    powers = trial.powers or (check.network or trial).powers
     gains = {
         name: {"factor": gain.factor, "standard_errors": gain.in_errors}
         for name, gain in [*check.gains.items(), ("all", check.gain)]
@@ -64,7 +65,7 @@ def notes_of(check: CheckIn, geometry: Geometry) -> dict[str, Any]:
         "amplitude": trial.amplitude,
         "aberrations_rad": list(aberrations_rad(check)),
         "defocus_m": defocus_m(check, geometry) if geometry.propagation == "far" else None,
-        "powers": None if trial.powers is None else list(trial.powers),
+        "powers": None if powers is None else list(powers),
         "centre_px": list(trial.centre_px),
         "scale": trial.scale,
         "orientation": str(trial.orientation),
