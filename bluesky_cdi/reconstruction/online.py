@@ -118,8 +118,7 @@ class PtychoReconstructor:
         embedding: FrameEmbedding | None = None,
     ) -> None:
         device, net = torch.device(device), trained.unrolled_net if trained else None
-        if np.ndim(probe) != 3 or np.shape(probe)[1:] != (grid.frame_px, grid.frame_px):
-            raise GeometryError(f"a probe must be (modes, {grid.frame_px}, {grid.frame_px}); it is {np.shape(probe)}")
+        _check(probe, grid.frame_px)
         self._config, self._device = config, device
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
@@ -315,3 +314,9 @@ class PtychoReconstructor:
             **self._resolution.source(),
         }
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)
+
+
+def _check(probe: ComplexArray, side: int) -> None:
+    """Refuse a probe that does not fit the frames."""
+    if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
+        raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
