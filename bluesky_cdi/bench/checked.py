@@ -10,6 +10,7 @@ from torch import Tensor
 from bluesky_cdi.bench.machine import Stopwatch
 from bluesky_cdi.bench.problem import Problem
 from bluesky_cdi.physics.probes import scaled_to
+from bluesky_cdi.reconstruction.prediction import ProbeFinder
 from bluesky_cdi.reconstruction.probe_checkin import CheckIn, Wanted, check_in, in_words
 from bluesky_cdi.reconstruction.probe_checkin.judging import moved_frames
 
@@ -41,13 +42,15 @@ class Checked:
 
 
 @torch.no_grad()
-def checked(problem: Problem) -> Checked:
+def checked(problem: Problem, finder: ProbeFinder | None = None) -> Checked:
     """Check the assumed probe of a scan, and change the scan as that says.
 
     Parameters
     ----------
     problem : Problem
         Its orientation is not looked for, as in `bluesky-cdi reconstruct`.
+    finder : callable, optional
+        A network that finds probes.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def checked(problem: Problem) -> Checked:
     """
     watch = Stopwatch(problem.probe.device)
     with watch:
-        check = check_in(problem.data, problem.probe[0], wanted=Wanted(orientation=False))
+        check = check_in(problem.data, problem.probe[0], wanted=Wanted(orientation=False), finder=finder)
     probe = scaled_to(check.probe, float(problem.probe.abs().square().sum()))
     changed = replace(problem, probe=probe[None])
     if check.trial.centre_px != (0, 0):

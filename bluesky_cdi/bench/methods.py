@@ -18,6 +18,7 @@ from bluesky_cdi.errors import ConfigError
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import Network as Net
 from bluesky_cdi.physics.forward import Diffraction
+from bluesky_cdi.reconstruction.prediction import ProbeFinder, probe_finder
 from bluesky_cdi.reconstruction.prediction import predict as predicted
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 
@@ -36,6 +37,8 @@ FIRST_FRAMES = 32
 
 IN_REFINED_TIME = "LSQ-ML, as long"
 CONVERGED = "LSQ-ML, converged"
+# What the names of networks end in whose stages change the probe.
+FINDING = ", finding the probe"
 
 Result = TypeVar("Result")
 
@@ -49,15 +52,25 @@ class Network:
     name : str
     net : UnrolledNet or PtychoNN
         Frames under a probe to objects, the last of which is the result.
+    finds_probe : bool
+        Whether its stages change the assumed probe too.
     """
 
     name: str
     net: Net
+    finds_probe: bool = False
 
     @property
     def refined_name(self) -> str | None:
         """The name of what goes on from its object; None where it has no critic to say how far off that is."""
         return f"{self.name}, refined" if isinstance(self.net, UnrolledNet) else None
+
+    @property
+    def finding_probe(self) -> Network | None:
+        """The same with stages that change the probe; None where it has no stages."""
+        if not isinstance(self.net, UnrolledNet):
+            return None
+        return replace(self, name=self.name + FINDING, finds_probe=True)
 
     @property
     def is_warm(self) -> bool:
@@ -106,6 +119,26 @@ class Found:
         """Return the same with the time of what had to be done before."""
         seconds, cpu_seconds = before.seconds + self.seconds, before.cpu_seconds + self.cpu_seconds
         return replace(self, seconds=seconds, cpu_seconds=cpu_seconds)
+
+
+@torch.no_grad()
+def finding_probes(networks: Sequence[Network], problem: Problem) -> dict[str, Found]:
+    """Make one pass of each network that has stages, which change the probe too.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+        Those of a suite.
+    problem : Problem
+        The scan.
+    """
+    finding = [each for network in networks if (each := network.finding_probe) is not None]
+    return {each.name: predict(each, problem, passes=1) for each in finding}
+
+
+def finder_of(networks: Sequence[Network]) -> ProbeFinder | None:
+    """Give what finds probes by the first of some networks that can; None where none can."""
+    return next((probe_finder(network.net) for network in networks if isinstance(network.net, UnrolledNet)), None)
 
 
 def rpie_name(iterations: int) -> str:
@@ -174,7 +207,7 @@ def predict(network: Network, problem: Problem, *, passes: int | None = None, st
     def run(data: Diffraction) -> tuple[Tensor, Tensor]:
         if not isinstance(net, UnrolledNet):
             return net(problem.probe, data)[-1], problem.probe
-        return predicted(net, problem.probe, data, obj, passes)
+        return predicted(net, problem.probe, data, obj, passes, finds_probe=network.finds_probe)
 
     run(first_use(problem))
     (made, probe), seconds, cpu_seconds = timed(lambda: run(problem.data), problem.probe.device)

@@ -51,13 +51,6 @@ def add_train(commands: Any, common: argparse.ArgumentParser) -> None:
         help="parts of the frames that a stage goes through one after the other before its U-Net (default 1: none)",
     )
     add("--scaled", action="store_true", help="stages see and make changes in units of the physics step's size too")
-    add(
-        "--joint",
-        type=int,
-        default=0,
-        metavar="N",
-        help="last stages that change the probe too, trained on assumed probes that are far off (default 0: none)",
-    )
     add("--supervised", type=float, default=1.0, metavar="WEIGHT", help="of the error to the truth; 0: without labels")
     add("--physics", type=float, default=1.0, metavar="WEIGHT", help="of the frames' deviance; 0: labels alone")
     add(
@@ -106,9 +99,9 @@ def _train(args: argparse.Namespace) -> int:
     # batches have another number of frames each time, and tuning for each took longer than training.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = args.model != "ptychonn"
-    if (args.attention or args.scaled or args.subsets != 1 or args.joint) and args.model == "ptychonn":
+    if (args.attention or args.scaled or args.subsets != 1) and args.model == "ptychonn":
         raise BlueskyCDIError(
-            "--attention, --scaled, --subsets and --joint are options of the unrolled networks, not of --model ptychonn"
+            "--attention, --scaled and --subsets are options of the unrolled networks, not of --model ptychonn"
         )
     if args.subsets < 1:
         raise BlueskyCDIError(f"--subsets must be 1 or more; got {args.subsets}")
@@ -151,11 +144,8 @@ def _size(args: argparse.Namespace) -> UnrolledConfig:
     size = PRESETS[args.model]
     # Before the step that the U-Net sees there must be one that is a sweep.
     steps = size.steps if args.subsets == 1 else max(2, size.steps)
-    chosen = {"subsets": args.subsets, "attention": args.attention, "scaled": args.scaled, "joint": args.joint}
-    try:
-        return replace(size, steps=steps, passes=PASSES, **chosen)
-    except ValueError as err:
-        raise BlueskyCDIError(f"--joint {args.joint} doesn't fit --model {args.model}: {err}") from err
+    chosen = {"subsets": args.subsets, "attention": args.attention, "scaled": args.scaled}
+    return replace(size, steps=steps, passes=PASSES, **chosen)
 
 
 def _probe(path: Path) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_cdi.models.attention import GridAttention
-from bluesky_cdi.models.joint_probe import ABERRATIONS, Pupil, asked_changes
+from bluesky_cdi.models.joint_probe import Pupil, asked_changes
 from bluesky_cdi.physics.forward import Diffraction, intensity, peak_intensity
 from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames, has_triton
 
@@ -43,9 +43,6 @@ MOMENTUM, NOISE_PHOTONS = 0.7, (5.0, 100.0)
 LEAST_PART = 4
 # Size of a step at which the change of an untrained scaled network is halved: below all that matters at first.
 HALVED_AT = 1e-3
-# Length of a step of the probe that its parameter's 1 stands for: learning rates are made for weights, and from zero to
-# a whole step it should take hundreds of training steps, not thousands.
-LENGTH_UNIT = 10.0
 # Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
 # are soft, because a hard one has no gradient to come back from.
 LOG_STD_MIDDLE, LOG_STD_HALF_RANGE = -2.9, 4.0
@@ -82,14 +79,11 @@ class UnrolledConfig:
     passes : int
         Passes in a row that bring something. A network for several improves on what is known; one for a single pass
         draws the object anew, whatever it is given.
-    joint : int
-        How many of the last stages begin with a step of the probe (`joint_probe`); 0: the assumed one stays.
 
     Raises
     ------
     ValueError
-        If there are subsets, but no step before the one that a U-Net sees; or if the first stage, which knows no
-        object, or one that there isn't, shall change the probe.
+        If there are subsets, but no step before the one that a U-Net sees.
     """
 
     stages: int = 5
@@ -103,14 +97,8 @@ class UnrolledConfig:
     attention: bool = False
     scaled: bool = False
     passes: int = 1
-    joint: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.joint < self.stages:
-            raise ValueError(
-                f"joint is a number of stages after the first, so 0 to {self.stages - 1} of {self.stages} stages; got "
-                f"{self.joint}"
-            )
         if self.subsets > 1 and self.steps < 2:
             raise ValueError(
                 f"a sweep is a step before the one that a U-Net sees: give 2 steps or more; got {self.steps}"
@@ -254,9 +242,6 @@ class UnrolledNet(nn.Module):
             self.momentum_logit = nn.Parameter(torch.full((self.config.stages,), MOMENTUM).logit())
             first, last = map(math.log, NOISE_PHOTONS)
             self.log_noise_photons = nn.Parameter(torch.linspace(first, last, self.config.stages))
-        if self.config.joint:
-            # Of aberrations and of powers: at zero the probe stays, and so does what weights without it have learned.
-            self.probe_step = nn.Parameter(torch.zeros(self.config.joint, 2))
         self.critic = UNet(PHYSICS_CHANNELS, 2, replace(self.config, attention=False))
         # Of amplitude and phase; `training.calibration` sets it once the critic has learned.
         self.log_std_offset: Tensor
@@ -267,7 +252,7 @@ class UnrolledNet(nn.Module):
 
         Further stages and steps are steps of the physics until they learn better; attention that it lacks changes
         nothing until then, nor does the size of the step, but for changes where the frames ask for next to none. Where
-        it lacks sweeps, they take the place of steps; where it keeps the probe, so does this one until then.
+        it lacks sweeps, they take the place of steps.
 
         Parameters
         ----------
@@ -277,11 +262,11 @@ class UnrolledNet(nn.Module):
         Raises
         ------
         ValueError
-            If it has more stages, steps, subsets or steps of the probe than this one, or attention or a scale that this
-            one lacks, or the stages have another size.
+            If it has more stages, steps or subsets than this one, or attention or a scale that this one lacks, or the
+            stages have another size.
         """
         ours, theirs = self.config, earlier.config
-        more = ("stages", "steps", "subsets", "attention", "scaled", "joint")
+        more = ("stages", "steps", "subsets", "attention", "scaled")
         grown = replace(theirs, passes=ours.passes, **{name: getattr(ours, name) for name in more})
         if grown != ours or any(getattr(theirs, name) > getattr(ours, name) for name in more):
             raise ValueError(f"{theirs} doesn't fit into {ours}: only {', '.join(more)} may be more")
@@ -298,14 +283,12 @@ class UnrolledNet(nn.Module):
             if theirs.subsets > 1:
                 self.momentum_logit[: theirs.stages] = earlier.momentum_logit
                 self.log_noise_photons[: theirs.stages] = earlier.log_noise_photons
-            if theirs.joint:
-                self.probe_step[ours.joint - theirs.joint :] = earlier.probe_step
             for stage in self.stages[theirs.stages :]:
                 for parameter in cast(UNet, stage).exit.parameters():
                     parameter.zero_()
 
     def forward(self, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> list[Tensor]:
-        """Make one pass through the stages.
+        """Make one pass through the stages, with the probe as it is given.
 
         Parameters
         ----------
@@ -323,7 +306,9 @@ class UnrolledNet(nn.Module):
         """
         return self.solve(probe, data, start)[0]
 
-    def solve(self, probe: Tensor, data: Diffraction, start: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def solve(
+        self, probe: Tensor, data: Diffraction, start: Tensor | None = None, *, finds_probe: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Make one pass through the stages, and say with which probes.
 
         Parameters
@@ -334,6 +319,8 @@ class UnrolledNet(nn.Module):
             The frames.
         start : Tensor, shape (B, Y, X), complex64, optional
             The object that the first stage improves; vacuum if absent.
+        finds_probe : bool
+            Whether each stage but the first, which may know no object, begins with a step of the probe (`joint_probe`).
 
         Returns
         -------
@@ -346,12 +333,11 @@ class UnrolledNet(nn.Module):
         frames = IlluminatedFrames(probe, data, subsets=self._parts(len(data) // shape[0]))
         obj = torch.ones(shape, dtype=probe.dtype, device=probe.device) if start is None else start
         memory = torch.zeros(shape[0], self.config.memory, *shape[1:], device=probe.device)
-        pupil = Pupil.of(probe) if self.config.joint else None
+        pupil = Pupil.of(probe) if finds_probe else None
         outputs, probes = [], []
         for number, (net, step_sizes) in enumerate(zip(self.stages, self._step_sizes(), strict=True)):
-            of_probe = number - (self.config.stages - self.config.joint)
-            if pupil is not None and of_probe >= 0:
-                probe = self._with_step_of_probe(of_probe, obj, probe, data, pupil)
+            if pupil is not None and number > 0:
+                probe = pupil.bent(probe, asked_changes(obj, probe, data, pupil))
                 frames = IlluminatedFrames(probe, data, subsets=self._parts(len(data) // shape[0]))
             for step_size in step_sizes[:-1]:
                 if self.config.subsets > 1:
@@ -423,13 +409,6 @@ class UnrolledNet(nn.Module):
             velocity = momentum * velocity + change
             obj = obj + change + momentum * velocity
         return obj
-
-    def _with_step_of_probe(self, number: int, obj: Tensor, probe: Tensor, data: Diffraction, pupil: Pupil) -> Tensor:
-        """Change the probe by a learned length of what the frames ask of it."""
-        changes = asked_changes(obj, probe, data, pupil)
-        phases, powers = LENGTH_UNIT * self.probe_step[number]
-        lengths = torch.cat([phases.expand(ABERRATIONS), powers.expand(probe.shape[1])])
-        return pupil.bent(probe, lengths * changes)
 
     def _step_sizes(self) -> Tensor:
         """Give the lengths of the physics steps, (stages, steps)."""

@@ -60,6 +60,7 @@ def build_reconstructor(
     from bluesky_cdi.reconstruction.frame_embedding import frame_embedding
     from bluesky_cdi.reconstruction.growing import GrowingReconstructor
     from bluesky_cdi.reconstruction.online import PtychoReconstructor
+    from bluesky_cdi.reconstruction.prediction import probe_finder
     from bluesky_cdi.reconstruction.probe_checkin import LiveCheckIn
     from bluesky_cdi.reconstruction.targets import Targets
 
@@ -82,16 +83,18 @@ def build_reconstructor(
         if offer is not None:
             logger.info("run %s begins with %s", info.scan_id, offer)
             notes["first_probe"] = str(offer)
+    trained = load_weights(settings.weights, device) if settings.name == "pinn" else None
+    finder = None if trained is None else probe_finder(trained.unrolled_net)
     kind = GrowingReconstructor if info.grows else PtychoReconstructor
     return kind(
         grid,
         probe,
         settings,
-        trained=load_weights(settings.weights, device) if settings.name == "pinn" else None,
+        trained=trained,
         mask=mask,
         propagator=propagator_of(geometry, device),
         device=device,
-        check_in=None if config.probe.trust else LiveCheckIn(geometry),
+        check_in=None if config.probe.trust else LiveCheckIn(geometry, finder),
         on_progress=on_progress,
         saturation=config.detector.saturation if done is None else done.saturation,
         targets=Targets(config.agent.target_resolution_m, config.agent.target_std_rad),

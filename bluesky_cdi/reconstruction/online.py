@@ -25,8 +25,7 @@ import numpy.typing as npt
 import torch
 
 from bluesky_cdi.config import ReconstructorConfig
-from bluesky_cdi.errors import GeometryError, WeightsError
-from bluesky_cdi.models.unrolled import UnrolledNet
+from bluesky_cdi.errors import GeometryError
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.propagators import FAR_FIELD, Propagator
@@ -116,7 +115,7 @@ class PtychoReconstructor:
         embedding: FrameEmbedding | None = None,
     ) -> None:
         device, net = torch.device(device), trained.unrolled_net if trained else None
-        _check(probe, grid.frame_px, net)
+        _check(probe, grid.frame_px)
         self._config, self._device = config, device
         self._frames = MeasuredFrames(
             grid, device, config.background, saturation, propagator, config.memory_mb * 2**20, mask
@@ -292,12 +291,7 @@ class PtychoReconstructor:
         return estimate_of(table, self._metrics, self._tiled.map, self._probe, seconds=seconds, source=source)
 
 
-def _check(probe: ComplexArray, side: int, net: UnrolledNet | None) -> None:
-    """Refuse a probe that does not fit the frames, and a network that would change it."""
+def _check(probe: ComplexArray, side: int) -> None:
+    """Refuse a probe that does not fit the frames."""
     if np.ndim(probe) != 3 or np.shape(probe)[1:] != (side, side):
         raise GeometryError(f"a probe must be (modes, {side}, {side}); it is {np.shape(probe)}")
-    if net is not None and net.config.joint:
-        raise WeightsError(
-            "these weights change the probe, which a reconstruction leaves to its check-in and engine: give those "
-            "of a training without --joint (`bench quality` takes any)"
-        )

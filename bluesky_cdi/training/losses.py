@@ -80,24 +80,6 @@ def relative_deviance(obj: Tensor, probe: Tensor, data: Diffraction) -> Tensor:
     return deviance / ((data.counts * valid).sum(dim=(-2, -1)) + 1)
 
 
-def probe_overlap(probe: Tensor, other: Tensor) -> Tensor:
-    """Compute the overlap of the main modes of two probes: 1 where they are the same but for a complex factor.
-
-    Parameters
-    ----------
-    probe, other : Tensor, shape (B, M, N, N), complex
-        Of each the mode with most photons is the main one; they may have different numbers of modes.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-    """
-    first, second = (_main_mode(each) for each in (probe, other))
-    both = (first.conj() * second).sum(dim=(-2, -1)).abs()
-    norms = [each.abs().square().sum(dim=(-2, -1)) for each in (first, second)]
-    return both / (norms[0] * norms[1]).sqrt().clamp_min(1e-12)
-
-
 def gaussian_nll(obj: Tensor, truth: Tensor, log_std: Tensor, weight: Tensor, mean: Tensor | None = None) -> Tensor:
     """Compute the mean negative log likelihood of amplitude and phase errors under the predicted deviations.
 
@@ -132,8 +114,3 @@ def errors(obj: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     """
     fixed = gauge_fixed(obj, truth, weight)
     return torch.stack([fixed.abs() - truth.abs(), torch.angle(fixed * truth.conj())], dim=1)
-
-
-def _main_mode(probe: Tensor) -> Tensor:
-    strongest = probe.detach().abs().square().sum(dim=(-2, -1)).argmax(dim=1)
-    return probe[torch.arange(len(probe), device=probe.device), strongest]

@@ -27,8 +27,6 @@ class ObjectPool:
         Objects that are kept.
     object_px : int
         Their side.
-    thick_share : float, optional
-        Share of the thick ones; default: `THICK_SHARE`.
 
     Attributes
     ----------
@@ -36,10 +34,9 @@ class ObjectPool:
         What is kept.
     """
 
-    def __init__(self, draws: Draws, number: int, object_px: int, thick_share: float | None = None) -> None:
+    def __init__(self, draws: Draws, number: int, object_px: int) -> None:
         self._draws, self._object_px, self._cuts = draws, object_px, 0
-        self._thick_share = thick_share
-        self.parts = [draw_objects(draws, max(1, number // PARTS), object_px, thick_share) for _ in range(PARTS)]
+        self.parts = [draw_objects(draws, max(1, number // PARTS), object_px) for _ in range(PARTS)]
 
     def cut(self, scenes: int, size: int) -> Tensor:
         """Cut the objects of a batch, all from one part.
@@ -66,7 +63,7 @@ class ObjectPool:
         self._cuts += 1
         if self._cuts % RENEWED_EVERY == 0:
             old = self._cuts // RENEWED_EVERY % PARTS
-            self.parts[old] = draw_objects(self._draws, len(self.parts[old]), self._object_px, self._thick_share)
+            self.parts[old] = draw_objects(self._draws, len(self.parts[old]), self._object_px)
         draws, part = self._draws, self.parts[self._draws.whole(0, PARTS - 1)]
         which = (draws.uniform(scenes, high=len(part) - 0.001)).long()
         corner = (draws.uniform(scenes, 2) * (self._object_px - size)).long()
@@ -78,7 +75,7 @@ class ObjectPool:
         return cut.contiguous()
 
 
-def draw_objects(draws: Draws, number: int, size: int, thick_share: float | None = None) -> Tensor:
+def draw_objects(draws: Draws, number: int, size: int) -> Tensor:
     """Draw transmission functions of mixed kinds.
 
     Parameters
@@ -89,8 +86,6 @@ def draw_objects(draws: Draws, number: int, size: int, thick_share: float | None
         How many.
     size : int
         Pixels along a side.
-    thick_share : float, optional
-        Share of the thick ones; default: `THICK_SHARE`.
 
     Returns
     -------
@@ -103,7 +98,7 @@ def draw_objects(draws: Draws, number: int, size: int, thick_share: float | None
     blend = draws.uniform(number, 1, 1, low=-1, high=0.6).clamp_min(0)
     thickness = (1 - blend) * thickness + blend * fields[0] * (thickness > 0)
     absorber = torch.where(draws.uniform(number, 1, 1) < 0.6, thickness, fields[1])
-    thick = draws.uniform(number, 1, 1) < (THICK_SHARE if thick_share is None else thick_share)
+    thick = draws.uniform(number, 1, 1) < THICK_SHARE
     least, most = torch.where(thick, 2.6, 0.1), torch.where(thick, 12.0, 2.6)
     phase = (least + (most - least) * draws.uniform(number, 1, 1)) * thickness
     sign = torch.where(draws.uniform(number, 1, 1) < 0.75, -1.0, 1.0)

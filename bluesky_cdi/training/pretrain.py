@@ -4,10 +4,6 @@ The loss is the Poisson deviance of the frames under the reconstructed object an
 (divided by the frame's photons, so that doses weigh alike) plus, as far as asked, the error against
 the simulated truth, and how far it is beyond that of the object from which the pass began. The
 critic learns the Gaussian likelihood of the object's error at every stage.
-
-A network whose last stages change the probe is trained on probes that are assumed as wrongly as those of instruments.
-Its deviance is that of frames that it has not read, under its own probe; what that lacks of the overlap with the true
-one is a loss too.
 """
 
 from __future__ import annotations
@@ -35,11 +31,9 @@ from bluesky_cdi.physics.illumination_shares import MEASURED_SHARE
 from bluesky_cdi.training.calibration import calibrate
 from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.graphs import record_graphs
-from bluesky_cdi.training.joint import joint_stages, lost_overlap, with_unread
 from bluesky_cdi.training.losses import (
     gauge_fixed,
     gaussian_nll,
-    probe_overlap,
     relative_deviance,
     relative_error,
     worsening,
@@ -249,13 +243,12 @@ class _Run:
         self._losses = processes.shared(SceneLosses(net, config))
         fused = processes.device.type == "cuda"
         self._optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=fused)
-        joint, device = joint_stages(net) > 0, processes.device
+        device = processes.device
         share = judged_share(config.seconds, device)
         if processes.leads:
             log.info("drawing the objects of the simulated scans")
-        self._stream = SceneStream(device, self._seed(), config.photons, probe=probe, decisions=config.seed, wide=joint)
+        self._stream = SceneStream(device, self._seed(), config.photons, probe=probe, decisions=config.seed)
         self._held_out = held_out(device, 1e5, CURVE_POOL, probe, share=share)
-        self._misjudged = held_out(device, 1e5, CURVE_POOL, probe, misjudged=True, share=share) if joint else None
         self._step, self._frames, self._seconds = 0, 0, 0.0
         self._curve: list[dict[str, float]] = []
 
@@ -330,7 +323,7 @@ class _Run:
             )
             error = _nrmse(self._net(self._held_out.probe, self._held_out.data)[-1], self._held_out.truth, illuminated)
         seconds = max(self._seconds, 1e-3)
-        values = {name: round(loss.item(), 4) for name, loss in losses.items()} | self._overlaps()
+        values = {name: round(loss.item(), 4) for name, loss in losses.items()}
         if not math.isfinite(sum(values.values(), error)):
             raise WeightsError(
                 f"training diverged before step {self._step} ({values}, NRMSE {error}): train with a lower learning "
@@ -349,23 +342,13 @@ class _Run:
         if self._processes.leads:
             log.info("%s", json.dumps(self._curve[-1]))
 
-    @torch.no_grad()
-    def _overlaps(self) -> dict[str, float]:
-        """Compute the median overlap with the true probe on held-out scenes, as assumed and as found."""
-        batch, net = self._misjudged, self._net
-        if batch is None or not isinstance(net, UnrolledNet):
-            return {}
-        probes = {"overlap_assumed": batch.probe, "overlap_found": net.solve(batch.probe, batch.data)[1][-1]}
-        return {name: round(float(probe_overlap(each, batch.true_probe).median()), 4) for name, each in probes.items()}
-
     def _save(self) -> None:
         self._file.save(step=self._step, frames=self._frames, seconds=self._seconds, curve=self._curve)
 
 
 def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draws) -> dict[str, Tensor]:
-    """Compute the losses of one batch.
+    """Compute the losses of one batch: ``physics``, ``truth``, and ``critic`` where the network predicts errors.
 
-    They are ``physics`` and ``truth``; ``critic`` where the network predicts errors; ``probe`` where it changes that.
     Later stages weigh more: stage k of K has (k / K) / 4, the last has 1.
 
     Parameters
@@ -379,9 +362,7 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draw
     draws : Draws
         Draws where passes begin, and the objects whose errors are predicted.
     """
-    joint = joint_stages(net)
-    batch, judging = with_unread(batch) if joint else (batch, batch.true_data)
-    start, stages, probes = _passed(net, batch, draws, labels=config.supervised > 0)
+    start, stages = _passed(net, batch, draws, labels=config.supervised > 0)
     illuminated = weight_of(batch)
     zero = torch.zeros((), device=illuminated.device)
     truth_loss, physics_loss = zero, zero
@@ -394,12 +375,9 @@ def scene_losses(net: Network, batch: Batch, config: PretrainConfig, draws: Draw
             truth_loss = truth_loss + weight * config.supervised * each.mean()
         if config.physics > 0 and (k == len(stages) or k == len(stages) // 2):
             # Under the assumed probe and positions, where these are wrong, the truth would not be its minimum.
-            deviance = relative_deviance(obj, probes[k - 1] if joint else batch.true_probe, judging).mean()
+            deviance = relative_deviance(obj, batch.true_probe, batch.true_data).mean()
             physics_loss = physics_loss + weight * config.physics * deviance
     losses = {"truth": truth_loss, "physics": physics_loss}
-    if joint:
-        losses["probe"] = config.supervised * lost_overlap(probes, batch.true_probe, joint)
-        batch = replace(batch, probe=probes[-1].detach())
     if isinstance(net, UnrolledNet):
         judged = _state_to_judge(stages, batch, draws)
         log_std, _ = net.judge(judged, batch.probe, batch.data)
@@ -420,13 +398,12 @@ def weight_of(batch: Batch) -> Tensor:
     return (illumination > MEASURED_SHARE * peak) * illumination / (illumination + STEP_DAMPING * peak)
 
 
-def _passed(net: Network, batch: Batch, draws: Draws, labels: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Give where a pass began, the object after each of its stages, and the probe in it."""
+def _passed(net: Network, batch: Batch, draws: Draws, labels: bool) -> tuple[Tensor, list[Tensor]]:
+    """Give where a pass began, and the object after each of its stages."""
     if not isinstance(net, UnrolledNet):
-        objects = net(batch.probe, batch.data)
-        return torch.ones_like(batch.truth), objects, [batch.probe] * len(objects)
+        return torch.ones_like(batch.truth), net(batch.probe, batch.data)
     start = draw_start(net, batch, draws, labels)
-    return start, *net.solve(batch.probe, batch.data, start)
+    return start, net(batch.probe, batch.data, start)
 
 
 def _error(obj: Tensor, truth: Tensor, illuminated: Tensor) -> Tensor:
@@ -514,7 +491,6 @@ def held_out(
     pool: int,
     probe: Tensor | None,
     *,
-    misjudged: bool = False,
     share: float = 1.0,
 ) -> Batch:
     """Draw scenes of objects and probes that training doesn't draw.
@@ -529,12 +505,10 @@ def held_out(
         Objects that are cut from.
     probe : Tensor, shape (M, N, N), complex, optional
         The true probe of all scans; each has its own if absent.
-    misjudged : bool
-        Whether probes and positions are assumed wrongly, as for networks that find the probe.
     share : float
         Of the scenes, at least three.
     """
-    return next(held_out_at(device, (photons,), pool, probe, misjudged=misjudged, share=share))
+    return next(held_out_at(device, (photons,), pool, probe, share=share))
 
 
 def held_out_at(
@@ -543,7 +517,6 @@ def held_out_at(
     pool: int,
     probe: Tensor | None,
     *,
-    misjudged: bool = False,
     share: float = 1.0,
 ) -> Iterator[Batch]:
     """Draw the same held-out scenes at several doses.
@@ -560,8 +533,8 @@ def held_out_at(
     shape = VALIDATION_SHAPE if probe is None else VALIDATION_SHAPE.of_frames(probe.shape[-1])
     shape = replace(shape, scenes=_held_out_scans(share, probe))
     object_px = max(OBJECT_PX, shape.grid_px)
-    stream = SceneStream(device, 10_007, (photons[0], 1.001 * photons[0]), pool, object_px, probe, wide=misjudged)
-    return stream.draw_at(photons, 1, shape, exact=not misjudged)
+    stream = SceneStream(device, 10_007, (photons[0], 1.001 * photons[0]), pool, object_px, probe)
+    return stream.draw_at(photons, 1, shape, exact=True)
 
 
 def _nrmse(obj: Tensor, truth: Tensor, illuminated: Tensor) -> float:

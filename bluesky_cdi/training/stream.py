@@ -17,7 +17,7 @@ from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.propagators import FAR_FIELD, AngularSpectrum, Propagator
 from bluesky_cdi.training.draws import Draws
 from bluesky_cdi.training.objects import ObjectPool
-from bluesky_cdi.training.probes import PIXEL_ERROR, draw_probes, misjudge, misjudge_widely
+from bluesky_cdi.training.probes import draw_probes, misjudge
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,6 @@ OBJECT_PX = 560
 CPU_SHARE = 1 / 18
 # Objects that are kept and cut from; on a CPU about as many for each scene of a batch, since drawing them takes long.
 POOL, CPU_POOL = 256, 16
-# Where probes are assumed as wrongly as on instruments: share of the objects that are thick, as many as are not; and of
-# the batches whose pixel is assumed wrongly.
-WIDE_THICK_SHARE, PIXEL_SHARE = 0.5, 0.2
 # Share of the batches that are measured in the near field, and their range of ``N pixel^2 / (wavelength z)``.
 NEAR_SHARE = 0.12
 FRESNEL_NUMBERS = (2.0, 30.0)
@@ -117,9 +114,6 @@ class SceneStream:
     decisions : int, optional
         Seed of what decides about whole batches, their sizes among it; default: `seed`. Streams with the same draw
         batches of the same size, so that of processes that train together none waits for another.
-    wide : bool
-        Assume probes and pixels as wrongly as instruments do (`misjudge_widely`), and draw more thick objects: for
-        networks that find the probe too.
 
     Attributes
     ----------
@@ -145,9 +139,7 @@ class SceneStream:
         object_px: int = OBJECT_PX,
         probe: Tensor | None = None,
         decisions: int | None = None,
-        wide: bool = False,
     ) -> None:
-        self._wide = wide
         self.draws = Draws(device, seed, decisions)
         self._probe = None if probe is None else _of_unit_energy(probe.to(device, torch.complex64))
         of_scenes = 1 if device.type == "cuda" else CPU_SHARE
@@ -155,7 +147,7 @@ class SceneStream:
         self.photons = photons
         if pool is None:
             pool = POOL if device.type == "cuda" else CPU_POOL
-        self.pool = ObjectPool(self.draws, pool, object_px, WIDE_THICK_SHARE if wide else None)
+        self.pool = ObjectPool(self.draws, pool, object_px)
 
     def draw_at(
         self, photons: Sequence[float], batches: int, shape: SceneShape, exact: bool = False
@@ -213,18 +205,11 @@ class SceneStream:
         actual = Diffraction(blank, corner, shift, grids, flux, scene, propagator=propagator)
         counts = self._measure(truth, probe, actual)
         assumed = centre if exact else centre + draws.error(0.3) * draws.normal(*centre.shape)
-        pixel = 0.0
-        if self._wide and not exact and draws.chance(PIXEL_SHARE):
-            pixel = draws.between(-PIXEL_ERROR, PIXEL_ERROR)
-            assumed = shape.grid_px / 2 + (assumed - shape.grid_px / 2) / (1 + pixel)
         corner, shift = place(assumed, size, shape.grid_px)
         mask = self._mask(size) if not exact and draws.chance(0.2) else None
         actual = replace(actual, counts=counts, mask=mask)
         data = replace(actual, corner=corner, shift_px=shift)
-        if exact:
-            assumed_probe = probe
-        else:
-            assumed_probe = misjudge_widely(draws, probe, pixel) if self._wide else misjudge(draws, probe)
+        assumed_probe = probe if exact else misjudge(draws, probe)
         return Batch(truth, assumed_probe, data, _with_photons_of(probe, assumed_probe), actual)
 
     def _pick_shape(self) -> SceneShape:

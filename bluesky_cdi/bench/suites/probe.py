@@ -19,7 +19,7 @@ from torch import Tensor
 from bluesky_cdi.bench.cases import Case, simulate, true_probe
 from bluesky_cdi.bench.checked import overlap
 from bluesky_cdi.bench.machine import record
-from bluesky_cdi.bench.methods import Network, engine, predict, refine
+from bluesky_cdi.bench.methods import Network, engine, finder_of, predict, refine
 from bluesky_cdi.bench.problem import Problem, judge
 from bluesky_cdi.bench.recorded import RECORDED, STAR, problem_of
 from bluesky_cdi.engines.ptychography import Schedule, deviance_of
@@ -140,7 +140,7 @@ def _row(
     objects: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     began = time.process_time()
-    found = check_in(problem.data, assumed, most_frames=options.frames)
+    found = check_in(problem.data, assumed, most_frames=options.frames, finder=finder_of([network]))
     seconds = time.process_time() - began
     photons = float(problem.probe.abs().square().sum())
     probes = {"assumed": found.assumed, "check-in": found.probe}

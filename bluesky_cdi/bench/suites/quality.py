@@ -242,8 +242,11 @@ class _Bench:
                 drawn = seed == 0 and not passes and case in worth
                 found = solve(problem, self._networks, seed)
                 if checks:
-                    after, its = self._after_check_in(problem, true_probe(case).to(problem.probe.device), seed)
-                    found |= after
+                    true = true_probe(case).to(problem.probe.device)
+                    after, its = self._after_check_in(problem, true, seed)
+                    finding = methods.finding_probes(self._networks, problem)
+                    its["overlap"] |= {name: overlap(each.probe[0], true) for name, each in finding.items()}
+                    found |= finding | after
                     check_ins.append(its)
                 figure = f"{case.sample}-{photons(case.dose)}" if drawn else None
                 runs.append(self._numbers(problem, found, figure))
@@ -258,7 +261,7 @@ class _Bench:
 
     def _after_check_in(self, problem: Problem, true: Tensor, seed: int) -> tuple[dict[str, Found], dict[str, Any]]:
         """Return each method's result after the check-in, whose time is in its, and what that found."""
-        after = checked(problem)
+        after = checked(problem, methods.finder_of(self._networks))
         found = methods.solve(after.problem, self._networks, seed)
         its = {
             "says": after.says,

@@ -25,6 +25,8 @@ from bluesky_cdi.bench.methods import (
     WARM_FROM,
     Found,
     Network,
+    finder_of,
+    finding_probes,
     predict,
     refiner_of,
     rpie_name,
@@ -92,7 +94,7 @@ def solve_recorded(
     """
     tell = on_progress or (lambda _: None)
     tell("check-in")
-    after = checked(problem)
+    after = checked(problem, finder_of(networks))
     ways = {"": _Way(problem, Stopwatch(problem.probe.device), seed), CHECKED: _Way(after.problem, after.watch, seed)}
     runs: dict[str, _Run] = {}
     for prefix, way in ways.items():
@@ -107,6 +109,8 @@ def solve_recorded(
         for network in networks:
             tell(prefix + network.name)
             made |= way.from_network(network, made, goal)
+        if not prefix:
+            made |= way.finding_probes(networks)
         runs |= {prefix + name: run for name, run in made.items()}
     found = {}
     for prefix, way in ways.items():
@@ -177,6 +181,11 @@ class _Way:
             improved = predict(network, self._problem, start=known[rpie_name(number)].result.found)
             made[network.warm_name(number)] = self._refined(network, self._run(improved), goal)
         return made
+
+    def finding_probes(self, networks: Sequence[Network]) -> dict[str, _Run]:
+        """Make one pass of each network, whose stages change the probe too."""
+        made = finding_probes(networks, self._problem)
+        return {name: self._run(found.after(self._spent)) for name, found in made.items()}
 
     def _refined(self, network: Network, alone: _Run, goal: float) -> _Run:
         """Refine as usual; and then go on to the goal, or past all hope, to see when that is reached."""

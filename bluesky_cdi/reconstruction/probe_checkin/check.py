@@ -15,6 +15,8 @@ from bluesky_cdi.errors import FrameError, GeometryError
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.orientation import AS_STATED
+from bluesky_cdi.reconstruction.prediction import ProbeFinder
+from bluesky_cdi.reconstruction.probe_checkin.by_network import NetworkProbe
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
 from bluesky_cdi.reconstruction.probe_checkin.judging import Fold, Judge
 from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
@@ -51,12 +53,15 @@ class CheckIn:
         The assumed probe.
     probe : Tensor, shape (M, N, N), complex64
         The better one; `assumed` itself where none is better beyond doubt.
+    network : Trial or None
+        What a network has changed of the assumed probe; None: nothing.
     trial : Trial
-        What was changed of the assumed probe, frames and positions.
+        What was changed of that probe, frames and positions.
     refined : bool
         Whether the probe was refined freely, with an object, after that.
     gains : Mapping of str to Gain
-        What each change brings, the others made: by what `Trial` calls it, and ``refinement``.
+        What each change brings, the others made: by what `Trial` calls it, and ``refinement``; first ``network``, what
+        its probe brings without others.
     gain : Gain
         Of all changes together.
     known : bool
@@ -76,6 +81,7 @@ class CheckIn:
 
     assumed: Tensor
     probe: Tensor
+    network: Trial | None
     trial: Trial
     refined: bool
     gains: Mapping[str, Gain]
@@ -90,7 +96,7 @@ class CheckIn:
     @property
     def changed(self) -> bool:
         """Whether anything is better than what was assumed."""
-        return self.refined or self.trial != Trial()
+        return self.refined or self.network is not None or self.trial != Trial()
 
 
 @torch.no_grad()
@@ -100,6 +106,7 @@ def check_in(
     *,
     wanted: Wanted | None = None,
     most_frames: int = MOST_FRAMES,
+    finder: ProbeFinder | None = None,
     on_progress: Callable[[str], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> CheckIn:
@@ -119,6 +126,9 @@ def check_in(
         What may be changed besides the probe; by default all but the scale.
     most_frames : int
         Frames that are used.
+    finder : callable, optional
+        Finds a probe by a network (`prediction.probe_finder`). Where it is better than the assumed one, all else is
+        looked for around it.
     on_progress : callable, optional
         Called with what is done next.
     on_step : callable, optional
@@ -157,15 +167,23 @@ def check_in(
     data = together(data, most_frames)
     known = assumed is not None
     assumed = _flat(data) if assumed is None else assumed.to(data.counts.device, torch.complex64)
-    check = _Check(data, Pupil(assumed, data), wanted or Wanted(), on_step or (lambda: None))
+    wanted, on_step = wanted or Wanted(), on_step or (lambda: None)
+    check = _Check(data, Pupil(assumed, data), wanted, on_step)
+    network = check.by_network(finder) if known and finder is not None else None
+    first = assumed
+    if network is not None:
+        first, check = network.probe, _Check(data, Pupil(network.probe, data), wanted, on_step)
     found = check.of_the_assumed(tell) if known else check.without_phase(tell)
     probe = (
-        found.free if found.free is not None else assumed if found.trial.keeps_probe else check.pupil.probe(found.trial)
+        found.free if found.free is not None else first if found.trial.keeps_probe else check.pupil.probe(found.trial)
     )
+    if network is not None:
+        found = check.since(assumed, network, found, probe)
     tell("done")
     return CheckIn(
         assumed=assumed,
         probe=probe,
+        network=None if network is None else network.trial,
         trial=found.trial,
         refined=found.free is not None,
         gains=found.gains,
@@ -200,6 +218,17 @@ class _Check:
         self._searching, *self._testing = folds(data)
         self.search = Search(data, pupil, self._searching, wanted, on_step)
         self._judge = Judge(data, pupil, TEST_SWEEPS, on_step=on_step)
+
+    def by_network(self, finder: ProbeFinder) -> NetworkProbe | None:
+        """Give the probe that a network finds, if it is better than the assumed one."""
+        self._on_step()
+        found = NetworkProbe.find(finder, self.pupil, self._judge, self._searching)
+        return found if found.gain.exceeds(LEAST_GAIN) else None
+
+    def since(self, assumed: Tensor, network: NetworkProbe, found: _Found, probe: Tensor) -> _Found:
+        """Say what all brings over the assumed probe that was found around a network's."""
+        gains = {"network": network.gain, **found.gains}
+        return replace(found, gains=gains, gain=self._of_all(found.trial, probe, assumed))
 
     def _compare_where(self, trial: Trial) -> None:
         """Judge by the pixels that were measured in frames moved as a trial says, with and without moving them."""
@@ -288,10 +317,11 @@ class _Check:
         before, after = self._judge.deviance_of_probes([trial, trial], [first, free], fold)
         return free, Gain.of(before, after)
 
-    def _of_all(self, trial: Trial, probe: Tensor) -> Gain:
+    def _of_all(self, trial: Trial, probe: Tensor, assumed: Tensor | None = None) -> Gain:
+        before = self.pupil.probe(Trial()) if assumed is None else self.pupil.as_bright_as_frames(assumed)
         assumed, found = (
             self._judge.deviance_of_probes([each], [modes], self._searching)[0]
-            for each, modes in ((Trial(), self.pupil.probe(Trial())), (trial, probe))
+            for each, modes in ((Trial(), before), (trial, probe))
         )
         return Gain.of(assumed, found)
 

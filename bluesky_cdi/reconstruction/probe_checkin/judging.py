@@ -124,6 +124,10 @@ class Judge:
                 obj = obj + numerator / ((1 - ALPHA) * illumination + ALPHA * peak)
         return obj
 
+    def given(self, trial: Trial, fold: Fold) -> Diffraction:
+        """Lay the given frames of a fold out as a trial says, on one object."""
+        return replace(self.scenes([trial], fold.given, (1, *self._shape([trial]))), scene=None)
+
     def scenes(self, trials: Sequence[Trial], rows: Tensor, shape: tuple[int, ...]) -> Diffraction:
         """Lay some frames out as each trial says, one scene a trial, on objects of a shape (B, Y, X)."""
         parts = [self._laid_out(trial, rows) for trial in trials]

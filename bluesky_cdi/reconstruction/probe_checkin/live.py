@@ -23,6 +23,7 @@ from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
+from bluesky_cdi.reconstruction.prediction import ProbeFinder
 from bluesky_cdi.reconstruction.probe_checkin.check import MOST_FRAMES, TEST_SWEEPS, CheckIn, check_in, folds
 from bluesky_cdi.reconstruction.probe_checkin.drift import Drift
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
@@ -52,6 +53,8 @@ class LiveCheckIn:
     ----------
     geometry : Geometry
         Of the run: gives lengths in metres.
+    finder : callable, optional
+        Finds a probe by a network, as for `check_in`.
 
     Attributes
     ----------
@@ -59,9 +62,9 @@ class LiveCheckIn:
         What is kept with the result, as plain JSON values; of a drift ("again") from the alarm on.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, finder: ProbeFinder | None = None) -> None:
         self.notes: Mapping[str, Any] = {}
-        self._geometry = geometry
+        self._geometry, self._finder = geometry, finder
         self._left, self._checked = list(CHECKED_AT), 0
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
@@ -193,7 +196,7 @@ class LiveCheckIn:
         # The image comes first, where there are not cores enough for both.
         step_back()
         try:
-            check = check_in(data, assumed, wanted=PROBE_ALONE, on_step=self._stop_if_closed)
+            check = check_in(data, assumed, wanted=PROBE_ALONE, finder=self._finder, on_step=self._stop_if_closed)
             self._found = _Found(check, takes and check.changed and self._is_better(check, data, current()))
         except _Closed:
             return

@@ -6,6 +6,7 @@ In the far field that is the pupil of the lens. A phase added there keeps modes 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,6 +85,27 @@ class Pupil:
     def turned(self, trial: Trial) -> Tensor:
         """Make the probe (M, N, N) with a trial's aberrations and the assumed amplitude, as bright as the assumed."""
         return self._propagator.adjoint(self._phased(self._waves, trial)[None])[0].to(torch.complex64)
+
+    def nearest(self, probe: Tensor) -> Trial:
+        """Find the trial whose probe is like another one, which has other aberrations and powers of the modes.
+
+        Outside the far field, where a phase at the detector is no aberration of the lens, by its powers alone.
+
+        Parameters
+        ----------
+        probe : Tensor, shape (M, N, N), complex
+            The other one, wherever it lies.
+        """
+        before, after = self._waves, self._propagator.forward(probe[None])[0]
+        powers = after.abs().square().sum(dim=(-2, -1))
+        trial = Trial(powers=tuple((powers / powers.sum()).tolist()) if len(powers) > 1 else None)
+        if self._propagator is not FAR_FIELD:
+            return trial
+        to_detector = self._propagator.to_detector
+        wave = to_detector((after * before.conj()).sum(dim=0)).to(torch.complex128)
+        tilts = _polynomials(to_detector(before.abs().square().sum(dim=0)).double())[1:3]
+        turned = _fitted_by_slopes(wave, torch.cat([tilts, to_detector(self.basis).double()]))[2:]
+        return replace(trial, aberrations_rad=tuple(turned.tolist()))
 
     def derivatives(self, count: int) -> dict[str, Tensor]:
         """Differentiate the assumed probe by the first aberrations: (M, N, N) for a radian rms, by name.
@@ -165,17 +187,8 @@ class Pupil:
         """Carry the phase of a wave on to where it is not known: the low-order polynomials that fit its slopes."""
         wave = self._propagator.to_detector(torch.where(known, main, 0.0)).to(torch.complex128)
         shapes = _polynomials(wave.abs().square())
-        rows, wanted = [], []
-        for axis in (0, 1):
-            step = torch.roll(wave, -1, axis) * wave.conj()
-            inside = step.abs() > 0
-            weight = step.abs()[inside].sqrt()
-            rows.append(((torch.roll(shapes[1:], -1, axis + 1) - shapes[1:])[:, inside] * weight).T)
-            wanted.append(torch.angle(step[inside]) * weight)
-        # Few known pixels leave some shapes open, which a GPU's `lstsq` can't take: these stay 0.
-        design, target = torch.cat(rows), torch.cat(wanted)
-        slopes = torch.linalg.pinv(design.T @ design, hermitian=True) @ (design.T @ target)
-        smooth = torch.polar(torch.ones_like(shapes[0]), (slopes[:, None, None] * shapes[1:]).sum(dim=0))
+        sizes = _fitted_by_slopes(wave, shapes[1:])
+        smooth = torch.polar(torch.ones_like(shapes[0]), (sizes[:, None, None] * shapes[1:]).sum(dim=0))
         smooth = smooth * torch.sgn((wave * smooth.conj()).sum())
         return self._propagator.to_working(smooth).to(main.dtype)
 
@@ -244,6 +257,21 @@ def _polynomials(power: Tensor) -> Tensor:
     y, x = y / size, x / size
     r2 = y**2 + x**2
     return torch.stack([torch.ones_like(y), y, x, r2, x**2 - y**2, 2 * y * x, r2 * y, r2 * x, r2**2])
+
+
+def _fitted_by_slopes(wave: Tensor, shapes: Tensor) -> Tensor:
+    """Fit shapes (K, N, N) to the phase of a wave (N, N) by its steps between neighbours, which don't wrap, (K,)."""
+    rows, wanted = [], []
+    for axis in (0, 1):
+        step = torch.roll(wave, -1, axis) * wave.conj()
+        inside = step.abs() > 0
+        weight = step.abs()[inside].sqrt()
+        rows.append(((torch.roll(shapes, -1, axis + 1) - shapes)[:, inside] * weight).T)
+        wanted.append(torch.angle(step[inside]) * weight)
+    # Few known pixels leave some shapes open, which a GPU's `lstsq` can't take: these stay 0.
+    design, target = torch.cat(rows), torch.cat(wanted)
+    found: Tensor = torch.linalg.pinv(design.T @ design, hermitian=True) @ (design.T @ target)
+    return found
 
 
 def _valid_in_all(data: Diffraction) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bluesky_cdi.config import Config
+from bluesky_cdi.config import Config, ReconstructorConfig
 from bluesky_cdi.errors import FrameError
 from bluesky_cdi.io import Scan
 from bluesky_cdi.io.frames import moved
+from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.physics.geometry import ObjectGrid
 from bluesky_cdi.physics.probes import scaled_to
@@ -22,6 +23,7 @@ from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.batch import without_dark
 from bluesky_cdi.reconstruction.build import device_of
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
+from bluesky_cdi.reconstruction.prediction import ProbeFinder, probe_finder
 from bluesky_cdi.reconstruction.probe_checkin.check import LEAST_FRAMES, MOST_FRAMES, CheckIn, check_in
 from bluesky_cdi.reconstruction.probe_checkin.search import Wanted
 from bluesky_cdi.reconstruction.probe_checkin.words import in_words, notes_of
@@ -80,7 +82,8 @@ def check_in_scan(
         With its probe; without one the configured lens's is checked, and if no lens is configured either, a probe is
         looked for from nothing (far field) or from the mean frame (near field).
     config : Config
-        Its sections `probe`, `reconstructor` (background) and `detector` (saturation).
+        Its sections `probe`, `reconstructor` (background, and the network, if one is chosen) and `detector`
+        (saturation).
     wanted : Wanted, optional
         What may be changed besides the probe; by default all but the scale.
     frames : int
@@ -98,6 +101,8 @@ def check_in_scan(
     ------
     FrameError
         If the scan has too few frames.
+    WeightsError
+        If the configured network's weights can't be loaded.
     """
     whole, (scan, _) = scan, without_dark(scan)
     if len(scan) < LEAST_FRAMES:
@@ -113,7 +118,12 @@ def check_in_scan(
         assumed = torch.from_numpy(np.asarray(modes, np.complex64)).to(device)
     part = scan.subset(nearest_to_middle(scan.positions_m, frames))
     found = check_in(
-        _diffraction(part, config, device), assumed, wanted=wanted, most_frames=frames, on_progress=on_progress
+        _diffraction(part, config, device),
+        assumed,
+        wanted=wanted,
+        most_frames=frames,
+        finder=_finder(config.reconstructor, device),
+        on_progress=on_progress,
     )
     return ScanCheckIn(applied(whole, found), found, in_words(found, scan.geometry))
 
@@ -140,6 +150,11 @@ def applied(scan: Scan, check: CheckIn) -> Scan:
         )
     probe = scaled_to(check.probe.cpu(), scan.mean_photons)
     return replace(scan, probe=probe.numpy().astype(np.complex64))
+
+
+def _finder(settings: ReconstructorConfig, device: str) -> ProbeFinder | None:
+    """Give what finds a probe by the configured network; None where engines reconstruct."""
+    return probe_finder(load_weights(settings.weights, device).unrolled_net) if settings.name == "pinn" else None
 
 
 def _centred(scan: Scan, centre_px: tuple[int, int]) -> Scan:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.physics.optics import pupil_step
 from bluesky_cdi.reconstruction.probe_checkin.check import GROUPS, CheckIn
 from bluesky_cdi.reconstruction.probe_checkin.gain import SIGMAS, Gain
+from bluesky_cdi.reconstruction.probe_checkin.trial import Trial
 
 
 def in_words(check: CheckIn, geometry: Geometry | None = None) -> str:
@@ -51,6 +54,7 @@ def notes_of(check: CheckIn, geometry: Geometry) -> dict[str, Any]:
         Of the scan.
     """
     trial = check.trial
+    powers = trial.powers or (check.network or trial).powers
     gains = {
         name: {"factor": gain.factor, "standard_errors": gain.in_errors}
         for name, gain in [*check.gains.items(), ("all", check.gain)]
@@ -59,12 +63,13 @@ def notes_of(check: CheckIn, geometry: Geometry) -> dict[str, Any]:
         "says": in_words(check, geometry),
         "changed": check.changed,
         "amplitude": trial.amplitude,
-        "aberrations_rad": list(trial.aberrations_rad),
+        "aberrations_rad": list(aberrations_rad(check)),
         "defocus_m": defocus_m(check, geometry) if geometry.propagation == "far" else None,
-        "powers": None if trial.powers is None else list(trial.powers),
+        "powers": None if powers is None else list(powers),
         "centre_px": list(trial.centre_px),
         "scale": trial.scale,
         "orientation": str(trial.orientation),
+        "by_network": check.network is not None,
         "refined": check.refined,
         "gains": gains if check.changed else {},
         "seconds": check.seconds,
@@ -81,7 +86,23 @@ def defocus_m(check: CheckIn, geometry: Geometry) -> float:
     geometry : Geometry
         Of the scan.
     """
-    curvature = check.trial.aberrations_rad[0] * check.defocus_curvature
+    return _defocus_m(aberrations_rad(check)[0], check, geometry)
+
+
+def aberrations_rad(check: CheckIn) -> tuple[float, ...]:
+    """Sum up by how much aberrations were changed, by a network and after it: as those of a `Trial`, radians.
+
+    Parameters
+    ----------
+    check : CheckIn
+        What was found.
+    """
+    after = check.trial.aberrations_rad
+    return after if check.network is None else tuple(np.add(check.network.aberrations_rad, after).tolist())
+
+
+def _defocus_m(rms_rad: float, check: CheckIn, geometry: Geometry) -> float:
+    curvature = rms_rad * check.defocus_curvature
     return -curvature * geometry.wavelength_m / (math.pi * pupil_step(geometry) ** 2)
 
 
@@ -95,20 +116,15 @@ def _change(check: CheckIn, name: str, geometry: Geometry | None) -> str:
 
 def _what(check: CheckIn, name: str, geometry: Geometry | None) -> str:
     trial = check.trial
+    if name == "network":
+        return _by_network(check, geometry)
     if name in GROUPS:
         turn = math.hypot(*(trial.aberrations_rad[k] for k in GROUPS[name]))
-        if name != "defocus":
-            return f"{name} of {turn:.2f} rad rms added"
-        size = f"{trial.aberrations_rad[0]:+.2f} rad rms"
-        far = geometry is not None and geometry.propagation == "far"
-        return f"defocus moved by {size}" + (
-            f", {1e6 * defocus_m(check, geometry):+.3g} um" if far and geometry else ""
-        )
+        return f"{name} of {turn:.2f} rad rms added" if name != "defocus" else _defocus(trial, check, geometry)
     if name == "amplitude":
         return "the mean frame's amplitude in place of the assumed one"
     if name == "powers":
-        shares = " / ".join(f"{share:.2f}" for share in trial.powers or ())
-        return f"powers of the modes {shares}"
+        return _powers(trial)
     if name == "centre":
         return f"the beam's centre lies {trial.centre_px[0]:+d} rows and {trial.centre_px[1]:+d} columns off the middle"
     if name == "scale":
@@ -119,6 +135,26 @@ def _what(check: CheckIn, name: str, geometry: Geometry | None) -> str:
     if name == "orientation":
         return f"positions with {trial.orientation}"
     return "all modes refined freely with an object"
+
+
+def _defocus(trial: Trial, check: CheckIn, geometry: Geometry | None) -> str:
+    size = f"defocus moved by {trial.aberrations_rad[0]:+.2f} rad rms"
+    if geometry is None or geometry.propagation != "far":
+        return size
+    return f"{size}, {1e6 * _defocus_m(trial.aberrations_rad[0], check, geometry):+.3g} um"
+
+
+def _powers(trial: Trial) -> str:
+    return "powers of the modes " + " / ".join(f"{share:.2f}" for share in trial.powers or ())
+
+
+def _by_network(check: CheckIn, geometry: Geometry | None) -> str:
+    trial = check.network or Trial()
+    parts = [_powers(trial)] if trial.powers else []
+    if any(trial.aberrations_rad):
+        others = math.hypot(*trial.aberrations_rad[1:])
+        parts = [_defocus(trial, check, geometry), f"other aberrations of {others:.2f} rad rms", *parts]
+    return "the probe that the network found" + (f", with {', '.join(parts)}" if parts else "")
 
 
 def _how_much(gain: Gain) -> str:

@@ -100,8 +100,9 @@ def test_methods_of_the_ladder_get_what_a_check_in_finds_that_is_told_no_more_th
         [Network("tiny", net)], quality.Options(("probe",), 1, base, None, torch.device("cpu"), ("0.8 rad",))
     )["suites"]["probe"]
     [((data, assumed), more)], (before, after) = told, given
-    assert data is before.data and torch.equal(assumed, before.probe[0]) and set(more) == {"wanted"}
+    assert data is before.data and torch.equal(assumed, before.probe[0]) and set(more) == {"wanted", "finder"}
     true = true_probe(quality.suites_of(base)["probe"]["0.8 rad"])
     assert checked.overlap(before.probe[0], true) < 0.85 < 0.95 < checked.overlap(after.probe[0], true)
     names = [name for name in row["methods"] if not name.startswith(checked.CHECKED)]
-    assert [*names, *(checked.CHECKED + name for name in names)] == list(row["methods"])
+    assert names.pop() == "tiny, finding the probe"
+    assert [*names, "tiny, finding the probe", *(checked.CHECKED + name for name in names)] == list(row["methods"])

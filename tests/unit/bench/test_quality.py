@@ -271,7 +271,9 @@ def test_recorded_scans_have_the_time_to_the_image_of_lsqml(weights, monkeypatch
     monkeypatch.setattr(recorded_suite, "iterate", iterate)
     found, says = recorded_suite.solve_recorded(problem, [Network("tiny", load_weights(weights).net)], 0, said.append)
     names = ["LSQ-ML, converged", "2 rPIE", "30 rPIE", "tiny", "tiny, refined"]
-    assert list(found) == [*names, *(CHECKED + name for name in names)] and says.startswith("Changed: ")
+    assert list(found) == [*names, "tiny, finding the probe", *(CHECKED + name for name in names)] and says.startswith(
+        "Changed: "
+    )
     assert len(said) == 1 + 2 * 3
     better = min((found[way + "LSQ-ML, converged"] for way in ("", CHECKED)), key=lambda each: each.unseen)
     for each in found.values():
@@ -302,6 +304,8 @@ def test_a_wrong_probe_is_measured_before_and_after_its_check_in(weights, monkey
     [row] = found["suites"]["probe"]
     [check] = row["check_ins"]
     assert check["overlap"]["found"] > check["overlap"]["assumed"]
+    # A network that has learned nothing finds nothing; it is asked all the same, without any check-in.
+    assert 0 < check["overlap"]["tiny, finding the probe"] <= 1 and "tiny, finding the probe" in row["methods"]
     assert "powers of the modes" in check["says"]
     assert row["methods"][CHECKED + "tiny"]["seconds"]["each"][0] > check["seconds"]
     text = tables(found)

@@ -51,7 +51,7 @@ def test_a_network_goes_on_into_one_with_attention_bit_for_bit(batch):
         strict=True,
     ):
         assert torch.equal(before, after)
-    with pytest.raises(ValueError, match="attention, scaled, joint may be more"):
+    with pytest.raises(ValueError, match="attention, scaled may be more"):
         plain.go_on_from(grown)
 
 

@@ -306,7 +306,7 @@ def test_an_untrained_network_of_any_size_runs(scan):
     _, features = net.judge(stages[-1], scan.probe, scan.data)
     assert features.shape == (1, 8, 28, 28)
     sizes = {"stages": 2, "steps": 1, "channels": 8, "levels": 2, "stem": 4, "blocks": 2, "memory": 3}
-    assert config.as_dict() == {**sizes, "subsets": 1, "attention": False, "scaled": False, "passes": 1, "joint": 0}
+    assert config.as_dict() == {**sizes, "subsets": 1, "attention": False, "scaled": False, "passes": 1}
     assert UnrolledConfig(**config.as_dict()) == config
 
 

@@ -200,8 +200,8 @@ def tiny_shapes(monkeypatch):
         monkeypatch.setattr(
             user,
             "SceneStream",
-            lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None, wide=False: SceneStream(
-                device, seed, photons, 8, 48, probe, decisions, wide
+            lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None: SceneStream(
+                device, seed, photons, 8, 48, probe, decisions
             ),
         )
 
@@ -453,8 +453,8 @@ from bluesky_cdi.training.process_group import joined
 torch.set_num_threads(1)
 stream.SHAPES = (SceneShape(16, 32, (6, 9), 8, 0.5), SceneShape(16, 40, (12, 20), 8, 0.5))
 module.VALIDATION_SHAPE = SceneShape(16, 32, (9, 9), 2, 1.0)
-module.SceneStream = lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None, wide=False: (
-    SceneStream(device, seed, photons, 8, 48, probe, decisions, wide)
+module.SceneStream = lambda device, seed, photons, pool=8, object_px=48, probe=None, decisions=None: (
+    SceneStream(device, seed, photons, 8, 48, probe, decisions)
 )
 module.validate = lambda net, device, probe, share: {}
 module.calibrate = lambda net, device, batches, probe: net.log_std_offset

@@ -24,7 +24,7 @@ SIZE = UnrolledConfig(stages=2, channels=8, levels=2)
 
 @pytest.fixture
 def tiny_scenes(monkeypatch):
-    def stream(device, seed, photons, pool=2, object_px=48, probe=None, wide=False):
+    def stream(device, seed, photons, pool=2, object_px=48, probe=None):
         return SceneStream(device, seed, photons, 2, 48)
 
     monkeypatch.setattr(stream_module, "SHAPES", (SHAPE,))

@@ -1,0 +1,182 @@
+"""The probe that a network finds: what comes back, what stays, and where it goes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bluesky_cdi.config import load_config
+from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.physics.geometry import ObjectGrid
+from bluesky_cdi.protocols import Frame
+from bluesky_cdi.reconstruction.online import PtychoReconstructor
+from bluesky_cdi.reconstruction.prediction import PROBE_PASSES, predict, predict_object, probe_finder
+from bluesky_cdi.reconstruction.probe_checkin import (
+    LiveCheckIn,
+    Trial,
+    Wanted,
+    check_in,
+    check_in_scan,
+    defocus_m,
+    in_words,
+)
+from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
+from bluesky_cdi.reconstruction.probe_checkin.words import notes_of
+from tests.unit.reconstruction.star_scans import FAR, NEAR, lens, measure, overlap, place
+
+PROBE_ALONE = Wanted(centre=False, orientation=False)
+FEW = (6, 5)
+SOON_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_weights("canvas-small")
+
+
+@pytest.fixture(scope="module")
+def finder(trained):
+    return probe_finder(trained.unrolled_net)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return measure(lens(), side=FEW)
+
+
+# As in test_probe_checkin: Noll's number, its place among the aberrations, and the sign with respect to Noll's.
+@pytest.mark.parametrize(("noll", "index", "size"), [(4, 0, 1.2), (4, 0, -1.6), (6, 1, 1.6), (5, 2, -1.6)])
+def test_a_known_aberration_comes_back(scene, finder, noll, index, size):
+    assumed = lens(aberrations={noll: size})
+    found = check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=finder)
+    assert overlap(assumed, scene.probe) < 0.6 and overlap(found.probe, scene.probe) > 0.97
+    turned = np.array(found.network.aberrations_rad)
+    assert turned[index] == pytest.approx(-size, abs=0.25)
+    assert np.abs(np.delete(turned, index)).max() < 0.25
+    assert found.gains["network"].exceeds(0.1) and found.gain.exceeds(0.1) and found.changed
+    assert found.assumed is assumed
+
+
+def test_what_is_said_of_it(scene, finder):
+    found = check_in(scene.data, lens(defocus_m=0.35e-3), wanted=PROBE_ALONE, finder=finder)
+    says, notes = in_words(found, FAR), notes_of(found, FAR)
+    assert "the probe that the network found, with defocus moved by" in says and " um, other aberrations of " in says
+    assert defocus_m(found, FAR) == pytest.approx(-0.1e-3, rel=0.3) and notes["defocus_m"] == defocus_m(found, FAR)
+    assert notes["by_network"] and notes["changed"] and "network" in notes["gains"]
+    both = replace(found, trial=Trial(aberrations_rad=(0.5, 0, 0, 0, 0, 0)))
+    assert notes_of(both, FAR)["aberrations_rad"][0] == pytest.approx(found.network.aberrations_rad[0] + 0.5)
+
+
+@pytest.mark.parametrize("photons", [1e3, 1e5])
+def test_a_perfect_probe_is_left_alone_bit_for_bit(finder, photons):
+    made = measure(lens(photons), side=FEW)
+    assumed = made.probe.clone()
+    found = check_in(made.data, assumed, finder=finder)
+    assert found.probe is assumed and torch.equal(assumed, made.probe)
+    assert not found.changed and found.network is None and not notes_of(found, FAR)["by_network"]
+
+
+def test_few_photons_prove_nothing(finder):
+    made = measure(lens(50.0), side=FEW)
+    assumed = lens(aberrations={4: 0.9})
+    assert check_in(made.data, assumed, finder=finder).probe is assumed
+
+
+def test_what_a_beam_stop_hides_is_not_needed(finder):
+    away = np.hypot(*np.indices((40, 40)) - 20.0) > 4
+    made = measure(lens(), side=FEW, mask=away)
+    assumed = lens(aberrations={6: 1.6})
+    found = check_in(made.data, assumed, wanted=PROBE_ALONE, finder=finder)
+    assert found.network is not None and overlap(found.probe, made.probe) > 0.97
+
+
+@pytest.mark.parametrize("spoiled", [1.0, float("nan")])
+def test_a_worse_probe_changes_nothing(scene, spoiled):
+    """Judged by frames that it has not seen, it is dropped, and all is as without a network."""
+    seen = []
+
+    def spoils(probe, data):
+        seen.append((probe, data))
+        return spoiled * torch.roll(probe, 3, dims=-1) * torch.exp(2j * torch.rand(40, 40))
+
+    assumed = lens(aberrations={4: 0.9})
+    found, without = (check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=each) for each in (spoils, None))
+    assert found.network is None and torch.equal(found.probe, without.probe) and found.trial == without.trial
+    [(probe, data)] = seen
+    assert probe.shape == (1, 1, 40, 40) and len(data) == 20 and data.scene is None and data.object_shape[0] == 1
+
+
+def test_changes_of_a_probe_are_told_from_the_probe():
+    """A trial made into a probe, moved to another place, is found again; phases of many turns don't wrap."""
+    made = measure(lens(modes=2, coherent_share=0.8), side=(4, 4))
+    pupil = Pupil(made.probe, made.data)
+    trial = Trial(aberrations_rad=(2.0, -1.0, 0.5, 0.3, -0.4, 0.2), powers=(0.7, 0.3))
+    found = pupil.nearest(torch.roll(pupil.probe(trial), (2, -1), dims=(-2, -1)))
+    np.testing.assert_allclose(found.aberrations_rad, trial.aberrations_rad, atol=0.02)
+    np.testing.assert_allclose(found.powers, trial.powers, atol=1e-4)
+    assert pupil.nearest(made.probe).aberrations_rad == pytest.approx((0.0,) * 6, abs=1e-4)
+
+
+def test_near_fields_tell_only_powers():
+    probe = lens()
+    positions = np.stack(np.meshgrid(np.arange(4.0), np.arange(4.0)), axis=-1).reshape(-1, 2) * 4 * NEAR.pixel_m
+    pupil = Pupil(probe, place(positions, NEAR, np.ones((16, 40, 40))))
+    assert pupil.nearest(probe.flip(-1)) == Trial()
+
+
+def test_passes_begin_with_the_probe_of_the_one_before_and_end_where_it_stays(scene, trained, monkeypatch):
+    net, begun, real = trained.unrolled_net, [], trained.unrolled_net.solve
+
+    def solve(probe, data, start=None, *, finds_probe):
+        begun.append(probe)
+        assert start is None and finds_probe
+        return real(probe, data, finds_probe=True)
+
+    monkeypatch.setattr(net, "solve", solve)
+    right, wrong = scene.probe[None], lens(aberrations={4: -1.6})[None]
+    probe_finder(net)(right, scene.data)
+    assert len(begun) == 2
+    begun.clear()
+    found = probe_finder(net)(wrong, scene.data)
+    assert 2 < len(begun) <= PROBE_PASSES and begun[0] is wrong and not torch.equal(begun[1], wrong)
+    assert overlap(found[0], scene.probe) > 0.97
+
+
+@torch.no_grad()
+def test_objects_are_those_of_the_given_probe_unless_it_is_to_be_found(scene, trained):
+    wrong = lens(aberrations={4: 0.9})[None]
+    net, data = trained.unrolled_net, scene.data
+    obj, probe = predict(net, wrong, data)
+    assert probe is wrong and torch.equal(obj, predict_object(net, wrong, data))
+    other, found = predict(net, wrong, data, finds_probe=True)
+    assert overlap(found[0], scene.probe) > overlap(wrong[0], scene.probe) and not torch.equal(other, obj)
+
+
+@pytest.mark.parametrize(("name", "asks"), [("pinn", True), ("lsqml", False)])
+def test_a_scan_is_checked_by_the_network_that_reconstructs_it(scene, name, asks):
+    config = load_config(overrides={"probe": {"modes": 1}, "reconstructor": {"background": 0.0, "name": name}})
+    assumed = replace(scene.scan, probe=lens(aberrations={4: 0.9}).numpy())
+    assert (check_in_scan(assumed, config).check.network is not None) == asks
+
+
+def test_a_run_goes_on_with_the_probe_that_the_network_found(trained, finder):
+    """In the result, not only in the notes: the search alone can't come so far."""
+    made = measure(lens())
+    frames = [Frame(k + 1, p, c) for k, (p, c) in enumerate(zip(made.scan.positions_m, made.scan.counts, strict=True))]
+    low, high = made.scan.positions_m.min(axis=0), made.scan.positions_m.max(axis=0)
+    grid = ObjectGrid.covering(low, high, FAR.pixel_m, FAR.frame_px)
+    changes = {"refine_iterations": 1, "background": 0.0, "refine_probe": False}
+    config = load_config(overrides={"reconstructor": changes}).reconstructor
+    assumed = lens(aberrations={6: 1.6})
+    ours = PtychoReconstructor(
+        grid, assumed.numpy(), config, trained=trained, check_in=LiveCheckIn(FAR, finder), seed=0
+    )
+    ours.add(frames)
+    found = []
+    while (estimate := ours.step(SOON_S)) is not None:
+        found.append(estimate)
+    notes = found[-1].source["probe_check_in"]
+    assert notes["taken"] and notes["by_network"]
+    assert overlap(assumed, made.probe) < 0.5 and overlap(torch.from_numpy(found[-1].probe), made.probe) > 0.97
+    assert np.mean(found[-1].residual) < 0.5 * np.mean(found[0].residual)
