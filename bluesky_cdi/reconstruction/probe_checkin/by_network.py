@@ -24,7 +24,7 @@ class NetworkProbe:
     trial : Trial
         The same as changes of the assumed probe: aberrations and powers of the modes (far field).
     gain : Gain
-        What it brings.
+        What it brings over the assumed probe.
     """
 
     probe: Tensor
@@ -32,7 +32,15 @@ class NetworkProbe:
     gain: Gain
 
     @classmethod
-    def find(cls, finder: ProbeFinder, pupil: Pupil, judge: Judge, fold: Fold) -> NetworkProbe:
+    def better(
+        cls,
+        finder: ProbeFinder,
+        pupil: Pupil,
+        judge: Judge,
+        fold: Fold,
+        rival: tuple[Trial, Tensor],
+        least: tuple[float, float],
+    ) -> NetworkProbe | None:
         """Have a probe found by the given frames of a fold, and judge it from vacuum by the others.
 
         Parameters
@@ -42,11 +50,24 @@ class NetworkProbe:
         pupil : Pupil
             Knows the assumed probe.
         judge : Judge
-            Reconstructs the object of each of the two.
+            Reconstructs an object with each probe.
         fold : Fold
             Which frames are given.
+        rival : tuple of Trial and Tensor
+            What was found without a network: its changes, and its probe, (M, N, N).
+        least : tuple of float
+            Least gains over the assumed probe and over that, as shares of the deviance.
+
+        Returns
+        -------
+        NetworkProbe or None
+            None where it is not better.
         """
-        assumed = pupil.probe(Trial())
+        assumed, (trial, without) = pupil.probe(Trial()), rival
         found = pupil.as_bright_as_frames(finder(assumed[None], judge.given(Trial(), fold))[0])
-        before, after = judge.deviance_of_probes([Trial(), Trial()], [assumed, found], fold)
-        return cls(found, pupil.nearest(found), Gain.of(before, after))
+        probes = [assumed, pupil.as_bright_as_frames(without), found]
+        before, rivals, after = judge.deviance_of_probes([Trial(), trial, Trial()], probes, fold)
+        gain = Gain.of(before, after)
+        if not (gain.exceeds(least[0]) and Gain.of(rivals, after).exceeds(least[1])):
+            return None
+        return cls(found, pupil.nearest(found), gain)

@@ -127,8 +127,8 @@ def check_in(
     most_frames : int
         Frames that are used.
     finder : callable, optional
-        Finds a probe by a network (`prediction.probe_finder`). Where it is better than the assumed one, all else is
-        looked for around it.
+        Finds a probe by a network (`prediction.probe_finder`). Where it is better than what was found without it, all
+        is looked for again around it.
     on_progress : callable, optional
         Called with what is done next.
     on_step : callable, optional
@@ -169,15 +169,16 @@ def check_in(
     assumed = _flat(data) if assumed is None else assumed.to(data.counts.device, torch.complex64)
     wanted, on_step = wanted or Wanted(), on_step or (lambda: None)
     check = _Check(data, Pupil(assumed, data), wanted, on_step)
-    network = check.by_network(finder) if known and finder is not None else None
-    first = assumed
-    if network is not None:
-        first, check = network.probe, _Check(data, Pupil(network.probe, data), wanted, on_step)
     found = check.of_the_assumed(tell) if known else check.without_phase(tell)
-    probe = (
-        found.free if found.free is not None else first if found.trial.keeps_probe else check.pupil.probe(found.trial)
-    )
+    probe, evaluations, network = check.probe(found, assumed), check.search.evaluations, None
+    if known and finder is not None:
+        tell("network")
+        network = check.by_network(finder, found.trial, probe)
     if network is not None:
+        # All that was found came from another beginning.
+        check = _Check(data, Pupil(network.probe, data), wanted, on_step)
+        found = check.of_the_assumed(tell)
+        probe, evaluations = check.probe(found, network.probe), evaluations + check.search.evaluations
         found = check.since(assumed, network, found, probe)
     tell("done")
     return CheckIn(
@@ -192,7 +193,7 @@ def check_in(
         other_side=found.other_side,
         scale_standard_error=found.scale_standard_error,
         defocus_curvature=check.pupil.defocus_curvature,
-        evaluations=check.search.evaluations,
+        evaluations=evaluations,
         seconds=time.perf_counter() - began,
     )
 
@@ -219,11 +220,17 @@ class _Check:
         self.search = Search(data, pupil, self._searching, wanted, on_step)
         self._judge = Judge(data, pupil, TEST_SWEEPS, on_step=on_step)
 
-    def by_network(self, finder: ProbeFinder) -> NetworkProbe | None:
-        """Give the probe that a network finds, if it is better than the assumed one."""
+    def probe(self, found: _Found, first: Tensor) -> Tensor:
+        """Give the probe that was found around the first one: that itself where it stays."""
+        if found.free is not None:
+            return found.free
+        return first if found.trial.keeps_probe else self.pupil.probe(found.trial)
+
+    def by_network(self, finder: ProbeFinder, trial: Trial, probe: Tensor) -> NetworkProbe | None:
+        """Give the probe that a network finds from the assumed one, if it is better than what was found without it."""
         self._on_step()
-        found = NetworkProbe.find(finder, self.pupil, self._judge, self._searching)
-        return found if found.gain.exceeds(LEAST_GAIN) else None
+        least = LEAST_GAIN, LEAST_SINGLE_GAIN
+        return NetworkProbe.better(finder, self.pupil, self._judge, self._searching, (trial, probe), least)
 
     def since(self, assumed: Tensor, network: NetworkProbe, found: _Found, probe: Tensor) -> _Found:
         """Say what all brings over the assumed probe that was found around a network's."""
