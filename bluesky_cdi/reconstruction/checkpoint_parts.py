@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -39,8 +39,8 @@ class CheckpointParts:
     frames : MeasuredFrames
     metrics : FrameMetrics
     probe : SharedProbe
-    tiled : TiledObject
-        With object and scheduler.
+    tiled : callable
+        Gives the object with its scheduler: another one once the grid has grown.
     work : RegionWork
         With the judge.
     others : Mapping of Part
@@ -52,7 +52,7 @@ class CheckpointParts:
         frames: MeasuredFrames,
         metrics: FrameMetrics,
         probe: SharedProbe,
-        tiled: TiledObject,
+        tiled: Callable[[], TiledObject],
         work: RegionWork,
         others: Mapping[str, Part],
     ) -> None:
@@ -89,8 +89,9 @@ class CheckpointParts:
         WorkerError
             If the checkpoint's grid or probe has another shape, or its grid other tiles, or there are frames already.
         """
-        shapes = self._tiled.grid.shape, tuple(self._probe.modes.shape[1:])
-        parts = restorable(state, *shapes, len(self._tiled.tiling), len(self._frames))
+        tiled = self._tiled()
+        shapes = tiled.grid.shape, tuple(self._probe.modes.shape[1:])
+        parts = restorable(state, *shapes, len(tiled.tiling), len(self._frames))
         is_here = self._frames.restore(parts["frames"], frames)
         self._metrics.restore({name: values[is_here] for name, values in parts["metrics"].items()})
         for name, part in self._whole.items():
@@ -98,11 +99,11 @@ class CheckpointParts:
         self._work.judge = self._work.judge.restored(parts.get("judge", {}))
         if not is_here.all():
             logger.warning("%d frames of the checkpoint are not there any more: they are left out", (~is_here).sum())
-            self._tiled.scheduler.touch(range(len(self._tiled.tiling)))
+            tiled.scheduler.touch(range(len(tiled.tiling)))
         known = set(parts["frames"]["seq_num"].tolist())
         return [frame for frame in frames if frame.seq_num not in known]
 
     @property
     def _whole(self) -> dict[str, Part]:
-        scheduler, image = self._tiled.scheduler, self._tiled.map
-        return {"scheduler": scheduler, "object": image, "probe": self._probe, **self._others}
+        tiled = self._tiled()
+        return {"scheduler": tiled.scheduler, "object": tiled.map, "probe": self._probe, **self._others}

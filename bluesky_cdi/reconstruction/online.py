@@ -130,7 +130,7 @@ class PtychoReconstructor:
         self.quick = None if net is None else QuickReading(*known[:3], net, lambda: self._work.judge)
         self._resolution = ResolutionWatch(targets.resolution_m, grid.pixel_m, config)
         others: dict[str, Part] = {"solver": self._solver, "check_in": self._watch, "causes": self._causes}
-        self._parts = CheckpointParts(*known[:3], self._tiled, self._work, others)
+        self._parts = CheckpointParts(*known[:3], lambda: self._tiled, self._work, others)
         self._errors, self._tuner = ErrorWatch(targets.std_rad), RunTuner(seed, config.fine_tune_s)
         self._source = {**source_of(config, trained, seed, str(device), embedding), **(notes or {})}
 

@@ -365,6 +365,7 @@ def test_as_the_catalog_gives_the_run_back(fly):
 
     class Entry(dict):
         start, metadata = run.bundle.start_doc, {}
+        base = property(dict)
 
     found = list(run_documents(SimpleNamespace(reaching=nullcontext), Entry(streams)))
     # Positions come first, so that no frame waits for them; rows in blocks.
