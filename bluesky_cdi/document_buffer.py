@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from io import FileIO
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -147,8 +147,7 @@ class _Waiting:
             data = pack(list(document))
             if self._file is None:
                 # Lives as long as this. Unbuffered: bytes that a full disk has refused must not be tried again later.
-                made = tempfile.TemporaryFile(prefix="bluesky_cdi-", buffering=0)  # noqa: SIM115
-                self._file = cast(FileIO, made)
+                self._file = tempfile.TemporaryFile(prefix="bluesky_cdi-", buffering=0)  # noqa: SIM115
             self._file.seek(self._end)
             left = memoryview(data)
             while left:
