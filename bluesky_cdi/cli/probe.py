@@ -59,19 +59,13 @@ def _probe(args: argparse.Namespace) -> int:
         scan = replace(scan, probe=None)
     if args.probe:
         scan = replace(scan, probe=fitted(read_probe(args.probe), scan.geometry))
-    # How many parts there are is not known before: what a network finds may have all looked for again.
-    with tqdm(unit="part", desc="check-in", leave=False, disable=bool(args.quiet)) as bar:
-
-        def on_progress(part: str) -> None:
-            bar.set_postfix_str(part, refresh=False)
-            bar.update()
-
+    with tqdm(total=4, unit="part", desc="check-in", leave=False, disable=bool(args.quiet)) as bar:
         checked = check_in_scan(
             scan,
             config,
             wanted=Wanted(orientation=not args.trust_orientation, scale=args.scale),
             frames=args.frames,
-            on_progress=on_progress,
+            on_progress=lambda _: bar.update(),
         )
     figure = args.out.with_suffix(".png")
     viz.save_figure(viz.show_probes({"assumed": checked.assumed, "found": checked.found}, scan.geometry), figure)
