@@ -8,7 +8,8 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from io import FileIO
+from typing import Any
 
 import numpy as np
 
@@ -85,20 +86,23 @@ class DocumentBuffer:
         atexit.unregister(self.close)
 
     def _run(self) -> None:
-        while (document := self._next()) is not None:
+        while self._is_there():
+            name = "waiting"
             try:
-                self._target(*document)
+                with self._changed:
+                    name, doc = self._waiting.get()
+                self._target(name, doc)
             except Exception as err:
-                logger.exception("a %s document was not taken: %s", document[0], err)
+                logger.exception("a %s document was not taken: %s", name, err)
             with self._changed:
                 self._handed_on += 1
                 self._changed.notify_all()
 
-    def _next(self) -> Document | None:
-        """Wait for a document; None once the buffer is closed and all are handed on."""
+    def _is_there(self) -> bool:
+        """Wait for a document; False once the buffer is closed and all are handed on."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._waiting) or self._is_closed)
-            return self._waiting.get() if len(self._waiting) else None
+            return len(self._waiting) > 0
 
 
 class _Waiting:
@@ -114,7 +118,7 @@ class _Waiting:
         self._memory_bytes, self._held = memory_bytes, 0
         # Each with the bytes that it takes, or where it lies in the file: first byte and number.
         self._documents: deque[tuple[Document, int] | tuple[int, int]] = deque()
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._in_file = self._end = 0
         self._has_told = False
 
@@ -142,11 +146,15 @@ class _Waiting:
         try:
             data = pack(list(document))
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="bluesky_cdi-")  # noqa: SIM115 (lives as long as this)
+                # Lives as long as this. Unbuffered: bytes that a full disk has refused must not be tried again later.
+                self._file = tempfile.TemporaryFile(prefix="bluesky_cdi-", buffering=0)  # noqa: SIM115
             self._file.seek(self._end)
-            self._file.write(data)
-            self._file.flush()
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
         except (OSError, DocumentError) as err:
+            if self._file is not None:
+                self._file.truncate(self._end)
             if not self._has_told:
                 self._has_told = True
                 where = tempfile.gettempdir()
@@ -161,13 +169,15 @@ class _Waiting:
     def _read(self, first: int, size: int) -> Document:
         if self._file is None:
             raise RuntimeError("a document must lie in a file that was opened; there is none")
-        self._file.seek(first)
-        name, doc = unpack(self._file.read(size))
-        self._in_file -= 1
-        if not self._in_file:
-            # All are read: what they took is given back.
-            self._file.close()
-            self._file, self._end = None, 0
+        try:
+            self._file.seek(first)
+            name, doc = unpack(self._file.read(size))
+        finally:
+            self._in_file -= 1
+            if not self._in_file:
+                # All are read: what they took is given back.
+                self._file.close()
+                self._file, self._end = None, 0
         return name, doc
 
 

@@ -11,7 +11,9 @@ import threading
 
 def _end_with_parent() -> None:
     """Wait until the other end of the standard input is gone; then end as `SIGTERM` does."""
-    sys.stdin.buffer.read()
+    # Not by `sys.stdin`, whose lock the interpreter's end would find taken: it aborts then.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -43,10 +43,12 @@ class Columns:
     ----------
     stream : BlueskyEventStream or None
         The stream; None: there is none.
+    run_uid : str, optional
+        Uid of its run, whose own file is read where this process sees it; without, the server is asked for everything.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, run_uid: str | None = None) -> None:
+        self._stream, self._run_uid = stream, run_uid
         self._nodes = {} if stream is None else dict(stream.base.items())
         self._in_table = self._nodes.pop(TABLE, None)
         self._table: dict[str, npt.NDArray[Any]] | None = None
@@ -111,20 +113,28 @@ class Columns:
 
         For each column a request takes tens of milliseconds, a file that is here less than one.
         """
+        if self._run_uid is None:
+            return None
         if not self._was_looked_for:
             self._place, self._was_looked_for = _place_of(self._nodes[name], name), True
         if self._place is None:
             return None
         (path, group), node = self._place, self._nodes[name]
+        # Opening a pipe would wait for ever.
+        if not path.is_file():
+            return None
         try:
             with CheckedFile(path, libver="latest", swmr=True) as file:
+                # A server could name any file of this machine: none is read but that which says that it is the run's.
+                if file.attrs.get("uid") != self._run_uid:
+                    return None
                 dataset = file[f"{group}/{name}"]
                 is_meant = (dataset.dtype, dataset.shape[1:]) == (node.dtype, tuple(node.shape[1:]))
                 if not is_meant or len(dataset) < node.shape[0]:
                     return None
                 # A file may hold more rows than were announced.
                 return np.asarray(dataset[: node.shape[0]] if index is None else dataset[index])
-        except (OSError, KeyError, ScanFileError):
+        except (OSError, KeyError, RuntimeError, ScanFileError):
             # The server, which is asked then, says what is wrong.
             return None
 
@@ -156,6 +166,7 @@ class RunColumns:
 
     def __init__(self, run: Any) -> None:
         self.run = run
+        self._uid = None if run is None else str(run.start["uid"])
         self._streams = streams_of(run)
         self._columns: dict[str, Columns] = {}
 
@@ -167,7 +178,7 @@ class RunColumns:
     def of(self, stream: str) -> Columns:
         """Give the columns of a stream; without any if the run does not have it."""
         if stream not in self._columns:
-            self._columns[stream] = Columns(self._streams.get(stream))
+            self._columns[stream] = Columns(self._streams.get(stream), self._uid)
         return self._columns[stream]
 
     def __contains__(self, stream: str) -> bool:

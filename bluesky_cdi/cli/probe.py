@@ -59,13 +59,19 @@ def _probe(args: argparse.Namespace) -> int:
         scan = replace(scan, probe=None)
     if args.probe:
         scan = replace(scan, probe=fitted(read_probe(args.probe), scan.geometry))
-    with tqdm(total=4, unit="part", desc="check-in", leave=False, disable=bool(args.quiet)) as bar:
+    # How many parts there are, what the network finds decides.
+    with tqdm(unit="part", desc="check-in", leave=False, disable=bool(args.quiet)) as bar:
+
+        def tell(part: str) -> None:
+            bar.set_postfix_str(part, refresh=False)
+            bar.update()
+
         checked = check_in_scan(
             scan,
             config,
             wanted=Wanted(orientation=not args.trust_orientation, scale=args.scale),
             frames=args.frames,
-            on_progress=lambda _: bar.update(),
+            on_progress=tell,
         )
     figure = args.out.with_suffix(".png")
     viz.save_figure(viz.show_probes({"assumed": checked.assumed, "found": checked.found}, scan.geometry), figure)

@@ -202,12 +202,19 @@ class Reader:
         if n * math.prod(start["frame_shape"]) > PIXELS_MAX:
             raise CatalogError(f"the {n} frames are too many to be summed here; the live view has their maps")
 
-        def sums() -> ScanMaps:
+        def read() -> ScanMaps:
             config = settings_of(start, self._config)
-            with self._large:
-                return sums_of_frames(recorded_run(self._catalog, raw.start["uid"], config, unfinished=True))
+            return sums_of_frames(recorded_run(self._catalog, raw.start["uid"], config, unfinished=True))
 
-        return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
+        def sums() -> ScanMaps:
+            with self._large:
+                # Who waited for the lock may find them made.
+                return self._scan_maps.get(start["uid"], read)
+
+        def make() -> Picture:
+            return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
+
+        return self._pictures.get((start["uid"], name), make)
 
     def _columns_of(self, run: Any) -> RunColumns:
         """Give the columns of a run: those that were looked at before, if it is over; else as they are now."""

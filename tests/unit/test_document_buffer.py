@@ -1,3 +1,4 @@
+import io
 import logging
 import threading
 
@@ -122,3 +123,53 @@ def test_without_room_on_the_disk_they_wait_in_memory(monkeypatch, caplog):
     buffer.close()
     assert [number for _, number, _ in of(got)] == list(range(6))
     assert caplog.text.count("some wait in memory and not in") == 1
+
+
+class _SmallDisk(io.FileIO):
+    """Takes so many bytes, then as much as there is room for, then nothing."""
+
+    room = 20_000
+
+    def write(self, data):
+        part = memoryview(data)[: max(0, self.room - self.tell())]
+        if len(data) and not part:
+            raise OSError(28, "No space left on device")
+        return super().write(part)
+
+
+def test_disk_that_becomes_full_keeps_what_it_has_and_nothing_is_lost(tmp_path, monkeypatch, caplog):
+    files = []
+
+    def made(**options):
+        raw = _SmallDisk(tmp_path / f"{len(files)}", "w+")
+        files.append(raw if options.get("buffering") == 0 else io.BufferedRandom(raw))
+        return files[-1]
+
+    monkeypatch.setattr(document_buffer.tempfile, "TemporaryFile", made)
+    buffer, got, go = held_up(10_000)
+    for number in range(8):
+        buffer("event", frame(number))
+    # Two lie there whole; of the third, which there was no room for, nothing does.
+    assert buffer._waiting._in_file == 2 and buffer._waiting._end == (tmp_path / "0").stat().st_size
+    go.set()
+    assert buffer.drain(SOON_S)
+    buffer.close()
+    assert of(got) == [("event", number, number * 64 * 64) for number in range(8)] and files[0].closed
+    assert caplog.text.count("some wait in memory and not in") == 1
+
+
+def test_document_that_can_not_be_read_back_is_told_and_the_next_follows(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(document_buffer.tempfile, "tempdir", str(tmp_path))
+    buffer, got, go = held_up(10_000)
+    for number in range(4):
+        buffer("event", frame(number))
+    waiting = buffer._waiting
+    # The disk has lost the first that lies there.
+    waiting._file.seek(0)
+    waiting._file.write(b"\xc1" * 100)
+    waiting._file.flush()
+    go.set()
+    assert buffer.drain(SOON_S)
+    assert waiting._file is None and len(of(got)) == 3
+    buffer.close()
+    assert "a waiting document was not taken" in caplog.text

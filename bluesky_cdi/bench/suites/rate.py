@@ -26,6 +26,7 @@ from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.paced_run import DATASET, Form, PacedRun, Sender
 from bluesky_cdi.config import Config, load_config
 from bluesky_cdi.evaluation.pipeline import KEY
+from bluesky_cdi.journal import Journal
 from bluesky_cdi.live.flow import FrameFlow
 from bluesky_cdi.live.parts import Pace
 from bluesky_cdi.live.steps import Steps
@@ -392,8 +393,8 @@ def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dic
     from bluesky_cdi.remote.setup import live_arguments, live_setup
 
     number = len(run.positions_m)
-    images, setup = Images(number), live_setup(live_arguments(config, folder))
-    worker, documents = setup.start([images])
+    images, journal = Images(number), Journal(folder / "journal")
+    worker, documents = live_setup(live_arguments(config, folder), journal).start([images])
     try:
         sent, cpu = np.zeros(number), time.process_time()
         for name, doc in Sender(run, frames_s).documents():
@@ -413,6 +414,7 @@ def _replay(run: PacedRun, frames_s: float, config: Config, folder: Path) -> dic
     finally:
         documents.close()
         worker.close(MOST_S * 2)
+        journal.close()
     there = np.isfinite(first_s)
     latency = (first_s - sent)[there]
     p50, p95 = np.quantile(latency, (0.5, 0.95)).tolist() if there.any() else (None, None)

@@ -22,6 +22,7 @@ from bluesky_cdi.bench.suites import rate
 from bluesky_cdi.bench.suites.events import raster_config
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import BlueskyCDIError
+from bluesky_cdi.journal import Journal
 from bluesky_cdi.remote.setup import live_arguments, live_setup
 
 # Frames that may wait for an image before the next ones come, and how often that is looked at, seconds.
@@ -104,8 +105,8 @@ def _config(options: Options) -> Config:
 
 def _scan(documents: Any, number: int, config: Config, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     """Send a run's documents, never many ahead of the image."""
-    images, setup = rate.Images(number), live_setup(live_arguments(config, folder))
-    worker, buffer = setup.start([images])
+    images, journal = rate.Images(number), Journal(folder / "journal")
+    worker, buffer = live_setup(live_arguments(config, folder), journal).start([images])
     course: list[tuple[int, float]] = []
     began, due = time.perf_counter(), EVERY
     try:
@@ -124,6 +125,7 @@ def _scan(documents: Any, number: int, config: Config, folder: Path, tell: Calla
     finally:
         buffer.close()
         worker.close(SETTLE_S)
+        journal.close()
     return {
         **_summary(course, number),
         "frames": number,

@@ -57,6 +57,8 @@ def _bench(args: argparse.Namespace) -> int:
     prepare(args)
     if not 0 < args.share < 1:
         raise BlueskyCDIError(f"--share must be above 0 and below 1, so that pixels are hidden; got {args.share}")
+    if not args.samples and not args.recorded:
+        raise BlueskyCDIError("there is no scan to measure: name kinds of --samples, or give --recorded")
     [device] = devices_of(args.device, 1)
     if device.type == "cpu":
         torch.set_num_threads(1)

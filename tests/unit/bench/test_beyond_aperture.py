@@ -157,5 +157,7 @@ def test_the_command_trains_measures_and_draws(tmp_path, monkeypatch, capsys):
     assert main([*line[:2], str(tmp_path / "absent.safetensors")]) == 1
     assert main([*line[:2], "--seconds", "1"]) == 1
     assert main([*line[:2], "--share", "1.5"]) == 1
+    # Neither a simulated scan nor the recorded one.
+    assert main([*line[:2], "--samples"]) == 1
     with pytest.raises(WeightsError, match="no decoders"):
         training.load_decoders(tmp_path / "absent.safetensors", CPU)

@@ -88,3 +88,12 @@ def test_a_host_ends_with_who_started_it(tmp_path):
         # What happens to the pipe when the one at its other end is gone, however that ends.
         process.stdin.close()
         assert process.wait(SOON_S) == 0
+
+
+def test_a_host_that_ends_before_who_started_it_ends_in_order(tmp_path):
+    """The thread that waits for the end of the other one holds nothing that the interpreter's end needs."""
+    line = [sys.executable, "-m", "bluesky_cdi.bench.served", "--version"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        # Until it is over nobody closes the pipe.
+        assert process.wait(SOON_S) == 0
+        assert process.stderr.read() == b""

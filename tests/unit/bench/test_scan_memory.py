@@ -1,5 +1,7 @@
 """What `bench memory --scan` says of a course, and that it sends a scan no faster than its images keep up."""
 
+import threading
+
 import pytest
 
 from bluesky_cdi.bench.reports import tables
@@ -23,7 +25,9 @@ def test_a_scan_is_sent_and_looked_at(monkeypatch):
         scan_memory, "_config", lambda _: config.model_copy(update={"reconstructor": made, "probe": probe})
     )
     monkeypatch.setattr(scan_memory, "WAITING", 8)
+    before = set(threading.enumerate())
     found = scan_memory.scan_memory(options)
+    assert not [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("bluesky_cdi")]
     scan = found["scan"]
     assert (scan["frames"], scan["reconstructed"]) == (25, 25)
     assert [sent for sent, _ in scan["course"]] == list(range(1, 26)) and all(mib > 1 for _, mib in scan["course"])

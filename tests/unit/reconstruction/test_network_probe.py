@@ -72,6 +72,20 @@ def test_what_is_said_of_it(scene, finder):
     assert notes_of(both, FAR)["aberrations_rad"][0] == pytest.approx(found.network.aberrations_rad[0] + 0.5)
 
 
+def test_what_is_found_around_its_probe_is_told_beside_it(scene):
+    """What a network leaves wrong, the search mends; all together is judged against what was assumed."""
+    halfway, assumed = lens(aberrations={6: 0.6}), lens(aberrations={4: -2.2, 6: 0.6})
+    found = check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=lambda probe, data: halfway[None])
+    assert overlap(found.probe, scene.probe) > 0.97 > overlap(halfway, scene.probe)
+    assert next(iter(found.gains)) == "network" and len(found.gains) > 1
+    assert found.gain.before == pytest.approx(found.gains["network"].before)
+    assert found.gain.after < found.gains["network"].after
+    notes = notes_of(found, FAR)
+    assert notes["aberrations_rad"][0] == pytest.approx(2.2, abs=0.3)
+    assert notes["aberrations_rad"][1] == pytest.approx(-0.6, abs=0.3) or found.refined
+    assert found.network.aberrations_rad[1] == pytest.approx(0.0, abs=0.1)
+
+
 @pytest.mark.parametrize("photons", [1e3, 1e5])
 def test_a_perfect_probe_is_left_alone_bit_for_bit(finder, photons):
     made = measure(lens(photons), side=FEW)

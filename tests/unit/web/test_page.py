@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import socket
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from types import SimpleNamespace
@@ -328,6 +330,33 @@ class TestImages:
         for path in (f"{place.going}/image/transmission.png", f"{place.complete}/image/nothing.png"):
             assert ask(f"api/run/{path}").status_code == 404
 
+    def test_frames_are_summed_once_for_all_who_wait(self, counted, place, monkeypatch):
+        asked, _ = counted
+        both_came, came, summed, lock = threading.Event(), [], [], threading.Lock()
+
+        class Large:
+            def __enter__(self):
+                came.append(1)
+                if len(came) == 2:
+                    both_came.set()
+                lock.acquire()
+
+            def __exit__(self, *_):
+                lock.release()
+
+        def sums(run):
+            summed.append(1)
+            assert both_came.wait(FOREVER_S)
+            return sums_of_frames(run)
+
+        sums_of_frames = reader.sums_of_frames
+        monkeypatch.setattr(reader, "sums_of_frames", sums)
+        monkeypatch.setattr(asked, "_large", Large())
+        with ThreadPoolExecutor(2) as pool:
+            found = [pool.submit(asked.image, place.complete, "transmission", -1, 0, None) for _ in range(2)]
+            assert found[0].result().png == found[1].result().png
+        assert len(summed) == 1
+
     def test_more_frames_than_can_be_summed(self, ask, place, monkeypatch):
         monkeypatch.setattr(reader, "PIXELS_MAX", 9 * 16 * 16 - 1)
         answer = ask(f"api/run/{place.again}/image/transmission.png")
@@ -490,15 +519,18 @@ class TestRequestsToTheCatalog:
             assert found.dtype == from_server.dtype
             np.testing.assert_array_equal(found, from_server)
 
-    @pytest.mark.parametrize("what", ["nothing", "no HDF5", "another result"])
+    @pytest.mark.parametrize("what", ["nothing", "a pipe", "no HDF5", "fewer rows", "another result"])
     def test_where_the_file_is_not_seen_the_server_is_asked(self, place, monkeypatch, tmp_path, what):
         """As on another machine, where the same path may lead to something else."""
         path = tmp_path / "result.h5"
         if what == "no HDF5":
             path.write_text("not this")
-        if what == "another result":
+        if what == "a pipe":
+            os.mkfifo(path)
+        if what in ("fewer rows", "another result"):
             with h5py.File(path, "w", libver="latest") as file:
-                file["frames/y_m"] = np.zeros(4)
+                file["frames/y_m"] = np.zeros(4 if what == "fewer rows" else 9)
+                file.attrs["uid"] = place.complete if what == "fewer rows" else place.again
         expected = RunColumns(place.catalog.processed[place.complete]).of("frames").read("y_m")
         monkeypatch.setattr(columns, "_place_of", lambda *_: (path, "/frames"))
         found = RunColumns(place.catalog.processed[place.complete]).of("frames").read("y_m")
