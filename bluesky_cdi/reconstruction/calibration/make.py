@@ -69,7 +69,7 @@ def calibrate(
     Raises
     ------
     ConfigError
-        If there is no such estimator, or the scans are too few.
+        If there is no such estimator, or the scans are too few or tell nothing.
     """
     if scenes < FOLDS:
         raise ConfigError(f"a calibration needs {FOLDS} scans or more, and {SCENES} for use; there would be {scenes}")
@@ -85,6 +85,8 @@ def calibrate(
         samples[name] += found
         if on_progress is not None:
             on_progress(done)
+    if silent := [name for name, found in samples.items() if not found]:
+        raise ConfigError(f"{scenes} scans told nothing of the errors by {silent[0]}: ask for more")
     sha256 = None if trained is None else trained.sha256
     made: dict[str, Any] = {"scenes": scenes, "objects": list(OBJECTS), "probes": list(PROBES), "device": device}
     calibrations = [

@@ -1,11 +1,11 @@
 """Predicted errors made true to size: errors of known distributions, known conditions, records, checks by halves."""
 
+import contextlib
 import dataclasses
 import json
 import math
-import os
 import signal
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bluesky_cdi.cli import main
-from bluesky_cdi.errors import WeightsError
+from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.evaluation import interval_widths, rank_correlation, share_inside
 from bluesky_cdi.physics.forward import Diffraction
 from bluesky_cdi.protocols import Estimate
@@ -32,6 +32,7 @@ from bluesky_cdi.reconstruction.calibration.fit import LEAST_SCENES, fitted, siz
 from bluesky_cdi.reconstruction.calibration.samples import Sample
 from bluesky_cdi.reconstruction.calibration.scenes import draw_scene
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, UncertaintyEstimate
+from bluesky_cdi.signals import EndingSignals
 
 PIXELS = 600
 
@@ -330,29 +331,51 @@ def test_the_command_writes_a_record_that_is_found(tmp_path, monkeypatch, capsys
     assert "needs 4 scans or more, and 96 for use; there would be 3" in capsys.readouterr().err
 
 
-def test_told_to_end_a_calibration_does_not_go_through_all_scans_first(monkeypatch):
-    """SIGTERM in its middle ends the command, and its processes begin nothing more."""
-    begun, many = [], 1000
+def test_ended_in_its_middle_a_calibration_does_not_go_through_all_scans_first(monkeypatch):
+    begun, goes_on = [], threading.Event()
 
     class Pool(ThreadPoolExecutor):
         def __init__(self, jobs, **options):
             super().__init__(jobs)
 
+        def shutdown(self, **options):
+            goes_on.set()
+            super().shutdown(**options)
+
     def looked(number, name):
         begun.append(number)
-        if number == 20:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if number >= 20:
-            time.sleep(0.05)  # all of them would take 24 s
+        if number:
+            assert goes_on.wait(60)
         return []
 
     monkeypatch.setattr(make, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(make, "_at_work", looked)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended:
-        main(["calibrate", "none", "--scenes", str(many), "--jobs", "2", "--device", "cpu", "--estimators", "halves"])
-    assert ended.value.code == 128 + signal.SIGTERM and len(begun) < many
-    assert signal.getsignal(signal.SIGTERM) == before
+    means = make._Means(None, "cpu", ())
+    with contextlib.closing(make._collected(means, ["halves"], 1000, 2)) as collected:
+        next(collected)
+    # The two that were being looked at, and that which was asked for before the others were called off.
+    assert len(begun) <= 4
+
+
+def test_the_command_hears_of_signals(monkeypatch):
+    """So that it ends in order, and its processes with it."""
+    before, heard = signal.getsignal(signal.SIGTERM), []
+
+    def calibrate(*_, **options):
+        heard.append(signal.getsignal(signal.SIGTERM))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(make, "calibrate", calibrate)
+    assert main(["calibrate", "none", "--device", "cpu"]) == 1
+    assert isinstance(heard[0].__self__, EndingSignals) and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_scans_that_tell_nothing_make_no_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "ENGINES", tmp_path / "engines.calibration.json")
+    monkeypatch.setattr(make, "_collected", lambda *_: iter([("halves", []), ("photon noise", [])]))
+    with pytest.raises(ConfigError, match="told nothing of the errors by photon noise: ask for more"):
+        make.calibrate(None, scenes=4, device="cpu", jobs=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_an_estimate_says_fits_into_documents():
