@@ -297,6 +297,25 @@ class QuickReader(Protocol):
 
 
 @runtime_checkable
+class LooksBeside(Protocol):
+    """A `Reconstructor` that looks, beside its steps, for what may change the whole image."""
+
+    def settle(self, interrupted: Callable[[], bool]) -> bool:
+        """Wait for what is being looked for; the next step goes on from what was found.
+
+        Parameters
+        ----------
+        interrupted : callable
+            Where it gives true, the wait is over.
+
+        Returns
+        -------
+        bool
+            Whether nothing is being looked for any more.
+        """
+
+
+@runtime_checkable
 class Agent(Protocol):
     """Chooses where to measure.
 

@@ -73,7 +73,7 @@ class Pace:
         Most steps after a run's last frame: frames that were left out are read again, for at most `step_s`, and then
         one of the last refinements is done. 0: neither; a quick image is followed by a full one in any case.
     final_s : float
-        Time for all of them, seconds.
+        Time for all of them, seconds; before them, as long at most for what is looked for beside the image.
     checkpoint_s : float
         Time between two saved states, seconds.
     tune_s : float

@@ -16,7 +16,7 @@ from bluesky_cdi.live.messages import End, LeftOut
 from bluesky_cdi.live.parts import Checkpoint, Pace, Recorder, WorkerParts
 from bluesky_cdi.live.run_frames import Interrupted, RunFrames
 from bluesky_cdi.live.steps import Steps
-from bluesky_cdi.protocols import RAW_UID, Estimate, Frame, Reconstructor, RunInfo
+from bluesky_cdi.protocols import RAW_UID, Estimate, Frame, LooksBeside, Reconstructor, RunInfo
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class RunJob:
         self._state = _SavedState(None, pace.checkpoint_s)
         self._fault = ""
         self._ended: End | None = None
-        self._steps_left, self._deadline = pace.final_steps, 0.0
+        self._steps_left, self._deadline, self._settled_by = pace.final_steps, 0.0, 0.0
 
     @property
     def is_finishing(self) -> bool:
@@ -104,20 +104,22 @@ class RunJob:
     def end(self, message: End) -> None:
         """Learn that no more frames come; `refine` is due until it closes the job."""
         self._ended = message
-        self._deadline = time.monotonic() + self._pace.final_s
+        self._deadline = self._settled_by = time.monotonic() + self._pace.final_s
 
     def refine(self, interrupted: Interrupted) -> None:
         """Read frames again that were left out, and do one of the last refinements; finish where that is all.
 
         It ends where nothing is missing that may come and no refinement helps, or where time is over. That begins, and
         steps count, once no further frames come into the image: it is not final before it has all. Where there is but a
-        quick image, a full one is due in any case.
+        quick image, a full one is due in any case. Refinements of what a look beside the image may change wait for it.
 
         Parameters
         ----------
         interrupted : callable
             As in `take`.
         """
+        if not self._has_settled(interrupted):
+            return
         owes_full = self._steps is not None and self._steps.owes_full
         if (self._steps_left > 0 or owes_full) and time.monotonic() < self._deadline:
             unread = self.frames.flow.unread
@@ -134,6 +136,19 @@ class RunJob:
                 self.frames.wait(interrupted)
                 return
         self.finish(interrupted)
+
+    def _has_settled(self, interrupted: Interrupted) -> bool:
+        """Wait for what is looked for beside the image, about as long as a step; whether that is over.
+
+        It does not count as time for the last refinements.
+        """
+        if not isinstance(self._reconstructor, LooksBeside) or self._steps_left <= 0:
+            return True
+        began = time.monotonic()
+        until = min(began + self._pace.step_s, self._settled_by)
+        is_settled = self._reconstructor.settle(lambda: time.monotonic() >= until or interrupted())
+        self._deadline += time.monotonic() - began
+        return is_settled or time.monotonic() >= self._settled_by
 
     def finish(self, interrupted: Interrupted) -> None:
         """End the derived run with the estimate as it is; the state is kept only where frames may be taken in later.

@@ -246,12 +246,12 @@ class LiveWorker:
         Raises
         ------
         WorkerError
-            If it has not ended `timeout_s` seconds after the time for the last refinements.
+            If it has not ended `timeout_s` seconds after the time for the last refinements and what comes before them.
         """
         self._inbox.put(Close())
-        self._thread.join(self._pace.final_s + timeout_s)
+        limit_s = 2 * self._pace.final_s + timeout_s
+        self._thread.join(limit_s)
         if self._thread.is_alive():
-            limit_s = self._pace.final_s + timeout_s
             raise WorkerError(f"the reconstruction has not ended within {limit_s:g} s; close again to wait longer")
 
 

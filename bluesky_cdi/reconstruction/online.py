@@ -215,6 +215,12 @@ class PtychoReconstructor:
         self._take_checked()
         return self._estimate(started) if self.quick and self.quick.read(self._tiled, budget_s) else None
 
+    def settle(self, interrupted: Callable[[], bool]) -> bool:
+        """Wait for the check of the probe, if one is being made, and go on with what it finds; see `LooksBeside`."""
+        while self._watch.is_running and self._watch.wait(interrupted):
+            self._take_checked()
+        return not self._watch.is_running
+
     def estimate(self) -> Estimate | None:
         """Give what is known by now, without any work; None before the first frame is reconstructed."""
         return self._estimate(time.monotonic()) if self._metrics.known.any() else None

@@ -99,12 +99,13 @@ class ProbeWatch:
         self._alarm.begin_anew()
         return Taken.ONWARD
 
-    def wait(self, is_interrupted: Callable[[], bool]) -> None:
-        """Wait for the check that is being made, as long as nothing interrupts that."""
+    def wait(self, is_interrupted: Callable[[], bool]) -> bool:
+        """Wait for the check that is being made, as long as nothing interrupts that; whether none is any more."""
         ended_by = time.monotonic() + MOST_WAIT_S
         while self.check_in is not None and not self.check_in.wait(WAIT_S):
             if time.monotonic() > ended_by or is_interrupted():
-                return
+                return False
+        return True
 
     def source(self) -> dict[str, Any]:
         """Give what the source of estimates says of it."""

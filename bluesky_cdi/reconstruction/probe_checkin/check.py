@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
 from bluesky_cdi.reconstruction.probe_checkin.scale import estimate_scale
 from bluesky_cdi.reconstruction.probe_checkin.search import WEAKEST, Search, Wanted
 from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, DEFOCUS, Trial
+
+logger = logging.getLogger(__name__)
 
 # Frames that are looked at, and the fewest that can tell anything: more cost time and tell little more.
 MOST_FRAMES, LEAST_FRAMES = 48, 12
@@ -127,8 +130,7 @@ def check_in(
     most_frames : int
         Frames that are used.
     finder : callable, optional
-        Finds a probe by a network (`prediction.probe_finder`). Where it is better than what was found without it, all
-        is looked for again around it.
+        Finds a probe by a network, asked after all that: see `asked_network`.
     on_progress : callable, optional
         Called with what is done next.
     on_step : callable, optional
@@ -170,21 +172,10 @@ def check_in(
     wanted, on_step = wanted or Wanted(), on_step or (lambda: None)
     check = _Check(data, Pupil(assumed, data), wanted, on_step)
     found = check.of_the_assumed(tell) if known else check.without_phase(tell)
-    probe, evaluations, network = check.probe(found, assumed), check.search.evaluations, None
-    if known and finder is not None:
-        tell("network")
-        network = check.by_network(finder, found.trial, probe)
-    if network is not None:
-        # All that was found came from another beginning.
-        check = _Check(data, Pupil(network.probe, data), wanted, on_step)
-        found = check.of_the_assumed(tell)
-        probe, evaluations = check.probe(found, network.probe), evaluations + check.search.evaluations
-        found = check.since(assumed, network, found, probe)
-    tell("done")
-    return CheckIn(
+    without = CheckIn(
         assumed=assumed,
-        probe=probe,
-        network=None if network is None else network.trial,
+        probe=check.probe(found, assumed),
+        network=None,
         trial=found.trial,
         refined=found.free is not None,
         gains=found.gains,
@@ -193,8 +184,73 @@ def check_in(
         other_side=found.other_side,
         scale_standard_error=found.scale_standard_error,
         defocus_curvature=check.pupil.defocus_curvature,
-        evaluations=evaluations,
+        evaluations=check.search.evaluations,
         seconds=time.perf_counter() - began,
+    )
+    if known and finder is not None:
+        return asked_network(data, without, finder, wanted, on_progress=tell, on_step=on_step)
+    tell("done")
+    return without
+
+
+@torch.no_grad()
+def asked_network(
+    data: Diffraction,
+    without: CheckIn,
+    finder: ProbeFinder,
+    wanted: Wanted,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> CheckIn:
+    """Ask a network for the probe, and look around it, where that is better than what was found without it.
+
+    Parameters
+    ----------
+    data : Diffraction
+        What `check_in` looked at.
+    without : CheckIn
+        What that found from an assumed probe.
+    finder : callable
+        Finds a probe by a network (`prediction.probe_finder`). It begins with the assumed one.
+    wanted : Wanted
+        What may be changed besides the probe.
+    on_progress, on_step : callable, optional
+        As for `check_in`.
+
+    Returns
+    -------
+    CheckIn
+        That without a network where its probe is no better, and where it has not memory enough to look for one.
+    """
+    began, tell, on_step = time.perf_counter(), on_progress or (lambda _: None), on_step or (lambda: None)
+    tell("network")
+    try:
+        network = _Check(data, Pupil(without.assumed, data), wanted, on_step).by_network(finder, without)
+    except torch.OutOfMemoryError as err:
+        logger.warning("the network can't be asked for the probe, what was found without it stays: %s", err)
+        network = None
+    if network is None:
+        tell("done")
+        return replace(without, seconds=without.seconds + time.perf_counter() - began)
+    # All that was found came from another beginning.
+    check = _Check(data, Pupil(network.probe, data), wanted, on_step)
+    found = check.of_the_assumed(tell)
+    probe = check.probe(found, network.probe)
+    found = check.since(without.assumed, network, found, probe)
+    tell("done")
+    return replace(
+        without,
+        probe=probe,
+        network=network.trial,
+        trial=found.trial,
+        refined=found.free is not None,
+        gains=found.gains,
+        gain=found.gain,
+        scale_standard_error=found.scale_standard_error,
+        defocus_curvature=check.pupil.defocus_curvature,
+        evaluations=without.evaluations + check.search.evaluations,
+        seconds=without.seconds + time.perf_counter() - began,
     )
 
 
@@ -226,11 +282,12 @@ class _Check:
             return found.free
         return first if found.trial.keeps_probe else self.pupil.probe(found.trial)
 
-    def by_network(self, finder: ProbeFinder, trial: Trial, probe: Tensor) -> NetworkProbe | None:
+    def by_network(self, finder: ProbeFinder, without: CheckIn) -> NetworkProbe | None:
         """Give the probe that a network finds from the assumed one, if it is better than what was found without it."""
         self._on_step()
-        least = LEAST_GAIN, LEAST_SINGLE_GAIN
-        return NetworkProbe.better(finder, self.pupil, self._judge, self._searching, (trial, probe), least)
+        self._compare_where(without.trial)
+        rival, least = (without.trial, without.probe), (LEAST_GAIN, LEAST_SINGLE_GAIN)
+        return NetworkProbe.better(finder, self.pupil, self._judge, self._searching, rival, least)
 
     def since(self, assumed: Tensor, network: NetworkProbe, found: _Found, probe: Tensor) -> _Found:
         """Say what all brings over the assumed probe that was found around a network's."""

@@ -10,6 +10,8 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,14 @@ from bluesky_cdi.physics.geometry import Geometry
 from bluesky_cdi.reconstruction.frames import MeasuredFrames
 from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.prediction import ProbeFinder
-from bluesky_cdi.reconstruction.probe_checkin.check import MOST_FRAMES, TEST_SWEEPS, CheckIn, check_in, folds
+from bluesky_cdi.reconstruction.probe_checkin.check import (
+    MOST_FRAMES,
+    TEST_SWEEPS,
+    CheckIn,
+    asked_network,
+    check_in,
+    folds,
+)
 from bluesky_cdi.reconstruction.probe_checkin.drift import Drift
 from bluesky_cdi.reconstruction.probe_checkin.gain import Gain
 from bluesky_cdi.reconstruction.probe_checkin.judging import Judge
@@ -54,7 +63,7 @@ class LiveCheckIn:
     geometry : Geometry
         Of the run: gives lengths in metres.
     finder : callable, optional
-        Finds a probe by a network, as for `check_in`.
+        Finds a probe by a network. It is asked once what the first check has found without it was taken.
 
     Attributes
     ----------
@@ -97,9 +106,8 @@ class LiveCheckIn:
             return
         self._checked = len(frames)
         rows = frames.light.lit
-        self._start(
-            frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)]), assumed, current
-        )
+        data = frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)])
+        self._start(partial(self._looked, data, assumed, current, takes=True))
 
     def begin_again(
         self, frames: MeasuredFrames, lately: IndexArray, drift: Drift, current: Callable[[], Tensor], takes: bool
@@ -126,7 +134,8 @@ class LiveCheckIn:
         # The check may fail, or not end before the run does: then this stays.
         self._again = {"frames": len(frames), "drift": str(drift), "taken": False}
         self.notes = {**self.notes, "again": [*self.notes.get("again", []), self._again]}
-        self._start(frames.diffraction(lately), current(), current, takes)
+        data = frames.diffraction(lately)
+        self._start(partial(self._looked, data, current(), current, takes))
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the check that is being made; whether none is any more."""
@@ -137,7 +146,7 @@ class LiveCheckIn:
     def take(self) -> Tensor | None:
         """Give the probe (M, N, N) to go on with, once, where a check has found a better one.
 
-        What was found is logged and noted.
+        What was found is logged and noted. A first check without a network is followed by one with it.
         """
         if self._thread is None or self._thread.is_alive():
             return None
@@ -148,6 +157,12 @@ class LiveCheckIn:
             return None
         if self._again is not None:
             return self._taken_again(found, self._again)
+        probe = self._taken_first(found)
+        if found.ask_network is not None and not self._closed.is_set():
+            self._start(found.ask_network)
+        return probe
+
+    def _taken_first(self, found: _Found) -> Tensor | None:
         self.notes = {**notes_of(found.check, self._geometry), "taken": found.is_better}
         if found.is_better:
             self._left = []
@@ -186,23 +201,37 @@ class LiveCheckIn:
         # Checkpoints of before know only whether one had ended.
         self._left = state["left"].tolist() if "left" in state else [] if self.notes else self._left
 
-    def _start(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool = True) -> None:
-        self._thread = threading.Thread(
-            target=self._run, args=(data, assumed, current, takes), name="bluesky_cdi-probe-check-in"
-        )
+    def _start(self, look: Callable[[], _Found | None]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(look,), name="bluesky_cdi-probe-check-in")
         self._thread.start()
 
-    def _run(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool) -> None:
+    def _run(self, look: Callable[[], _Found | None]) -> None:
         # The image comes first, where there are not cores enough for both.
         step_back()
         try:
-            check = check_in(data, assumed, wanted=PROBE_ALONE, finder=self._finder, on_step=self._stop_if_closed)
-            self._found = _Found(check, takes and check.changed and self._is_better(check, data, current()))
+            self._found = look()
         except _Closed:
             return
         except (BlueskyCDIError, RuntimeError) as err:
             # The run goes on with the probe that it has.
             logger.warning("the probe can't be checked: %s", err)
+
+    def _looked(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor], takes: bool) -> _Found:
+        """Check without a network."""
+        check = check_in(data, assumed, wanted=PROBE_ALONE, on_step=self._stop_if_closed)
+        found = _Found(check, takes and check.changed and self._is_better(check, data, current()))
+        if self._finder is None or self._again is not None:
+            return found
+        return replace(found, ask_network=partial(self._asked, data, check, self._finder, current))
+
+    def _asked(
+        self, data: Diffraction, without: CheckIn, finder: ProbeFinder, current: Callable[[], Tensor]
+    ) -> _Found | None:
+        """Ask the network; None where what was found without it stays."""
+        check = asked_network(data, without, finder, PROBE_ALONE, on_step=self._stop_if_closed)
+        if check.network is None or not self._is_better(check, data, current()):
+            return None
+        return _Found(check, True)
 
     @torch.no_grad()
     def _is_better(self, check: CheckIn, data: Diffraction, current: Tensor) -> bool:
@@ -219,11 +248,13 @@ class LiveCheckIn:
             raise _Closed
 
 
+@dataclass(frozen=True, eq=False)
 class _Found:
-    """What a check found, and whether it is better than what the reconstruction had by then."""
+    """What a check found, whether it is better than what the reconstruction had by then, and what is due after it."""
 
-    def __init__(self, check: CheckIn, is_better: bool) -> None:
-        self.check, self.is_better = check, is_better
+    check: CheckIn
+    is_better: bool
+    ask_network: Callable[[], _Found | None] | None = None
 
 
 class _Closed(Exception):

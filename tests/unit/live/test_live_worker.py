@@ -43,6 +43,9 @@ class Rebuild:
         self.info, self.frames, self.steps, self.new = info, {}, [], False
         self.may_go_on, self.started = threading.Event(), threading.Event()
         self.may_go_on.set()
+        self.settled = threading.Event()
+        self.settled.set()
+        self.looks = 0
         self.fail_with = self.fail_check_with = None
         self.gains = False
         self.refused, self.read, self.reads_quickly = set(), set(), False
@@ -74,6 +77,12 @@ class Rebuild:
             return None
         self.read |= set(waiting[:100])
         return make_estimate(sorted(self.read))
+
+    def settle(self, interrupted):
+        self.looks += 1
+        while not (self.settled.wait(0.001) or interrupted()):
+            pass
+        return self.settled.is_set()
 
     def checked(self, estimate, interrupted=None):
         if self.fail_check_with is not None:
@@ -136,12 +145,15 @@ class Keep:
 class Bench:
     """A worker with its parts in reach."""
 
-    def __init__(self, until, final_steps=10, checkpoint_s=600.0, latency_s=math.inf, **options):
+    def __init__(
+        self, until, final_steps=10, checkpoint_s=600.0, latency_s=math.inf, step_s=5.0, final_s=600.0, **options
+    ):
         self.until = until
         self.rebuilds, self.agents, self.records, self.kept, self.heard = [], [], [], [], []
         self.listener_error = self.rebuild_error = self.agent_error = self.points_error = None
+        pace = Pace(step_s, final_steps, final_s, checkpoint_s, latency_s=latency_s)
         parts = WorkerParts(self._rebuild, self._agent, self._record, self._points, self._keep, [self._listen])
-        self.worker = LiveWorker(parts, Pace(5.0, final_steps, 600.0, checkpoint_s, latency_s=latency_s), **options)
+        self.worker = LiveWorker(parts, pace, **options)
 
     def _points(self, estimate):
         if self.points_error is not None:
@@ -1056,6 +1068,46 @@ def test_last_refinements_answer_questions_and_end_at_their_number(make_bench):
     bench.worker.end_run("success", "")
     bench.worker.wait(SOON_S)
     assert len(bench.rebuilds[0].steps) == 1 + 7
+
+
+def looking_beside(make_bench, final_steps=1, final_s=600.0):
+    """A run that has ended while its reconstructor looks for something beside its only image."""
+    bench = make_bench(final_steps=final_steps, step_s=0.01, final_s=final_s)
+    bench.start()
+    bench.rebuilds[0].gains = True
+    bench.rebuilds[0].settled.clear()
+    bench.put(1)
+    bench.until(lambda: bench.rebuilds[0].steps)
+    bench.worker.end_run("success", "")
+    return bench
+
+
+def test_last_refinements_wait_for_what_is_looked_for_beside_them(make_bench):
+    """However few there may be; the thread looks up meanwhile."""
+    bench = looking_beside(make_bench)
+    bench.until(lambda: bench.rebuilds[0].looks > 3)
+    assert len(bench.rebuilds[0].steps) == 1 and not bench.records[0].closed
+    bench.rebuilds[0].settled.set()
+    bench.worker.wait(SOON_S)
+    assert len(bench.rebuilds[0].steps) == 2
+
+
+def test_a_look_that_does_not_end_holds_no_run_open(make_bench):
+    bench = looking_beside(make_bench, final_s=0.05)
+    bench.worker.wait(SOON_S)
+    assert bench.records[0].closed[0][1:] == ("success", "")
+
+
+def test_a_newer_scan_waits_for_no_look_beside(make_bench):
+    bench = looking_beside(make_bench)
+    bench.begin()
+    assert bench.records[0].closed[0][1:] == ("success", "a newer run came before the last refinements")
+
+
+def test_without_last_refinements_no_look_is_waited_for(make_bench):
+    bench = looking_beside(make_bench, final_steps=0)
+    bench.worker.wait(SOON_S)
+    assert len(bench.rebuilds[0].steps) == 1
 
 
 def test_failure_of_an_old_run_is_not_the_newer_scans(make_bench, caplog):

@@ -1,5 +1,6 @@
 """The probe that a network finds: what comes back, what stays, and where it goes."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_a_worse_probe_changes_nothing(scene, spoiled):
     assert probe.shape == (1, 1, 40, 40) and len(data) == 20 and data.scene is None and data.object_shape[0] == 1
 
 
+def test_a_network_without_memory_enough_costs_nothing_that_was_found(scene, caplog):
+    def fails(probe, data):
+        raise torch.OutOfMemoryError("no room for it")
+
+    assumed = lens(aberrations={4: 0.9})
+    found, without = (check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=each) for each in (fails, None))
+    assert without.changed and torch.equal(found.probe, without.probe) and found.gain == without.gain
+    assert "no room for it" in caplog.text
+
+
 def test_changes_of_a_probe_are_told_from_the_probe():
     """A trial made into a probe, moved to another place, is found again; phases of many turns don't wrap."""
     made = measure(lens(modes=2, coherent_share=0.8), side=(4, 4))
@@ -178,23 +189,56 @@ def test_a_scan_is_checked_by_the_network_that_reconstructs_it(scene, name, asks
     assert (check_in_scan(assumed, config).check.network is not None) == asks
 
 
-def test_a_run_goes_on_with_the_probe_that_the_network_found(trained, finder):
-    """In the result, not only in the notes: the search alone can't come so far."""
-    made = measure(lens())
+def measured_run(made, assumed, trained, finder):
+    """A reconstructor with all frames, whose check of the probe goes on beside it."""
     frames = [Frame(k + 1, p, c) for k, (p, c) in enumerate(zip(made.scan.positions_m, made.scan.counts, strict=True))]
     low, high = made.scan.positions_m.min(axis=0), made.scan.positions_m.max(axis=0)
     grid = ObjectGrid.covering(low, high, FAR.pixel_m, FAR.frame_px)
     changes = {"refine_iterations": 1, "background": 0.0, "refine_probe": False}
     config = load_config(overrides={"reconstructor": changes}).reconstructor
-    assumed = lens(aberrations={6: 1.6})
     ours = PtychoReconstructor(
         grid, assumed.numpy(), config, trained=trained, check_in=LiveCheckIn(FAR, finder), seed=0
     )
     ours.add(frames)
-    found = []
-    while (estimate := ours.step(SOON_S)) is not None:
-        found.append(estimate)
-    notes = found[-1].source["probe_check_in"]
+    return ours
+
+
+def never():
+    return False
+
+
+@pytest.mark.parametrize("ends", ["with another probe", "without memory"])
+def test_a_run_has_the_probe_of_the_search_before_the_network_answers(trained, caplog, ends):
+    made, assumed = measure(lens(), side=(6, 6)), lens(aberrations={4: 0.9})
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def waits(probe, data):
+        asked.set()
+        assert may_answer.wait(SOON_S)
+        if ends == "without memory":
+            raise torch.OutOfMemoryError("no room for it")
+        return torch.roll(probe, 3, dims=-1)
+
+    ours = measured_run(made, assumed, trained, waits)
+    had_settled, shown = ours.settle(asked.is_set), ours.step(SOON_S)
+    may_answer.set()
+    assert not had_settled and ours.settle(never)
+    after = ours.estimate()
+    assert shown.source["probe_check_in"]["taken"]
+    assert overlap(assumed, made.probe) < 0.8 and overlap(torch.from_numpy(shown.probe), made.probe) > 0.97
+    np.testing.assert_array_equal(after.probe, shown.probe)
+    assert after.source["probe_check_in"] == shown.source["probe_check_in"]
+    assert ("no room for it" in caplog.text) == (ends == "without memory")
+
+
+def test_a_run_goes_on_with_the_probe_that_the_network_found(trained, finder):
+    """In the result, not only in the notes: the search alone can't come so far. One step is enough once it is there."""
+    made, assumed = measure(lens()), lens(aberrations={6: 1.6})
+    ours = measured_run(made, assumed, trained, finder)
+    first = ours.step(SOON_S)
+    assert ours.settle(never) and ours.settle(never)
+    last = ours.step(SOON_S)
+    notes = last.source["probe_check_in"]
     assert notes["taken"] and notes["by_network"]
-    assert overlap(assumed, made.probe) < 0.5 and overlap(torch.from_numpy(found[-1].probe), made.probe) > 0.97
-    assert np.mean(found[-1].residual) < 0.5 * np.mean(found[0].residual)
+    assert overlap(assumed, made.probe) < 0.5 and overlap(torch.from_numpy(last.probe), made.probe) > 0.97
+    assert np.mean(last.residual) < 0.5 * np.mean(first.residual)
