@@ -57,12 +57,13 @@ class RunJob:
         self._parts, self._pace, self._listeners = parts, pace, _Listeners(parts.listeners, info.scan_id)
         self._is_decided_on = is_decided_on
         self._reconstructor: Reconstructor | None = None
+        self._look_beside: _LookBeside | None = None
         self._steps: Steps | None = None
         self._recorder: Recorder | None = None
         self._state = _SavedState(None, pace.checkpoint_s)
         self._fault = ""
         self._ended: End | None = None
-        self._steps_left, self._deadline, self._settled_by = pace.final_steps, 0.0, 0.0
+        self._steps_left, self._deadline = pace.final_steps, 0.0
 
     @property
     def is_finishing(self) -> bool:
@@ -104,21 +105,27 @@ class RunJob:
     def end(self, message: End) -> None:
         """Learn that no more frames come; `refine` is due until it closes the job."""
         self._ended = message
-        self._deadline = self._settled_by = time.monotonic() + self._pace.final_s
+        self._deadline = time.monotonic() + self._pace.final_s
+        if self._reconstructor is not None and isinstance(self._reconstructor, LooksBeside):
+            self._look_beside = _LookBeside(self._reconstructor, self._pace.step_s, self._deadline)
 
     def refine(self, interrupted: Interrupted) -> None:
         """Read frames again that were left out, and do one of the last refinements; finish where that is all.
 
         It ends where nothing is missing that may come and no refinement helps, or where time is over. That begins, and
         steps count, once no further frames come into the image: it is not final before it has all. Where there is but a
-        quick image, a full one is due in any case. Refinements of what a look beside the image may change wait for it.
+        quick image, a full one is due in any case. Refinements wait for what a look beside the image may change; that
+        does not count as their time.
 
         Parameters
         ----------
         interrupted : callable
             As in `take`.
         """
-        if not self._has_settled(interrupted):
+        began = time.monotonic()
+        has_settled = self._steps_left == 0 or self._look_beside is None or self._look_beside.wait(interrupted)
+        self._deadline += time.monotonic() - began
+        if not has_settled:
             return
         owes_full = self._steps is not None and self._steps.owes_full
         if (self._steps_left > 0 or owes_full) and time.monotonic() < self._deadline:
@@ -136,19 +143,6 @@ class RunJob:
                 self.frames.wait(interrupted)
                 return
         self.finish(interrupted)
-
-    def _has_settled(self, interrupted: Interrupted) -> bool:
-        """Wait for what is looked for beside the image, about as long as a step; whether that is over.
-
-        It does not count as time for the last refinements.
-        """
-        if not isinstance(self._reconstructor, LooksBeside) or self._steps_left <= 0:
-            return True
-        began = time.monotonic()
-        until = min(began + self._pace.step_s, self._settled_by)
-        is_settled = self._reconstructor.settle(lambda: time.monotonic() >= until or interrupted())
-        self._deadline += time.monotonic() - began
-        return is_settled or time.monotonic() >= self._settled_by
 
     def finish(self, interrupted: Interrupted) -> None:
         """End the derived run with the estimate as it is; the state is kept only where frames may be taken in later.
@@ -293,6 +287,28 @@ class _Listeners:
             except Exception as err:
                 logger.exception("a listener failed, and hears no more of run %s: %r", self._scan_id, err)
                 self._listeners.remove(listener)
+
+
+class _LookBeside:
+    """What a reconstructor looks for beside the image, at the end of a run.
+
+    Parameters
+    ----------
+    reconstructor : LooksBeside
+    step_s : float
+        Longest time of one wait, seconds.
+    ends : float
+        When it is over in any case, as `time.monotonic` tells it.
+    """
+
+    def __init__(self, reconstructor: LooksBeside, step_s: float, ends: float) -> None:
+        self._reconstructor, self._step_s, self._ends = reconstructor, step_s, ends
+
+    def wait(self, interrupted: Interrupted) -> bool:
+        """Wait a little; whether it is over."""
+        until = min(time.monotonic() + self._step_s, self._ends)
+        is_settled = self._reconstructor.settle(lambda: time.monotonic() >= until or interrupted())
+        return is_settled or time.monotonic() >= self._ends
 
 
 class _SavedState:
