@@ -52,8 +52,8 @@ def errors_in_one_line() -> None:
     """Tell errors of this package and interruptions of the RunEngine without their traceback.
 
     That goes to the log file (and in IPython to ``%tb``); so does what bluesky logs of a run that it aborts. It is for
-    an application to choose, so a script calls it, once its session is open (libraries of a catalog in this process bring
-    a hook of their own); profiles do. A script that such an error ends still exits with 1.
+    an application to choose: profiles call it, and a script does once its session is open (libraries of a catalog in
+    this process bring a hook of their own). A script that such an error ends still exits with 1.
     """
     from bluesky.utils import RunEngineInterrupted
 

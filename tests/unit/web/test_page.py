@@ -27,7 +27,7 @@ from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.io import read_scan
 from bluesky_cdi.reconstruction import bad_pixels
-from bluesky_cdi.web import Page, reader
+from bluesky_cdi.web import Page, reader, run_list
 
 FOREVER_S = 240.0
 
@@ -387,7 +387,7 @@ def test_a_frame_that_was_seen_while_its_run_went_on_has_its_fit_later(sample, m
     raw, derived = (
         SimpleNamespace(start=each, metadata={"start": each, "stop": None}) for each in ({"uid": "r"}, start)
     )
-    monkeypatch.setattr(asked.runs, "find", lambda _: (raw, derived))
+    monkeypatch.setattr(asked.runs, "find", lambda _: run_list.Found(raw, derived, ("r", 1), ("d", 1)))
     assert asked.frame("r", 5).fitted is None
     derived.metadata["stop"] = {"complete": True}
     assert asked.frame("r", 5).fitted.deviance < 1
@@ -536,3 +536,23 @@ class TestRequestsToTheCatalog:
         found = RunColumns(place.catalog.processed[place.complete]).of("frames").read("y_m")
         assert len(found) == 9
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("which", "tail"), [([0, 1], 1), ([2], run_list.TAIL)], ids=["older ones", "the last"])
+def test_a_run_that_is_written_again_is_noticed(place, monkeypatch, which, tail):
+    monkeypatch.setattr(run_list, "FRESH_S", 0.0)
+    monkeypatch.setattr(run_list, "TAIL", tail)
+    with place.written_raw("iiii8888-raw", "jjjj9999-raw", "kkkk0000-raw") as (uids, write):
+        runs, asked = run_list.RunList(place.catalog), reader.Reader(place.catalog, load_config())
+        before, keys = runs.changes("", -1), [runs.find(uid).raw_key for uid in uids]
+        assert [len(asked.view(uid)["measured"]["y_m"]) for uid in uids] == [3, 3, 3]
+        assert runs.changes(before["epoch"], before["version"])["runs"] == []
+        # Nobody looks while it is not there; its documents say what they said, but for what came late.
+        for k in which:
+            write(uids[k], 5)
+        after = runs.changes(before["epoch"], before["version"])
+        for k in which:
+            assert uids[k] in {row["uid"] for row in after["runs"]}
+            assert runs.find(uids[k]).raw_key != keys[k]
+            assert len(asked.view(uids[k])["measured"]["y_m"]) == 5
+        assert runs.changes(after["epoch"], after["version"])["runs"] == []
