@@ -77,8 +77,8 @@ class Reader:
         self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
         self._scan_maps = Kept(8)
         self._columns = Kept(16)
-        # One at a time: an export holds a whole result in memory, sums of frames all frames.
-        self._large = threading.Lock()
+        # One of each at a time: an export holds a whole result in memory, sums of frames all frames.
+        self._exporting, self._summing = threading.Lock(), threading.Lock()
 
     def view(self, uid: str) -> dict[str, Any]:
         """Give all of a run that is no image; with the other results of its raw run."""
@@ -185,7 +185,7 @@ class Reader:
         # Only what the catalog's own numbers give: no text of the metadata goes into a file's name.
         scan = derived.start.get("scan_id")
         path = folder / f"scan_{scan if isinstance(scan, int) else 'unnumbered'}{suffix}"
-        with self._large:
+        with self._exporting:
             written = export_result(path, load_to_export(self._catalog, derived.start["uid"]), form)
         if written == (path,):
             return path
@@ -210,7 +210,7 @@ class Reader:
             return sums_of_frames(recorded_run(self._catalog, raw.start["uid"], config, unfinished=True))
 
         def sums() -> ScanMaps:
-            with self._large:
+            with self._summing:
                 # Who waited for the lock may find them made.
                 return self._scan_maps.get(tuple(keys), read)
 

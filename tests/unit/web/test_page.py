@@ -351,11 +351,31 @@ class TestImages:
 
         sums_of_frames = reader.sums_of_frames
         monkeypatch.setattr(reader, "sums_of_frames", sums)
-        monkeypatch.setattr(asked, "_large", Large())
+        monkeypatch.setattr(asked, "_summing", Large())
         with ThreadPoolExecutor(2) as pool:
             found = [pool.submit(asked.image, place.complete, "transmission", -1, 0, None) for _ in range(2)]
             assert found[0].result().png == found[1].result().png
         assert len(summed) == 1
+
+    def test_who_asks_for_sums_does_not_wait_for_an_export(self, place, monkeypatch, tmp_path):
+        asked = reader.Reader(place.catalog, load_config())
+        begun, may_end = threading.Event(), threading.Event()
+
+        def export(path, *_):
+            begun.set()
+            assert may_end.wait(FOREVER_S)
+            return (path,)
+
+        monkeypatch.setattr(reader, "export_result", export)
+        with ThreadPoolExecutor(2) as pool:
+            written = pool.submit(asked.export, place.complete, "npz", tmp_path)
+            try:
+                assert begun.wait(FOREVER_S)
+                summed = pool.submit(asked.image, place.complete, "transmission", -1, 0, None)
+                assert summed.result(FOREVER_S).unit == "photons of a frame" and not written.done()
+            finally:
+                may_end.set()
+            assert written.result().suffix == ".npz"
 
     def test_more_frames_than_can_be_summed(self, ask, place, monkeypatch):
         monkeypatch.setattr(reader, "PIXELS_MAX", 9 * 16 * 16 - 1)
