@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Documents that wait in memory, unless stated otherwise, bytes.
 MEMORY_BYTES = 2**28
+# What waits beyond that lies in files of about this size, bytes: what is read is given back so much at a time.
+FILE_BYTES = 2**26
 
 Document = tuple[str, Any]
 
@@ -27,9 +29,9 @@ Document = tuple[str, Any]
 class DocumentBuffer:
     """Hands documents to a callback in a thread of its own, in their order; whoever sends them never waits.
 
-    What waits beyond some memory, as frames in events may, waits in a file without a name in the system's folder for
-    temporary files (``TMPDIR``), as bytes that `bluesky_cdi.packing` knows. What still waits when the interpreter exits
-    is handed on first.
+    What waits beyond some memory, as frames in events may, waits in files without a name in the system's folder for
+    temporary files (``TMPDIR``), as bytes that `bluesky_cdi.packing` knows; each is gone once it is read, or with the
+    process. What still waits when the interpreter exits is handed on first.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ class DocumentBuffer:
 
 
 class _Waiting:
-    """Documents in their order, in memory and beyond that in a file; for one thread at a time.
+    """Documents in their order, in memory and beyond that in files; for one thread at a time.
 
     Parameters
     ----------
@@ -116,10 +118,10 @@ class _Waiting:
 
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes, self._held = memory_bytes, 0
-        # Each with the bytes that it takes, or where it lies in the file: first byte and number.
-        self._documents: deque[tuple[Document, int] | tuple[int, int]] = deque()
-        self._file: FileIO | None = None
-        self._in_file = self._end = 0
+        # Each with the bytes that it takes; or where it lies, with its first byte there, and their number.
+        self._documents: deque[tuple[Document, int] | tuple[_File, int, int]] = deque()
+        # What is written to.
+        self._file: _File | None = None
         self._has_told = False
 
     def __len__(self) -> int:
@@ -135,26 +137,21 @@ class _Waiting:
 
     def get(self) -> Document:
         """Take the first one."""
-        first, size = self._documents.popleft()
-        if not isinstance(first, int):
+        first = self._documents.popleft()
+        if len(first) == 2:
+            document, size = first
             self._held -= size
-            return first
-        return self._read(first, size)
+            return document
+        return self._read(*first)
 
     def _written(self, document: Document) -> bool:
-        """Write a document to the file; False where it can't be packed or there is no room: it waits in memory."""
+        """Write a document to a file; False where it can't be packed or there is no room: it waits in memory."""
         try:
             data = pack(list(document))
-            if self._file is None:
-                # Lives as long as this. Unbuffered: bytes that a full disk has refused must not be tried again later.
-                self._file = tempfile.TemporaryFile(prefix="bluesky_cdi-", buffering=0)  # noqa: SIM115
-            self._file.seek(self._end)
-            left = memoryview(data)
-            while left:
-                left = left[self._file.write(left) :]
+            if self._file is None or self._file.end >= FILE_BYTES:
+                self._file = _File()
+            first = self._file.append(data)
         except (OSError, DocumentError) as err:
-            if self._file is not None:
-                self._file.truncate(self._end)
             if not self._has_told:
                 self._has_told = True
                 where = tempfile.gettempdir()
@@ -162,23 +159,59 @@ class _Waiting:
                     "documents come faster than they are taken; some wait in memory and not in %s: %s", where, err
                 )
             return False
-        self._documents.append((self._end, len(data)))
-        self._end, self._in_file = self._end + len(data), self._in_file + 1
+        self._documents.append((self._file, first, len(data)))
         return True
 
-    def _read(self, first: int, size: int) -> Document:
-        if self._file is None:
-            raise RuntimeError("a document must lie in a file that was opened; there is none")
+    def _read(self, file: _File, first: int, size: int) -> Document:
+        try:
+            name, doc = unpack(file.read(first, size))
+        finally:
+            if not file.unread:
+                # All are read: what they took is given back.
+                file.close()
+                self._file = None if file is self._file else self._file
+        return name, doc
+
+
+class _File:
+    """Some bytes after others in a file without a name: it is gone when it is closed, or the process is.
+
+    Attributes
+    ----------
+    end : int
+        Bytes that it has.
+    unread : int
+        How many that were appended have not been read.
+    """
+
+    def __init__(self) -> None:
+        self.end = self.unread = 0
+        # Unbuffered: bytes that a full disk has refused must not be tried again later.
+        self._file: FileIO = tempfile.TemporaryFile(prefix="bluesky_cdi-", buffering=0)  # noqa: SIM115
+
+    def append(self, data: bytes) -> int:
+        """Append bytes, or nothing of them where that raises OSError; give where they begin."""
+        first = self.end
         try:
             self._file.seek(first)
-            name, doc = unpack(self._file.read(size))
-        finally:
-            self._in_file -= 1
-            if not self._in_file:
-                # All are read: what they took is given back.
-                self._file.close()
-                self._file, self._end = None, 0
-        return name, doc
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(first)
+            raise
+        self.end, self.unread = first + len(data), self.unread + 1
+        return first
+
+    def read(self, first: int, size: int) -> bytes:
+        """Read bytes that were appended; once, whether that fails or not."""
+        self.unread -= 1
+        self._file.seek(first)
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Give back the room."""
+        self._file.close()
 
 
 def _size_of(value: Any) -> int:

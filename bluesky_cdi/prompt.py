@@ -6,6 +6,7 @@ import atexit
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi import __version__
@@ -25,9 +26,9 @@ logger = logging.getLogger(__name__)
 def at_prompt(session: Session, commands: Mapping[str, str], *, title: str) -> None:
     """Prepare a session for somebody at a prompt; the last thing that a profile does.
 
-    A bar counts the points of each run, or shows moves outside of one, where standard error is a terminal. In IPython,
-    errors of this package and interruptions of the RunEngine are told without their traceback, which goes to the log
-    file (and to ``%tb``), and a greeting says what runs and where results are. On leaving, the session is closed.
+    A bar counts the points of each run, or shows moves outside of one, where standard error is a terminal. Errors are
+    told as by `errors_in_one_line`. In IPython a greeting says what runs and where results are. On leaving, the session
+    is closed.
 
     Parameters
     ----------
@@ -38,17 +39,38 @@ def at_prompt(session: Session, commands: Mapping[str, str], *, title: str) -> N
     title : str
         Name of the profile or beamline.
     """
-    configure_logging(None, "bluesky")
+    errors_in_one_line()
     if sys.stderr.isatty():
         show_progress(session.RE, session.config.documents.stream)
     atexit.register(_close, session)
-    if (shell := ipython_shell()) is not None:
-        from bluesky.utils import RunEngineInterrupted
+    # IPython's own banner came before the profile's files; a script has nobody to greet.
+    if (shell := ipython_shell()) is not None and getattr(shell.parent, "interact", False):
+        sys.stdout.write(f"\n{greeting(session, commands, title)}\n")
 
-        shell.set_custom_exc((BlueskyCDIError, RunEngineInterrupted), _told_in_one_line)
-        # IPython's own banner came before the profile's files; a script has nobody to greet.
-        if getattr(shell.parent, "interact", False):
-            sys.stdout.write(f"\n{greeting(session, commands, title)}\n")
+
+def errors_in_one_line() -> None:
+    """Tell errors of this package and interruptions of the RunEngine without their traceback.
+
+    That goes to the log file (and in IPython to ``%tb``); so does what bluesky logs of a run that it aborts. It is for
+    an application to choose: profiles call it, and a script does once its session is open (libraries of a catalog in
+    this process bring a hook of their own). A script that such an error ends still exits with 1.
+    """
+    from bluesky.utils import RunEngineInterrupted
+
+    configure_logging(None, "bluesky")
+    kinds = (BlueskyCDIError, RunEngineInterrupted)
+    if (shell := ipython_shell()) is not None:
+        shell.set_custom_exc(kinds, _told_in_one_line)
+        return
+    others = sys.excepthook
+
+    def told(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(err, kinds):
+            _tell(err)
+        else:
+            others(kind, err, trace)
+
+    sys.excepthook = told
 
 
 def greeting(session: Session, commands: Mapping[str, str], title: str) -> str:
@@ -193,12 +215,16 @@ def _told_in_one_line(
 ) -> Any:
     """Tell an error as IPython's hook for it; what it returns is what ``%tb`` shows."""
     del tb_offset
+    _tell(err)
+    return shell.InteractiveTB.structured_traceback(kind, err, trace)
+
+
+def _tell(err: BaseException) -> None:
     if isinstance(err, BlueskyCDIError):
-        sys.stderr.write(f"{kind.__name__}: {err}\n({keep_traceback(err)})\n")
+        sys.stderr.write(f"{type(err).__name__}: {err}\n({keep_traceback(err)})\n")
     else:
         # What RE.resume(), RE.abort() and their like do.
         sys.stderr.write(f"{err}\n")
-    return shell.InteractiveTB.structured_traceback(kind, err, trace)
 
 
 def _close(session: Session) -> None:

@@ -117,6 +117,8 @@ class RunInfo:
         (of the probe during exposures: ``median_m``, ``largest_m``; ``position_error_m`` of most positions between
         samples, metres; ``period_s`` from frame to frame) and ``dropped_frames`` (how many the detector dropped).
         Absent is what is not known.
+    notes_by_now : callable, optional
+        Gives the `notes` of a run that goes on, as far as its documents have come; may be called in any thread.
     """
 
     uid: str
@@ -128,6 +130,7 @@ class RunInfo:
     preprocessed: Preprocessed | None = None
     read_again: ReadAgain | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    notes_by_now: Callable[[], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

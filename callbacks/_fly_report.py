@@ -102,7 +102,7 @@ class FlyReport:
             logger.log(level, "run %s: %s", self._run, self._motion(pixel_m))
 
     def as_notes(self) -> dict[str, Any]:
-        """Give what the run's estimate is to say of it, as plain values.
+        """Give what the run's estimate is to say of it, as plain values; also in another thread than frames come in.
 
         Returns
         -------
@@ -110,7 +110,9 @@ class FlyReport:
             ``motion`` and ``dropped_frames``, as of `RunInfo.notes`. What is not known is absent.
         """
         notes: dict[str, Any] = {}
-        moved, errors = np.array(self._positions.smear_m), np.array(self._positions.error_m)
+        # Frames have their error last: of as many the rest is known, though some are placed meanwhile.
+        errors = np.array(self._positions.error_m)
+        moved = np.array(self._positions.smear_m)[: len(errors)]
         if np.isfinite(moved).any():
             notes["motion"] = {
                 "median_m": float(np.nanmedian(moved)),

@@ -207,7 +207,9 @@ class RunFeed:
         self._join = SeqNumJoin({"frame", "y", "x"} | ({"monitor"} if keys.monitor else set()))
         again = self._maker.again(self._join.known, keys, self._exposure_of_event_s)
         scan_id = int(self.start.get("scan_id", 0))
-        info = RunInfo(self.start["uid"], scan_id, self.start, keys.frame_shape, read_again=again)
+        info = RunInfo(
+            self.start["uid"], scan_id, self.start, keys.frame_shape, read_again=again, notes_by_now=lambda: self.notes
+        )
         pattern = plan_pattern(self.start, [_owner_of(key, doc) for key in keys.position], keys.metres_per)
         seen = self._sink.seen(info) if isinstance(self._sink, PreprocessingSink) else info
         images = len(self._maker.numbers(1, keys))

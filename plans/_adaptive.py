@@ -10,7 +10,7 @@ import bluesky.plan_stubs as bps
 import numpy as np
 from bluesky.protocols import Flyable, Movable, Readable
 
-from bluesky_cdi.errors import GeometryError
+from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.plans._beside import Beside, OnFailure
 from bluesky_cdi.plans._decisions import STREAM, DecisionRecord
 from bluesky_cdi.plans._flights import check_rate, pieces, resting
@@ -134,7 +134,13 @@ def adaptive_ptycho(
         batches = _Batches.of(Flyer(instrument, scanner), rate_hz, exposure_s, speed_um_per_s)
         args |= {"scanner": scanner.name, "rate_hz": float(rate_hz), "exposure_s": batches.exposure_s}
         md = {**fly_metadata(detectors, (), area.step_m), **(md or {})}
-    ticket = yield from beside.begin(area)
+    try:
+        ticket = yield from beside.begin(area)
+    except WorkerError as err:
+        raise WorkerError(
+            f"an adaptive scan can't begin without anybody who decides where to measure; nothing was measured. {err} "
+            "A fixed pattern (ptycho_raster, ptycho_spiral) is measured without a reconstruction too."
+        ) from err
     metadata = run_metadata("adaptive_ptycho", instrument, area, args, md)
     scan = _AdaptiveScan(instrument, beside, area, ticket, batch, decision_timeout_s, batches)
     metadata["reconstruction_uid"] = ticket.reconstruction_uid

@@ -20,7 +20,7 @@ SELECTED = (
     "{start: start.{uid: uid, raw_uid: raw_uid, scan_id: scan_id, plan_name: plan_name, time: time, title: title, "
     "sample: sample, sample_name: sample_name, made_by: source.reconstructor}, "
     "stop: stop && stop.{exit_status: exit_status, complete: complete, n_frames: n_frames, verdict: verdict.word, "
-    "num_events: num_events}}"
+    "num_events: num_events}, written_again: written_again}"
 )
 
 

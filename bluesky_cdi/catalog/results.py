@@ -126,7 +126,8 @@ class ResultPublisher:
 
         The stop document goes out in any case. The result counts as complete if a final estimate
         is given and could be written, and `exit_status` is not ``fail``; an aborted scan can so
-        have a complete reconstruction of what it measured. A second call does nothing.
+        have a complete reconstruction of what it measured. Of one that is not, the stop document keeps what its source
+        tells, and no verdict. A second call does nothing.
 
         Parameters
         ----------
@@ -153,6 +154,8 @@ class ResultPublisher:
                     latents = self._finish(estimate)
                     if exit_status != "fail":
                         notes = _end_notes(estimate, latents, self._source)
+                    else:
+                        notes |= _since(estimate, self._source)
                 ended = (exit_status, reason)
             finally:
                 self._closed = True
@@ -366,6 +369,13 @@ def _source_of(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: as_plain(value) for key, value in source.items() if key not in NOTED_AT_END}
 
 
+def _since(estimate: Estimate, began: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what of an estimate's source the start document, where it is `began`, does not have; empty without any."""
+    absent = object()
+    since = {key: value for key, value in _source_of(estimate.source).items() if began.get(key, absent) != value}
+    return {"source": since} if since else {}
+
+
 def _end_notes(estimate: Estimate, latents: LatentColumns, began: Mapping[str, Any]) -> dict[str, Any]:
     """Gather what a stop document says of a final estimate; a note that has not its form is left out, and told.
 
@@ -378,14 +388,12 @@ def _end_notes(estimate: Estimate, latents: LatentColumns, began: Mapping[str, A
     began : Mapping
         Its source as the start document has it.
     """
-    absent = object()
-    since = {key: value for key, value in _source_of(estimate.source).items() if began.get(key, absent) != value}
     notes = checked(
         StopNotes,
         {
             "complete": True,
             "n_frames": int(estimate.n_frames),
-            **({"source": since} if since else {}),
+            **_since(estimate, began),
             **_thumbnail(estimate),
             "latents": {"projection_sha256": latents.projection_sha256},
         },

@@ -18,6 +18,9 @@ from bluesky_cdi.errors import CatalogError
 if TYPE_CHECKING:
     from bluesky_cdi.catalog.connect import Catalog
 
+# Key of a run's metadata, beside its documents: when it was written in place of another entry, seconds since 1970.
+WRITTEN_AGAIN = "written_again"
+
 
 class RunEntry:
     """A run in a catalog, written from its first document on; what an earlier attempt left there is taken out.
@@ -59,7 +62,8 @@ class RunEntry:
         self.events: Counter[str] = Counter()
         self.has_ended = False
         with reaching(self._uri):
-            if uid in self._container:
+            self._is_again = uid in self._container
+            if self._is_again:
                 self._container.delete_contents(uid, recursive=True, external_only=False)
         self._writer = RunWriter(self._container)
 
@@ -119,6 +123,7 @@ class RunEntry:
             self.flush()
             self._send(name, [plain])
         if name == "stop":
+            self._tell_of_another()
             self.has_ended = True
         elif events := _events_of(name, doc):
             self.events[self._descriptors[doc["descriptor"]]["name"]] += events
@@ -146,6 +151,12 @@ class RunEntry:
         with reaching(self._uri):
             run = self._container[self._uid]
             return {stream: _rows(run, stream) for stream in self.events}, bool(run.metadata.get("stop"))
+
+    def _tell_of_another(self) -> None:
+        """Note in the entry that there was one before, whose documents somebody may know."""
+        if self._is_again:
+            with reaching(self._uri):
+                self._container[self._uid].update_metadata({WRITTEN_AGAIN: time.time()}, drop_revision=True)
 
     def _send(self, name: str, docs: Sequence[Mapping[str, Any]]) -> None:
         with reaching(self._uri):

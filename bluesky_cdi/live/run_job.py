@@ -246,7 +246,8 @@ class RunJob:
             return
         doubt = f"the last image was not good, this is an earlier one: {self._fault}" if self._fault else ""
         missing = self.frames.missing_in(self.estimate)
-        notes = {} if self._ended is None else self._ended.notes
+        by_now = self.info.notes_by_now
+        notes = self._ended.notes if self._ended is not None else {} if by_now is None else by_now()
         noted = self.frames.flow.noted(with_run_notes(self.estimate, notes))
         self.estimate = with_verdict(with_missing(noted, missing), doubt=doubt)
         logger.info("run %s: %s", self.info.scan_id, pipeline_said(self.estimate.source))

@@ -26,11 +26,13 @@ from bluesky_cdi.recorded_run import measured_frame, recorded_run, settings_of
 from bluesky_cdi.web.kept import Kept
 from bluesky_cdi.web.pairs import Pair
 from bluesky_cdi.web.pictures import Picture, draw
-from bluesky_cdi.web.run_list import RunList
+from bluesky_cdi.web.run_list import Found, RunList
 from bluesky_cdi.web.run_pictures import LATENT_MAP, THUMBNAIL_PX, picture, stored_thumbnail
 from bluesky_cdi.web.run_view import describe
 from bluesky_cdi.web.scan_pictures import PIXELS_MAX, SCAN_MAPS, scan_picture, sums_of_frames
 
+# Of a run as it is: what is kept of it is made anew once it has changed.
+Key = tuple[str, int | None]
 FRAME_PICTURES = ("measured", "fit", "misfit")
 # Standard deviations at the ends of the scale of a misfit.
 MISFIT_ENDS = 5.0
@@ -75,22 +77,22 @@ class Reader:
         self._estimates, self._frames, self._pairs = Kept(2), Kept(32), Kept(2)
         self._scan_maps = Kept(8)
         self._columns = Kept(16)
-        # One at a time: an export holds a whole result in memory, sums of frames all frames.
-        self._large = threading.Lock()
+        # One of each at a time: an export holds a whole result in memory, sums of frames all frames.
+        self._exporting, self._summing = threading.Lock(), threading.Lock()
 
     def view(self, uid: str) -> dict[str, Any]:
         """Give all of a run that is no image; with the other results of its raw run."""
-        raw, derived = self._found(uid)
+        raw, derived, *keys = self._found(uid)
 
         def read() -> dict[str, Any]:
             with self._catalog.reaching():
-                measured, made = self._columns_of(raw), self._columns_of(derived)
+                measured, made = self._columns_of(raw, keys[0]), self._columns_of(derived, keys[1])
                 return describe(self._catalog, measured, made, self._config.documents)
 
         ended = derived is not None and (raw is None or _has_ended(raw)) and _has_ended(derived)
         # Of a run that goes on all who look within a second get one answer: its server has the scan to serve.
         until = None if ended else int(time.monotonic())
-        found = self._views.get((*_uids(raw, derived), until), read)
+        found = self._views.get((*keys, until), read)
         raw_uid = derived.start["raw_uid"] if derived is not None else uid
         others = [
             {"uid": each.uid, "time": each.time, "made_by": each.made_by} for each in self.runs.results_of(raw_uid)
@@ -101,31 +103,31 @@ class Reader:
         """Give an image of a result, or of what the frames of its run say; see `run_pictures` and `scan_pictures`."""
         if name in SCAN_MAPS:
             return self._scan_map(uid, name)
-        derived = self._derived(uid)
+        _, derived, _, key = self._derived(uid)
 
         def make() -> Picture:
             with self._catalog.reaching():
-                return picture(self._columns_of(derived), name, update, mode=mode, limits=limits)
+                return picture(self._columns_of(derived, key), name, update, mode=mode, limits=limits)
 
         # Counted from the end, or the map of a result that goes on, it may be another one next time.
         stays = update >= 0 and (name != LATENT_MAP or _has_ended(derived))
-        return self._pictures.get((derived.start["uid"], name, update, mode, limits), make) if stays else make()
+        return self._pictures.get((key, name, update, mode, limits), make) if stays else make()
 
     def thumbnail(self, uid: str) -> bytes:
         """Give a small PNG of a result."""
-        derived = self._derived(uid)
+        _, derived, _, key = self._derived(uid)
 
         def make() -> bytes:
             if (stored := stored_thumbnail(derived.metadata)) is not None:
                 return stored
             with self._catalog.reaching():
-                return picture(self._columns_of(derived), "phase", -1, most_px=THUMBNAIL_PX).png
+                return picture(self._columns_of(derived, key), "phase", -1, most_px=THUMBNAIL_PX).png
 
-        return self._small.get(derived.start["uid"], make) if _has_ended(derived) else make()
+        return self._small.get(key, make) if _has_ended(derived) else make()
 
     def frame(self, uid: str, number: int) -> SeenFrame:
         """Give a frame of a run beside its fit, if there is a final estimate."""
-        raw, derived = self._found(uid)
+        raw, derived, *keys = self._found(uid)
         if raw is None:
             raise NotFoundError(f"the catalog does not hold the raw run of {uid}, and so none of its frames")
 
@@ -141,11 +143,11 @@ class Reader:
             if start is not None and complete:
                 rows, columns = start["frame_shape"]
                 geometry = Geometry.from_metadata(start, (rows, columns))
-                fitted = fitted_frame(self._estimate(start["uid"]), geometry, number, counts, valid)
+                fitted = fitted_frame(self._estimate(start["uid"], keys[1]), geometry, number, counts, valid)
             return SeenFrame(np.where(valid, counts, np.nan), fitted)
 
         # A frame that was seen while the run went on has its fit later.
-        return self._frames.get((_uids(raw, derived), complete, number), make)
+        return self._frames.get((*keys, complete, number), make)
 
     def frame_picture(self, uid: str, number: int, name: str) -> Picture:
         """Draw the pattern of a frame, its fit on the same scale, or their misfit in standard deviations."""
@@ -162,8 +164,9 @@ class Reader:
 
     def pair(self, first: str, second: str) -> Pair:
         """Give two results side by side."""
-        uids = [self._derived(uid).start["uid"] for uid in (first, second)]
-        return self._pairs.get(tuple(uids), lambda: Pair.read(self._catalog, *uids))
+        found = [self._derived(uid) for uid in (first, second)]
+        uids = [each.derived.start["uid"] for each in found]
+        return self._pairs.get(tuple(each.derived_key for each in found), lambda: Pair.read(self._catalog, *uids))
 
     def export(self, uid: str, form: str, folder: Path) -> Path:
         """Write a result to a file in a folder; several files are put into a ZIP archive.
@@ -177,12 +180,12 @@ class Reader:
         folder : Path
             An empty one.
         """
-        derived = self._derived(uid)
+        derived = self._derived(uid).derived
         suffix = next(each for each, meant in SUFFIXES.items() if meant == form)
         # Only what the catalog's own numbers give: no text of the metadata goes into a file's name.
         scan = derived.start.get("scan_id")
         path = folder / f"scan_{scan if isinstance(scan, int) else 'unnumbered'}{suffix}"
-        with self._large:
+        with self._exporting:
             written = export_result(path, load_to_export(self._catalog, derived.start["uid"]), form)
         if written == (path,):
             return path
@@ -191,11 +194,11 @@ class Reader:
                 archive.write(each, each.name)
         return folder / f"{path.stem}.zip"
 
-    def _estimate(self, uid: str) -> Estimate:
-        return self._estimates.get(uid, lambda: load_result(self._catalog, uid))
+    def _estimate(self, uid: str, key: Key) -> Estimate:
+        return self._estimates.get(key, lambda: load_result(self._catalog, uid))
 
     def _scan_map(self, uid: str, name: str) -> Picture:
-        raw, derived = self._found(uid)
+        raw, derived, *keys = self._found(uid)
         if raw is None or derived is None or not (derived.metadata.get("stop") or {}).get("complete"):
             raise NotFoundError("maps of a scan are drawn on the grid of its final estimate, from the raw run")
         start, n = derived.start, int(derived.metadata["stop"]["n_frames"])
@@ -207,36 +210,32 @@ class Reader:
             return sums_of_frames(recorded_run(self._catalog, raw.start["uid"], config, unfinished=True))
 
         def sums() -> ScanMaps:
-            with self._large:
+            with self._summing:
                 # Who waited for the lock may find them made.
-                return self._scan_maps.get(start["uid"], read)
+                return self._scan_maps.get(tuple(keys), read)
 
         def make() -> Picture:
-            return scan_picture(self._scan_maps.get(start["uid"], sums), self._estimate(start["uid"]), name)
+            return scan_picture(self._scan_maps.get(tuple(keys), sums), self._estimate(start["uid"], keys[1]), name)
 
-        return self._pictures.get((start["uid"], name), make)
+        return self._pictures.get((*keys, name), make)
 
-    def _columns_of(self, run: Any) -> RunColumns:
+    def _columns_of(self, run: Any, key: Key) -> RunColumns:
         """Give the columns of a run: those that were looked at before, if it is over; else as they are now."""
         if run is None or not _has_ended(run):
             return RunColumns(run)
-        return self._columns.get(run.start["uid"], lambda: RunColumns(run))
+        return self._columns.get(key, lambda: RunColumns(run))
 
-    def _found(self, uid: str) -> tuple[Any, Any]:
-        raw, derived = self.runs.find(uid)
-        if raw is None and derived is None:
+    def _found(self, uid: str) -> Found:
+        found = self.runs.find(uid)
+        if found.raw is None and found.derived is None:
             raise NotFoundError("the catalog holds no run of this uid")
-        return raw, derived
+        return found
 
-    def _derived(self, uid: str) -> Any:
-        derived = self.runs.find_result(uid)
-        if derived is None:
+    def _derived(self, uid: str) -> Found:
+        found = self.runs.find_result(uid)
+        if found.derived is None:
             raise NotFoundError("the catalog holds no result of this run, or no run of this uid")
-        return derived
-
-
-def _uids(*runs: Any) -> tuple[str | None, ...]:
-    return tuple(None if each is None else each.start["uid"] for each in runs)
+        return found
 
 
 def _has_ended(run: Any) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bluesky_cdi.catalog import Catalog
 from bluesky_cdi.catalog.listing import ResultSummary, Selected, raw_row, read_selected, result_row
@@ -19,8 +20,28 @@ CHUNK = 600
 FRESH_S = 0.8
 # Runs without a stop document that are looked at again: the one that is measured now is among the newest.
 OPEN_RUNS = 6
+# So many of the newest are read at each look. A run that is written again stands behind those that it stood before; the
+# last one tells it (`run_entry.WRITTEN_AGAIN`).
+TAIL = 6
 # Runs whose whole metadata are kept.
 WHOLE = 64
+
+
+class Found(NamedTuple):
+    """A raw run and a derived run of it, with all their metadata.
+
+    Attributes
+    ----------
+    raw, derived : BlueskyRun or None
+        The runs; None where there is none.
+    raw_key, derived_key : tuple
+        Of each as it is: another one once it has ended, or was written again.
+    """
+
+    raw: Any
+    derived: Any
+    raw_key: tuple[str, int | None]
+    derived_key: tuple[str, int | None]
 
 
 @dataclass
@@ -37,6 +58,7 @@ class _Known:
     entries: dict[str, _Entry] = field(default_factory=dict)
     low: int = -1
     high: int = -1
+    tail: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
@@ -49,17 +71,19 @@ class _Known:
 
     def read(self, version: int) -> bool:
         """Read what is new, what may have ended, and some of what is older; tell whether anything changed."""
-        n = len(self.container)
-        if self.low < 0 or n < self.high:
-            # The first time, or runs were taken away.
-            self.entries, self.low, self.high = {}, n, n
-        found = list(read_selected(self.container, self.high, n))
-        self.high = n
+        newest = [] if self.low < 0 else list(read_selected(self.container, self.high - len(self.tail)))
+        if self.low < 0 or _uids(newest)[: len(self.tail)] != self.tail:
+            # The first time, or runs were taken away, or written again.
+            n = len(self.container)
+            self.entries, self.low, self.high, self.tail, newest = {}, n, n, [], []
+        self.high += len(newest) - len(self.tail)
+        older: list[Selected] = []
         if self.low > 0:
             low = max(0, self.low - CHUNK)
-            found += read_selected(self.container, low, self.low)
-            self.low = low
-        found += self._open_again({each["start"]["uid"] for each in found})
+            older, self.low = list(read_selected(self.container, low, self.low)), low
+        self.tail = _uids(newest or older)[-TAIL:]
+        found = newest + older
+        found += self._open_again(set(_uids(found)))
         changed = [each for each in found if self._is_news(each)]
         self.entries |= {each["start"]["uid"]: _Entry(each, version) for each in changed}
         return bool(changed)
@@ -135,8 +159,8 @@ class RunList:
                 "runs": rows,
             }
 
-    def find(self, uid: str) -> tuple[Any, Any]:
-        """Give a raw run and a derived run of it (``BlueskyRun``), with all their metadata, by the uid of either.
+    def find(self, uid: str) -> Found:
+        """Give a raw run and a derived run of it by the uid of either.
 
         Of a raw run with several results the newest counts; what is absent is None. A uid that is not in the list goes
         no further: no part of the catalog is asked for by a name that came from outside.
@@ -144,14 +168,19 @@ class RunList:
         with self._lock:
             raw_uid, derived = self._named(uid)
             versions = self._raw.version_of(raw_uid), self._derived.version_of(derived)
-        return self._whole_run(self._raw, raw_uid, versions[0]), self._whole_run(self._derived, derived, versions[1])
+        return Found(
+            self._whole_run(self._raw, raw_uid, versions[0]),
+            self._whole_run(self._derived, derived, versions[1]),
+            (raw_uid, versions[0]),
+            (derived, versions[1]),
+        )
 
-    def find_result(self, uid: str) -> Any:
+    def find_result(self, uid: str) -> Found:
         """Give the derived run alone that `find` gives."""
         with self._lock:
             _, derived = self._named(uid)
             version = self._derived.version_of(derived)
-        return self._whole_run(self._derived, derived, version)
+        return Found(None, self._whole_run(self._derived, derived, version), ("", None), (derived, version))
 
     def results_of(self, raw_uid: str) -> list[ResultSummary]:
         """Give the derived runs of a raw run, oldest first."""
@@ -199,6 +228,10 @@ class RunList:
             changed = [known.read(version) for known in (self._raw, self._derived)]
         self._version = version if any(changed) else self._version
         self._looked_at = time.monotonic()
+
+
+def _uids(found: Iterable[Selected]) -> list[str]:
+    return [each["start"]["uid"] for each in found]
 
 
 def _plain(row: ResultSummary) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import threading
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_what_memory_has_no_room_for_waits_in_a_file_in_its_turn(tmp_path, monke
         buffer("event", frame(number))
     waiting = buffer._waiting
     # Five frames of 8 KiB are more than fit.
-    assert waiting._held <= 40_000 and waiting._in_file >= 15 and waiting._file is not None
+    assert waiting._held <= 40_000 and waiting._file.unread >= 15
     go.set()
     assert buffer.drain(SOON_S)
     assert of(got) == [("event", number, number * 64 * 64) for number in range(20)]
@@ -101,11 +102,48 @@ def test_what_memory_has_no_room_for_waits_in_a_file_in_its_turn(tmp_path, monke
     assert of(got)[-1] == ("event", 20, 20 * 64 * 64)
 
 
+def test_what_is_read_is_given_back_while_more_comes(tmp_path, monkeypatch):
+    """As in hours of more than can be read: the disk holds what waits, and of what was read hardly more than a file."""
+    files, temporary_file = [], document_buffer.tempfile.TemporaryFile
+
+    def made(**options):
+        files.append(temporary_file(**options))
+        return files[-1]
+
+    monkeypatch.setattr(document_buffer.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(document_buffer.tempfile, "TemporaryFile", made)
+    monkeypatch.setattr(document_buffer, "FILE_BYTES", 40_000)
+    got, may, room = [], threading.Semaphore(0), 8_500
+
+    def target(name, doc):
+        assert may.acquire(timeout=SOON_S)
+        got.append((name, doc))
+
+    buffer = DocumentBuffer(target, 10_000)
+    waiting, most = buffer._waiting, 0
+    for number in range(200):
+        buffer("event", frame(number))
+        if number >= 20:
+            # One in, one out.
+            may.release()
+            with buffer._changed:
+                assert buffer._changed.wait_for(lambda n=number: buffer._handed_on >= n - 19, SOON_S)
+                held = sum(os.fstat(file.fileno()).st_size for file in files if not file.closed)
+                most = max(most, held - len(waiting) * room)
+    # No file has a name: of a process that is killed nothing stays.
+    named = list(tmp_path.iterdir())
+    may.release(20)
+    buffer.close()
+    assert len(files) > 30 and most <= 40_000 + room and not named
+    assert of(got) == [("event", number, number * 64 * 64) for number in range(200)]
+    assert all(file.closed for file in files)
+
+
 def test_frames_as_lists_count_as_well():
     buffer, got, go = held_up(100_000)
     for number in range(8):
         buffer("event", {"data": {"image": [[number] * 64] * 64}})
-    assert buffer._waiting._in_file >= 6
+    assert buffer._waiting._file.unread >= 6
     go.set()
     buffer.close()
     assert [doc["data"]["image"][63][63] for _, doc in got] == list(range(8))
@@ -150,7 +188,8 @@ def test_disk_that_becomes_full_keeps_what_it_has_and_nothing_is_lost(tmp_path, 
     for number in range(8):
         buffer("event", frame(number))
     # Two lie there whole; of the third, which there was no room for, nothing does.
-    assert buffer._waiting._in_file == 2 and buffer._waiting._end == (tmp_path / "0").stat().st_size
+    lies = buffer._waiting._file
+    assert lies.unread == 2 and lies.end == (tmp_path / "0").stat().st_size
     go.set()
     assert buffer.drain(SOON_S)
     buffer.close()
@@ -165,9 +204,7 @@ def test_document_that_can_not_be_read_back_is_told_and_the_next_follows(tmp_pat
         buffer("event", frame(number))
     waiting = buffer._waiting
     # The disk has lost the first that lies there.
-    waiting._file.seek(0)
-    waiting._file.write(b"\xc1" * 100)
-    waiting._file.flush()
+    os.pwrite(waiting._file._file.fileno(), b"\xc1" * 100, 0)
     go.set()
     assert buffer.drain(SOON_S)
     assert waiting._file is None and len(of(got)) == 3

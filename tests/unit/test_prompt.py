@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from bluesky_cdi.cli import main
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.log import FILE_MAX, configure_logging, keep_traceback
-from bluesky_cdi.prompt import Progress, _told_in_one_line, at_prompt, greeting
+from bluesky_cdi.prompt import Progress, _told_in_one_line, at_prompt, errors_in_one_line, greeting
 
 
 @pytest.fixture
@@ -82,6 +83,22 @@ def test_ipython_tells_in_one_line(log, capsys, error, kept):
     told = capsys.readouterr().err
     assert str(error) in told and "Traceback" not in told
     assert log.exists() is kept
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(CatalogError("no server"), True), (RunEngineInterrupted("paused"), False)]
+)
+def test_a_script_tells_in_one_line(log, monkeypatch, capsys, error, kept):
+    others = []
+    monkeypatch.setattr("sys.excepthook", lambda *raised: others.append(raised))
+    errors_in_one_line()
+    sys.excepthook(type(error), error, None)
+    told = capsys.readouterr().err
+    assert str(error) in told and "Traceback" not in told
+    assert log.exists() is kept and not others
+    stranger = ValueError("of somebody else")
+    sys.excepthook(ValueError, stranger, None)
+    assert others == [(ValueError, stranger, None)]
 
 
 def test_the_greeting_names_results_pixel_and_commands(tmp_path):

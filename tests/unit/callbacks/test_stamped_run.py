@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bluesky_cdi.callbacks import FrameAssembler, collect_frames, stamped_places
+from bluesky_cdi.callbacks._fly_report import FlyReport
+from bluesky_cdi.callbacks._stamped_positions import StampedPositions
 from bluesky_cdi.catalog import run_documents
 from bluesky_cdi.config import DocumentsConfig
 from bluesky_cdi.errors import DocumentError, FrameError
@@ -284,6 +286,30 @@ def test_the_estimate_learns_how_far_the_probe_moved_and_what_was_dropped(fly):
     assert notes["motion"]["position_error_m"] < 1e-12
     info, _ = collect_frames(documents)
     assert info.notes == notes
+
+
+def test_what_is_known_of_a_run_is_told_before_its_end(fly):
+    numbers = np.arange(1, N + 1)
+    numbers[5:] += 2
+    run = fly(numbers=numbers, frame_number_key="number", window_m=[[0.0, -1e-5], [1e-5, 1e-5]])
+    sink = feed(run.beginning, run.frames(0, 4), run.samples())
+    assert "dropped_frames" not in sink.info.notes_by_now() and "motion" in sink.info.notes_by_now()
+    documents = [*run.beginning, *run.frames(), *run.samples()]
+    by_now = feed(documents).info.notes_by_now()
+    assert by_now["dropped_frames"] == 2
+    assert by_now == feed(documents, run.stop()).notes
+
+
+def test_notes_that_are_asked_for_while_frames_are_placed(fly):
+    run = fly(window_m=[[0.0, -1e-5], [1e-5, 1e-5]])
+    report = FlyReport(1, positions := StampedPositions(1.0), 1.0)
+    sound = feed(run.beginning, run.frames(), run.samples()).info.notes_by_now()["motion"]
+    # As between two lines of `StampedPositions.place`, the first frames of a run, and then others.
+    positions.centre_s, positions.smear_m = [0.0, 0.01], [sound["median_m"]] * 2
+    assert report.as_notes() == {}
+    positions.error_m, positions.centre_s = [1e-9, 1e-9], [0.0, 0.01, 0.02]
+    positions.smear_m.append(1.0)
+    assert report.as_notes()["motion"]["largest_m"] == sound["median_m"]
 
 
 def test_frames_are_read_again_with_their_positions(fly):

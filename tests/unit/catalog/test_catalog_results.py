@@ -145,6 +145,14 @@ def test_failure_leaves_a_stop_document_and_an_incomplete_file(publisher, docume
         publisher.publish(make_estimate(1))
 
 
+def test_what_a_failed_result_tells_of_its_run_is_kept(publisher, documents, make_estimate):
+    estimate = make_estimate(0)
+    publisher.publish(estimate)
+    publisher.close(dataclasses.replace(estimate, source={**estimate.source, "dropped_frames": 2}), "fail", "broken")
+    (stop,) = documents.of("stop")
+    assert (stop["complete"], stop["source"], "verdict" in stop) == (False, {"dropped_frames": 2}, False)
+
+
 def test_no_estimate_at_all(publisher, documents, tmp_path):
     publisher.close(None, "abort", "stopped by the user")
     assert [name for name, _ in documents] == ["start", "stop"]

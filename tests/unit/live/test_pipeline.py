@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bluesky_cdi.errors import FrameError, ScanFileError
+from bluesky_cdi.errors import FrameError, ScanFileError, WorkerError
 from bluesky_cdi.evaluation.pipeline import KEY, pipeline_said
 from bluesky_cdi.live.flow import FrameFlow
 from bluesky_cdi.live.inbox import LEAST_FRAMES, Inbox, QueueLimits
@@ -223,27 +223,35 @@ def test_counts_are_those_of_the_image_that_they_are_told_with():
     assert said(flow.noted(older)) == [2, 0, 0, 2]
 
 
+class Recorder:
+    def publish(self, estimate):
+        pass
+
+    def close(self, estimate, exit_status, reason):
+        self.estimate, self.exit_status = estimate, exit_status
+
+
+class Judged(Rebuild):
+    """A reconstructor whose runs end; after a step with this many frames none helps."""
+
+    def __init__(self, clock, frames):
+        super().__init__(clock)
+        self.frames = frames
+
+    def step(self, budget_s, interrupted=None):
+        return None if self.fulls == [self.frames] else super().step(budget_s)
+
+    def checked(self, estimate, interrupted):
+        return estimate
+
+    def close(self):
+        pass
+
+
 @pytest.mark.parametrize("final_steps", [0, 3])
 def test_frames_that_were_passed_over_come_in_after_the_last_one(final_steps):
-    class Recorder:
-        def publish(self, estimate):
-            pass
-
-        def close(self, estimate, exit_status, reason):
-            self.estimate = estimate
-
-    class Judged(Rebuild):
-        def step(self, budget_s, interrupted=None):
-            return None if self.fulls == [FRAMES] else super().step(budget_s)
-
-        def checked(self, estimate, interrupted):
-            return estimate
-
-        def close(self):
-            pass
-
     FRAMES = 10 * FIRST_FRAMES
-    recorder, rebuild = Recorder(), Judged(Clock())
+    recorder, rebuild = Recorder(), Judged(Clock(), FRAMES)
     parts = WorkerParts(lambda info: rebuild, None, lambda info, uid: recorder, None)
     job = RunJob(RunInfo("raw", 1, {}, (2, 2)), "uid", parts, Pace(final_steps=final_steps, latency_s=LATENCY_S))
     job.open()
@@ -256,6 +264,20 @@ def test_frames_that_were_passed_over_come_in_after_the_last_one(final_steps):
     assert recorder.estimate.source["dropped_frames"] == 2
     counts = recorder.estimate.source[KEY]
     assert (counts["imaged"], counts["thinned"], counts["waiting"]) == (FRAMES, 0, 0)
+
+
+@pytest.mark.parametrize("end", [lambda job: job.fail(WorkerError("broken")), lambda job: job.abandon("closed")])
+def test_what_is_known_of_a_run_is_kept_where_its_reconstruction_ends_before_it(end):
+    told, recorder = {}, Recorder()
+    parts = WorkerParts(lambda info: Judged(Clock(), 0), None, lambda info, uid: recorder, None)
+    info = RunInfo("raw", 1, {}, (2, 2), notes_by_now=lambda: told)
+    job = RunJob(info, "uid", parts, Pace(latency_s=LATENCY_S))
+    job.open()
+    job.take([Frame(k + 1, np.zeros(2), np.zeros((2, 2))) for k in range(FIRST_FRAMES)], lambda: False)
+    told["dropped_frames"] = 2
+    end(job)
+    assert (recorder.exit_status, recorder.estimate.source["dropped_frames"]) == ("fail", 2)
+    assert "2 frame(s) were dropped" in str(recorder.estimate.source["verdict"]["remarks"])
 
 
 def test_order_of_frames_does_not_matter():

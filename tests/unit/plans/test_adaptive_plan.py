@@ -285,8 +285,8 @@ def test_used_up_path_and_no_decision_end_the_scan(RE, docs, devices, script):
 def test_refused_scan_opens_no_run(RE, docs, devices, script):
     live = script()
     live.begin = lambda area: live.request(0, 0)
-    live.answers = [WorkerError("no network")]
-    with pytest.raises(WorkerError, match="no network"):
+    live.answers = [WorkerError("no network.")]
+    with pytest.raises(WorkerError, match=r"nothing was measured. no network. A fixed pattern \(ptycho_raster"):
         RE(plan(devices, live))
     assert docs == []
 

@@ -84,7 +84,7 @@ def make_estimate(n=9, **changes):
     return replace(estimate, **changes)
 
 
-def begin_raw(writer, uid, scan_id, n, time, decisions=1):
+def begin_raw(writer, uid, scan_id, n, time, decisions=1, n_told=None):
     """Write a raw run's beginning: frames and positions in events, and decisions; its stop comes by what it returns."""
     metadata = {
         "scan_id": scan_id, "plan_name": "adaptive" if scan_id % 2 else EVIL, "sample": {"name": EVIL}, "budget": 9,
@@ -107,7 +107,8 @@ def begin_raw(writer, uid, scan_id, n, time, decisions=1):
     if decisions:
         write_decisions(writer, run, time, decisions)
     info = RunInfo(uid, scan_id, run.start_doc, (N, N))
-    return info, lambda: writer("stop", run.compose_stop())
+    told = {} if n_told is None else {"num_events": {"primary": n_told}}
+    return info, lambda: writer("stop", {**run.compose_stop(), **told})
 
 
 def write_decisions(writer, run, time, n):
@@ -185,8 +186,25 @@ def opened(directory):
                 for container, uid in ((catalog.raw, "gggg7777-raw"), (catalog.processed, "hhhh8888-begun")):
                     container.delete_contents(uid, recursive=True, external_only=False)
 
+        @contextlib.contextmanager
+        def written_raw(*uids):
+            """Raw runs that have ended; with what writes one again. They are gone afterwards."""
+
+            def write(uid, n):
+                _, end = begin_raw(raw, uid, 12, n, 5e9, decisions=0, n_told=3)
+                end()
+                feeder.feed()
+
+            for uid in uids:
+                write(uid, 3)
+            try:
+                yield uids, write
+            finally:
+                for uid in uids:
+                    catalog.raw.delete_contents(uid, recursive=True, external_only=False)
+
         yield SimpleNamespace(
-            directory=directory,
+            directory=directory, written_raw=written_raw,
             address=uri.partition("/api/v1")[0], catalog=catalog, complete="dddd4444-complete", again="eeee5555-again",
             raw="aaaa1111-raw", without="bbbb2222-raw", going="ffff6666-going", going_raw="cccc3333-raw",
             begun=begun,

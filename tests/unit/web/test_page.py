@@ -27,7 +27,7 @@ from bluesky_cdi.config import load_config
 from bluesky_cdi.errors import CatalogError
 from bluesky_cdi.io import read_scan
 from bluesky_cdi.reconstruction import bad_pixels
-from bluesky_cdi.web import Page, reader
+from bluesky_cdi.web import Page, reader, run_list
 
 FOREVER_S = 240.0
 
@@ -351,11 +351,31 @@ class TestImages:
 
         sums_of_frames = reader.sums_of_frames
         monkeypatch.setattr(reader, "sums_of_frames", sums)
-        monkeypatch.setattr(asked, "_large", Large())
+        monkeypatch.setattr(asked, "_summing", Large())
         with ThreadPoolExecutor(2) as pool:
             found = [pool.submit(asked.image, place.complete, "transmission", -1, 0, None) for _ in range(2)]
             assert found[0].result().png == found[1].result().png
         assert len(summed) == 1
+
+    def test_who_asks_for_sums_does_not_wait_for_an_export(self, place, monkeypatch, tmp_path):
+        asked = reader.Reader(place.catalog, load_config())
+        begun, may_end = threading.Event(), threading.Event()
+
+        def export(path, *_):
+            begun.set()
+            assert may_end.wait(FOREVER_S)
+            return (path,)
+
+        monkeypatch.setattr(reader, "export_result", export)
+        with ThreadPoolExecutor(2) as pool:
+            written = pool.submit(asked.export, place.complete, "npz", tmp_path)
+            try:
+                assert begun.wait(FOREVER_S)
+                summed = pool.submit(asked.image, place.complete, "transmission", -1, 0, None)
+                assert summed.result(FOREVER_S).unit == "photons of a frame" and not written.done()
+            finally:
+                may_end.set()
+            assert written.result().suffix == ".npz"
 
     def test_more_frames_than_can_be_summed(self, ask, place, monkeypatch):
         monkeypatch.setattr(reader, "PIXELS_MAX", 9 * 16 * 16 - 1)
@@ -387,7 +407,7 @@ def test_a_frame_that_was_seen_while_its_run_went_on_has_its_fit_later(sample, m
     raw, derived = (
         SimpleNamespace(start=each, metadata={"start": each, "stop": None}) for each in ({"uid": "r"}, start)
     )
-    monkeypatch.setattr(asked.runs, "find", lambda _: (raw, derived))
+    monkeypatch.setattr(asked.runs, "find", lambda _: run_list.Found(raw, derived, ("r", 1), ("d", 1)))
     assert asked.frame("r", 5).fitted is None
     derived.metadata["stop"] = {"complete": True}
     assert asked.frame("r", 5).fitted.deviance < 1
@@ -536,3 +556,23 @@ class TestRequestsToTheCatalog:
         found = RunColumns(place.catalog.processed[place.complete]).of("frames").read("y_m")
         assert len(found) == 9
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("which", "tail"), [([0, 1], 1), ([2], run_list.TAIL)], ids=["older ones", "the last"])
+def test_a_run_that_is_written_again_is_noticed(place, monkeypatch, which, tail):
+    monkeypatch.setattr(run_list, "FRESH_S", 0.0)
+    monkeypatch.setattr(run_list, "TAIL", tail)
+    with place.written_raw("iiii8888-raw", "jjjj9999-raw", "kkkk0000-raw") as (uids, write):
+        runs, asked = run_list.RunList(place.catalog), reader.Reader(place.catalog, load_config())
+        before, keys = runs.changes("", -1), [runs.find(uid).raw_key for uid in uids]
+        assert [len(asked.view(uid)["measured"]["y_m"]) for uid in uids] == [3, 3, 3]
+        assert runs.changes(before["epoch"], before["version"])["runs"] == []
+        # Nobody looks while it is not there; its documents say what they said, but for what came late.
+        for k in which:
+            write(uids[k], 5)
+        after = runs.changes(before["epoch"], before["version"])
+        for k in which:
+            assert uids[k] in {row["uid"] for row in after["runs"]}
+            assert runs.find(uids[k]).raw_key != keys[k]
+            assert len(asked.view(uids[k])["measured"]["y_m"]) == 5
+        assert runs.changes(after["epoch"], after["version"])["runs"] == []
