@@ -275,13 +275,15 @@ class Calibration:
     def intervals(self, photons: Tensor, iterations: int) -> Intervals:
         """Give the half widths of the central intervals; see `Calibrating`."""
         kind, decades = self.kind_of(iterations), decades_of(photons[photons > 0])
+        if not decades.numel():
+            return {part: _by_level(NORMAL) for part in PARTS}
+        lowest = int(decades.min())
+        pixels = torch.bincount(decades - lowest).tolist()
+        groups = [self.group_of(kind, lowest + k) for k in range(len(pixels))]
         found = {}
         for part in PARTS:
-            widths = [
-                self._by_decade(kind, decades, lambda group, part=part, k=k: group.of(part).intervals[k]).mean().item()
-                for k in range(len(LEVELS))
-            ]
-            found[part] = _by_level(widths if decades.numel() else NORMAL)
+            widths = np.array([group.of(part).intervals for group in groups])  # (decades, levels)
+            found[part] = _by_level(np.average(widths, axis=0, weights=pixels).tolist())
         return found
 
     def checked(self, pixels: HalfPixels) -> Check | None:
@@ -315,10 +317,9 @@ class Calibration:
 
     def _by_decade(self, kind: str, decades: Tensor, of: Any) -> Tensor:
         """Look a number of the groups up for each pixel."""
-        values = torch.ones(decades.shape, device=decades.device)
-        for decade in torch.unique(decades).tolist():
-            values[decades == decade] = of(self.group_of(kind, int(decade)))
-        return values
+        lowest, highest = (int(decade) for decade in torch.aminmax(decades))
+        values = [of(self.group_of(kind, decade)) for decade in range(lowest, highest + 1)]
+        return torch.tensor(values, device=decades.device)[decades - lowest]
 
     def as_json(self) -> dict[str, Any]:
         """Give plain values for a file."""
