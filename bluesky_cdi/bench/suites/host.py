@@ -23,6 +23,7 @@ from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.suites.events import raster_config
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import BlueskyCDIError, WorkerError
+from bluesky_cdi.memory import keep_loaded
 from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.remote import WorkerProcess
 from bluesky_cdi.session import Session
@@ -80,6 +81,8 @@ def host(options: Options | None = None, on_progress: Callable[[str], None] | No
     with tempfile.TemporaryDirectory() as folder, HostProcess(Path(folder), options.device) as served:
         config = _config(options, side, served.address)
         with Session(config, Path(folder) / "catalog", monitor_key="i0", factory=FACTORY) as session:
+            # As a profile does.
+            keep_loaded()
             tell("a raster without faults")
             rows = [_raster(session, config, None)]
             if not isinstance(session.live, WorkerProcess):
