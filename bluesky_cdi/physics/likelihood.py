@@ -49,7 +49,8 @@ def expected_deviance(rate: Tensor) -> Tensor:
     # The table's logarithms are evenly spaced.
     first, last, intervals = float(logs[0]), float(logs[-1]), len(logs) - 1
     place = (rate.clamp_min(RATE_FLOOR).log().clamp(first, last) - first) * (intervals / (last - first))
-    lower = place.long().clamp_max(intervals - 1)
+    # What is no number stays so, by the share.
+    lower = place.nan_to_num(0.0).long().clamp_max(intervals - 1)
     return torch.lerp(values[lower], values[lower + 1], place - lower)
 
 
