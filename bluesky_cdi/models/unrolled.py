@@ -579,7 +579,7 @@ def in_bf16_where_native(device: torch.device) -> torch.autocast:
         The context in which that is so.
     """
     # Older versions of PyTorch don't tell.
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     is_native = device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_native)
 

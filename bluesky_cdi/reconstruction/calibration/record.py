@@ -23,6 +23,8 @@ PARTS = ("amplitude", "phase")
 # Largest deviations: of an amplitude between nothing and twice vacuum, and of a phase that is not known.
 MOST = {"amplitude": 1.0, "phase": UNKNOWN_STD_RAD}
 VERSION = 1
+# Decade of what is without bounds: single precision ends there.
+MOST_DECADES = 38.0
 # Covariates of `Conditions`, of which a model has slopes.
 N_CONDITIONS = 4
 # Largest logarithm of a factor that the halves of a scan are trusted to tell.
@@ -356,8 +358,8 @@ def group_name(kind: str, decade: int) -> str:
 
 
 def decades_of(photons: Tensor) -> Tensor:
-    """Compute the decade of photons on each pixel, as int64."""
-    return photons.clamp_min(LEAST_PHOTONS).log10().floor().long()
+    """Compute the decade of photons on each pixel, as int64; of what is no number some decade."""
+    return photons.clamp_min(LEAST_PHOTONS).log10().nan_to_num(0.0, posinf=MOST_DECADES).floor().long()
 
 
 def _by_level(widths: Sequence[float]) -> dict[str, float]:

@@ -107,6 +107,11 @@ def test_intervals_are_the_mean_of_those_of_the_pixels():
         widths = [calibration.group_of("predicted", decade).of(part).intervals for decade in decades]
         assert list(found.values()) == pytest.approx(np.mean(widths, axis=0).tolist())
     assert list(calibration.intervals(torch.zeros(2, 2), 0)["phase"].values()) == pytest.approx(NORMAL)
+    # An image that has run away is told by others.
+    wild = torch.tensor([[3.0, torch.nan], [torch.inf, 1e-30]])
+    assert np.isfinite(list(calibration.intervals(wild, 0)["phase"].values())).all()
+    raw = UncertaintyEstimate(torch.ones(2, 2), torch.ones(2, 2), torch.zeros(1, 2))
+    assert calibration(raw, Conditions(wild, wild, wild, 0)).std_phase_rad[0, 0].isfinite()
 
 
 def test_a_second_opinion_tells_where_errors_are_and_leaves_their_size():
