@@ -1,12 +1,10 @@
 """Masked pretraining: what is learned from, what the losses look at, and that a run can be gone on with."""
 
 import argparse
+import contextlib
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -300,13 +298,19 @@ with joined("cpu") as processes:
 TWO_STEPS = replace(CONFIG, steps=2)
 
 
-def test_two_processes_are_one_with_both_batches(tmp_path, monkeypatch):
+def test_two_processes_are_one_with_both_batches(tmp_path, monkeypatch, fork_script):
     script, out = tmp_path / "two.py", tmp_path / "two.encoder.safetensors"
     script.write_text(TWO)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(out)]
-    line += [repr(SHAPES), repr(TWO_STEPS)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    # What torchrun gives to its processes; tests/unit/training/test_pretrain.py has torchrun itself.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with contextlib.ExitStack() as left:
+        started = []
+        for rank in "01":
+            options = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **where}
+            started.append(left.enter_context(fork_script(script, out, repr(SHAPES), repr(TWO_STEPS), **options)))
+            left.callback(started[-1].kill)
+        assert [each.wait() for each in started] == [0, 0], (tmp_path / "two.py.out").read_text()[-2000:]
     monkeypatch.setattr(scans_module, "POOL_STEPS", 63)
     sources = [ScanSource(CPU, CONFIG.seed, CONFIG.photons, rank=rank) for rank in (0, 1)]
 
