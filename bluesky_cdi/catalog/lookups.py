@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, bindparam, select
-from sqlalchemy.orm import aliased, selectinload
+from sqlalchemy.orm import aliased, joinedload
 from tiled.catalog import orm
 from tiled.catalog.adapter import STRUCTURES, CatalogContainerAdapter
 from tiled.server import dependencies, router, schemas
@@ -51,7 +52,7 @@ async def _get_entry(
         values = {f"key{i}": segment for i, segment in enumerate(segments)}
         async with root_tree.context.session() as database:
             found = await database.execute(_statement(len(segments)), {"root": root_tree.node.id, **values})
-            node = found.scalar()
+            node = found.unique().scalar()
         if node is not None and (structure_families is None or node.structure_family in structure_families):
             return STRUCTURES[node.structure_family](root_tree.context, node)
     return await dependencies.get_entry(
@@ -73,8 +74,10 @@ def _statement(depth: int) -> Select[Any]:
     """Compose the statement that finds a node by `root` and the keys on the way to it, `key0`, `key1`, ..."""
     nodes = [*(aliased(orm.Node) for _ in range(depth - 1)), orm.Node]
     statement = select(orm.Node).select_from(nodes[0]).where(nodes[0].parent == bindparam("root"))
-    for parent, child in zip(nodes, nodes[1:], strict=False):
+    for parent, child in itertools.pairwise(nodes):
         statement = statement.join(child, child.parent == parent.id)
     for i, node in enumerate(nodes):
         statement = statement.where(node.key == bindparam(f"key{i}"))
-    return statement.options(selectinload(orm.Node.data_sources).selectinload(orm.DataSource.structure))
+    # With what Tiled loads by a statement each, of which a node has one or none.
+    sources = joinedload(orm.Node.data_sources).joinedload(orm.DataSource.structure)
+    return statement.options(sources, joinedload(orm.Node.access_tags))

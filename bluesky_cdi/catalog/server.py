@@ -163,8 +163,8 @@ def is_healthy(place: str, timeout_s: float) -> bool:
     timeout_s : float
         How long to wait for its answer, seconds.
     """
-    # The standard library's client: another would load its certificates each time, in the RunEngine's process, and might
-    # ask a proxy of the environment, which can't reach this machine.
+    # The standard library's client: another would load its certificates each time, in the RunEngine's process, and
+    # might ask a proxy of the environment, which can't reach this machine.
     asked = HTTPConnection(place, timeout=timeout_s)
     with contextlib.closing(asked), contextlib.suppress(OSError, HTTPException):
         asked.request("GET", "/healthz")
