@@ -1,7 +1,6 @@
 """Masked pretraining: what is learned from, what the losses look at, and that a run can be gone on with."""
 
 import argparse
-import contextlib
 import itertools
 import json
 import re
@@ -298,19 +297,11 @@ with joined("cpu") as processes:
 TWO_STEPS = replace(CONFIG, steps=2)
 
 
-def test_two_processes_are_one_with_both_batches(tmp_path, monkeypatch, fork_script):
+def test_two_processes_are_one_with_both_batches(tmp_path, monkeypatch, fork_two):
     script, out = tmp_path / "two.py", tmp_path / "two.encoder.safetensors"
     script.write_text(TWO)
-    # What torchrun gives to its processes; tests/unit/training/test_pretrain.py has torchrun itself.
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    with contextlib.ExitStack() as left:
-        started = []
-        for rank in "01":
-            options = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **where}
-            started.append(left.enter_context(fork_script(script, out, repr(SHAPES), repr(TWO_STEPS), **options)))
-            left.callback(started[-1].kill)
-        assert [each.wait() for each in started] == [0, 0], (tmp_path / "two.py.out").read_text()[-2000:]
+    code, said = fork_two(script, out, repr(SHAPES), repr(TWO_STEPS))
+    assert code == 0, said[-2000:]
     monkeypatch.setattr(scans_module, "POOL_STEPS", 63)
     sources = [ScanSource(CPU, CONFIG.seed, CONFIG.photons, rank=rank) for rank in (0, 1)]
 
