@@ -139,7 +139,7 @@ def _scatter(patches: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _gathered(obj: Tensor, index: Tensor) -> Tensor:
     flat = obj.reshape(-1)
-    if index.device.type == "cpu":  # at a third of the time of an index
+    if index.device.type == "cpu":  # there it is quicker than an index
         return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
     return flat[index]
 
