@@ -101,6 +101,8 @@ def extract(obj: Tensor, corner: Tensor, size: int, scene: Tensor | None = None)
     Tensor, shape (n, N, N)
     """
     index = patch_index(corner, size, tuple(obj.shape), scene)
+    if not (obj.requires_grad and torch.is_grad_enabled()):
+        return _gathered(obj, index)  # where patches are few, most of the time would go into the function's context
     found: Tensor = _Gather.apply(obj, index)  # type: ignore[no-untyped-call]  # torch's own are untyped
     return found
 
@@ -138,12 +140,19 @@ def _scatter(patches: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     return flat.index_add(0, index, patches.reshape(-1)).reshape(shape)
 
 
+def _gathered(obj: Tensor, index: Tensor) -> Tensor:
+    flat = obj.reshape(-1)
+    if index.device.type == "cpu":  # there it is quicker than an index
+        return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
+    return flat[index]
+
+
 class _Gather(torch.autograd.Function):
     """``object.reshape(-1)[index]``, whose gradient is summed by atomic additions; PyTorch's own sorts the index."""
 
     @staticmethod
     def forward(obj: Tensor, index: Tensor) -> Tensor:
-        return obj.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
+        return _gathered(obj, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
