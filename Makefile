@@ -39,7 +39,7 @@ test-browser: $(READY)
 
 # Whole programs, killed, told to end and scripted, and a recorded scan.
 test-end-to-end: $(READY)
-	$(BIN)/$(PYTEST) -m end_to_end tests/system
+	$(BIN)/$(PYTEST) -m end_to_end tests/system tests/unit/training
 
 # What a session does when parts of it are killed, hang, or run out of room; some minutes more.
 test-faults: $(READY)

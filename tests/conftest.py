@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -53,8 +56,34 @@ def logging_not_configured():
     """An earlier test may have run a command, which sets what the package, or a part of it, logs."""
     logging.getLogger("bluesky_cdi").handlers.clear()
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.split(".")[0] == "bluesky_cdi" and isinstance(logger, logging.Logger):
+        ours = name.split(".")[0] == "bluesky_cdi" and isinstance(logger, logging.Logger)
+        if ours and logger.level != logging.NOTSET:  # setting a level clears what all loggers have cached
             logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def servers_open_quickly():
+    """FastAPI analyses what requests depend on anew for each route, and tests open a hundred servers of 60 routes each.
+
+    What a route depends on, and what that depends on in turn, is analysed once for each route here.
+    """
+    utils, routing = (sys.modules.get(f"fastapi.{name}") for name in ("dependencies.utils", "routing"))
+    if utils is None or routing is None or hasattr(utils.get_dependant, "__wrapped__"):
+        return
+    real, known = utils.get_dependant, {}
+
+    @functools.wraps(real)
+    def get_dependant(*, name=None, **options):
+        if name is None:  # a route itself
+            known.clear()
+            return real(**options)
+        key = name, *(tuple(each) if isinstance(each, list) else each for each in options.values())
+        if key not in known:
+            known[key] = real(name=name, **options)
+        return known[key]
+
+    utils.get_dependant = routing.get_dependant = get_dependant
+    utils.get_typed_signature = functools.lru_cache(1024)(utils.get_typed_signature)
 
 
 @pytest.fixture(scope="session")
@@ -216,7 +245,6 @@ proxy.start()
 def start_zmq_proxy():
     """Start bluesky's proxy in a process of its own, killed in the end; its inner and its outer address."""
     import json
-    import subprocess
 
     @contextlib.contextmanager
     def started(inner="tcp://127.0.0.1", outer="tcp://127.0.0.1", keys=None):
@@ -228,3 +256,83 @@ def start_zmq_proxy():
                 process.kill()
 
     return started
+
+
+# What takes a process seconds to import. Nothing of it may start a thread, so ophyd is kept from connecting to EPICS.
+FORKS = """
+import json, os, signal, sys
+import bluesky.plan_stubs, torch._dynamo, torch.distributed.nn, torch.distributed.tensor
+import bluesky_cdi.journal, bluesky_cdi.physics.probes, bluesky_cdi.plans, bluesky_cdi.sim_devices
+import bluesky_cdi.training.pretraining.run
+for line in sys.stdin:
+    order = json.loads(line)
+    if isinstance(order, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]), flush=True)
+    elif pid := os.fork():
+        print(pid, flush=True)
+    else:
+        break
+else:
+    os._exit(0)
+# Under nohup a process inherits that SIGHUP is ignored, and it stays so, as its user wishes.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+output, variables, *sys.argv = order
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 1)
+os.dup2(1, 2)
+os.environ.update(variables)
+with open(sys.argv[0]) as file:
+    program = compile(file.read(), sys.argv[0], "exec")
+exec(program, {"__name__": "__main__"})
+"""
+
+
+class Forked:
+    """A process, as `subprocess.Popen` has it; the one that it was forked from waits for it."""
+
+    def __init__(self, ask, pid):
+        self._ask, self.pid, self.returncode = ask, pid, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wait()
+
+    def wait(self, timeout=300.0):
+        """Wait for its end; one that has not ended by then is killed, which its exit code tells."""
+        if self.returncode is None:
+            late = threading.Timer(timeout, self.kill)
+            late.start()
+            self.returncode = self._ask(self.pid)
+            late.cancel()
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def fork_script():
+    """Run a script in a process of its own, which is forked from one that has imported already what takes seconds.
+
+    What it writes goes into a file beside the script, which ends in ``.out``.
+    """
+    import json
+
+    environment = {**os.environ, "OPHYD_CONTROL_LAYER": "dummy"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], env=environment, **pipes) as process:
+
+        def ask(order):
+            print(json.dumps(order), file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        def fork(script, *arguments, **variables):
+            return Forked(ask, ask([f"{script}.out", variables, str(script), *map(str, arguments)]))
+
+        yield fork

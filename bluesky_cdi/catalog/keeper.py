@@ -20,11 +20,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from http.client import OK, HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bluesky_cdi.catalog.server import HOST
+from bluesky_cdi.catalog.server import HOST, is_healthy
 from bluesky_cdi.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -195,15 +194,7 @@ class Keeper:
     def _answers(self) -> bool:
         if self._orders["uri"] is not None:
             return True
-        # The standard library's client: another would load its certificates each time, in the RunEngine's process.
-        asked = HTTPConnection(HOST, self._orders["port"], timeout=ANSWER_S)
-        try:
-            asked.request("GET", "/healthz")
-            return asked.getresponse().status == OK
-        except (OSError, HTTPException):
-            return False
-        finally:
-            asked.close()
+        return is_healthy(f"{HOST}:{self._orders['port']}", ANSWER_S)
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(BrokenPipeError):

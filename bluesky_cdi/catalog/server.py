@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from http.client import OK, HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,25 @@ def serve_page(page: Any, *, api_key: str, port: int = 0, host: str = HOST) -> I
             yield address
         finally:
             server.stop()
+
+
+def is_healthy(place: str, timeout_s: float) -> bool:
+    """Tell whether a server of this machine answers.
+
+    Parameters
+    ----------
+    place : str
+        Its host and port, with a colon between them.
+    timeout_s : float
+        How long to wait for its answer, seconds.
+    """
+    # The standard library's client: another would load its certificates each time, in the RunEngine's process, and
+    # might ask a proxy of the environment, which can't reach this machine.
+    asked = HTTPConnection(place, timeout=timeout_s)
+    with contextlib.closing(asked), contextlib.suppress(OSError, HTTPException):
+        asked.request("GET", "/healthz")
+        return asked.getresponse().status == OK
+    return False
 
 
 def served_at(directory: Path | str, wait_s: float = 0.0) -> str | None:
@@ -335,6 +355,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str, *, publ
     from tiled.server.app import build_app
 
     from bluesky_cdi.catalog.closing import router as closing_router
+    from bluesky_cdi.catalog.lookups import answer_quickly
 
     # Tiled prints its version to standard error at each start.
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
@@ -366,6 +387,7 @@ def _build_app(root: Path, readable: Sequence[Path | str], api_key: str, *, publ
         include_routers=[validator_router, closing_router],
     )
     _apply_settings(app)
+    app.state.models = answer_quickly()
     return app
 
 
@@ -419,7 +441,7 @@ class _Server:
     def start(self, address: str) -> None:
         self._thread.start()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._healthy(address):
+        while not (self._uvicorn.started and is_healthy(address.removeprefix("http://"), 1.0)):
             if not self._thread.is_alive():
                 raise CatalogError(
                     "the catalog's server could not start; the log of 'uvicorn.error' says why. A catalog "
@@ -433,17 +455,6 @@ class _Server:
                     "the log of 'uvicorn.error' says how far it came. Begin again when the machine is less busy."
                 )
             time.sleep(0.02)
-
-    def _healthy(self, address: str) -> bool:
-        import httpx
-
-        if not self._uvicorn.started:
-            return False
-        try:
-            # trust_env=False: a proxy in the environment can't reach this machine's own address.
-            return bool(httpx.get(f"{address}/healthz", timeout=1.0, trust_env=False).is_success)
-        except httpx.HTTPError:
-            return False
 
     def stop(self) -> None:
         self._uvicorn.should_exit = True

@@ -12,9 +12,10 @@ from collections.abc import Callable
 LEAST_SHARE, MOST_SHARE = 0.04, 0.5
 # A run's first step is a full one if there are no more frames than these.
 FIRST_FRAMES = 128
-# A step takes at least as long as for so many frames more: the network looks at the object too (250 to 350 of 64x64
-# pixels on 380x380, `bench steps`). Too few would take the first steps for the beginning of an overload.
-OBJECT_FRAMES = 256
+# A step takes at least as long as for so many frames more: the network looks at the object under them too (rows of 64
+# frames of 64x64 pixels). Too few would take the first steps for the beginning of an overload, too many would have
+# steps full for as long as they take twice the time that an image may lag.
+OBJECT_FRAMES = 64
 
 
 class Tempo:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bluesky_cdi.models.attention import GridAttention
 from bluesky_cdi.models.joint_probe import Pupil, asked_changes
-from bluesky_cdi.physics.forward import Diffraction, intensity, peak_intensity
+from bluesky_cdi.physics.forward import Diffraction, intensity, patch_index, peak_intensity
 from bluesky_cdi.physics.illuminated_frames import IlluminatedFrames, has_triton
 
 # Share of the probe's peak intensity that keeps the physics step finite where little light fell.
@@ -537,7 +537,7 @@ def local_size(step: Tensor, support: Tensor) -> Tensor:
 
 
 def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Run a U-Net on an object of any size, in bf16 on a GPU.
+    """Run a U-Net on an object of any size, in bf16 on a GPU and where `torch.autocast` asks for it.
 
     Parameters
     ----------
@@ -558,9 +558,35 @@ def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
     if graph is not None:
         out, features = graph(padded)
     else:
-        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=channels.is_cuda):
+        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=_is_short(channels)):
             out, features = net(padded)
     return out.float()[..., :height, :width], features.float()
+
+
+def in_bf16_where_native(device: torch.device) -> torch.autocast:
+    """Let U-Nets on a CPU compute in bf16, as they do on a GPU, if that is what its arithmetic units have.
+
+    Convolutions take half of the time then; another CPU would only imitate bf16, and nothing is different on it.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where is computed.
+
+    Returns
+    -------
+    torch.autocast
+        The context in which that is so.
+    """
+    # Older versions of PyTorch don't tell.
+    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    is_native = device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_native)
+
+
+def _is_short(channels: Tensor) -> bool:
+    """Tell whether a U-Net computes in bf16: on a GPU, and on a CPU where whoever calls it asks for that."""
+    return channels.is_cuda or torch.is_autocast_enabled(channels.device.type)
 
 
 def padding(net: UNet, height: int, width: int) -> tuple[int, int]:
@@ -590,9 +616,9 @@ def prepared(channels: Tensor, below: int, right: int) -> Tensor:
     Returns
     -------
     Tensor, shape (B, C, Y + below, X + right)
-        bf16 on a GPU: what the convolutions would do to it anyway, done before it is copied about.
+        bf16 where the convolutions would make it so anyway: it is done before it is copied about.
     """
-    image = channels.to(torch.bfloat16 if channels.is_cuda else channels.dtype)
+    image = channels.to(torch.bfloat16 if _is_short(channels) else channels.dtype)
     return F.pad(image, (0, right, 0, below)).contiguous(memory_format=torch.channels_last)
 
 
@@ -618,14 +644,13 @@ def pool_under_frames(features: Tensor, probe: Tensor, data: Diffraction, stem: 
     """
     weight = F.avg_pool2d(intensity(probe)[:, None], stem)[0, 0]  # (N / stem, N / stem)
     weight = weight / weight.sum()
-    size = weight.shape[-1]
-    steps = torch.arange(size, device=features.device)
+    pixels = features[0].permute(1, 2, 0).flatten(0, 1)  # (Y X / stem^2, C)
     pooled = []
     for part in data.chunks(chunk):
         corner = torch.div(part.corner, stem, rounding_mode="floor")
-        rows, columns = corner[:, :1] + steps, corner[:, 1:] + steps  # (n, N / stem)
-        patches = features[0][:, rows[:, :, None], columns[:, None, :]]  # (C, n, N / stem, N / stem)
-        pooled.append(torch.einsum("cnij,ij->nc", patches, weight))
+        index = patch_index(corner, len(weight), tuple(features.shape)).flatten(1)  # (n, (N / stem)^2)
+        weights = weight.flatten().expand(index.shape).contiguous()
+        pooled.append(F.embedding_bag(index, pixels, mode="sum", per_sample_weights=weights))
     return torch.cat(pooled) if pooled else features.new_zeros(0, features.shape[1])
 
 

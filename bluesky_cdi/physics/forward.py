@@ -101,6 +101,8 @@ def extract(obj: Tensor, corner: Tensor, size: int, scene: Tensor | None = None)
     Tensor, shape (n, N, N)
     """
     index = patch_index(corner, size, tuple(obj.shape), scene)
+    if not (obj.requires_grad and torch.is_grad_enabled()):
+        return _gathered(obj, index)  # where patches are few, most of the time would go into the function's context
     found: Tensor = _Gather.apply(obj, index)  # type: ignore[no-untyped-call]  # torch's own are untyped
     return found
 
@@ -129,10 +131,20 @@ def accumulate(patches: Tensor, corner: Tensor, shape: tuple[int, int, int], sce
 def _scatter(patches: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     flat = torch.zeros(math.prod(shape), dtype=patches.dtype, device=patches.device)
     index = index.reshape(-1)
+    if not patches.is_cuda:
+        # On a CPU six times as fast as additions of pairs.
+        return flat.scatter_add(0, index, patches.reshape(-1)).reshape(shape)
     if patches.is_complex():
         pairs = torch.view_as_real(flat).index_add(0, index, torch.view_as_real(patches.reshape(-1)))
         return torch.view_as_complex(pairs).reshape(shape)
     return flat.index_add(0, index, patches.reshape(-1)).reshape(shape)
+
+
+def _gathered(obj: Tensor, index: Tensor) -> Tensor:
+    flat = obj.reshape(-1)
+    if index.device.type == "cpu":  # there it is quicker than an index
+        return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
+    return flat[index]
 
 
 class _Gather(torch.autograd.Function):
@@ -140,7 +152,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(obj: Tensor, index: Tensor) -> Tensor:
-        return obj.reshape(-1)[index]
+        return _gathered(obj, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -260,7 +272,8 @@ def intensity(waves: Tensor) -> Tensor:
     waves : Tensor, shape (n, M, N, N), complex
         Of incoherent modes.
     """
-    return (waves.real.square() + waves.imag.square()).sum(dim=1)
+    squares = torch.view_as_real(waves.resolve_conj()).square()
+    return (squares[..., 0] + squares[..., 1]).sum(dim=1)
 
 
 def modulus_step(
@@ -308,7 +321,8 @@ def modulus_step(
     if likelihood == "poisson":
         factor = (1 + (1 + 8 * counts / (expected + STEP_FLOOR)).sqrt()) / 4 - 1
     else:
-        factor = counts.sqrt() * (expected + STEP_FLOOR).rsqrt() - 1
+        # The root so, because `sqrt` takes a CPU four times as long.
+        factor = counts.rsqrt().reciprocal() * (expected + STEP_FLOOR).rsqrt() - 1
     if mask is not None:
         # Selected, not multiplied: a masked pixel may hold anything, and NaN times 0 is NaN.
         factor = torch.where(mask, factor, 0.0)
@@ -370,6 +384,9 @@ class Diffraction:
         From the sample to the detector.
     stated_flux : Tensor, shape (n,), optional
         The flux as a monitor tells it, before anything was found of it; 1 if absent.
+    own_probes : Tensor, shape (n, M, N, N), complex, optional
+        What `probes` gives for the probe `own_probes_of`; see `with_probes`.
+    own_probes_of : Tensor, shape (B, M, N, N), complex, optional
     """
 
     counts: Tensor
@@ -383,6 +400,8 @@ class Diffraction:
     saturation: float | None = None
     propagator: Propagator = FAR_FIELD
     stated_flux: Tensor | None = None
+    own_probes: Tensor | None = None
+    own_probes_of: Tensor | None = None
 
     def __len__(self) -> int:
         return self.counts.shape[0]
@@ -399,7 +418,18 @@ class Diffraction:
             flux=None if self.flux is None else self.flux[index],
             scene=None if self.scene is None else self.scene[index],
             stated_flux=None if self.stated_flux is None else self.stated_flux[index],
+            own_probes=None if self.own_probes is None else self.own_probes[index],
         )
+
+    def with_probes(self, probe: Tensor) -> Diffraction:
+        """Give the same frames with their own probes, which what is computed of them with this very tensor shares.
+
+        Parameters
+        ----------
+        probe : Tensor, shape (B, M, N, N), complex
+            Modes of each scene, square root of photons.
+        """
+        return replace(self, own_probes=self.probes(probe), own_probes_of=probe)
 
     def chunks(self, size: int) -> Iterator[Diffraction]:
         """Go through the frames `size` at a time.
@@ -483,6 +513,8 @@ class Diffraction:
         probe : Tensor, shape (B, M, N, N), complex
             Modes of each scene, square root of photons.
         """
+        if self.own_probes is not None and probe is self.own_probes_of:
+            return self.own_probes
         return frame_probes(probe, self.shift_px, self.flux, self.scene)
 
     def patches(self, obj: Tensor) -> Tensor:

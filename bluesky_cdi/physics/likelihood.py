@@ -27,8 +27,9 @@ def poisson_deviance(rate: Tensor, counts: Tensor) -> Tensor:
     Tensor, same shape
     """
     expected = rate.clamp_min(RATE_FLOOR)
-    half: Tensor = torch.special.xlogy(counts, counts) - torch.special.xlogy(counts, expected) - counts + expected
-    return 2 * half
+    # Where nothing was counted the logarithm is finite, and counts for nothing.
+    ratio = (counts / expected).clamp_min(torch.finfo(expected.dtype).tiny)
+    return 2 * (counts * ratio.log() - counts + expected)
 
 
 def expected_deviance(rate: Tensor) -> Tensor:
@@ -45,10 +46,12 @@ def expected_deviance(rate: Tensor) -> Tensor:
         1 for bright pixels, ``-2 rate log(rate)`` for dark ones; to a per cent.
     """
     logs, values = (each.to(rate.device) for each in _noise_table())
-    wanted = rate.clamp_min(RATE_FLOOR).log().clamp(float(logs[0]), float(logs[-1]))
-    upper = torch.bucketize(wanted, logs).clamp(1, len(logs) - 1)
-    share = (wanted - logs[upper - 1]) / (logs[upper] - logs[upper - 1])
-    return torch.lerp(values[upper - 1], values[upper], share)
+    # The table's logarithms are evenly spaced.
+    first, last, intervals = float(logs[0]), float(logs[-1]), len(logs) - 1
+    place = (rate.clamp_min(RATE_FLOOR).log().clamp(first, last) - first) * (intervals / (last - first))
+    # What is no number stays so, by the share.
+    lower = place.nan_to_num(0.0).long().clamp_max(intervals - 1)
+    return torch.lerp(values[lower], values[lower + 1], place - lower)
 
 
 @cache

@@ -21,7 +21,7 @@ from bluesky_cdi.reconstruction.bad_pixels import valid_pixels
 from bluesky_cdi.reconstruction.count_store import CountStore
 from bluesky_cdi.reconstruction.frame_light import FrameLight
 from bluesky_cdi.reconstruction.frame_table import FrameTable
-from bluesky_cdi.reconstruction.tiles import Box, IndexArray, Region, Tiling
+from bluesky_cdi.reconstruction.tiles import Box, IndexArray, Region, Tiling, box_of
 
 # Counts read at a time: what is read is a copy beside the one that is computed with.
 READ_BYTES = 2**24
@@ -29,6 +29,8 @@ READ_BYTES = 2**24
 MEMORY_BYTES = 2**32
 # Frames after which the bad pixels are looked for again; more frames tell no more.
 BAD_PIXEL_FRAMES = 32
+# A region ends no closer to its frames than this, pixels: a step may move them.
+MOVES_PX = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class RegionFrames:
     Attributes
     ----------
     region : Region
+        The part of a region that frames lie on.
     rows : ndarray, shape (n,)
         Their rows in the run.
     data : Diffraction
@@ -169,11 +172,14 @@ class MeasuredFrames:
         tiling : Tiling
             How the grid is tiled.
         rows : ndarray, shape (n,), optional
-            Which; those with light, of the newest epoch, that lie wholly in the region's outer box if absent.
+            Which; those with light, of the newest epoch, that lie wholly in the region's outer box if absent. Given
+            ones keep the region as it is.
         """
         if rows is None:
             rows = self.light.newest
             rows = rows[region.outer.holds(self.table.corner[rows], self._grid.frame_px)]
+            if len(rows):
+                region = region.within(_room_for(self.table.corner[rows], self._grid))
         own = np.isin(tiling.home(self.table.corner[rows]), region.tiles)
         own_here = torch.from_numpy(own).to(self._device)
         share = len(rows) / max(len(self.table.newest(self.table.rows)), 1)
@@ -286,6 +292,13 @@ class MeasuredFrames:
         if counts.nbytes <= self._counts.room:
             self._cached = rows.copy(), counts
         return counts
+
+
+def _room_for(corner: IndexArray, grid: ObjectGrid) -> Box:
+    """Give the part of a grid that frames lie on, and stay on where refinement moves them by a pixel or two."""
+    low, high = corner.min(axis=0) - MOVES_PX, corner.max(axis=0) + MOVES_PX
+    corners = np.clip([low, high], 0, np.subtract(grid.shape, grid.frame_px))
+    return box_of(corners, grid.frame_px, grid.shape)
 
 
 def _off_centre_px(mean: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[float, float] | None:

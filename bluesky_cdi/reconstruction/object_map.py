@@ -245,8 +245,21 @@ class ObjectMap:
             kept.copy_(torch.where(most, getattr(found, name), kept))
         return self.std_phase_rad[box.pixels]
 
-    def clear(self, region: Region) -> None:
-        """Forget a region that its last frames have left; what is of earlier epochs stays."""
+    def clear(self, region: Region, but: Region | None = None) -> None:
+        """Forget a region that its last frames have left; what is of earlier epochs stays.
+
+        Parameters
+        ----------
+        region : Region
+            Its core is forgotten.
+        but : Region, optional
+            A part of it, whose core stays.
+        """
+        if but is not None:
+            for box in region.core.around(but.core):
+                if min(box.shape) > 0:
+                    self.clear(Region(box, box, ()))
+            return
         nothing = torch.zeros_like(self.illumination[region.core.pixels])
         self._put_light(region, nothing)
         self._put(region, "object", (nothing + 1).to(self.object.dtype))

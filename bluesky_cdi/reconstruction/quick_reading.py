@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from bluesky_cdi.engines.ptychography import deviance_of, noise_of
-from bluesky_cdi.models.unrolled import UnrolledNet
+from bluesky_cdi.models.unrolled import UnrolledNet, in_bf16_where_native
 from bluesky_cdi.physics.forward import Diffraction, intensity
+from bluesky_cdi.physics.illuminated_frames import room_for_probes
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.reconstruction.calibration import Judge
 from bluesky_cdi.reconstruction.calibration.conditions import Conditions
@@ -162,14 +163,18 @@ class QuickReading:
     def _read_together(self, tiled: TiledObject, rows: IndexArray, box: Box, probe: Tensor) -> None:
         """Predict the object under some frames, stitch it in, and judge it."""
         data = self._frames.diffraction(rows, box)
+        if len(rows) * probe.nbytes <= room_for_probes(probe.device):
+            data = data.with_probes(probe)
         light = summed_illumination(probe, data)
-        predicted = self._net(probe, data)[-1]
+        with in_bf16_where_native(probe.device):
+            predicted = self._net(probe, data)[-1]
         obj, share = tiled.map.stitch(box, predicted, light)
         deviance, illumination = deviance_of(obj, probe, data), tiled.map.illumination[box.pixels]
         misfit = deviance.mean() - self._noise(rows, data, obj, probe)
         conditions = _conditions(probe, illumination, misfit)
         judge = self._judge()
-        found = judge.estimator(obj, probe, data, illumination, deviance)
+        with in_bf16_where_native(probe.device):
+            found = judge.estimator(obj, probe, data, illumination, deviance)
         std_rad = tiled.map.stitch_errors(box, judge.sized(found, conditions), share)
         self._metrics.put(rows, deviance, under_frames(std_rad.square()[None], probe, data.corner))
         everyone = torch.ones(len(rows), dtype=torch.bool, device=probe.device)

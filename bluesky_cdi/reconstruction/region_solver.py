@@ -23,6 +23,7 @@ from bluesky_cdi.reconstruction.prediction import LEAST_GAIN, mean_deviance, pre
 from bluesky_cdi.reconstruction.refinement import prior_of, refiner
 from bluesky_cdi.reconstruction.region_courses import Course, RegionCourses
 from bluesky_cdi.reconstruction.shared_probe import SharedProbe
+from bluesky_cdi.reconstruction.tiles import Region
 
 # Frames from which on the probe is refined: fewer can't tell it from the object.
 PROBE_FRAMES = 8
@@ -91,7 +92,7 @@ class RegionSolver:
         self._config, self._mixes, self._seed, self._on_progress = config, mixes, seed, on_progress
         self._engine: Engine | None = None
         self._prior: Prior | None = None
-        self._tiles: tuple[int, ...] = ()
+        self._region: Region | None = None
 
     def forget(self) -> None:
         """Forget what an engine remembers: it belongs to the frames that it has seen."""
@@ -105,7 +106,7 @@ class RegionSolver:
         mixes : bool
             Whether the probe is shared with other regions from now on.
         """
-        self._engine, self._prior, self._tiles, self._mixes = None, None, (), mixes
+        self._engine, self._prior, self._region, self._mixes = None, None, None, mixes
         self.courses.clear()
 
     def solve(
@@ -136,8 +137,8 @@ class RegionSolver:
             Whether a prediction may begin at what is known.
         """
         obj, before = view.object, self.courses.kept_in(frames.region.tiles)
-        if anew or self._tiles != frames.region.tiles:
-            self._engine, self._prior, self._tiles = None, None, frames.region.tiles
+        if anew or self._region != frames.region:
+            self._engine, self._prior, self._region = None, None, frames.region
         if anew or (self.net is not None and self._prior is None):
             predicted = self._predicted(view, probe.modes, frames.data, warm)
             if anew:

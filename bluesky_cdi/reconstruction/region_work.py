@@ -86,7 +86,8 @@ class RegionWork:
             if not np.isin(tiled.tiling.home(self._frames.table.corner[self._frames.light.lit]), region.tiles).any():
                 self._solver.courses.leave(region.tiles)
             return
-        view = tiled.map.view(region, self._probe.modes)
+        tiled.map.clear(region, but=frames.region)
+        view = tiled.map.view(frames.region, self._probe.modes)
         # An object that was made under another probe can be a worse start than none.
         warm = not scheduler.are_outdated(region.tiles)
         solved = self._solver.solve(frames, view, self._probe, anew=anew, warm=warm, has_time=has_time)

@@ -9,7 +9,7 @@ along a line make a narrow one, a whole map a few large ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,19 @@ class Box:
         inside = (corner >= self.low) & (corner + size <= self.high)
         return np.asarray(inside.all(axis=-1))
 
+    def within(self, other: Box) -> Box:
+        """Give what lies in another box too; it has no pixels where they don't meet."""
+        low = max(self.low[0], other.low[0]), max(self.low[1], other.low[1])
+        high = min(self.high[0], other.high[0]), min(self.high[1], other.high[1])
+        return Box(low, (max(low[0], high[0]), max(low[1], high[1])))
+
+    def around(self, inner: Box) -> tuple[Box, ...]:
+        """Give the parts, some of them without pixels, that lie around a box inside of this one."""
+        above, below = Box(self.low, (inner.low[0], self.high[1])), Box((inner.high[0], self.low[1]), self.high)
+        left = Box((inner.low[0], self.low[1]), (inner.high[0], inner.low[1]))
+        right = Box((inner.low[0], inner.high[1]), (inner.high[0], self.high[1]))
+        return above, below, left, right
+
 
 def box_of(corner: IndexArray, size: int, shape: tuple[int, int]) -> Box:
     """Give the part of a grid that patches lie on; it begins and ends where a block of the network does.
@@ -108,6 +121,11 @@ class Region:
             for low, high, start in zip(self.core.low, self.core.high, self.outer.low, strict=True)
         )
         return ..., rows, columns
+
+    def within(self, box: Box) -> Region:
+        """Give the part of it that lies in a box; itself where that holds nothing of the core."""
+        core = self.core.within(box)
+        return replace(self, core=core, outer=self.outer.within(box)) if min(core.shape) > 0 else self
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bluesky_cdi.document_buffer import DocumentBuffer
 from bluesky_cdi.errors import WorkerError
 from bluesky_cdi.live.worker import LiveWorker
 from bluesky_cdi.log import ROOT_NAME
-from bluesky_cdi.memory import give_memory_back
+from bluesky_cdi.memory import give_memory_back, keep_loaded
 from bluesky_cdi.packing import pack, unpack
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.remote.messages import BEAT_S, pack_answer, pack_estimate, unpack_area
@@ -343,6 +343,7 @@ def serve(
     except Exception as err:  # noqa: BLE001 - whatever it is, the session must hear why there is no worker
         channel.send("failed", f"{type(err).__name__}: {err}")
         os._exit(1)
+    keep_loaded()
     channel.send("ready")
     try:
         Served(channel, worker, documents, estimates, told, look).run()

@@ -28,21 +28,41 @@ reconstructor: {final_steps: 1}
 """
 
 
+# All in one process: those of a session take seconds to begin.
+ALONE = """
+catalog: {in_process: true}
+reconstructor: {in_process: true}
+"""
+
+
+def demonstrated(folder, *texts):
+    """A small demonstration: its folder, the output's, and the exit code."""
+    line = ["demo", "--quiet", "--json", "--out", str(folder / "out")]
+    for k, text in enumerate(texts):
+        (folder / f"{k}.yaml").write_text(text)
+        line += ["-c", str(folder / f"{k}.yaml")]
+    return folder, folder / "out", main(line)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A small demonstration: its folder, the output's, and the exit code."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "small.yaml").write_text(SMALL)
-    out = folder / "out"
-    code = main(["demo", "--quiet", "--json", "-c", str(folder / "small.yaml"), "--out", str(out)])
-    return folder, out, code
+    return demonstrated(tmp_path_factory.mktemp("demo"), SMALL, ALONE)
 
 
-def test_demo_succeeds_and_leaves_figure_and_catalog(demo):
+def succeeded(demo):
     _, out, code = demo
     assert code == 0
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "catalog.db").is_file()
+
+
+def test_demo_succeeds_and_leaves_figure_and_catalog(demo):
+    succeeded(demo)
+
+
+@pytest.mark.end_to_end
+def test_demo_as_users_start_it(tmp_path):
+    succeeded(demonstrated(tmp_path, SMALL))
 
 
 def test_browse_lists_and_shows_after_the_server_was_stopped(demo, capsys, tmp_path):

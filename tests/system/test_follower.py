@@ -92,6 +92,7 @@ def gate(monkeypatch):
     gate.set()
 
 
+@pytest.mark.end_to_end
 def test_through_the_proxy_as_in_the_session(
     open_lab, open_follower, fast_config, start_zmq_proxy, gate, until, tmp_path
 ):

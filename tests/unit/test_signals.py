@@ -65,21 +65,15 @@ with EndingSignals() as signals:
 """
 
 
-def hear_all_signals():
-    """Under nohup a process inherits that SIGHUP is ignored, and it stays so, as its user wishes."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 @pytest.fixture
-def started(tmp_path):
+def started(tmp_path, fork_script):
     """Start the script and wait until it is where it says; whatever is left of it ends with the test."""
     with contextlib.ExitStack() as left:
 
-        def start(where, preexec_fn=hear_all_signals, **options):
+        def start(where, begin=fork_script):
             (tmp_path / "script.py").write_text(SCRIPT)
             os.mkfifo(tmp_path / "said")
-            command = [sys.executable, str(tmp_path / "script.py"), where, str(tmp_path)]
-            process = left.enter_context(subprocess.Popen(command, preexec_fn=preexec_fn, **options))
+            process = left.enter_context(begin(tmp_path / "script.py", where, tmp_path))
             left.callback(process.kill)
             with (tmp_path / "said").open() as said:
                 assert said.readline() == "now\n"
@@ -108,7 +102,7 @@ def assert_aborted(tmp_path, name):
 def test_a_run_is_aborted_before_the_process_ends(started, tmp_path, where, number):
     process = started(where)
     process.send_signal(number)
-    assert process.wait(60) == 128 + number
+    assert process.wait() == 128 + number
     assert_aborted(tmp_path, number.name)
     assert (tmp_path / ("closed" if where == "running" else "left")).exists()
 
@@ -117,14 +111,14 @@ def test_a_run_engine_with_a_during_task_of_its_own(started, tmp_path):
     """One that the session did not make hears signals too, whichever thread the kernel gives them to."""
     process = started("theirs")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait() == 128 + signal.SIGTERM
     assert_aborted(tmp_path, "SIGTERM")
 
 
 def test_without_a_run_the_process_ends_as_well(started, tmp_path):
     process = started("idle")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait() == 128 + signal.SIGTERM
     assert (tmp_path / "left").exists()
 
 
@@ -136,14 +130,19 @@ def test_a_closed_terminal_ends_the_run(started, tmp_path):
         import fcntl
         import termios
 
-        hear_all_signals()
+        # Under nohup a process inherits that it is ignored, and it stays so, as its user wishes.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.setsid()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
-    process = started("running", stdin=slave, stdout=slave, stderr=slave, preexec_fn=controlled)
+    def begin(*command):
+        terminal = {"stdin": slave, "stdout": slave, "stderr": slave}
+        return subprocess.Popen([sys.executable, *map(str, command)], preexec_fn=controlled, **terminal)
+
+    process = started("running", begin)
     os.close(slave)
     os.close(master)
-    assert process.wait(60) == 128 + signal.SIGHUP
+    assert process.wait() == 128 + signal.SIGHUP
     assert_aborted(tmp_path, "SIGHUP")
 
 
@@ -151,7 +150,7 @@ def test_two_signals_at_once_are_one_request(started, tmp_path):
     process = started("running")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) in (128 + signal.SIGHUP, 128 + signal.SIGTERM)
+    assert process.wait() in (128 + signal.SIGHUP, 128 + signal.SIGTERM)
     _, stop = only_run(tmp_path)
     assert stop["exit_status"] == "abort"
 

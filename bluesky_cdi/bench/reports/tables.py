@@ -125,7 +125,9 @@ def host(found: Found) -> str:
     back = f"{np.median(last['back_s']):.1f} s (at most {max(last['back_s']):.1f} s)" if last["back_s"] else "-"
     told = f"faults: {kinds}; {last['up']} found a working reconstruction; it was there again after {back}"
     waited = "" if "longest_write_s" not in last else f"\nlongest wait for the journal: {last['longest_write_s']:.3f} s"
-    return f"{aligned(lines)}\n{told}{waited}"
+    collections = [f"{row['longest_collection_s']:.3f} s" for row in found["rows"] if "longest_collection_s" in row]
+    held = f"\nlongest collection of garbage: {', '.join(collections)}" if collections else ""
+    return f"{aligned(lines)}\n{told}{waited}{held}"
 
 
 def memory(found: Found) -> str:

@@ -7,10 +7,11 @@ and its device has no memory, in turns. A raster without faults comes before it.
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from bluesky_cdi.bench.machine import record
 from bluesky_cdi.bench.suites.events import raster_config
 from bluesky_cdi.config import Config
 from bluesky_cdi.errors import BlueskyCDIError, WorkerError
+from bluesky_cdi.memory import keep_loaded
 from bluesky_cdi.plans import ptycho_raster
 from bluesky_cdi.remote import WorkerProcess
 from bluesky_cdi.session import Session
@@ -72,14 +74,17 @@ def host(options: Options | None = None, on_progress: Callable[[str], None] | No
     dict
         ``machine``, ``settings`` and ``rows``, one a raster: ``events`` emitted, ``in_catalog``, whether these are the
         same frames (``same``), frames in the final result (``reconstructed``), whether it is ``complete``, ``failed``
-        results before it, the longest and the median time between two events, seconds, how many ``faults`` came, by
-        kind, how many found the reconstruction ``up``, and after how long it was there again, seconds.
+        results before it, the longest and the median time between two events, seconds, the longest that a collection
+        of garbage held this process up (``longest_collection_s``), how many ``faults`` came, by kind, how many found
+        the reconstruction ``up``, and after how long it was there again, seconds.
     """
     options, tell = options or Options(), on_progress or (lambda _: None)
     side = math.ceil(math.sqrt(options.frames))
     with tempfile.TemporaryDirectory() as folder, HostProcess(Path(folder), options.device) as served:
         config = _config(options, side, served.address)
         with Session(config, Path(folder) / "catalog", monitor_key="i0", factory=FACTORY) as session:
+            # As a profile does.
+            keep_loaded()
             tell("a raster without faults")
             rows = [_raster(session, config, None)]
             if not isinstance(session.live, WorkerProcess):
@@ -103,6 +108,27 @@ def _config(options: Options, side: int, address: str) -> Config:
     return Config.model_validate(made)
 
 
+class _Collections:
+    """Takes the time of collections of garbage, which hold up all threads of this process: one of `gc.callbacks`.
+
+    Attributes
+    ----------
+    longest_s : float
+        Of the longest one, seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.longest_s = 0.0
+        self._clock, self._began = clock, clock()
+
+    def __call__(self, phase: str, about: Mapping[str, int]) -> None:
+        """Learn that one begins or ends."""
+        if phase == "start":
+            self._began = self._clock()
+        else:
+            self.longest_s = max(self.longest_s, self._clock() - self._began)
+
+
 def _raster(session: Session, config: Config, faults: Faults | None) -> dict[str, Any]:
     from bluesky_cdi.catalog import find_results, load_result
 
@@ -120,7 +146,8 @@ def _raster(session: Session, config: Config, faults: Faults | None) -> dict[str
             if faults is not None:
                 faults.see(len(stamps))
 
-    token = session.RE.subscribe(see)
+    token, collections = session.RE.subscribe(see), _Collections()
+    gc.callbacks.append(collections)
     try:
         session.RE(
             ptycho_raster(
@@ -129,6 +156,7 @@ def _raster(session: Session, config: Config, faults: Faults | None) -> dict[str
             )
         )  # fmt: skip
     finally:
+        gc.callbacks.remove(collections)
         session.RE.unsubscribe(token)
     if faults is not None:
         faults.close()
@@ -152,5 +180,6 @@ def _raster(session: Session, config: Config, faults: Faults | None) -> dict[str
         "failed": sum(not each.complete for each in results),
         "longest_gap_s": float(np.diff(stamps).max()),
         "median_gap_s": float(np.median(np.diff(stamps))),
+        "longest_collection_s": collections.longest_s,
         **({"faults": {}, "up": 0, "back_s": []} if faults is None else faults.notes()),
     }

@@ -23,6 +23,8 @@ PARTS = ("amplitude", "phase")
 # Largest deviations: of an amplitude between nothing and twice vacuum, and of a phase that is not known.
 MOST = {"amplitude": 1.0, "phase": UNKNOWN_STD_RAD}
 VERSION = 1
+# Decade of what is without bounds: single precision ends there.
+MOST_DECADES = 38.0
 # Covariates of `Conditions`, of which a model has slopes.
 N_CONDITIONS = 4
 # Largest logarithm of a factor that the halves of a scan are trusted to tell.
@@ -275,13 +277,15 @@ class Calibration:
     def intervals(self, photons: Tensor, iterations: int) -> Intervals:
         """Give the half widths of the central intervals; see `Calibrating`."""
         kind, decades = self.kind_of(iterations), decades_of(photons[photons > 0])
+        if not decades.numel():
+            return {part: _by_level(NORMAL) for part in PARTS}
+        lowest = int(decades.min())
+        pixels = torch.bincount(decades - lowest).tolist()
+        groups = [self.group_of(kind, lowest + k) for k in range(len(pixels))]
         found = {}
         for part in PARTS:
-            widths = [
-                self._by_decade(kind, decades, lambda group, part=part, k=k: group.of(part).intervals[k]).mean().item()
-                for k in range(len(LEVELS))
-            ]
-            found[part] = _by_level(widths if decades.numel() else NORMAL)
+            widths = np.array([group.of(part).intervals for group in groups])  # (decades, levels)
+            found[part] = _by_level(np.average(widths, axis=0, weights=pixels).tolist())
         return found
 
     def checked(self, pixels: HalfPixels) -> Check | None:
@@ -315,10 +319,9 @@ class Calibration:
 
     def _by_decade(self, kind: str, decades: Tensor, of: Any) -> Tensor:
         """Look a number of the groups up for each pixel."""
-        values = torch.ones(decades.shape, device=decades.device)
-        for decade in torch.unique(decades).tolist():
-            values[decades == decade] = of(self.group_of(kind, int(decade)))
-        return values
+        lowest, highest = (int(decade) for decade in torch.aminmax(decades))
+        values = [of(self.group_of(kind, decade)) for decade in range(lowest, highest + 1)]
+        return torch.tensor(values, device=decades.device)[decades - lowest]
 
     def as_json(self) -> dict[str, Any]:
         """Give plain values for a file."""
@@ -355,8 +358,8 @@ def group_name(kind: str, decade: int) -> str:
 
 
 def decades_of(photons: Tensor) -> Tensor:
-    """Compute the decade of photons on each pixel, as int64."""
-    return photons.clamp_min(LEAST_PHOTONS).log10().floor().long()
+    """Compute the decade of photons on each pixel, as int64; of what is no number some decade."""
+    return photons.clamp_min(LEAST_PHOTONS).log10().nan_to_num(0.0, posinf=MOST_DECADES).floor().long()
 
 
 def _by_level(widths: Sequence[float]) -> dict[str, float]:

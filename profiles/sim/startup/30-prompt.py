@@ -1,5 +1,6 @@
-"""What greets whoever sits at the prompt."""
+"""What greets whoever sits at the prompt, and the end of the session's beginning."""
 
+from bluesky_cdi.memory import keep_loaded
 from bluesky_cdi.prompt import at_prompt
 
 at_prompt(
@@ -12,3 +13,6 @@ at_prompt(
     },
     title="the simulated beamline",
 )
+
+# Collections of garbage would hold scans up for some tenths of a second each.
+keep_loaded()

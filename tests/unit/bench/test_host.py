@@ -10,7 +10,7 @@ import torch
 
 from bluesky_cdi.bench import without_memory
 from bluesky_cdi.bench.reports import tables
-from bluesky_cdi.bench.suites import host_documents
+from bluesky_cdi.bench.suites import host, host_documents
 from bluesky_cdi.catalog.schema import PER_FRAME
 from bluesky_cdi.journal import Journal
 
@@ -33,6 +33,16 @@ def test_the_table_tells_what_was_lost():
         "faults: killed 1, no memory 1; 1 found a working reconstruction; "
         "it was there again after 2.5 s (at most 4.0 s)"
     )
+
+
+def test_the_longest_collection_of_garbage_is_told():
+    times = iter([0.0, 1.0, 1.5, 4.0, 4.25])
+    collections = host._Collections(lambda: next(times))
+    for phase in ("start", "stop") * 2:
+        collections(phase, {"generation": 2})
+    assert collections.longest_s == 0.5
+    lines = tables.host({"rows": [{**ROW, "longest_collection_s": 0.5}]}).splitlines()
+    assert lines[-1] == "longest collection of garbage: 0.500 s"
 
 
 def test_memory_is_lacking_once_for_each_sign(tmp_path):

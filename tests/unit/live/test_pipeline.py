@@ -171,6 +171,15 @@ def test_full_steps_take_their_share_of_the_time():
     assert tempo.is_full(1000) and not tempo.is_full(2000)
 
 
+def test_first_steps_grow_with_the_scan_and_none_is_begun_that_would_take_too_long(monkeypatch):
+    """Of rows that follow one another a step's time grows from next to nothing: it looks at what frames lie on."""
+    monkeypatch.setattr(f"{__name__}.FULL_S", (0.3, 0.0046))
+    scan = Scan()
+    scan.run(400, 8.0)
+    took_s = [FULL_S[0] + FULL_S[1] * frames for frames in scan.rebuild.fulls]
+    assert len(took_s) >= 2 and max(took_s) <= LATENCY_S and scan.rebuild.readings
+
+
 def test_counts_of_bad_dark_and_late_frames():
     clock = Clock()
     flow = FrameFlow(clock)

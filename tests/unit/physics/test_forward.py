@@ -412,3 +412,15 @@ def test_cut_patches_have_the_gradient_of_plain_indexing(scan, rng):
     expected = derivatives(lambda image: image.reshape(-1)[index])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_frames_keep_their_own_probes_for_the_probe_that_they_are_of():
+    rng = np.random.default_rng(5)
+    probe, other = (torch.from_numpy(rng.normal(size=(1, 2, 8, 8)) + 0j).to(torch.complex64) for _ in range(2))
+    corner, shift = torch.zeros(5, 2, dtype=torch.int64), torch.from_numpy(rng.uniform(-0.5, 0.5, (5, 2)))
+    data = Diffraction(torch.ones(5, 8, 8), corner, shift, (1, 8, 8), flux=torch.linspace(0.5, 1.5, 5))
+    kept = data.with_probes(probe)
+    assert kept.probes(probe) is kept.own_probes
+    for part in (slice(1, 4), torch.tensor([4, 0])):
+        torch.testing.assert_close(kept[part].probes(probe), data[part].probes(probe))
+    torch.testing.assert_close(kept.probes(other), data.probes(other))

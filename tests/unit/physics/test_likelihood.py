@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from bluesky_cdi.physics.likelihood import amplitude_loss, mean_over_valid, poisson_deviance
+from bluesky_cdi.physics.likelihood import amplitude_loss, expected_deviance, mean_over_valid, poisson_deviance
 
 
 def test_deviance_is_zero_where_the_rate_is_the_count():
@@ -34,6 +34,20 @@ def test_deviance_of_single_counts_by_hand(count, rate, deviance):
 def test_mean_deviance_of_poisson_samples(rate, low, high):
     counts = torch.from_numpy(np.random.default_rng(4).poisson(rate, 20_000).astype(float))
     assert low < float(poisson_deviance(torch.full_like(counts, rate), counts).mean()) < high
+
+
+def test_expected_deviance_is_the_mean_over_poisson_s_distribution():
+    rates = torch.tensor([1e-6, 0.02, 0.7, 3.3, 42.0, 150.0], dtype=torch.float64)
+    counts = np.arange(400.0)
+    for rate, found in zip(rates.tolist(), expected_deviance(rates.float()).tolist(), strict=True):
+        deviance = 2 * special.kl_div(counts, rate)
+        assert found == pytest.approx(float((stats.poisson.pmf(counts, rate) * deviance).sum()), rel=0.01)
+    ends = expected_deviance(torch.tensor([torch.nan, 0.0, 1e9, torch.inf]))
+    assert (
+        ends[0].isnan()
+        and ends[1] == pytest.approx(0, abs=1e-6)
+        and ends[2:].tolist() == pytest.approx([1, 1], rel=0.01)
+    )
 
 
 def test_deviance_and_its_gradient_stay_finite_at_zero_rate():

@@ -29,6 +29,7 @@ from bluesky_cdi.reconstruction.calibration import (
     make,
 )
 from bluesky_cdi.reconstruction.calibration.fit import LEAST_SCENES, fitted, size_of, weighted_quantiles
+from bluesky_cdi.reconstruction.calibration.record import NORMAL
 from bluesky_cdi.reconstruction.calibration.samples import Sample
 from bluesky_cdi.reconstruction.calibration.scenes import draw_scene
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, UncertaintyEstimate
@@ -96,6 +97,21 @@ def test_intervals_hold_as_many_errors_as_they_say(draw):
     assert np.mean(sizes) == pytest.approx(0, abs=0.06)
     # What was predicted is five times too large.
     assert np.log(np.mean(sample.predicted["phase"]) / np.sqrt(np.mean(sample.errors["phase"] ** 2))) > 1.4
+
+
+def test_intervals_are_the_mean_of_those_of_the_pixels():
+    calibration = fitted([drawn_sample(k, student) for k in range(80)], "critic", None)
+    photons = torch.tensor([[0.0, 3.0, 30.0, 4e2], [5e3, 5e3, 5e3, 2e9]])
+    decades = [0, 1, 2, 3, 3, 3, 9]
+    for part, found in calibration.intervals(photons, 0).items():
+        widths = [calibration.group_of("predicted", decade).of(part).intervals for decade in decades]
+        assert list(found.values()) == pytest.approx(np.mean(widths, axis=0).tolist())
+    assert list(calibration.intervals(torch.zeros(2, 2), 0)["phase"].values()) == pytest.approx(NORMAL)
+    # An image that has run away is told by others.
+    wild = torch.tensor([[3.0, torch.nan], [torch.inf, 1e-30]])
+    assert np.isfinite(list(calibration.intervals(wild, 0)["phase"].values())).all()
+    raw = UncertaintyEstimate(torch.ones(2, 2), torch.ones(2, 2), torch.zeros(1, 2))
+    assert calibration(raw, Conditions(wild, wild, wild, 0)).std_phase_rad[0, 0].isfinite()
 
 
 def test_a_second_opinion_tells_where_errors_are_and_leaves_their_size():

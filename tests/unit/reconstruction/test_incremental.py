@@ -12,9 +12,11 @@ from bluesky_cdi.errors import GeometryError, WorkerError
 from bluesky_cdi.models.unrolled import UnrolledNet
 from bluesky_cdi.models.weights import load_weights
 from bluesky_cdi.reconstruction import count_store, region_solver
+from bluesky_cdi.reconstruction import frames as reconstruction_frames
 from bluesky_cdi.reconstruction.online import PtychoReconstructor
 from bluesky_cdi.reconstruction.points import points_of
 from bluesky_cdi.reconstruction.region_solver import RegionSolver
+from bluesky_cdi.reconstruction.tiles import Box
 
 BUDGET_S = 60.0
 WINDOW_PX = 192
@@ -351,3 +353,48 @@ def test_a_region_without_frames_tells_nothing_of_its_iterations(wide, column_fr
     ours.add([dark(frame) for frame in column_frames[: int(0.45 * len(column_frames))]])
     told = ours.step(BUDGET_S).source
     assert len(script.told) == first and (told["ended"], told["diverged"]) == ("converged", 0.0)
+
+
+def test_a_step_looks_at_the_part_of_the_grid_that_frames_lie_on(wide, column_frames, trained, monkeypatch):
+    """What the network is shown follows the scan; the image is that of the whole grid."""
+    first = column_frames[: len(column_frames) // 3]
+    found, shown = [], []
+
+    def show(*args):
+        shown[-1] = max(shown[-1], args[-1][0][0, 0].numel())
+
+    hook = trained.unrolled_net.critic.register_forward_hook(show)
+    for looks_at_all in (False, True):
+        if looks_at_all:
+            monkeypatch.setattr(reconstruction_frames, "_room_for", lambda corner, grid: Box((0, 0), grid.shape))
+        settings = {"name": "pinn", "refine_iterations": 3, "refine_probe": False}
+        reconstructor = wide.reconstructor(true_probe=True, trained=trained, **settings)
+        shown.append(0)
+        reconstructor.add(first)
+        found.append(reconstructor.step(np.inf))
+    hook.remove()
+    part, whole = found
+    assert shown[0] < 0.6 * shown[1]
+    np.testing.assert_allclose(part.coverage, whole.coverage, rtol=1e-5)
+    assert part.residual.mean() == pytest.approx(whole.residual.mean(), rel=0.01)
+    lit = part.coverage > 0.1 * part.coverage.max()
+    change = np.linalg.norm((part.object - whole.object)[lit]) / np.linalg.norm((whole.object - 1)[lit])
+    assert change < 0.03 and (part.object[part.coverage == 0] == 1).all()
+
+
+def test_what_frames_have_left_is_forgotten_outside_of_what_a_step_looks_at(wide, column_frames, trained):
+    left, right = column_frames[:20], column_frames[-20:]
+    moved = [replace(frame, seq_num=other.seq_num) for frame, other in zip(right, left, strict=True)]
+    ours, fresh = (
+        wide.reconstructor(true_probe=True, trained=trained, name="pinn", refine_iterations=0) for _ in range(2)
+    )
+    ours.add(left)
+    assert ours.step(np.inf).coverage[:, :20].max() > 0
+    for each in (ours, fresh):
+        each.add(moved)
+    found, wanted = ours.step(np.inf), fresh.step(np.inf)
+    # The probe's photons are those of the first frames.
+    light, of_the_moved = (each.coverage / each.coverage.max() for each in (found, wanted))
+    np.testing.assert_allclose(light, of_the_moved, rtol=1e-3, atol=1e-5)
+    dark = wanted.coverage == 0
+    assert dark.any() and (found.object[dark] == 1).all() and (found.std_phase_rad == wanted.std_phase_rad)[dark].all()

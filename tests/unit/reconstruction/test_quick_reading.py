@@ -8,6 +8,7 @@ import torch
 
 from bluesky_cdi.evaluation import compare_estimate
 from bluesky_cdi.models.weights import load_weights
+from bluesky_cdi.physics.forward import frame_probes
 from bluesky_cdi.protocols import QuickReader
 from bluesky_cdi.reconstruction.even_choice import evenly_spread
 from bluesky_cdi.reconstruction.object_map import ObjectMap
@@ -119,6 +120,35 @@ def test_of_too_many_frames_some_from_everywhere_are_read_and_then_the_rest(scen
     # A reading takes a second by this clock: it is for as many as the one before, and ends with all.
     assert read[0] < len(frames) / 2 and len(read) > 2 and read[-1] == len(frames)
     assert (spread > 0.5).all()
+
+
+def test_a_reading_shifts_the_probe_once_for_each_frame(scene, frames, trained, monkeypatch):
+    reconstructor, shifted = scene.reconstructor(true_probe=True, trained=trained, name="pinn"), []
+
+    def counted(probe, shift_px, *others):
+        shifted.append(len(shift_px))
+        return frame_probes(probe, shift_px, *others)
+
+    reconstructor.add(frames)
+    monkeypatch.setattr("bluesky_cdi.physics.forward.frame_probes", counted)
+    assert reconstructor.read_quickly(1000.0).n_frames == sum(shifted) > len(frames) / 2
+
+
+@pytest.mark.parametrize("can", [{"avx512_bf16": True}, {"amx_bf16": True}, {}])
+def test_a_reading_computes_in_bf16_where_the_cpu_has_it(scene, frames, trained, monkeypatch, can):
+    seen, images = set(), []
+    for capabilities in (can, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=capabilities: has, raising=False)
+        reconstructor = scene.reconstructor(true_probe=True, trained=trained, name="pinn")
+        hook = trained.unrolled_net.stages[0].entry.register_forward_hook(lambda *args: seen.add(args[-1].dtype))
+        reconstructor.add(frames)
+        images.append(reconstructor.read_quickly(1000.0))
+        hook.remove()
+    assert seen == ({torch.bfloat16, torch.float32} if can else {torch.float32})
+    # As far as the frames tell, the images are the same.
+    change = np.linalg.norm(images[0].object - images[1].object) / np.linalg.norm(images[1].object - 1)
+    assert change < 0.01 and (change > 0) == bool(can)
+    assert images[0].residual.mean() == pytest.approx(images[1].residual.mean(), rel=0.01)
 
 
 def of_regions(scene, trained, **settings):

@@ -64,3 +64,17 @@ def test_boxes_begin_on_the_networks_grid():
 def test_core_in_an_array_that_is_only_the_outer_box():
     image, region = np.arange(600).reshape(20, 30), Region(Box((7, 9), (10, 20)), Box((4, 6), (18, 25)), (0,))
     np.testing.assert_array_equal(image[region.outer.pixels][region.core_pixels], image[region.core.pixels])
+
+
+def test_a_region_within_a_box_and_what_lies_around_it():
+    core, outer = Box((16, 16), (80, 96)), Box((0, 0), (144, 160))
+    region = Region(core, outer, (3,))
+    inner = region.within(Box((48, 0), (112, 64)))
+    assert inner == Region(Box((48, 16), (80, 64)), Box((48, 0), (112, 64)), (3,))
+    # Its core and what lies around that are the region's core, each pixel once.
+    count = np.zeros((144, 160), int)
+    for box in (inner.core, *core.around(inner.core)):
+        count[box.pixels] += 1
+    assert (count[core.pixels] == 1).all() and count.sum() == np.prod(core.shape)
+    # A box beside the core leaves nothing to write: the region stays.
+    assert region.within(Box((96, 0), (144, 160))) is region

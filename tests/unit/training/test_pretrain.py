@@ -483,12 +483,23 @@ with joined("cpu") as processes:
 """
 
 
-def test_two_processes_train_one_network(tmp_path):
-    script, out = tmp_path / "two.py", tmp_path / "two.safetensors"
-    script.write_text(TWO)
+def by_torchrun(script, out):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(out)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(params=["forked", pytest.param("torchrun", marks=pytest.mark.end_to_end)])
+def run_two(request):
+    """Run a script in two processes that train together; its exit code, and what it said."""
+    return by_torchrun if request.param == "torchrun" else request.getfixturevalue("fork_two")
+
+
+def test_two_processes_train_one_network(tmp_path, run_two):
+    script, out = tmp_path / "two.py", tmp_path / "two.safetensors"
+    script.write_text(TWO)
+    code, said = run_two(script, out)
+    assert code == 0, said[-2000:]
     reported = [json.loads((tmp_path / f"two.safetensors.{rank}").read_text()) for rank in (0, 1)]
     # Each drew its own scenes; the weights stayed the same, since the gradients were shared.
     assert reported[0]["digest"] == reported[1]["digest"]

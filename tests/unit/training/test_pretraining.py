@@ -3,10 +3,7 @@
 import argparse
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -300,13 +297,11 @@ with joined("cpu") as processes:
 TWO_STEPS = replace(CONFIG, steps=2)
 
 
-def test_two_processes_are_one_with_both_batches(tmp_path, monkeypatch):
+def test_two_processes_are_one_with_both_batches(tmp_path, monkeypatch, fork_two):
     script, out = tmp_path / "two.py", tmp_path / "two.encoder.safetensors"
     script.write_text(TWO)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(out)]
-    line += [repr(SHAPES), repr(TWO_STEPS)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, said = fork_two(script, out, repr(SHAPES), repr(TWO_STEPS))
+    assert code == 0, said[-2000:]
     monkeypatch.setattr(scans_module, "POOL_STEPS", 63)
     sources = [ScanSource(CPU, CONFIG.seed, CONFIG.photons, rank=rank) for rank in (0, 1)]
 
