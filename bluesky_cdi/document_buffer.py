@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 # Documents that wait in memory, unless stated otherwise, bytes.
 MEMORY_BYTES = 2**28
-# What waits beyond that lies in files of about this size, bytes: what is read is given back so much at a time.
-FILE_BYTES = 2**26
+# What waits beyond that lies in files of about this size, bytes: what is read is given back so much at a time. Of much
+# each has this share at least: a process may have few files open.
+FILE_BYTES, LEAST_SHARE = 2**26, 1 / 16
 
 Document = tuple[str, Any]
 
@@ -117,7 +118,7 @@ class _Waiting:
     """
 
     def __init__(self, memory_bytes: int) -> None:
-        self._memory_bytes, self._held = memory_bytes, 0
+        self._memory_bytes, self._held, self._on_disk = memory_bytes, 0, 0
         # Each with the bytes that it takes; or where it lies, with its first byte there, and their number.
         self._documents: deque[tuple[Document, int] | tuple[_File, int, int]] = deque()
         # What is written to.
@@ -148,7 +149,7 @@ class _Waiting:
         """Write a document to a file; False where it can't be packed or there is no room: it waits in memory."""
         try:
             data = pack(list(document))
-            if self._file is None or self._file.end >= FILE_BYTES:
+            if self._file is None or self._file.end >= max(FILE_BYTES, LEAST_SHARE * self._on_disk):
                 self._file = _File()
             first = self._file.append(data)
         except (OSError, DocumentError) as err:
@@ -160,9 +161,11 @@ class _Waiting:
                 )
             return False
         self._documents.append((self._file, first, len(data)))
+        self._on_disk += len(data)
         return True
 
     def _read(self, file: _File, first: int, size: int) -> Document:
+        self._on_disk -= size
         try:
             name, doc = unpack(file.read(first, size))
         finally:

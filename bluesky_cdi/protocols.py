@@ -317,6 +317,9 @@ class LooksBeside(Protocol):
             Whether nothing is being looked for any more.
         """
 
+    def give_up(self) -> None:
+        """Look for nothing any more; steps wait for nothing that was being looked for, and don't go on from it."""
+
 
 @runtime_checkable
 class Agent(Protocol):

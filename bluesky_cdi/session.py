@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.02
+# For what the reconstruction is at when the time for a run's end is over, before its process is killed, seconds.
+ENDING_S = 60.0
 
 
 class Session:
@@ -228,7 +230,8 @@ class Session:
             self.live: LiveWorker | WorkerProcess = WorkerProcess(
                 factory, arguments, listeners, self.config.reconstructor.host
             )
-            stack.callback(self.live.close)
+            # What is looked for beside the image may take as long as the last refinements.
+            stack.callback(self.live.close, 2 * self.config.reconstructor.final_budget_s + ENDING_S)
             self._raw_journal = self._journal(stack, RAW, self.live.appended)
             return
         self._raw_journal = self._journal(stack, RAW)

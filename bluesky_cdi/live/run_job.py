@@ -306,10 +306,13 @@ class _LookBeside:
         self._reconstructor, self._step_s, self._ends = reconstructor, step_s, ends
 
     def wait(self, interrupted: Interrupted) -> bool:
-        """Wait a little; whether it is over."""
+        """Wait a little; whether it is over. What has not been found by its end is given up."""
         until = min(time.monotonic() + self._step_s, self._ends)
         is_settled = self._reconstructor.settle(lambda: time.monotonic() >= until or interrupted())
-        return is_settled or time.monotonic() >= self._ends
+        if is_settled or time.monotonic() < self._ends:
+            return is_settled
+        self._reconstructor.give_up()
+        return True
 
 
 class _SavedState:

@@ -185,7 +185,7 @@ class PtychoReconstructor:
             self._take_checked()
             due, started = self._tiled.due(self._frames, self._metrics), time.monotonic()
         if not due:
-            return self._estimate(started) if checking else None
+            return self._estimate(started) if checking or self._watch.has_news else None
 
         def has_time() -> bool:
             return time.monotonic() < started + budget_s and not is_interrupted()
@@ -220,6 +220,10 @@ class PtychoReconstructor:
         while self._watch.is_running and self._watch.wait(interrupted):
             self._take_checked()
         return not self._watch.is_running
+
+    def give_up(self) -> None:
+        """Take no further probe of a check; see `LooksBeside`."""
+        self._watch.close()
 
     def estimate(self) -> Estimate | None:
         """Give what is known by now, without any work; None before the first frame is reconstructed."""
@@ -266,7 +270,7 @@ class PtychoReconstructor:
 
     def close(self) -> None:
         """End a check of the probe that is being made."""
-        self._watch.close()
+        self.give_up()
 
     def _take_checked(self) -> None:
         """Go on with the probe of a check that has ended, if it is better; predict anew from the frames that had it."""

@@ -53,10 +53,16 @@ class ProbeWatch:
         self.check_in = check_in
         self._probe, self._assumed, self._alarm = probe, probe.modes[0], DriftAlarm()
         self.before: IndexArray = np.zeros(0, np.int64)
+        self._given: Mapping[str, Any] = {}
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `source` gives something else than it gave last."""
+        return self.check_in is not None and self.check_in.notes != self._given
 
     @property
     def is_running(self) -> bool:
-        """Whether a check is being made, or has been and was not looked at yet."""
+        """Whether a check is being made, or has been and was not looked at yet; not of one that is wanted no more."""
         return self.check_in is not None and self.check_in.is_running
 
     def begin(self, frames: MeasuredFrames) -> None:
@@ -109,7 +115,10 @@ class ProbeWatch:
 
     def source(self) -> dict[str, Any]:
         """Give what the source of estimates says of it."""
-        return {} if self.check_in is None else {"probe_check_in": dict(self.check_in.notes)}
+        if self.check_in is None:
+            return {}
+        self._given = self.check_in.notes
+        return {"probe_check_in": dict(self._given)}
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
         """Give what was found, as arrays."""

@@ -139,6 +139,29 @@ def test_what_is_read_is_given_back_while_more_comes(tmp_path, monkeypatch):
     assert all(file.closed for file in files)
 
 
+def test_much_that_waits_takes_few_files(tmp_path, monkeypatch):
+    """All that are open count towards a limit of the process: connections and files of frames need some too."""
+    files, temporary_file = [], document_buffer.tempfile.TemporaryFile
+
+    def made(**options):
+        files.append(temporary_file(**options))
+        return files[-1]
+
+    monkeypatch.setattr(document_buffer.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(document_buffer.tempfile, "TemporaryFile", made)
+    monkeypatch.setattr(document_buffer, "FILE_BYTES", 1_000)
+    buffer, got, go = held_up(10_000)
+    for number in range(1_000):
+        buffer("event", frame(number))
+    n_files = len(files)
+    go.set()
+    buffer.close()
+    # Of one document each they would be a thousand.
+    assert n_files < 100
+    assert of(got) == [("event", number, number * 64 * 64) for number in range(1_000)]
+    assert all(file.closed for file in files) and buffer._waiting._on_disk == 0
+
+
 def test_frames_as_lists_count_as_well():
     buffer, got, go = held_up(100_000)
     for number in range(8):

@@ -79,6 +79,8 @@ class LiveCheckIn:
         self._closed = threading.Event()
         self._found: _Found | None = None
         self._again: dict[str, Any] | None = None
+        # Whether the first check ended without a network that is still to answer.
+        self._asks = False
 
     @property
     def is_first(self) -> bool:
@@ -87,8 +89,8 @@ class LiveCheckIn:
 
     @property
     def is_running(self) -> bool:
-        """Whether a check is being made, or has been and was not looked at yet."""
-        return self._thread is not None
+        """Whether a check is being made, or has been and was not looked at yet; not of one that is wanted no more."""
+        return self._thread is not None and not self._closed.is_set()
 
     def begin(self, frames: MeasuredFrames, assumed: Tensor, current: Callable[[], Tensor]) -> None:
         """Begin a check, if that is due.
@@ -102,12 +104,19 @@ class LiveCheckIn:
         current : callable
             Gives the probe (M, N, N) as the reconstruction has it when the check ends.
         """
-        if self._thread is not None or self._closed.is_set() or not self._left or len(frames) < self._left[0]:
+        if self._thread is not None or self._closed.is_set():
+            return
+        is_due = bool(self._left) and len(frames) >= self._left[0]
+        if not is_due and not (self._asks and len(frames) >= CHECKED_AT[0]):
             return
         self._checked = len(frames)
         rows = frames.light.lit
         data = frames.diffraction(rows[nearest_to_middle(frames.table.corner[rows], MOST_FRAMES)])
-        self._start(partial(self._looked, data, assumed, current, takes=True))
+        if is_due:
+            self._asks = False
+            self._start(partial(self._looked, data, assumed, current, takes=True))
+        else:
+            self._start(partial(self._asked_again, data, assumed, current))
 
     def begin_again(
         self, frames: MeasuredFrames, lately: IndexArray, drift: Drift, current: Callable[[], Tensor], takes: bool
@@ -130,7 +139,7 @@ class LiveCheckIn:
         if self._thread is not None or self._closed.is_set():
             return
         logger.warning("the beam has changed during the run: %s", drift)
-        self._left = []
+        self._left, self._asks = [], False
         # The check may fail, or not end before the run does: then this stays.
         self._again = {"frames": len(frames), "drift": str(drift), "taken": False}
         self.notes = {**self.notes, "again": [*self.notes.get("again", []), self._again]}
@@ -148,9 +157,9 @@ class LiveCheckIn:
 
         What was found is logged and noted. A first check without a network is followed by one with it.
         """
-        if self._thread is None or self._thread.is_alive():
+        if self._thread is None or self._thread.is_alive() or self._closed.is_set():
             return None
-        self._thread = None
+        self._thread, self._asks = None, False
         self._left = [number for number in self._left if number > self._checked]
         found, self._found = self._found, None
         if found is None:
@@ -158,7 +167,8 @@ class LiveCheckIn:
         if self._again is not None:
             return self._taken_again(found, self._again)
         probe = self._taken_first(found)
-        if found.ask_network is not None and not self._closed.is_set():
+        if found.ask_network is not None:
+            self._asks = True
             self._start(found.ask_network)
         return probe
 
@@ -187,19 +197,28 @@ class LiveCheckIn:
 
     def close(self) -> None:
         """Begin no check any more; one that is being made ends with the trials that it is at."""
-        if self._thread is not None and self._thread.is_alive():
-            logger.info("the check of the probe was not over when the run ended: the probe was not replaced")
+        if self.is_running:
+            stays = "what was found without the network stays" if self._asks else "the probe was not replaced"
+            logger.info("the check of the probe was not over when the run ended: %s", stays)
         self._closed.set()
 
     def checkpoint(self) -> dict[str, npt.NDArray[Any]]:
-        """Give what was found, and from which frames on the first guess is still to be checked, as arrays."""
-        return {"notes": np.array(json.dumps(self.notes)), "left": np.array(self._left, np.int64)}
+        """Give what was found and what is still to be done, as arrays.
+
+        That is: from which frames on the first guess is checked again, and whether a network has still to answer.
+        """
+        return {
+            "notes": np.array(json.dumps(self.notes)),
+            "left": np.array(self._left, np.int64),
+            "asks": np.array(self._asks),
+        }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take what `checkpoint` gave: a check that had ended is not made again."""
+        """Take what `checkpoint` gave: what had ended is not made again, what had not is."""
         self.notes = json.loads(str(state["notes"]))
         # Checkpoints of before know only whether one had ended.
         self._left = state["left"].tolist() if "left" in state else [] if self.notes else self._left
+        self._asks = self._finder is not None and "asks" in state and bool(state["asks"])
 
     def _start(self, look: Callable[[], _Found | None]) -> None:
         self._thread = threading.Thread(target=self._run, args=(look,), name="bluesky_cdi-probe-check-in")
@@ -229,6 +248,14 @@ class LiveCheckIn:
     ) -> _Found | None:
         """Ask the network; None where what was found without it stays."""
         check = asked_network(data, without, finder, PROBE_ALONE, on_step=self._stop_if_closed)
+        return self._of_network(check, data, current)
+
+    def _asked_again(self, data: Diffraction, assumed: Tensor, current: Callable[[], Tensor]) -> _Found | None:
+        """Ask the network where what was found without it is taken already."""
+        check = check_in(data, assumed, wanted=PROBE_ALONE, finder=self._finder, on_step=self._stop_if_closed)
+        return self._of_network(check, data, current)
+
+    def _of_network(self, check: CheckIn, data: Diffraction, current: Callable[[], Tensor]) -> _Found | None:
         if check.network is None or not self._is_better(check, data, current()):
             return None
         return _Found(check, True)

@@ -45,7 +45,7 @@ class Rebuild:
         self.may_go_on.set()
         self.settled = threading.Event()
         self.settled.set()
-        self.looks = 0
+        self.looks, self.given_up = 0, False
         self.fail_with = self.fail_check_with = None
         self.gains = False
         self.refused, self.read, self.reads_quickly = set(), set(), False
@@ -83,6 +83,10 @@ class Rebuild:
         while not (self.settled.wait(0.001) or interrupted()):
             pass
         return self.settled.is_set()
+
+    def give_up(self):
+        self.given_up = True
+        self.settled.set()
 
     def checked(self, estimate, interrupted=None):
         if self.fail_check_with is not None:
@@ -1093,9 +1097,11 @@ def test_last_refinements_wait_for_what_is_looked_for_beside_them(make_bench):
 
 
 def test_a_look_that_does_not_end_holds_no_run_open(make_bench):
+    """And takes no time from the last refinements."""
     bench = looking_beside(make_bench, final_s=0.05)
     bench.worker.wait(SOON_S)
     assert bench.records[0].closed[0][1:] == ("success", "")
+    assert bench.rebuilds[0].given_up
 
 
 def test_a_newer_scan_waits_for_no_look_beside(make_bench):

@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,26 +143,52 @@ def test_what_the_reconstruction_has_found_by_itself_is_kept(made, frames):
     assert not check.notes["taken"]
 
 
-def test_a_closed_one_ends(made, frames, monkeypatch):
-    began, may_go_on = threading.Event(), threading.Event()
-    real = live.check_in
+@pytest.fixture
+def held(monkeypatch):
+    """Checks do not end before `may_go_on` is set."""
+    events, real = SimpleNamespace(began=threading.Event(), may_go_on=threading.Event()), live.check_in
 
-    def held(*args, **options):
-        began.set()
-        assert may_go_on.wait(SOON_S)
+    def check(*args, **options):
+        events.began.set()
+        assert events.may_go_on.wait(SOON_S)
         return real(*args, **options)
 
-    monkeypatch.setattr(live, "check_in", held)
+    monkeypatch.setattr(live, "check_in", check)
+    yield events
+    events.may_go_on.set()
+
+
+def test_what_was_found_is_told_though_nothing_is_left_to_be_done(made, frames, held):
+    ours = reconstructor(made, lens(), refine_iterations=0)
+    ours.add(frames)
+    assert ours.step(STEP_S).source["probe_check_in"] == {}
+    held.may_go_on.set()
+    assert ours.settle(lambda: False)
+    assert not ours.step(STEP_S).source["probe_check_in"]["taken"]
+    assert ours.step(STEP_S) is None
+
+
+def test_no_step_waits_for_a_check_that_was_given_up(made, frames, held):
     ours = reconstructor(made, lens(defocus_m=0.35e-3), refine_iterations=0)
     ours.add(frames)
-    assert began.wait(SOON_S)
+    assert ours.step(STEP_S) is not None and not ours.settle(lambda: True)
+    ours.give_up()
+    assert ours.step(STEP_S) is None and ours.settle(lambda: True)
+    # It is made where the run goes on from there.
+    assert ours.checkpoint()["check_in/left"].tolist() == list(live.CHECKED_AT)
+
+
+def test_a_closed_one_ends(made, frames, held):
+    ours = reconstructor(made, lens(defocus_m=0.35e-3), refine_iterations=0)
+    ours.add(frames)
+    assert held.began.wait(SOON_S)
     # A step does not wait for it while there is work, and where there is none no longer than nothing interrupts it.
     first = ours.step(STEP_S)
     assert first.source["probe_check_in"] == {}
     for _ in range(3):
         assert ours.step(STEP_S, lambda: True) is not None
     ours.close()
-    may_go_on.set()
+    held.may_go_on.set()
     assert ours._watch.check_in.wait(SOON_S)
     assert ours.step(STEP_S) is None
     assert ours.estimate().source["probe_check_in"] == {}

@@ -189,8 +189,8 @@ def test_a_scan_is_checked_by_the_network_that_reconstructs_it(scene, name, asks
     assert (check_in_scan(assumed, config).check.network is not None) == asks
 
 
-def measured_run(made, assumed, trained, finder):
-    """A reconstructor with all frames, whose check of the probe goes on beside it."""
+def measured_run(made, assumed, trained, finder, state=None):
+    """A reconstructor with all frames, from a checkpoint if given, whose check of the probe goes on beside it."""
     frames = [Frame(k + 1, p, c) for k, (p, c) in enumerate(zip(made.scan.positions_m, made.scan.counts, strict=True))]
     low, high = made.scan.positions_m.min(axis=0), made.scan.positions_m.max(axis=0)
     grid = ObjectGrid.covering(low, high, FAR.pixel_m, FAR.frame_px)
@@ -199,7 +199,10 @@ def measured_run(made, assumed, trained, finder):
     ours = PtychoReconstructor(
         grid, assumed.numpy(), config, trained=trained, check_in=LiveCheckIn(FAR, finder), seed=0
     )
-    ours.add(frames)
+    if state is None:
+        ours.add(frames)
+    else:
+        ours.restore(state, frames)
     return ours
 
 
@@ -229,6 +232,36 @@ def test_a_run_has_the_probe_of_the_search_before_the_network_answers(trained, c
     np.testing.assert_array_equal(after.probe, shown.probe)
     assert after.source["probe_check_in"] == shown.source["probe_check_in"]
     assert ("no room for it" in caplog.text) == (ends == "without memory")
+
+
+def test_a_network_that_had_not_answered_is_asked_after_a_restart(trained, caplog):
+    """What was found without it is taken by then, and is not looked for again."""
+    caplog.set_level("INFO")
+    made, assumed = measure(lens(), side=(6, 6)), lens(aberrations={4: 0.9, 6: 0.4})
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def waits(probe, data):
+        asked.set()
+        assert may_answer.wait(SOON_S)
+        return probe
+
+    ours = measured_run(made, assumed, trained, waits)
+    assert not ours.settle(asked.is_set)
+    state, found = ours.checkpoint(), ours._watch.check_in.notes
+    ours.close()
+    may_answer.set()
+    assert ours._watch.check_in.wait(SOON_S)
+    assert "what was found without the network stays" in caplog.text
+
+    again = measured_run(made, assumed, trained, lambda probe, data: made.probe[None], state)
+    assert found["taken"] and again._watch.check_in.notes == found
+    assert again.settle(never)
+    last = again.step(SOON_S)
+    assert last.source["probe_check_in"]["by_network"] and last.source["probe_check_in"]["taken"]
+    assert overlap(torch.from_numpy(last.probe), made.probe) > 0.99
+    # It has answered.
+    once_more = measured_run(made, assumed, trained, waits, again.checkpoint())
+    assert not once_more._watch.is_running
 
 
 def test_a_run_goes_on_with_the_probe_that_the_network_found(trained, finder):
