@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,15 +80,17 @@ def set_threads(config: Config) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, before the work and not after it.
+    """Make a folder, and try to write there, before the work and not after it.
 
     Raises
     ------
     BlueskyCDIError
-        If it can't be made.
+        If it can't be made, or nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as err:
         raise BlueskyCDIError(f"can't write into {folder}: {err}. Name another place.") from err
 

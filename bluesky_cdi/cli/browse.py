@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_cdi.cli.arguments import configured, make_folder, positive, reached_catalog, run_or_result
-from bluesky_cdi.cli.output import say, say_result
+from bluesky_cdi.cli.output import refuse_to_replace, say, say_result
 from bluesky_cdi.errors import BlueskyCDIError
 from bluesky_cdi.plain import to_json
 
@@ -33,6 +33,7 @@ def add_browse(commands: Any, common: argparse.ArgumentParser) -> None:
     add("directory", type=Path, nargs="?", help="folder of an embedded catalog (default: the configured one)")
     add("--show", metavar="WHICH", help="a result: scan number, beginning of a uid, or -1 for the newest")
     add("--probe", type=Path, metavar="FILE", help="write the shown result's probe there: a first guess for other runs")
+    add("--force", action="store_true", help="replace the file of --probe, if it exists")
     add("--frame", type=positive, metavar="SEQ_NUM", help="also draw probe, convergence, and this frame beside its fit")
     add("--figure", type=Path, metavar="FILE", help="where to draw the shown result (default: reconstruction.png)")
     browse.set_defaults(run=_browse)
@@ -45,6 +46,8 @@ def _browse(args: argparse.Namespace) -> int:
     from bluesky_cdi.evaluation.verdict import verdict_said
     from bluesky_cdi.io import write_probe
 
+    if args.probe:
+        refuse_to_replace([args.probe], [], force=bool(args.force))
     with reached_catalog(args.directory, configured(args).catalog, beside=True) as (catalog, _):
         if args.show is None:
             if args.frame is not None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from bluesky_cdi.cli.arguments import make_folder, positive
 from bluesky_cdi.cli.detector import add_detector_options, detector_settings
-from bluesky_cdi.cli.output import say_result
+from bluesky_cdi.cli.output import refuse_to_replace, say_result
+from bluesky_cdi.errors import BlueskyCDIError
 
 
 def add_probe(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add_probe(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--scale", action="store_true", help="also look for a common scale error of the positions or the pixel")
     add("--trust-orientation", action="store_true", help="don't look which way round the frames lie")
     add("--out", type=Path, default=Path("probe.npz"), metavar="FILE", help="probe file (default: %(default)s)")
+    add("--force", action="store_true", help="replace the files that are written, if they exist")
     add_detector_options(command)
     command.set_defaults(run=_probe)
 
@@ -47,6 +49,11 @@ def _probe(args: argparse.Namespace) -> int:
     from bluesky_cdi.reconstruction.probe_checkin import Wanted, check_in_scan
     from bluesky_cdi.reconstruction.probe_guess import fitted
 
+    if args.out.suffix != ".npz":
+        raise BlueskyCDIError(f"--out must end in .npz, which is what is written; got {args.out}")
+    figure = args.out.with_suffix(".png")
+    sources = [path for path in (args.scan, args.probe) if path]
+    refuse_to_replace([args.out, figure], sources, force=bool(args.force))
     make_folder(args.out.parent)
     sections = {
         "probe": {"modes": args.modes},
@@ -73,7 +80,6 @@ def _probe(args: argparse.Namespace) -> int:
             frames=args.frames,
             on_progress=tell,
         )
-    figure = args.out.with_suffix(".png")
     viz.save_figure(viz.show_probes({"assumed": checked.assumed, "found": checked.found}, scan.geometry), figure)
     notes = checked.as_notes()
     write_probe(args.out, ProbeFile(checked.found, scan.geometry, scan.name, notes))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -97,6 +98,31 @@ def test_nothing_is_replaced_unless_that_is_wanted(scan, tmp_path, capsys):
     few.rename(source)
     assert main(["reconstruct", str(source), "--out", str(source), "--force"]) == 1
     assert "measured data are not replaced" in capsys.readouterr().err
+
+
+def test_a_probe_replaces_neither_the_scan_nor_another_file_unasked(scan, tmp_path, capsys):
+    few = tmp_path / "few.npz"
+    write_scan(few, scan.subset(range(5)))
+    before = few.read_bytes()
+    assert main(["probe", str(few), "--out", str(few), "--force", "-q"]) == 1
+    assert "measured data are not replaced" in capsys.readouterr().err and few.read_bytes() == before
+    for name in ("mine.npz", "mine.png"):
+        (tmp_path / name).write_bytes(b"mine")
+        assert main(["probe", str(few), "--out", str(tmp_path / "mine.npz"), "-q"]) == 1
+        assert f"{name} exists" in capsys.readouterr().err
+        (tmp_path / name).unlink()
+    assert main(["browse", str(tmp_path), "--show", "-1", "--probe", str(few)]) == 1
+    assert f"{few} exists" in capsys.readouterr().err and few.read_bytes() == before
+    assert main(["probe", str(few), "--out", str(tmp_path / "p.npy"), "-q"]) == 1
+    assert "--out must end in .npz" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody can write: /proc")
+def test_a_place_that_cannot_be_written_is_told_before_the_work(scan, tmp_path, capsys, monkeypatch):
+    write_scan(tmp_path / "few.npz", scan.subset(range(5)))
+    monkeypatch.setattr("bluesky_cdi.reconstruction.batch.reconstruct", lambda *_, **__: pytest.fail("worked in vain"))
+    assert main(["reconstruct", str(tmp_path / "few.npz"), "--out", "/proc/object.h5", "-q"]) == 1
+    assert "can't write into /proc" in capsys.readouterr().err
 
 
 def test_a_run_that_diverges_has_an_exit_code(scan, tmp_path, monkeypatch, caplog):

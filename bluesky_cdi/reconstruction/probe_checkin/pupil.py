@@ -20,6 +20,8 @@ from bluesky_cdi.reconstruction.probe_checkin.trial import ABERRATIONS, DEFOCUS,
 KNOWN_AMPLITUDE = 0.05
 # Light below this share of the pupil's brightest is scattered by the object, and says nothing of the pupil's size.
 PUPIL_SHARE = 0.05
+# Pixels that piston, tilts and the six aberrations need to be told apart.
+LEAST_PUPIL = len(ABERRATIONS) + 3
 
 # Least part of a mode, as a share of its amplitude, that the modes before it have not.
 LEAST_MODE = 0.1
@@ -60,7 +62,10 @@ class Pupil:
         main = self._waves[self.strongest].abs()
         self._mean = mean_amplitude(data)
         self._mean = self._mean * (main.norm() / self._mean.norm())
-        self.basis = aberration_basis((main.square() + self._mean.square()) / 2, data.propagator)
+        # A plane wave, assumed where no probe is known, is a point here: then the frames alone tell where the pupil is.
+        tells = int((main.square() > PUPIL_SHARE * main.square().max()).sum()) > LEAST_PUPIL
+        pupil = (main.square() + self._mean.square()) / 2 if tells else self._mean.square()
+        self.basis = aberration_basis(pupil, data.propagator)
 
     def probe(self, trial: Trial, weakest: float = 0.0) -> Tensor:
         """Make the probe of a trial, as bright as the frames are on their valid pixels.
@@ -253,7 +258,8 @@ def _polynomials(power: Tensor) -> Tensor:
     index = torch.arange(power.shape[-1], dtype=torch.float64, device=power.device)
     y, x = torch.meshgrid(index, index, indexing="ij")
     y, x = y - (weight * y).sum(), x - (weight * x).sum()
-    size = (weight * (y**2 + x**2)).sum().sqrt()
+    # A weight of one pixel, which a plane wave has, has no size.
+    size = (weight * (y**2 + x**2)).sum().sqrt().clamp_min(1.0)
     y, x = y / size, x / size
     r2 = y**2 + x**2
     return torch.stack([torch.ones_like(y), y, x, r2, x**2 - y**2, 2 * y * x, r2 * y, r2 * x, r2**2])

@@ -179,3 +179,18 @@ def test_a_phase_that_is_known_along_a_line_only_goes_on_finite():
     found = data.propagator.to_detector(data.propagator.forward(made[None])[0])[0, 20]
     overlap = (found.conj() * waves[0, 20]).sum().abs() / found.norm() / waves[0, 20].norm()
     assert float(overlap) > 0.98
+
+
+@pytest.mark.parametrize("side", [40, 41])
+def test_a_probe_that_is_the_same_everywhere_says_nothing_of_a_phase(side):
+    """A plane wave, given where no probe is known, is one pixel of the pupil: the frames' amplitude, and no phase."""
+    geometry, probe = optics(side)
+    _, data = through_vacuum(geometry, probe)
+    plane = torch.full_like(probe, PHOTONS**0.5 / side)
+    pupil = Pupil(plane, data)
+    made = pupil.probe(Trial("frames"), weakest=0.05)
+    assert made.shape == plane.shape and torch.isfinite(torch.view_as_real(made)).all()
+    seen = data.propagator.forward(made[None])[0, 0]
+    assert float((seen.abs() * mean_amplitude(data)).sum() / seen.norm() / mean_amplitude(data).norm()) > 0.999
+    flat = pupil.probe(Trial("frames", flat=True))
+    assert float((made.conj() * flat).sum().abs() / made.norm() / flat.norm()) > 0.99
