@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,14 +23,16 @@ def answer_quickly() -> tuple[type, ...]:
 
     Tiled asks its database for each part of a path in turn, so that a policy may hide what is on the way, and composes
     the statement anew each time. Where there is no such policy, as in this package's server, one statement finds the
-    node, and is composed once for each depth. Whatever that does not find is left to Tiled.
+    node, and is composed once for each depth. Whatever that does not find is left to Tiled; so is all where this
+    version of Tiled asks for a node by other arguments than those that are known here.
 
     Returns
     -------
     tuple of type
         The models of answers. Pydantic forgets those that nobody keeps, and makes them anew for each answer.
     """
-    router.get_entry = _get_entry
+    theirs, ours = (list(inspect.signature(each).parameters) for each in (dependencies.get_entry, _get_entry))
+    router.get_entry = _get_entry if theirs == ours else dependencies.get_entry
     links: Sequence[type] = (schemas.SelfLinkOnly, *schemas.resource_links_type_by_structure_family.values())
     return (
         schemas.Resource[schemas.NodeAttributes, schemas.ContainerLinks, schemas.ContainerMeta],

@@ -36,6 +36,7 @@ from bluesky_cdi.models.unrolled import (
     look,
     prepared,
     scaled,
+    short_unets,
     without_mean_phase,
 )
 from bluesky_cdi.physics.forward import Diffraction
@@ -295,7 +296,7 @@ class ErrorHeads(nn.Module):
         step = torch.complex(channels[:, 2], channels[:, 3])
         seen = torch.cat([channels, scaled(step, support)[1]], dim=1)
         image = prepared(seen, *(-side % self.block for side in obj.shape[1:]))
-        with _bf16(obj):
+        with short_unets(obj):
             levels: list[Tensor] = self.encoder(F.pixel_unshuffle(image, self.stem))
         return levels, channels
 
@@ -318,13 +319,13 @@ class ErrorHeads(nn.Module):
 
     def head(self, decoder: nn.Module, levels: Sequence[Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Predict errors by one decoder: mean and logarithm of the deviation, (B, 2, Y, X) each."""
-        with _bf16(levels[0]):
+        with short_unets(levels[0]):
             raw = decoder(levels)
         return self._errors(raw, shape)
 
     def _with_variance(self, levels: Sequence[Tensor], shape: tuple[int, int]) -> Predicted:
         last = cast(VariationalConv, self.variational.exit)
-        with _bf16(levels[0]):
+        with short_unets(levels[0]):
             features = self.variational.features(levels)
             raw = last.mean(features)
         # In single precision: squares of small deviations.
@@ -341,8 +342,3 @@ class ErrorHeads(nn.Module):
 def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     means, log_stds = zip(*pairs, strict=True)
     return torch.stack(means), torch.stack(log_stds)
-
-
-def _bf16(like: Tensor) -> torch.autocast:
-    """Compute convolutions in bf16 on a GPU."""
-    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=like.is_cuda)

@@ -11,8 +11,10 @@ is; its features, pooled under a frame's illumination, are the frame's embedding
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import cast
@@ -46,6 +48,8 @@ HALVED_AT = 1e-3
 # Log standard deviations stay between 1e-3 and 3: outside, the critic can't be right. The bounds
 # are soft, because a hard one has no gradient to come back from.
 LOG_STD_MIDDLE, LOG_STD_HALF_RANGE = -2.9, 4.0
+# Whether U-Nets on a CPU compute in bf16, in this thread.
+_SHORT_ON_CPU: ContextVar[bool] = ContextVar("_SHORT_ON_CPU", default=False)
 
 
 @dataclass(frozen=True)
@@ -537,7 +541,7 @@ def local_size(step: Tensor, support: Tensor) -> Tensor:
 
 
 def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Run a U-Net on an object of any size, in bf16 on a GPU and where `torch.autocast` asks for it.
+    """Run a U-Net on an object of any size, in bf16 on a GPU and within `in_bf16_where_native`.
 
     Parameters
     ----------
@@ -558,35 +562,50 @@ def run_unet(net: UNet, channels: Tensor) -> tuple[Tensor, Tensor]:
     if graph is not None:
         out, features = graph(padded)
     else:
-        with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=_is_short(channels)):
+        with short_unets(channels):
             out, features = net(padded)
     return out.float()[..., :height, :width], features.float()
 
 
-def in_bf16_where_native(device: torch.device) -> torch.autocast:
+@contextlib.contextmanager
+def in_bf16_where_native(device: torch.device) -> Iterator[None]:
     """Let U-Nets on a CPU compute in bf16, as they do on a GPU, if that is what its arithmetic units have.
 
     Convolutions take half of the time then; another CPU would only imitate bf16, and nothing is different on it.
+    All but U-Nets is computed as ever.
 
     Parameters
     ----------
     device : torch.device
         Where is computed.
-
-    Returns
-    -------
-    torch.autocast
-        The context in which that is so.
     """
+    token = _SHORT_ON_CPU.set(device.type == "cpu" and has_native_bf16())
+    try:
+        yield
+    finally:
+        _SHORT_ON_CPU.reset(token)
+
+
+def has_native_bf16() -> bool:
+    """Tell whether this machine's CPU has arithmetic units for bf16."""
     # Older versions of PyTorch don't tell.
     has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    is_native = device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_native)
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def _is_short(channels: Tensor) -> bool:
-    """Tell whether a U-Net computes in bf16: on a GPU, and on a CPU where whoever calls it asks for that."""
-    return channels.is_cuda or torch.is_autocast_enabled(channels.device.type)
+def short_unets(like: Tensor) -> torch.autocast:
+    """Compute convolutions in bf16 on a GPU, and on a CPU within `in_bf16_where_native`; elsewhere as ever.
+
+    Parameters
+    ----------
+    like : Tensor
+        On the device where they are.
+    """
+    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=_is_short(like))
+
+
+def _is_short(like: Tensor) -> bool:
+    return like.is_cuda or (like.device.type == "cpu" and _SHORT_ON_CPU.get())
 
 
 def padding(net: UNet, height: int, width: int) -> tuple[int, int]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.latents.store import CRITIC, RADIAL_PROFILE
+from bluesky_cdi.models.unrolled import has_native_bf16
 from bluesky_cdi.models.weights import Trained
 from bluesky_cdi.protocols import Estimate
 from bluesky_cdi.reconstruction.frame_embedding import FrameEmbedding
@@ -48,7 +50,13 @@ def source_of(
         "settings": config.model_dump(mode="json"),
         "seed": seed,
         "device": device,
+        **({} if trained is None or trained.unrolled_net is None else {"quick_unets": type_of_quick_unets(device)}),
     }
+
+
+def type_of_quick_unets(device: str) -> str:
+    """Name the type in which U-Nets of quick readings compute on a device: on a CPU it depends on which that is."""
+    return "float32" if torch.device(device).type == "cpu" and not has_native_bf16() else "bfloat16"
 
 
 def progress_of(solver: RegionSolver, frames: MeasuredFrames, *, refine_flux: bool) -> dict[str, Any]:

@@ -35,7 +35,10 @@ def test_what_is_kept_is_not_looked_through_and_garbage_is_still_found():
         gc.collect()
         assert reference() is None
     finally:
+        # As it is for all tests.
         gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 def test_the_reconstruction_s_process_keeps_what_it_has_loaded_before_it_is_ready(monkeypatch):

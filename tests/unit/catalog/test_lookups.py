@@ -82,3 +82,17 @@ def test_where_a_policy_may_hide_nodes_tiled_looks(monkeypatch):
     for tree, rule in ((catalog, policy), ({}, None)):
         asyncio.run(lookups._get_entry("raw", ["read:metadata"], None, None, (), tree, {}, {}, None, rule))
     assert came == [(catalog, {}, {}, None, policy), ({}, {}, {}, None, None)]
+
+
+def test_a_tiled_that_asks_in_another_way_looks_itself(monkeypatch):
+    async def another(path, security_scopes, hides_nodes, **others):
+        raise AssertionError("nobody asks")
+
+    monkeypatch.setattr(router, "get_entry", dependencies.get_entry)
+    monkeypatch.setattr(dependencies, "get_entry", another)
+    lookups.answer_quickly()
+    assert router.get_entry is another
+    monkeypatch.undo()
+    monkeypatch.setattr(router, "get_entry", dependencies.get_entry)
+    lookups.answer_quickly()
+    assert router.get_entry is lookups._get_entry

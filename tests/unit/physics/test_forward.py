@@ -424,3 +424,8 @@ def test_frames_keep_their_own_probes_for_the_probe_that_they_are_of():
     for part in (slice(1, 4), torch.tensor([4, 0])):
         torch.testing.assert_close(kept[part].probes(probe), data[part].probes(probe))
     torch.testing.assert_close(kept.probes(other), data.probes(other))
+    # As a refinement replaces them.
+    for changed in ({"shift_px": shift + 0.25}, {"flux": torch.full((5,), 2.0)}):
+        moved = replace(kept, **changed)
+        for part in (slice(None), slice(1, 4)):
+            torch.testing.assert_close(moved[part].probes(probe), replace(data, **changed)[part].probes(probe))

@@ -9,7 +9,7 @@ from bluesky_cdi.config import ReconstructorConfig
 from bluesky_cdi.errors import ConfigError, WeightsError
 from bluesky_cdi.models.heads import KINDS, ErrorHeads, HeadsConfig
 from bluesky_cdi.models.heads_weights import save_heads
-from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet
+from bluesky_cdi.models.unrolled import UnrolledConfig, UnrolledNet, in_bf16_where_native
 from bluesky_cdi.models.weights import load_weights, save_weights
 from bluesky_cdi.physics.illumination import summed_illumination
 from bluesky_cdi.reconstruction.uncertainty import UNKNOWN_STD_RAD, configured_estimator, uncertainty_estimator
@@ -62,6 +62,22 @@ def test_heads_give_all_parts(scan, kind):
     # The same is told of the same.
     again = uncertainty_estimator(kind, net, heads=heads_with_weights())(*scan)
     assert torch.equal(judged.std_phase_rad, again.std_phase_rad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_predict_in_a_quick_reading_too(scan, kind, monkeypatch):
+    """U-Nets compute in bf16 there where the CPU has it; what comes of their outputs stays in single precision."""
+    estimator = uncertainty_estimator(kind, network(3), heads=heads_with_weights())
+    usual = estimator(*scan)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    with in_bf16_where_native(torch.device("cpu")):
+        found = estimator(*scan)
+        products = torch.eye(2) @ torch.eye(2)
+    assert products.dtype == torch.float32
+    for name in ("std_amplitude", "std_phase_rad", "epistemic_phase_rad", "embedding"):
+        ours, wanted = getattr(found, name), getattr(usual, name)
+        assert ours.dtype == torch.float32 and not torch.equal(ours, wanted)
+        torch.testing.assert_close(ours, wanted, rtol=0.1, atol=0.02)
 
 
 def test_costs_are_told_in_passes():

@@ -145,6 +145,7 @@ def test_a_reading_computes_in_bf16_where_the_cpu_has_it(scene, frames, trained,
         images.append(reconstructor.read_quickly(1000.0))
         hook.remove()
     assert seen == ({torch.bfloat16, torch.float32} if can else {torch.float32})
+    assert [each.source["quick_unets"] for each in images] == ["bfloat16" if can else "float32", "float32"]
     # As far as the frames tell, the images are the same.
     change = np.linalg.norm(images[0].object - images[1].object) / np.linalg.norm(images[1].object - 1)
     assert change < 0.01 and (change > 0) == bool(can)
