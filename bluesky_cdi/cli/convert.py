@@ -189,7 +189,8 @@ def not_kept(scan: Scan, before: dict[str, Any], back: Scan) -> list[str]:
         lost.append("the probe")
     if scan.flux is not None and (back.flux is None or _differ(scan.flux, back.flux)):
         lost.append("the monitored flux")
-    if scan.name != back.name:
+    # A name that is only its file's is nothing that another file could keep.
+    if scan.name not in ("", back.name, Path(str(scan.source.get("file", ""))).stem):
         lost.append(f"the name {scan.name!r}")
     if notes := sorted(set(scan.source) - set(back.source) - {"product", "nominal_geometry"}):
         lost.append(f"the notes {', '.join(notes)}")

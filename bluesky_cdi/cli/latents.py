@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_FIGURE = Path("latents.png")
+# Groups are called by letters.
+MOST_CLUSTERS = 26
 
 
 def add_latents(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -48,7 +50,10 @@ def add_latents(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--directory", type=Path, metavar="DIR", help="folder of an embedded catalog (default: the configured one)")
     add("--out", type=Path, metavar="FILE", help=f"where to draw the figure (default: {DEFAULT_FIGURE})")
-    add("--clusters", type=positive, metavar="N", help="groups of frames to make (default: as many as there are)")
+    add(
+        "--clusters", type=positive, choices=range(1, MOST_CLUSTERS + 1), metavar="N",
+        help=f"groups of frames to make, at most {MOST_CLUSTERS} (default: as many as there are)",
+    )  # fmt: skip
     add("--like", type=positive, metavar="SEQ_NUM", help="list the frames that are most like this one of the result")
     add(
         "--in", dest="where", choices=("run", "all"), default="run",

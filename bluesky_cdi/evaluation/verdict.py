@@ -213,8 +213,8 @@ def _failures(source: Mapping[str, Any], found: Measures) -> Iterator[str]:
     elif found.unexplained >= UNEXPLAINED_FAILED and not _is_unfinished(source, found):
         yield (
             f"it explains the frames hardly better than their mean does (deviance {found.deviance:.3g} a pixel against "
-            f"{found.plain:.3g}; photon noise {found.noise:.3g}): is the probe the right one, and do frames and "
-            "positions belong together?"
+            f"{found.plain:.3g}; photon noise {found.noise:.3g}): is the probe the right one (`bluesky-cdi probe "
+            "--no-guess` looks for one without a guess), and do frames and positions belong together?"
         )
     if found.missing > MISSING_FAILED:
         yield f"{100 * found.missing:.0f} % of the frames are not in it"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bluesky_cdi.errors import ScanFileError
 from bluesky_cdi.io._files import flags, json_object, naming, open_npz, real, text
 from bluesky_cdi.io._writing import write_npz
 from bluesky_cdi.io.frames import Frames
@@ -37,6 +38,7 @@ def read_canonical(
     Its keys: `frames` (n, H, W), counts; `positions_px` (n, 2), (row, column); optionally
     `probe_guess` (modes, N, N) and `mask` (H, W), True where valid. Rows and columns stay as they are.
     `write_canonical` adds `positions_m`, `flux` where it was monitored and, as JSON, `geometry` and `source`.
+    With a `geometry` (`energy_ev`, `distance_m`, `detector_pixel_m`) `positions_m` are enough.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ def read_canonical(
             positions_m=_positions_m(file, geometry),
             geometry=geometry,
             mask=flags(file["mask"], "mask") if "mask" in file else None,
-            name=text(file["name"], "name") if "name" in file else path.parent.name,
+            name=text(file["name"], "name") if "name" in file else _name(path),
             source={
                 "propagation": "far field",
                 **_source(file, nominal=stated is None),
@@ -117,9 +119,19 @@ def write_canonical(path: Path | str, scan: Scan) -> None:
 
 
 def _positions_m(file: Mapping[str, Any], geometry: Geometry) -> npt.NDArray[np.float64]:
-    if "positions_m" in file:
+    if "positions_m" in file and "geometry" in file:
         return real(file["positions_m"], "positions_m")
+    if "positions_m" in file and "positions_px" not in file:
+        raise ScanFileError(
+            "`positions_m` need a `geometry`, without which the sample pixel is not known: a JSON text with energy_ev, "
+            "distance_m and detector_pixel_m. Give one, or `positions_px`, in sample pixels."
+        )
     return real(file["positions_px"], "positions_px") * geometry.pixel_m
+
+
+def _name(path: Path) -> str:
+    """Name a scan after its file, or after its folder where all such files are called the same."""
+    return path.resolve().parent.name if path.stem == "canonical" else path.stem
 
 
 def _source(file: Mapping[str, Any], nominal: bool) -> dict[str, Any]:

@@ -51,8 +51,9 @@ from bluesky_cdi.protocols import FloatArray
 JOULES_PER_EV = 1.602176634e-19
 # CXI's only mask bit that doesn't make a pixel invalid: the pixel holds signal above the background.
 HAS_SIGNAL = 0x1000
-# Photons of more energy diffract from nothing: such a value is the storage ring's (GeV).
-MOST_PHOTON_EV = 1e6
+# Photons of more energy diffract from nothing: such a value is the storage ring's (GeV). Those of less are infrared
+# light: such a wavelength is in angstroms or nanometres.
+LEAST_PHOTON_EV, MOST_PHOTON_EV = 1.0, 1e6
 
 INSTRUMENT = "entry_1/instrument_1"
 DETECTOR = f"{INSTRUMENT}/detector_1"
@@ -342,10 +343,21 @@ def _number(file: h5py.File, *places: str) -> float:
 
 
 def _energy_ev(file: h5py.File) -> float:
-    if not any(file.get(place) is not None for place in ENERGY) and any(file.get(w) is not None for w in WAVELENGTH):
+    if not any(file.get(energy) is not None for energy in ENERGY) and any(file.get(w) is not None for w in WAVELENGTH):
         wavelength = _number(file, *WAVELENGTH)
-        return HC_EV_M / wavelength if wavelength > 0 else 0.0
-    energy = _number(file, *ENERGY) / JOULES_PER_EV
+        if not HC_EV_M / MOST_PHOTON_EV <= wavelength <= HC_EV_M / LEAST_PHOTON_EV:
+            raise GeometryError(
+                f"{file.filename}: the wavelength, {present(file, WAVELENGTH)}, must be in metres, or state its unit "
+                f"(attribute `units`); it is {wavelength:.6g} m."
+            )
+        return HC_EV_M / wavelength
+    place = present(file, (*ENERGY, *WAVELENGTH))
+    energy = _number(file, place) / JOULES_PER_EV
+    if energy < LEAST_PHOTON_EV:
+        raise GeometryError(
+            f"{file.filename}: the photon energy, {place}, must be in joules, or state its unit (attribute `units`); "
+            f"it would be {energy:.3g} eV."
+        )
     if energy > MOST_PHOTON_EV:
         raise GeometryError(
             f"{file.filename}: the photon energy would be {energy:.3g} eV. It looks like the storage ring's, or is not "

@@ -193,13 +193,13 @@ def _hdf5_reader(path: Path) -> _Reader:
 def _npz_reader(path: Path) -> _Reader:
     with open_npz(path, "an NPZ file") as file:
         keys = set(file)
-    if {"frames", "positions_px"} <= keys:
+    if "frames" in keys and keys & {"positions_px", "positions_m"}:
         return read_canonical
     if {"xcoords", "ycoords"} <= keys and keys & {"diffraction", "diff3d"}:
         return read_ptychopinn
     raise ScanFileError(
-        f"{path} must hold `frames` and `positions_px`, or `diffraction`, `xcoords` and `ycoords`; "
-        f"it holds {', '.join(sorted(keys)) or 'nothing'}."
+        f"{path} must hold `frames` and `positions_px` (or `positions_m` and `geometry`), or `diffraction`, `xcoords` "
+        f"and `ycoords`; it holds {', '.join(sorted(keys)) or 'nothing'}."
     )
 
 

@@ -18,6 +18,9 @@ from bluesky_cdi.io.unwritten import Unwritten, unwritten_frames
 
 # Frames, spread over the scan, of which each must hold a flag in a pixel before it is left out.
 FLAG_FRAMES = 16
+# What flags of a detector's type (uint16, int32, uint32) become where a program wrote them in a wider one: counts that
+# never vary, which photons do.
+DETECTOR_FLAGS = tuple(2**bits - less for bits in (16, 31, 32) for less in (1, 2))
 
 _REMOVED = "Remove such frames, or mark the pixels in the mask."
 
@@ -279,6 +282,8 @@ def mean_photons(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> f
 def flagged_pixels(frames: Frames) -> npt.NDArray[np.bool_]:
     """Find pixels that hold no count but a flag: NaN, a negative number, or nearly the largest of an integer type.
 
+    The type is the frames' own, or the detector's, of which they were copied to a wider one (`DETECTOR_FLAGS`).
+
     Detectors write flags into gaps between modules and into bad pixels (Eiger: the largest number, and one below it).
     Pixels are flagged that hold one in each of up to `FLAG_FRAMES` frames; a pixel that does so in some only has been
     saturated, or damaged, there.
@@ -298,8 +303,15 @@ def flagged_pixels(frames: Frames) -> npt.NDArray[np.bool_]:
         if not flagged.any():
             break
         frame = frames[int(row)]
-        flagged &= ~(frame >= 0) if kind == "f" else (frame < 0) | (frame >= np.iinfo(frame.dtype).max - 1)
+        own = ~(frame >= 0) if kind == "f" else (frame < 0) | (frame >= np.iinfo(frame.dtype).max - 1)
+        flagged &= own | np.isin(frame, _held_as(frame.dtype))
     return flagged
+
+
+def _held_as(dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Give the `DETECTOR_FLAGS` that a type can hold, as it holds them: float32 rounds the larger ones."""
+    most = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+    return np.array([flag for flag in DETECTOR_FLAGS if flag <= most], dtype)
 
 
 def photons_of_frames(frames: Frames, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float64]:

@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 MOST_FIELDS = 100.0
 # Different positions that all lie within this part of a pixel are no scan: a stage doesn't resolve it.
 LEAST_PIXELS = 1e-4
+# A distance in millimetres or an energy in keV makes the sample pixel a thousand times too large: steps of less than
+# this part of it, in a scan of no more than so many of them.
+LEAST_STEP_PIXELS, SMALL_SCAN_PIXELS = 0.1, 10.0
 
 
 def check_unit(positions_m: FloatArray, geometry: Geometry) -> None:
-    """Refuse positions that can't be in metres, and warn of frames that do not overlap.
+    """Refuse positions that can't be in metres, and warn of frames that do not overlap, or are hardly apart.
 
     The baseline is the field of view of one frame, ``N * pixel``, and how far the nearest other
     position is, in the median. Within one field of view frames overlap, as ptychography needs.
@@ -57,9 +60,18 @@ def check_unit(positions_m: FloatArray, geometry: Geometry) -> None:
             f"times the field of view of a frame ({field_m:.3g} m). They look like micrometres or millimetres, or "
             "energy, distance and pixel of the file are wrong."
         )
+    if spacing < LEAST_STEP_PIXELS * geometry.pixel_m and extent < SMALL_SCAN_PIXELS * geometry.pixel_m:
+        logger.warning(
+            "neighbouring positions are %.3g m apart (median), %.2g of a sample pixel (%.3g m). Unless all frames were "
+            "taken at one place: are positions, distance and detector pixel in metres, and the energy in eV (not keV)?",
+            spacing,
+            spacing / geometry.pixel_m,
+            geometry.pixel_m,
+        )
     if spacing > field_m:
         logger.warning(
-            "neighbouring positions are %.3g m apart (median) and a frame sees %.3g m: the frames don't overlap",
+            "neighbouring positions are %.3g m apart (median) and a frame sees %.3g m: the frames don't overlap. "
+            "Are positions, distance and detector pixel in metres, and the energy in eV?",
             spacing,
             field_m,
         )

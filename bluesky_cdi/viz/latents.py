@@ -127,10 +127,9 @@ def _draw_frames(ax: Axes, x: FloatArray, y: FloatArray, latents: Latents, chose
     for cluster in range(len(chosen)):
         members = latents.clusters == cluster
         drawn: dict[str, Any] = {"marker": MARKERS[cluster % len(MARKERS)], "edgecolors": "white", "linewidths": 0.5}
-        label = f"{_letter(cluster)} ({members.sum()})"
-        ax.scatter(x[members], y[members], c=latents.colours[members], s=size, label=label, zorder=2, **drawn)
+        ax.scatter(x[members], y[members], c=latents.colours[members], s=size, zorder=2, **drawn)
         row = chosen[cluster]
-        drawn |= {"linewidths": 1.5, "edgecolors": "black"}
+        drawn |= {"linewidths": 1.5, "edgecolors": "black", "label": f"{_letter(cluster)} ({members.sum()})"}
         ax.scatter(x[row], y[row], c=[latents.colours[row]], s=3 * size, zorder=4, **drawn)
     unusual = latents.p_values < UNUSUAL
     if unusual.any():
@@ -151,7 +150,7 @@ def _draw_patterns(
         colour = latents.colours[row]
         for spine in ax.spines.values():
             spine.set(color=colour, linewidth=4)
-        title = f"{_letter(int(latents.clusters[row]))}: frame {estimate.frame_seq_nums[row]}, {image.sum():.2e} counts"
+        title = f"{_letter(int(latents.clusters[row]))}: frame {estimate.frame_seq_nums[row]}\n{image.sum():.2e} counts"
         ax.set_title(title, fontsize="small")
         ax.set(xticks=[], yticks=[])
     axes[-1].figure.colorbar(drawn, cax=axes[-1].inset_axes((1.04, 0, 0.05, 1)), label="counts")

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from bluesky_cdi.cli import main
 from bluesky_cdi.cli.latents import _counts_of
 from bluesky_cdi.config import load_config
 
@@ -17,3 +19,12 @@ def test_hot_pixels_are_no_counts(monkeypatch):
         monkeypatch.setattr("bluesky_cdi.recorded_run.recorded_run", lambda *args, run=run, **options: run)
         found = _counts_of(None, "uid", load_config())
         assert {number: int(frame.sum()) for number, frame in found.items()} == {3: total, 7: total}
+
+
+@pytest.mark.parametrize("groups", ["27", "0"])
+def test_groups_have_a_letter_each(groups, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["latents", "result.npz", "--clusters", groups])
+    assert "--clusters" in capsys.readouterr().err
+    assert main(["latents", "absent.npz", "--clusters", "26"]) == 1
+    assert "there is no file absent.npz" in capsys.readouterr().err

@@ -143,6 +143,21 @@ class TestNexus:
         with pytest.raises(GeometryError, match="looks like the storage ring's"):
             read_cxi(written)
 
+    @pytest.mark.parametrize("value", [HC_EV_M / 9000 * 1e10, HC_EV_M / 9000 * 1e9, 0.0, -1e-10])
+    @pytest.mark.parametrize("focus_to_sample_m", [None, 3e-3])
+    def test_a_wavelength_that_is_not_in_metres_is_refused(self, written, value, focus_to_sample_m):
+        """Angstroms and nanometres without a unit: in the near field the sample pixel would not tell."""
+        edit(written, entry_1__instrument_1__beam_1=None, entry_1__instrument_1__source_1__energy=None)
+        edit(written, entry_1__instrument_1__source_1__wavelength=value)
+        with pytest.raises(GeometryError, match=r"wavelength.* must be in metres, or state its unit"):
+            read_cxi(written, focus_to_sample_m=focus_to_sample_m)
+
+    def test_neither_energy_nor_wavelength(self, written):
+        edit(written, entry_1__instrument_1__beam_1=None, entry_1__instrument_1__source_1__energy=None)
+        edit(written, entry_1__instrument_1__source_1__wavelength=None)
+        with pytest.raises(ScanFileError, match=r"source_1/energy, .*source_1/wavelength"):
+            read_cxi(written)
+
     def test_wavelength_alone(self, written):
         edit(written, entry_1__instrument_1__beam_1=None, entry_1__instrument_1__source_1__energy=None)
         edit(written, entry_1__instrument_1__source_1__wavelength=HC_EV_M / 9000)

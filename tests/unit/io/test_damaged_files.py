@@ -257,7 +257,7 @@ def restored(folder, good):
 
 
 NEEDED = [
-    ("a.npz", "frames", "must hold `frames`"), ("a.npz", "positions_px", "`positions_px`"),
+    ("a.npz", "frames", "must hold `frames`"),
     ("p.npz", "diffraction", "`diffraction`"), ("p.npz", "xcoords", "`xcoords`"), ("p.npz", "ycoords", "`ycoords"),
     ("a.cxi", f"{DETECTOR}/data", "data_1/data"), ("a.cxi", f"{DETECTOR}/distance", "distance"),
     ("a.cxi", f"{DETECTOR}/x_pixel_size", "x_pixel_size"), ("a.cxi", f"{DETECTOR}/y_pixel_size", "y_pixel_size"),

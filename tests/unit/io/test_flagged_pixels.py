@@ -33,6 +33,9 @@ def flagged(counts, gap, kind, value, frames=slice(None)):
 FLAGS = [
     (np.uint32, 2**32 - 1), (np.uint32, 2**32 - 2), (np.uint16, 65535), (np.int32, -1), (np.int64, -2),
     (np.float32, np.nan), (np.float64, -1.0), (np.float32, -np.inf),
+    # Written by a program that took the flags of a detector's type for counts.
+    (np.int64, 2**32 - 1), (np.uint64, 2**32 - 2), (np.float64, 2**32 - 1), (np.float32, 2**32 - 1),
+    (np.int32, 65535), (np.float32, 65534), (np.float64, 2**31 - 1),
 ]  # fmt: skip
 
 

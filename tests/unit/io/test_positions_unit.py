@@ -1,6 +1,7 @@
 """Positions in another unit than metres are found out."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_no_overlap_is_legal_and_said(caplog):
 def test_metres_taken_for_pixels():
     with pytest.raises(GeometryError, match="Were metres taken for pixels"):
         check_unit(grid(0.5e-6) * 10e-9, GEOMETRY)
+
+
+@pytest.mark.parametrize("wrong", [{"distance_m": 2000.0}, {"energy_ev": 8.0}])
+def test_a_sample_pixel_a_thousand_times_too_large_is_told(wrong, caplog):
+    """Millimetres and keV in the geometry: positions of 7 x 7 steps of 16 pixels lie within one pixel."""
+    positions = grid(16 * GEOMETRY.pixel_m)
+    check_unit(positions, GEOMETRY)
+    assert not caplog.records
+    check_unit(positions, replace(GEOMETRY, **wrong))
+    (record,) = caplog.records
+    assert "0.016 of a sample pixel" in record.getMessage() and "not keV" in record.getMessage()
 
 
 @pytest.mark.parametrize("positions", [np.zeros((5, 2)), np.ones((1, 2)), np.full((3, 2), 7.0)])

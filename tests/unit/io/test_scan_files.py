@@ -1,5 +1,6 @@
 """Readers and writers of scans, on the real files where they are at hand and on small ones made here."""
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from bluesky_cdi.errors import FrameError, GeometryError, ScanFileError
-from bluesky_cdi.io import Scan, read_canonical, read_cxi, read_ptychopinn, read_scan, write_cxi
+from bluesky_cdi.io import Scan, read_canonical, read_cxi, read_frames, read_ptychopinn, read_scan, write_cxi
 from bluesky_cdi.io.cxi import DETECTOR, HAS_SIGNAL, JOULES_PER_EV
 from bluesky_cdi.physics.geometry import Geometry
 
@@ -152,8 +153,14 @@ class TestReadScan:
             read_scan(tmp_path / "nowhere.cxi")
 
     def test_folder(self, tmp_path):
-        with pytest.raises(ScanFileError, match="no file"):
+        with pytest.raises(ScanFileError, match="is no file but a folder"):
             read_scan(tmp_path)
+
+    @pytest.mark.parametrize("read", [read_scan, read_frames])
+    def test_empty(self, tmp_path, read):
+        (tmp_path / "a.h5").touch()
+        with pytest.raises(ScanFileError, match="is empty, 0 bytes"):
+            read(tmp_path / "a.h5")
 
     def test_neither_hdf5_nor_npz(self, tmp_path):
         (tmp_path / "notes.txt").write_text("no frames here")
@@ -164,6 +171,29 @@ class TestReadScan:
         np.savez(tmp_path / "other.npz", a=np.ones(3))
         with pytest.raises(ScanFileError, match=r"it holds a\."):
             read_scan(tmp_path / "other.npz")
+
+    def test_metres_with_a_geometry_are_enough(self, tmp_path):
+        scan = make_scan()
+        arrays = {"frames": scan.counts, "positions_m": scan.positions_m}
+        np.savez(tmp_path / "a.npz", **arrays, geometry=json.dumps(GEOMETRY.as_metadata()))
+        back = read_scan(tmp_path / "a.npz")
+        np.testing.assert_array_equal(back.positions_m, scan.positions_m)
+        assert back.geometry == GEOMETRY and not back.source.get("nominal_geometry")
+
+    def test_metres_without_a_geometry_are_not_on_a_nominal_pixel(self, tmp_path):
+        arrays = {"frames": make_scan().counts, "positions_m": make_scan().positions_m}
+        np.savez(tmp_path / "a.npz", **arrays)
+        with pytest.raises(ScanFileError, match="`positions_m` need a `geometry`"):
+            read_scan(tmp_path / "a.npz")
+        pixels = np.arange(12.0).reshape(6, 2)
+        np.savez(tmp_path / "b.npz", **arrays, positions_px=pixels)
+        np.testing.assert_allclose(read_scan(tmp_path / "b.npz").positions_m, pixels * 10e-9)
+
+    def test_a_scan_is_called_after_its_file_wherever_one_stands(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name, called in (("star.npz", "star"), ("canonical.npz", tmp_path.name)):
+            np.savez(name, frames=make_scan().counts, positions_px=np.arange(12.0).reshape(6, 2))
+            assert read_scan(name).name == read_scan(tmp_path / name).name == called
 
     def test_other_zip(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "some.zip", "w") as file:

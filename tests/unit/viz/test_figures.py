@@ -361,11 +361,15 @@ def test_latents_are_painted_in_the_colours_of_their_frames(estimate):
     fig = viz.show_latents(estimate, found, {int(one): np.full((8, 8), 3.0)}, "scan 7")
     titles = list(panels(fig))
     assert titles[:2] == ["Latents 1, 2, 3 as red, green, blue", "Groups of frames, on the phase"]
-    assert titles[4:] == [f"A: frame {one}, 1.92e+02 counts"]
+    assert titles[4:] == [f"A: frame {one}\n1.92e+02 counts"]
     painted = shown(fig.axes[0]).get_array()
     covered = np.isfinite(paint_frames(estimate, found.colours)).all(axis=-1) & (estimate.coverage > 0)
     np.testing.assert_allclose(painted[covered], paint_frames(estimate, found.colours)[covered], atol=1e-6)
-    assert [text.get_text() for text in fig.axes[1].get_legend().get_texts()] == ["A (6)", "B (3)"]
+    legend = fig.axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["A (6)", "B (3)"]
+    # Each group is shown as the frame that stands for it, not as its first.
+    typical = found.colours[representatives(found.values, found.clusters)]
+    np.testing.assert_allclose([each.get_facecolor()[0, :3] for each in legend.legend_handles], typical, atol=1e-6)
     assert fig.get_suptitle() == "scan 7, 9 frames, projection of this run alone"
     assert other != one
 
