@@ -96,7 +96,7 @@ def test_a_run_ends_when_it_gains_no_more(far):
 
 def test_a_recorded_scan_is_one_region():
     """Iterations of the whole converge further, however small the windows of a live run are."""
-    scan = measure(FAR, side=16)[0]
+    scan = measure(FAR, side=10)[0]
     config = settings("rpie", window_px=64)
     whole = reconstruct(scan, settings("rpie"), 2)
     np.testing.assert_array_equal(reconstruct(scan, config, 2).object, whole.object)
@@ -107,7 +107,7 @@ def test_positions_come_back_refined(far):
     off = np.random.default_rng(5).normal(0, 0.5, scan.positions_m.shape) * FAR.pixel_m
     off -= off.mean(axis=0)
     wrong = replace(scan, positions_m=scan.positions_m + off)
-    kept, refined = (reconstruct(wrong, settings("lsqml", refine_positions=p), 80) for p in (False, True))
+    kept, refined = (reconstruct(wrong, settings("lsqml", refine_positions=p), 50) for p in (False, True))
     np.testing.assert_allclose(kept.positions_m, wrong.positions_m, rtol=0, atol=1e-12)
     left = refined.positions_m - scan.positions_m
     assert np.sqrt(np.square(left - left.mean(axis=0)).mean()) < 0.15 * FAR.pixel_m
@@ -115,16 +115,16 @@ def test_positions_come_back_refined(far):
 
 
 def test_a_near_field_needs_no_probe():
-    scan, truth, origin_m = measure(NEAR, known_probe=False, side=10)
+    scan, truth, origin_m = measure(NEAR, known_probe=False, side=8)
     guess = first_guess(scan, settings("lsqml"))
     # The mean frame, taken back: at the detector it is that again.
     again = propagator_of(NEAR).forward(torch.from_numpy(guess)[None])[0].abs().square().numpy()
     np.testing.assert_allclose(again[0], scan.counts.mean(axis=0), rtol=1e-3, atol=1)
     reported = []
-    estimate = reconstruct(scan, settings("lsqml"), 150, lambda *news: reported.append(news[1]))
+    estimate = reconstruct(scan, settings("lsqml"), 100, lambda *news: reported.append(news[1]))
     assert np.mean(estimate.residual) < 0.3 * reported[0]
     flat = replace(estimate, object=np.ones_like(estimate.object))
-    assert error(estimate, truth, origin_m) < 0.6 * error(flat, truth, origin_m)
+    assert error(estimate, truth, origin_m) < 0.3 * error(flat, truth, origin_m)
 
 
 def test_the_network_predicts_from_a_near_field():
