@@ -19,6 +19,7 @@ from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.reconstruction.batch import reconstruct
+from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.orientation import ALL, AS_STATED, Orientation, OrientationCheck, check_orientation
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
@@ -187,17 +188,22 @@ def test_the_recorded_scans_lie_as_their_readers_say():
 
 
 def test_the_recorded_near_field_shows_its_star():
-    """Against the reference that cdtools made."""
+    """Half of its frames, those in the middle, against the reference that cdtools made of all."""
     folder = recorded("petra_p25_nearfield", "PETRAIII_P25_Near_Field_Ptycho.cxi").parent
     scan = read_cxi(folder / "PETRAIII_P25_Near_Field_Ptycho.cxi", focus_to_sample_m=3.65e-3)
-    estimate = reconstruct(scan, settings("lsqml", refine_positions=True), 18)
+    low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
+    whole = ObjectGrid.covering(low, high, scan.geometry.pixel_m, scan.geometry.frame_px)
+    middle = scan.subset(nearest_to_middle(scan.positions_m, 100))
+    estimate = reconstruct(middle, settings("lsqml", refine_positions=True), 18)
     with np.load(recorded("petra_p25_nearfield", "reference.npz")) as file:
         # Its object has 200 pixels more than the frames need on every side.
         reference = file["obj"][200:-200, 200:-200]
+    y, x = np.rint((np.array(estimate.origin_m) - whole.origin_m) / whole.pixel_m).astype(int)
+    reference = reference[y:, x:]
     rows, columns = (min(a, b) for a, b in zip(reference.shape, estimate.object.shape, strict=True))
     numbers = compare(
         estimate.object[:rows, :columns],
         reference[:rows, :columns],
         illuminated_mask(estimate.coverage, 0.2)[:rows, :columns],
     ).numbers
-    assert numbers["phase_mae_rad"] < 0.1
+    assert numbers["phase_mae_rad"] < 0.09
