@@ -286,7 +286,7 @@ def test_frames_under_a_weak_beam_or_none_are_found_while_frames_come(scene):
     flux = np.ones(len(scene.frames()))
     flux[[7, 20, 33]] = 0.3, 0.15, 0.0
     estimates = [
-        measure(scene.reconstructor(name="lsqml", true_probe=True, refine_iterations=4), scene.frames(flux=each), 8)
+        measure(scene.reconstructor(name="lsqml", true_probe=True, refine_iterations=4), scene.frames(flux=each), 16)
         for each in (np.ones(len(flux)), flux)
     ]
     clean, found = estimates
