@@ -558,22 +558,21 @@ class TestRequestsToTheCatalog:
         np.testing.assert_array_equal(found, expected)
 
 
-def test_runs_that_are_written_again_are_noticed(place, monkeypatch):
-    """Older ones, where only the last is looked at anew, and the last."""
+@pytest.mark.parametrize(("which", "tail"), [([0, 1], 1), ([2], run_list.TAIL)], ids=["older ones", "the last"])
+def test_a_run_that_is_written_again_is_noticed(place, monkeypatch, which, tail):
     monkeypatch.setattr(run_list, "FRESH_S", 0.0)
+    monkeypatch.setattr(run_list, "TAIL", tail)
     with place.written_raw("iiii8888-raw", "jjjj9999-raw", "kkkk0000-raw") as (uids, write):
-        for tail, which in ((1, uids[:2]), (run_list.TAIL, uids[2:])):
-            monkeypatch.setattr(run_list, "TAIL", tail)
-            runs, asked = run_list.RunList(place.catalog), reader.Reader(place.catalog, load_config())
-            before, keys = runs.changes("", -1), {uid: runs.find(uid).raw_key for uid in which}
-            assert [len(asked.view(uid)["measured"]["y_m"]) for uid in which] == [3] * len(which)
-            assert runs.changes(before["epoch"], before["version"])["runs"] == []
-            # Nobody looks while it is not there; its documents say what they said, but for what came late.
-            for uid in which:
-                write(uid, 5)
-            after = runs.changes(before["epoch"], before["version"])
-            for uid in which:
-                assert uid in {row["uid"] for row in after["runs"]}
-                assert runs.find(uid).raw_key != keys[uid]
-                assert len(asked.view(uid)["measured"]["y_m"]) == 5
-            assert runs.changes(after["epoch"], after["version"])["runs"] == []
+        runs, asked = run_list.RunList(place.catalog), reader.Reader(place.catalog, load_config())
+        before, keys = runs.changes("", -1), [runs.find(uid).raw_key for uid in uids]
+        assert [len(asked.view(uid)["measured"]["y_m"]) for uid in uids] == [3, 3, 3]
+        assert runs.changes(before["epoch"], before["version"])["runs"] == []
+        # Nobody looks while it is not there; its documents say what they said, but for what came late.
+        for k in which:
+            write(uids[k], 5)
+        after = runs.changes(before["epoch"], before["version"])
+        for k in which:
+            assert uids[k] in {row["uid"] for row in after["runs"]}
+            assert runs.find(uids[k]).raw_key != keys[k]
+            assert len(asked.view(uids[k])["measured"]["y_m"]) == 5
+        assert runs.changes(after["epoch"], after["version"])["runs"] == []
