@@ -86,6 +86,14 @@ def servers_open_quickly():
     utils.get_typed_signature = functools.lru_cache(1024)(utils.get_typed_signature)
 
 
+@pytest.fixture(autouse=True)
+def clients_open_quickly():
+    """HTTPX reads the certificates of all authorities anew for each client; none of ours asks for them."""
+    transports = sys.modules.get("httpx._transports.default")
+    if transports is not None and not hasattr(transports.create_ssl_context, "cache_info"):
+        transports.create_ssl_context = functools.lru_cache(8)(transports.create_ssl_context)
+
+
 @pytest.fixture(scope="session")
 def beside():
     """Do something in another thread while the body runs; what it raises comes out at the end."""

@@ -19,6 +19,7 @@ from bluesky_cdi.physics.objects import make_sample
 from bluesky_cdi.physics.probes import focused_probe
 from bluesky_cdi.physics.propagators import propagator_of
 from bluesky_cdi.reconstruction.batch import reconstruct
+from bluesky_cdi.reconstruction.middle import nearest_to_middle
 from bluesky_cdi.reconstruction.orientation import ALL, AS_STATED, Orientation, OrientationCheck, check_orientation
 from bluesky_cdi.reconstruction.probe_guess import first_guess
 
@@ -96,7 +97,7 @@ def test_a_run_ends_when_it_gains_no_more(far):
 
 def test_a_recorded_scan_is_one_region():
     """Iterations of the whole converge further, however small the windows of a live run are."""
-    scan = measure(FAR, side=16)[0]
+    scan = measure(FAR, side=10)[0]
     config = settings("rpie", window_px=64)
     whole = reconstruct(scan, settings("rpie"), 2)
     np.testing.assert_array_equal(reconstruct(scan, config, 2).object, whole.object)
@@ -107,7 +108,7 @@ def test_positions_come_back_refined(far):
     off = np.random.default_rng(5).normal(0, 0.5, scan.positions_m.shape) * FAR.pixel_m
     off -= off.mean(axis=0)
     wrong = replace(scan, positions_m=scan.positions_m + off)
-    kept, refined = (reconstruct(wrong, settings("lsqml", refine_positions=p), 80) for p in (False, True))
+    kept, refined = (reconstruct(wrong, settings("lsqml", refine_positions=p), 50) for p in (False, True))
     np.testing.assert_allclose(kept.positions_m, wrong.positions_m, rtol=0, atol=1e-12)
     left = refined.positions_m - scan.positions_m
     assert np.sqrt(np.square(left - left.mean(axis=0)).mean()) < 0.15 * FAR.pixel_m
@@ -115,16 +116,16 @@ def test_positions_come_back_refined(far):
 
 
 def test_a_near_field_needs_no_probe():
-    scan, truth, origin_m = measure(NEAR, known_probe=False, side=10)
+    scan, truth, origin_m = measure(NEAR, known_probe=False, side=8)
     guess = first_guess(scan, settings("lsqml"))
     # The mean frame, taken back: at the detector it is that again.
     again = propagator_of(NEAR).forward(torch.from_numpy(guess)[None])[0].abs().square().numpy()
     np.testing.assert_allclose(again[0], scan.counts.mean(axis=0), rtol=1e-3, atol=1)
     reported = []
-    estimate = reconstruct(scan, settings("lsqml"), 150, lambda *news: reported.append(news[1]))
+    estimate = reconstruct(scan, settings("lsqml"), 100, lambda *news: reported.append(news[1]))
     assert np.mean(estimate.residual) < 0.3 * reported[0]
     flat = replace(estimate, object=np.ones_like(estimate.object))
-    assert error(estimate, truth, origin_m) < 0.6 * error(flat, truth, origin_m)
+    assert error(estimate, truth, origin_m) < 0.3 * error(flat, truth, origin_m)
 
 
 def test_the_network_predicts_from_a_near_field():
@@ -187,17 +188,22 @@ def test_the_recorded_scans_lie_as_their_readers_say():
 
 
 def test_the_recorded_near_field_shows_its_star():
-    """Against the reference that cdtools made."""
+    """Half of its frames, those in the middle, against the reference that cdtools made of all."""
     folder = recorded("petra_p25_nearfield", "PETRAIII_P25_Near_Field_Ptycho.cxi").parent
     scan = read_cxi(folder / "PETRAIII_P25_Near_Field_Ptycho.cxi", focus_to_sample_m=3.65e-3)
-    estimate = reconstruct(scan, settings("lsqml", refine_positions=True), 18)
+    low, high = scan.positions_m.min(axis=0), scan.positions_m.max(axis=0)
+    whole = ObjectGrid.covering(low, high, scan.geometry.pixel_m, scan.geometry.frame_px)
+    middle = scan.subset(nearest_to_middle(scan.positions_m, 100))
+    estimate = reconstruct(middle, settings("lsqml", refine_positions=True), 18)
     with np.load(recorded("petra_p25_nearfield", "reference.npz")) as file:
         # Its object has 200 pixels more than the frames need on every side.
         reference = file["obj"][200:-200, 200:-200]
+    y, x = np.rint((np.array(estimate.origin_m) - whole.origin_m) / whole.pixel_m).astype(int)
+    reference = reference[y:, x:]
     rows, columns = (min(a, b) for a, b in zip(reference.shape, estimate.object.shape, strict=True))
     numbers = compare(
         estimate.object[:rows, :columns],
         reference[:rows, :columns],
         illuminated_mask(estimate.coverage, 0.2)[:rows, :columns],
     ).numbers
-    assert numbers["phase_mae_rad"] < 0.1
+    assert numbers["phase_mae_rad"] < 0.09

@@ -116,8 +116,9 @@ def test_every_engine_refines_a_wrong_probe(scan, name):
     # ePIE takes one frame at a time, and so by far the longest.
     scan = Scan(lens(), side=5) if name == "epie" else scan
     wrong = lens(defocus_m=0.4e-3)
+    epochs = 30 if name == "lsqml" else 60
     refined, kept = (
-        iterate(make_engine(name), scan.start(probe=wrong), Schedule(60, probe_from=p)).solution.judged()
+        iterate(make_engine(name), scan.start(probe=wrong), Schedule(epochs, probe_from=p)).solution.judged()
         for p in (0, -1)
     )
     assert refined.mean_deviance < (0.95 if name == "epie" else 0.3) * kept.mean_deviance
@@ -144,13 +145,20 @@ def test_inputs_stay_and_a_seed_names_the_result(scan, name):
     assert once.solution.epochs == 3 and len(once.history) == 3
 
 
+@pytest.fixture(scope="module")
+def near():
+    return Scan(diffuser(), NEAR, side=7)
+
+
 @pytest.mark.parametrize("name", PTYCHOGRAPHY)
-def test_every_engine_works_in_the_near_field(name):
-    near = Scan(diffuser(), NEAR, side=7)
+def test_every_engine_works_in_the_near_field(near, name):
+    assert near.error(iterate(make_engine(name), near.start(), FIXED).solution.object) < 0.45
+
+
+def test_a_near_field_is_not_explained_as_a_far_field(near):
+    """With the engine that comes nearest otherwise: the scan of the near field tells which propagator an engine has."""
     wrong_model = replace(near.data, propagator=propagator_of(FAR))
-    found = iterate(make_engine(name), near.start(), FIXED).solution
-    assert near.error(found.object) < 0.45
-    assert near.error(iterate(make_engine(name), near.start(data=wrong_model), FIXED).solution.object) > 1
+    assert near.error(iterate(make_engine("lsqml"), near.start(data=wrong_model), FIXED).solution.object) > 1
 
 
 @pytest.mark.parametrize("name", ["rpie", "dm", "raar", "lsqml"])
@@ -228,9 +236,9 @@ def test_lsqml_does_not_depend_on_how_many_frames_are_computed_at_a_time(scan, m
 def test_stepping_together_with_momentum_converges_further():
     noisy = Scan(lens(photons=1e5), noise_seed=4)
     apart, together = (
-        iterate(Lsqml(LsqmlSettings(together_from=t)), noisy.start(), Schedule(60)).solution.judged() for t in (-1, 10)
+        iterate(Lsqml(LsqmlSettings(together_from=t)), noisy.start(), Schedule(30)).solution.judged() for t in (-1, 10)
     )
-    assert together.mean_deviance < 0.98 * apart.mean_deviance
+    assert together.mean_deviance < 0.95 * apart.mean_deviance
 
 
 def test_small_batches_repeat_a_share_of_their_last_step(scan):
@@ -291,13 +299,13 @@ def test_lsqml_refines_positions(scan):
     off = torch.from_numpy(rng.normal(0, 0.5, (len(scan.data), 2))).float()
     off -= off.mean(dim=0)
     wrong = moved(scan.data, off, 2.0)
-    schedule = Schedule(80, positions_from=15)
+    schedule = Schedule(50, positions_from=15)
     found = iterate(Lsqml(), scan.start(data=wrong), schedule).solution
     before, after = ((d.corner + d.shift_px - scan.data.corner - scan.data.shift_px) for d in (wrong, found.data))
     error = (after - after.mean(dim=0)).square().mean().sqrt()
     assert float(before.square().mean().sqrt()) > 0.4
     assert float(error) < 0.1
-    believed = iterate(Lsqml(), scan.start(data=wrong), Schedule(80)).solution
+    believed = iterate(Lsqml(), scan.start(data=wrong), Schedule(50)).solution
     assert scan.error(found.object) < 0.3 * scan.error(believed.object)
 
 

@@ -132,12 +132,12 @@ def test_network_predicts_in_proportion_to_the_new_frames(wide, column_frames, t
     for window in (WINDOW_PX, None):
         reconstructor = wide.reconstructor(name="pinn", trained=trained, refine_iterations=0, window_px=window)
         costs[window] = []
-        for first in range(0, 80, 8):
+        for first in range(0, 80 if window else 24, 8):
             predicted.clear()
             reconstructor.add(column_frames[first : first + 8])
             assert reconstructor.step(BUDGET_S).n_frames == first + 8
             costs[window].append(sum(predicted))
-    assert costs[None] == list(range(8, 81, 8))
+    assert costs[None] == [8, 16, 24]
     # Two columns of frames touch two tiles at most; what is predicted with them reaches a frame's width around.
     assert max(costs[WINDOW_PX]) <= 80
     assert max(costs[WINDOW_PX][7:]) <= max(costs[WINDOW_PX][:7])
@@ -148,7 +148,7 @@ def test_frames_beyond_the_memory_limit_go_to_files(wide, column_frames, monkeyp
     monkeypatch.setattr(count_store.tempfile, "TemporaryFile", lambda *a, **k: files.append(1) or new_file(*a, **k))
     for memory_mb in (4096, 0):
         reconstructor = wide.reconstructor(refine_iterations=1, window_px=WINDOW_PX, memory_mb=memory_mb)
-        found.append(measure(reconstructor, column_frames, batch=62, final_steps=1))
+        found.append(measure(reconstructor, column_frames[::2], batch=31, final_steps=1))
         assert bool(files) == (memory_mb == 0)
     assert same(*found)
 
@@ -220,6 +220,7 @@ def test_another_mean_flux_changes_no_known_frame(wide, column_frames):
 
 
 def test_positions_and_flux_are_refined_in_windows(wide, column_frames):
+    column_frames = column_frames[::2]
     off = np.random.default_rng(4).normal(0, 0.5 * wide.grid.pixel_m, (len(column_frames), 2))
     off[[0, -1]] = 0
     inside = [wide.grid.contains((f.position_m + d)[None])[0] for f, d in zip(column_frames, off, strict=True)]
@@ -252,9 +253,8 @@ def one_photon(frame):
     return replace(frame, counts=counts)
 
 
-@pytest.mark.parametrize("window", [WINDOW_PX, None])
 @pytest.mark.parametrize("kind", ["dark", "one photon", "masked", "no flux"])
-@pytest.mark.parametrize("name", ["pinn", "rpie"])
+@pytest.mark.parametrize(("name", "window"), [("pinn", WINDOW_PX), ("rpie", None)])
 def test_frames_that_say_nothing_give_numbers(wide, column_frames, trained, window, kind, name):
     frames = column_frames[:40:8]
     change = {"dark": dark, "one photon": one_photon, "no flux": lambda f: replace(dark(f), flux=0.0)}
@@ -272,8 +272,8 @@ def test_frames_that_say_nothing_give_numbers(wide, column_frames, trained, wind
 def test_light_after_dark_frames_sets_the_probe(wide, column_frames):
     late, plain = wide.reconstructor(), wide.reconstructor()
     late.add([dark(column_frames[0])])
-    late.add(column_frames)
-    plain.add(column_frames)
+    late.add(column_frames[:12])
+    plain.add(column_frames[:12])
     assert same(late.step(BUDGET_S), plain.step(BUDGET_S))
 
 
@@ -286,7 +286,7 @@ def test_frames_under_a_weak_beam_or_none_are_found_while_frames_come(scene):
     flux = np.ones(len(scene.frames()))
     flux[[7, 20, 33]] = 0.3, 0.15, 0.0
     estimates = [
-        measure(scene.reconstructor(name="lsqml", true_probe=True, refine_iterations=4), scene.frames(flux=each), 8)
+        measure(scene.reconstructor(name="lsqml", true_probe=True, refine_iterations=4), scene.frames(flux=each), 16)
         for each in (np.ones(len(flux)), flux)
     ]
     clean, found = estimates

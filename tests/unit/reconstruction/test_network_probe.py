@@ -1,5 +1,6 @@
 """The probe that a network finds: what comes back, what stays, and where it goes."""
 
+import functools
 import threading
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from bluesky_cdi.reconstruction.probe_checkin import (
     defocus_m,
     in_words,
 )
+from bluesky_cdi.reconstruction.probe_checkin.check import asked_network
 from bluesky_cdi.reconstruction.probe_checkin.pupil import Pupil
 from bluesky_cdi.reconstruction.probe_checkin.words import notes_of
 from tests.unit.reconstruction.star_scans import FAR, NEAR, lens, measure, overlap, place
@@ -48,21 +50,37 @@ def scene():
     return measure(lens(), side=FEW)
 
 
+@pytest.fixture(scope="module")
+def found_from(scene, finder):
+    """Check the scene in from a lens with one aberration, each once: tests only read what was found."""
+
+    @functools.cache
+    def found_from(noll, size):
+        return check_in(scene.data, lens(aberrations={noll: size}), wanted=PROBE_ALONE, finder=finder)
+
+    return found_from
+
+
+@pytest.fixture(scope="module")
+def without(scene):
+    """What is found before a network is asked: `check_in` gives it to `asked_network` with the same frames."""
+    return check_in(scene.data, lens(aberrations={4: 0.9}), wanted=PROBE_ALONE)
+
+
 # As in test_probe_checkin: Noll's number, its place among the aberrations, and the sign with respect to Noll's.
 @pytest.mark.parametrize(("noll", "index", "size"), [(4, 0, 1.2), (4, 0, -2.2), (6, 1, 1.6), (5, 2, -1.6)])
-def test_a_known_aberration_comes_back(scene, finder, noll, index, size):
-    assumed = lens(aberrations={noll: size})
-    found = check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=finder)
+def test_a_known_aberration_comes_back(scene, found_from, noll, index, size):
+    found, assumed = found_from(noll, size), lens(aberrations={noll: size})
     assert overlap(assumed, scene.probe) < 0.6 and overlap(found.probe, scene.probe) > 0.97
     turned = np.array(found.network.aberrations_rad)
     assert turned[index] == pytest.approx(-size, abs=0.25)
     assert np.abs(np.delete(turned, index)).max() < 0.25
     assert found.gains["network"].exceeds(0.1) and found.gain.exceeds(0.1) and found.changed
-    assert found.assumed is assumed
+    assert torch.equal(found.assumed, assumed)
 
 
-def test_what_is_said_of_it(scene, finder):
-    found = check_in(scene.data, lens(aberrations={4: 1.2}), wanted=PROBE_ALONE, finder=finder)
+def test_what_is_said_of_it(found_from):
+    found = found_from(4, 1.2)
     says, notes = in_words(found, FAR), notes_of(found, FAR)
     assert "the probe that the network found, with defocus moved by" in says and " um, other aberrations of " in says
     assert defocus_m(found, FAR) == pytest.approx(1.2 * MOVED_BY_A_RADIAN_M, rel=0.2) and notes[
@@ -111,7 +129,7 @@ def test_what_a_beam_stop_hides_is_not_needed(finder):
 
 
 @pytest.mark.parametrize("spoiled", [1.0, float("nan")])
-def test_a_worse_probe_changes_nothing(scene, spoiled):
+def test_a_worse_probe_changes_nothing(scene, without, spoiled):
     """Judged by frames that it has not seen, it is dropped, and all is as without a network."""
     seen = []
 
@@ -119,19 +137,17 @@ def test_a_worse_probe_changes_nothing(scene, spoiled):
         seen.append((probe, data))
         return spoiled * torch.roll(probe, 3, dims=-1) * torch.exp(2j * torch.rand(40, 40))
 
-    assumed = lens(aberrations={4: 0.9})
-    found, without = (check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=each) for each in (spoils, None))
+    found = asked_network(scene.data, without, spoils, PROBE_ALONE)
     assert found.network is None and torch.equal(found.probe, without.probe) and found.trial == without.trial
     [(probe, data)] = seen
     assert probe.shape == (1, 1, 40, 40) and len(data) == 20 and data.scene is None and data.object_shape[0] == 1
 
 
-def test_a_network_without_memory_enough_costs_nothing_that_was_found(scene, caplog):
+def test_a_network_without_memory_enough_costs_nothing_that_was_found(scene, without, caplog):
     def fails(probe, data):
         raise torch.OutOfMemoryError("no room for it")
 
-    assumed = lens(aberrations={4: 0.9})
-    found, without = (check_in(scene.data, assumed, wanted=PROBE_ALONE, finder=each) for each in (fails, None))
+    found = asked_network(scene.data, without, fails, PROBE_ALONE)
     assert without.changed and torch.equal(found.probe, without.probe) and found.gain == without.gain
     assert "no room for it" in caplog.text
 
@@ -182,11 +198,17 @@ def test_objects_are_those_of_the_given_probe_unless_it_is_to_be_found(scene, tr
     assert overlap(found[0], scene.probe) > overlap(wrong[0], scene.probe) and not torch.equal(other, obj)
 
 
-@pytest.mark.parametrize(("name", "asks"), [("pinn", True), ("lsqml", False)])
-def test_a_scan_is_checked_by_the_network_that_reconstructs_it(scene, name, asks):
-    config = load_config(overrides={"probe": {"modes": 1}, "reconstructor": {"background": 0.0, "name": name}})
-    assumed = replace(scene.scan, probe=lens(aberrations={4: 1.2}).numpy())
-    assert (check_in_scan(assumed, config).check.network is not None) == asks
+def test_a_scan_is_checked_by_the_network_that_reconstructs_it(scene):
+    told, assumed = [], replace(scene.scan, probe=lens(aberrations={4: 1.2}).numpy())
+
+    def checked(scan, name):
+        told.clear()
+        config = load_config(overrides={"probe": {"modes": 1}, "reconstructor": {"background": 0.0, "name": name}})
+        return check_in_scan(scan, config, on_progress=told.append).check
+
+    assert checked(assumed, "pinn").network is not None and "network" in told
+    # Whether it is asked does not hang on how many frames there are.
+    assert checked(assumed.subset(range(12)), "lsqml").network is None and "search" in told and "network" not in told
 
 
 def measured_run(made, assumed, trained, finder, state=None):

@@ -61,7 +61,7 @@ def test_protocol(scene):
     assert isinstance(scene.reconstructor(), Reconstructor)
 
 
-def test_deviance_without_an_object(scene, frames):
+def test_deviance_without_an_object(scene, frames, estimates):
     """What an engine begins with is vacuum; a frame that is replaced is judged anew."""
     reconstructor = scene.reconstructor(refine_iterations=0)
     reconstructor.add(frames[:30])
@@ -71,7 +71,7 @@ def test_deviance_without_an_object(scene, frames):
     reconstructor.add(brighter)
     again = reconstructor.step(BUDGET_S)
     np.testing.assert_allclose(again.vacuum_residual[:5], again.residual[:5], rtol=1e-6)
-    better = run(scene.reconstructor(), frames)[-1]
+    better = estimates[-1]
     assert np.mean(better.residual) < 0.5 * np.mean(better.vacuum_residual)
 
 
@@ -87,6 +87,7 @@ def test_interrupted_step_gives_what_it_has_and_goes_on_later(scene, frames):
 
 
 def test_nothing_to_do_is_none(scene, frames):
+    frames = frames[::3]
     reconstructor = scene.reconstructor()
     assert reconstructor.step(BUDGET_S) is None
     reconstructor.add([])

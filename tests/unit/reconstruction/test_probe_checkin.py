@@ -60,20 +60,14 @@ def test_defocus_comes_back_in_metres(scene):
     assert defocus_m(found, FAR) == pytest.approx(-0.1e-3, rel=0.3)
 
 
-@pytest.mark.parametrize("photons", [1e3, 1e5, 1e7])
-def test_a_perfect_probe_is_left_alone_bit_for_bit(photons):
-    made = measure(lens(photons), side=FEW)
+def test_a_perfect_probe_is_left_alone_bit_for_bit():
+    """Of fewer photons, and of too few to tell, is proven in test_network_probe, where a network is asked as well."""
+    made = measure(lens(1e7), side=FEW)
     assumed = made.probe.clone()
     found = check_in(made.data, assumed)
     assert not found.changed and found.trial == Trial()
     assert found.probe is assumed and torch.equal(assumed, made.probe)
     assert "The assumed probe stays" in in_words(found)
-
-
-def test_few_photons_prove_nothing():
-    made = measure(lens(50.0), side=FEW)
-    assumed = lens(aberrations={4: 0.9})
-    assert check_in(made.data, assumed).probe is assumed
 
 
 def test_the_amplitude_comes_from_the_frames(scene):
@@ -200,7 +194,8 @@ def test_a_scan_gets_what_was_found(scene):
     assert np.square(np.abs(checked.scan.probe)).sum() == pytest.approx(scene.scan.mean_photons, rel=1e-4)
     notes = checked.as_notes()
     assert notes["changed"] and notes["says"] == checked.says and not notes["by_network"]
-    assert check_in_scan(scene.scan, config(1)).scan is scene.scan
+    few = scene.scan.subset(range(12))
+    assert check_in_scan(few, config(1)).scan is few
 
 
 def test_a_lens_that_is_configured_is_checked_and_none_is_looked_for_from_nothing(scene):
