@@ -98,7 +98,7 @@ def reading(path: Path, form: str) -> Iterator[None]:
                 raise ScanFileError(f"{path} is no file but a folder. Name the file in it.")
             raise ScanFileError(f"there is no file {path}. Check the path, and that the disk is mounted.")
         if not path.stat().st_size:
-            raise ScanFileError(f"{path} is empty, 0 bytes: its writing or copying did not get far. Copy it again.")
+            raise EOFError("the file is empty, 0 bytes")
         yield
 
 
