@@ -36,6 +36,11 @@ def start(tmp_path):
 
 
 def test_workers_of_a_scheduler_do_the_scans(tmp_path, start, capsys):
+    def has_reconstructed():  # here, since workers don't find the modules of tests
+        import sys
+
+        return "bluesky_cdi.many.work" in sys.modules
+
     found = tmp_path / "scheduler.json"
     start("scheduler", "--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0",
           "--scheduler-file", found)  # fmt: skip
@@ -51,16 +56,10 @@ def test_workers_of_a_scheduler_do_the_scans(tmp_path, start, capsys):
     address = json.loads(found.read_text())["address"]
     with Client(address) as client:
         client.wait_for_workers(2, timeout=SOON_S)
-        assert set(client.run(_has_reconstructed).values()) == {False}
+        assert set(client.run(has_reconstructed).values()) == {False}
         line = ["--json", "reconstruct-many", *map(str, scans), "--scheduler", address]
         assert main([*line, "--out", str(tmp_path / "there"), *METHOD]) in (0, 1)
         # Both have done some, and this process none.
-        assert list(client.run(_has_reconstructed).values()) == [True, True]
+        assert list(client.run(has_reconstructed).values()) == [True, True]
     assert [row["state"] for row in json.loads(capsys.readouterr().out)["scans"]] == ["done"] * 4
     assert all(read_cxi_result(tmp_path / "there" / f"{name}.cxi").object.any() for name in "abcd")
-
-
-def _has_reconstructed():
-    import sys
-
-    return "bluesky_cdi.many.work" in sys.modules
